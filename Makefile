@@ -1,0 +1,36 @@
+# Everything runs in .venv, which the first target that needs it makes. Only git, make and Python 3.11 or later are assumed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/runtime  ## set up and make a picture from a prompt
+	$(BIN)/daguerre txt2img "a red apple" "a cat face" "a blue apple" "a red apple on a green background" --out out/demo.png
+
+test: $(VENV)/dev  ## set up and run the tests
+	$(BIN)/pytest -n auto --dist loadfile
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev  ## side by side with the peers, on this machine
+	$(BIN)/python -m benchmarks.road
+
+$(VENV)/runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out

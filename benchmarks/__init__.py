@@ -1,0 +1,1 @@
+"""Measurements that print tables and draw plots, committed under docs/ and benchmarks/."""

@@ -1,0 +1,171 @@
+"""The road from a prompt to a picture, side by side with diffusers running the same exported model, in one run.
+
+    python -m benchmarks.road [--model FOLDER] [--runs 5] [--out benchmarks/road.md]
+
+Every figure is a median over `--runs` runs after one warm-up; the two programs take turns, so that a change in the machine's speed meets
+both. Nothing is cached between the cold runs but what the operating system keeps.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import daguerre
+from daguerre.data import Batch
+from daguerre.models.unet import UNet
+from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
+from daguerre.weights import load
+from daguerre.weights.catalog import find
+
+STEPS, GUIDANCE, BATCH = 20, 5.0, 32
+TRAINING_STEPS = 8
+
+
+def timed(*tasks: Callable[[], object], runs: int) -> list[float]:
+    """The median seconds of each task; they take turns."""
+    seconds: list[list[float]] = [[] for _ in tasks]
+    for run in range(runs + 1):
+        for task, times in zip(tasks, seconds, strict=True):
+            start = time.perf_counter()
+            task()
+            if run:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def command(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "daguerre", *arguments], check=True, capture_output=True)
+
+
+def diffusers_command(folder: Path, out: Path) -> None:
+    """The shortest program that makes the same picture with diffusers."""
+    program = (
+        "from diffusers import StableDiffusionPipeline as P, DPMSolverMultistepScheduler as S\n"
+        f"p = P.from_pretrained({str(folder)!r}); p.set_progress_bar_config(disable=True)\n"
+        "p.scheduler = S.from_config(p.scheduler.config)\n"
+        f"p('a red apple', num_inference_steps={STEPS}, guidance_scale={GUIDANCE}, height=64, width=64).images[0].save({str(out)!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def cold(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        ours, theirs = timed(
+            lambda: command("txt2img", "a red apple", "--model", str(folder), "--out", f"{scratch}/a.png"),
+            lambda: diffusers_command(folder, Path(scratch) / "b.png"),
+            runs=runs,
+        )
+    (help_,) = timed(lambda: command("--help"), runs=runs)
+    return [
+        ('`txt2img "a red apple"`, cold process to saved PNG, s', ours, theirs, "≤ 6 s"),
+        ("`--help`, s", help_, None, "≤ 0.4 s"),
+    ]
+
+
+def warm(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    rows: list[tuple[str, float, float | None, str]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(folder, dtype=dtype)
+        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        size = model.size
+        for count in (1, 8):
+            ours, theirs = timed(
+                lambda model=model, count=count: daguerre.generate(
+                    model, prompt="a red apple", steps=STEPS, guidance=GUIDANCE, sampler="dpmpp_2m", spacing="trailing", count=count
+                ),
+                lambda pipe=pipe, count=count, size=size: pipe(
+                    "a red apple", num_inference_steps=STEPS, guidance_scale=GUIDANCE, num_images_per_prompt=count, height=size, width=size
+                ),
+                runs=runs,
+            )
+            rows.append((f"warm, {STEPS} steps, {count} picture(s), {str(dtype)[6:]}, s", ours, theirs, "≤ 0.8 ×"))
+    return rows
+
+
+def training(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
+    """Pictures a second of one optimiser step: frozen parts, UNet forward and backward, AdamW; bf16 autocast, the embedded sizes.
+
+    The plain loop is the usual one: encode, embed, add noise, predict, step. Ours reads cached latents and drops captions besides.
+    """
+    from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    model = load(folder)
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    x = torch.rand(BATCH, 3, model.size, model.size) * 2 - 1
+    captions = [f"a red apple on a {colour} background" for colour in ("green", "blue")] * (BATCH // 2)
+    with torch.no_grad():
+        z = model.autoencoder.encode(x)
+    stage = DiffusionStage(replace(model, unet=UNet(model.unet.config)), DiffusionLoss(), model.conditioner.captions, captions[:1])
+    our_optimizer = torch.optim.AdamW(stage.networks["unet"].parameters(), lr=1e-4, fused=True)
+    draw = torch.Generator().manual_seed(0)
+
+    def ours() -> None:
+        for _ in range(TRAINING_STEPS):
+            with torch.autocast("cpu", torch.bfloat16):
+                ((_, loss, _),) = stage.losses(Batch(z, captions, latent=True), draw, step=0)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(stage.networks["unet"].parameters(), 1.0)
+            our_optimizer.step()
+            our_optimizer.zero_grad()
+
+    unet = UNet2DConditionModel.from_config(pipe.unet.config).train()
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
+
+    def theirs(encode: bool = True) -> None:
+        for _ in range(TRAINING_STEPS):
+            with torch.autocast("cpu", torch.bfloat16):
+                with torch.no_grad():
+                    latent = pipe.vae.encode(x).latent_dist.sample() * pipe.vae.config.scaling_factor if encode else z
+                    ids = pipe.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+                    states = pipe.text_encoder(ids)[0]
+                eps = torch.randn_like(latent)
+                t = torch.randint(1000, (BATCH,))
+                predicted = unet(scheduler.add_noise(latent, eps, t), t, states).sample
+                loss = torch.nn.functional.mse_loss(predicted.float(), scheduler.get_velocity(latent, eps, t).float())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    a, b, c = timed(ours, theirs, lambda: theirs(encode=False), runs=max(1, runs // 2))
+    pictures = TRAINING_STEPS * BATCH
+    return [
+        (f"training, batch {BATCH}, bf16, pictures/s, beside the usual loop", pictures / a, pictures / b, "≥ 1.2 ×"),
+        ("the same, beside a loop that reads the same cached latents", pictures / a, pictures / c, "≥ 1.2 ×"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=None, help="a model folder; none: the embedded one")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/road.md"))
+    options = parser.parse_args()
+    folder = find(options.model)
+    rows = [*cold(folder, options.runs), *warm(folder, options.runs), *training(folder, options.runs)]
+    lines = ["| what | daguerre | diffusers | ratio | aim |", "|---|---|---|---|---|"]
+    for what, ours, theirs, aim in rows:
+        beside = " | " if theirs is None else f"{theirs:.3g} | {ours / theirs:.2f}"
+        lines.append(f"| {what} | {ours:.3g} | {beside} | {aim} |")
+    table = "\n".join(lines)
+    print(table)
+    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    options.out.write_text(f"# The road, measured\n\n`python -m benchmarks.road`, medians of {options.runs} runs; {threads}.\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()

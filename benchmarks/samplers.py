@@ -1,0 +1,400 @@
+"""Error against evaluations, for every sampler: where the exact answer is known, and on a model.
+
+    python -m benchmarks.samplers                     # the analytic page: docs/samplers/analytic.md and .png
+    python -m benchmarks.samplers --model             # the embedded model (or a folder): docs/samplers/model.md and .png
+
+The analytic page takes a mixture of two Gaussians in the plane (`daguerre.diffusion.specimen`), whose denoiser and whose trajectories are
+known. Samplers without noise are measured by how far their points end from the exact ones; those with noise, whose points go elsewhere
+each time, by how far the cloud of points is from the distribution. On a model the truth is its own solution of 1000 steps.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from daguerre.diffusion import (
+    SAMPLERS,
+    Conditioning,
+    Denoise,
+    Denoiser,
+    Sampling,
+    Schedule,
+    ScheduleConfig,
+    draw,
+    generators,
+    guide,
+    spaced,
+    specimen,
+    start,
+)
+from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
+
+BUDGETS = (5, 8, 10, 15, 20, 30, 50, 100, 200)  # evaluations of the analytic page
+CLOUD = 20_000  # points, for samplers with noise
+CHANCE = 0.006  # the error that so many exact samples show
+DEFAULTS = (5, 10, 20, 50)  # evaluations for which a default is chosen
+SPACED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "in t": ("#1f6fd0", ("trailing", "linspace", "beta")),
+    "in t, the step from σ = inf apart": ("#2a9d4a", ("trailing apart", "linspace apart", "sgm_uniform apart", "beta apart")),
+    "in σ": ("#d2691e", ("karras", "exponential", "kl_optimal", "kl_optimal apart")),
+}
+PROMPTS = (
+    "a red apple",
+    "a blue cat",
+    "a pizza",
+    "a green heart on a yellow background",
+    "a dog to the left of a tree",
+    "a smiling face",
+    "an orange car",
+    "a purple flower on a white background",
+)
+
+# One colour a family, one dash a member: sixteen lines need more than colours.
+FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "one step, no memory": ("#444444", ("euler", "heun", "dpm2")),
+    "single-step DPM-Solver": ("#2a9d4a", ("dpm_solver_2s", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s")),
+    "multistep in x0": ("#1f6fd0", ("dpmpp_2m", "dpmpp_3m", "unipc", "unipc_bh1")),
+    "multistep in ε": ("#d2691e", ("lms", "deis", "plms", "pndm", "ipndm")),
+}
+NOISY_FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "first order": ("#444444", ("euler_a", "ddpm", "ddpm_large")),
+    "two evaluations a step": ("#2a9d4a", ("dpm2_a", "dpmpp_2s_a", "dpmpp_sde")),
+    "multistep SDE": ("#1f6fd0", ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")),
+}
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 3)))
+MARKERS = "osD^v"
+
+
+def steps_for(name: str, evaluations: int, *, to_zero: bool = False) -> int | None:
+    """The steps a sampler takes with that many evaluations, None where that is not possible. Samplers of two evaluations a step take one in
+    the step to 0; with an even number they then leave one out."""
+    sampler = SAMPLERS[name]
+    left = evaluations - {"plms": 1, "pndm": 9}.get(name, 0)
+    steps, rest = divmod(left + (sampler.evaluations - 1 if to_zero else 0), sampler.evaluations)
+    return steps if steps >= sampler.minimum and (to_zero or not rest) else None
+
+
+# The analytic page ------------------------------------------------------------------------------------------------------------------------
+
+
+def analytic(out: Path) -> None:
+    """Print and plot error against evaluations on the specimen."""
+    deterministic = {name: path_errors(name) for _, members in FAMILIES.values() for name in members}
+    noisy = {name: cloud_errors(name) for _, members in NOISY_FAMILIES.values() for name in members}
+    lines = [
+        "Distance of the end points from the exact ones (root mean square), samplers without noise:",
+        "",
+        *table(
+            ["sampler", "order", *map(str, BUDGETS), "measured slope"],
+            [row(name, deterministic[name], slope=True) for name in deterministic],
+        ),
+        "",
+        "Distance of the cloud from the distribution (greatest error of a share, mean or covariance), samplers with noise:",
+        "",
+        *table(["sampler", *map(str, BUDGETS)], [row(name, noisy[name], slope=False) for name in noisy]),
+        "",
+    ]
+    write(out / "analytic.md", lines)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.5), width_ratios=[1.35, 1])
+    draw_lines(left, deterministic, FAMILIES)
+    left.set(title="Samplers without noise: distance of the end points from the exact ones", ylabel="root mean square error")
+    draw_lines(right, noisy, NOISY_FAMILIES)
+    right.set(
+        title="Samplers with noise: distance of the cloud from the distribution", ylabel="greatest error of a share, mean or covariance"
+    )
+    right.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":")
+    right.annotate(
+        "the chance of 20,000 points", (BUDGETS[0], CHANCE), xytext=(0, 4), textcoords="offset points", color="#777777", fontsize=9
+    )
+    figure.suptitle("Error against evaluations of the network, on a mixture of two Gaussians (karras spacing, σ from 14.6 to 0.029)")
+    save(figure, out / "analytic.png")
+
+
+def path_errors(name: str) -> dict[int, float]:
+    """The error of a deterministic sampler for each budget."""
+    x, truth = exact_ends()
+    errors = {}
+    for budget in BUDGETS:
+        if (steps := steps_for(name, budget)) is not None:
+            *_, (end, _x0) = SAMPLERS[name](specimen().denoise, x, karras(steps))
+            errors[budget] = (end - truth).square().sum(1).mean().sqrt().item()
+    return errors
+
+
+def karras(steps: int) -> Tensor:
+    """The grid of the page, (steps + 1,), from 14.6 to 0.029; it ends above 0, where the step to 0 would be the same for all."""
+    return spaced(Schedule(ScheduleConfig()), steps + 1, "karras", final="sigma_min")
+
+
+@cache
+def exact_ends() -> tuple[Tensor, Tensor]:
+    """Points at the first σ, and where their trajectories are at the last."""
+    grid = karras(1)
+    x = start(torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), grid[0])
+    return x, specimen().trajectory(x, grid, pieces=1000)[-1]
+
+
+def cloud_errors(name: str) -> dict[int, float]:
+    """The error of a stochastic sampler's distribution for each budget; down to what chance leaves."""
+    errors = {}
+    for budget in BUDGETS:
+        if (steps := steps_for(name, budget)) is None:
+            continue
+        grid, source = karras(steps), torch.Generator().manual_seed(0)
+
+        def fresh(*_: Tensor, source: torch.Generator = source) -> Tensor:
+            return torch.randn(CLOUD, 2, generator=source, dtype=torch.float64)
+
+        *_, (x, _x0) = SAMPLERS[name](specimen().denoise, start(fresh(), grid[0]), grid, noise=fresh)
+        errors[budget] = distance_to_mixture(x, grid[-1])
+    return errors
+
+
+def distance_to_mixture(x: Tensor, sigma: Tensor) -> float:
+    """The greatest error of any component's share, mean or covariance, for points x (N, 2) that still carry noise of σ."""
+    mixture = specimen()
+    variances = mixture.stds**2 + sigma**2
+    away = x[:, None] - mixture.means
+    r = (mixture.weights.log() - variances.log() - away.square().sum(-1) / (2 * variances)).softmax(-1)  # (N, K)
+    share = r.mean(0)
+    mean = torch.einsum("nk,nd->kd", r, x) / (len(x) * share[:, None])
+    around = x[:, None] - mean
+    covariance = torch.einsum("nk,nkd,nke->kde", r, around, around) / (len(x) * share[:, None, None])
+    found, true = (share, mean, covariance), (mixture.weights, mixture.means, variances[:, None, None] * torch.eye(2))
+    return max((a - b).abs().max().item() for a, b in zip(found, true, strict=True))
+
+
+# The page of a model ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def on_model(
+    model: LatentDiffusion, out: Path, *, guidance: float, prompts: Sequence[str], spacings: Sequence[str], truth_steps: int
+) -> None:
+    """Print and plot, for every sampler without noise and every spacing, the distance to the model's own solution of many steps."""
+    denoise, noise = told(model, prompts, guidance)
+    truth = sampled(model, denoise, noise, "dpmpp_2m", "trailing", truth_steps)
+    check = sampled(model, denoise, noise, "heun", "karras", truth_steps // 2)
+    outside, inside = overhead(model, noise)
+    errors: dict[tuple[str, str], dict[int, float]] = {}
+    for _, members in FAMILIES.values():
+        for name in members:
+            for spacing in spacings:
+                errors[name, spacing] = found = {}
+                for budget in DEFAULTS:
+                    steps = steps_for(name, budget, to_zero=True)
+                    if steps is not None:
+                        found[budget] = relative(sampled(model, denoise, noise, name, spacing, steps), truth)
+                print(f"{name:14} {spacing:16}", *(f"{budget}: {error:.4f}" for budget, error in found.items()), flush=True)
+    lines = [
+        f"Model: {model.name}. Guidance {guidance:g}, {len(prompts)} prompts, each its own seed. Distance of the latents from those of "
+        f"dpmpp_2m at {truth_steps} steps, relative to their size; heun at {truth_steps} evaluations on another spacing is "
+        f"{relative(check, truth):.4f} away from it.",
+        "",
+        f"A step of dpmpp_2m takes {outside * 1000:.2f} ms outside the network and {inside * 1000:.1f} ms in it, for one guided picture.",
+        "",
+        "The best at each budget:",
+        "",
+        *table(["evaluations", "first", "second", "third"], [best_row(errors, budget) for budget in DEFAULTS]),
+        "",
+        "Every sampler, each with its best spacing:",
+        "",
+        *table(["sampler", *map(str, DEFAULTS)], [best_spacing_row(errors, name) for _, members in FAMILIES.values() for name in members]),
+        "",
+        "Every spacing, with dpmpp_2m:",
+        "",
+        *table(["spacing", *map(str, DEFAULTS)], [[s, *cells(errors["dpmpp_2m", s], DEFAULTS)] for s in spacings]),
+        "",
+    ]
+    write(out / "model.md", lines)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.5))
+    best = {name: lowest(errors, name) for _, members in FAMILIES.values() for name in members}
+    draw_lines(left, best, FAMILIES)
+    left.set(title="Every sampler, each with its best spacing", ylabel="distance of the latents from the solution, relative")
+    groups = {label: (colour, tuple(s for s in names if s in spacings)) for label, (colour, names) in SPACED.items()}
+    draw_lines(right, {s: errors["dpmpp_2m", s] for s in spacings}, groups)
+    right.set(title="Every spacing, with dpmpp_2m", ylabel="distance of the latents from the solution, relative")
+    figure.suptitle(
+        f"Distance to the solution of {truth_steps} steps against evaluations of the network: {model.name}, guidance {guidance:g}"
+    )
+    save(figure, out / "model.png")
+
+
+def told(model: LatentDiffusion, prompts: Sequence[str], guidance: float) -> tuple[Denoise, Tensor]:
+    """The model with its prompts and guidance, and the noise of the pictures (B, Z, h, w)."""
+    B, side = len(prompts), model.size // model.autoencoder.downsampling
+    cond = model.conditioner([*prompts, *[""] * B])
+    denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
+    denoise = guide(denoiser, [cond[:B], cond[B:]], [guidance, 1 - guidance])
+    noise = draw(generators(range(B)), (model.unet.config.out_channels, side, side))
+    return denoise, noise.to(model.device)
+
+
+def sampled(model: LatentDiffusion, denoise: Denoise, noise: Tensor, name: str, spacing: str, steps: int) -> Tensor:
+    """The latents that a sampler ends with; nan where it went out of bounds. "trailing apart" takes the step from σ = inf apart."""
+    spacing, _, apart = spacing.partition(" ")
+    sampling = Sampling(SAMPLERS[name], spacing=spacing, spacing_options={"terminal": "apart" if apart else "capped"})
+    grid = sampling.sigmas(model.schedule, steps)
+    options = sampling.sampler_options(model.schedule, grid)
+    try:
+        *_, (x, _x0) = sampling.sampler(denoise, start(noise, grid[0]), grid, **options)
+    except DaguerreError:
+        return torch.full_like(noise, math.nan)
+    return x
+
+
+def overhead(model: LatentDiffusion, noise: Tensor, steps: int = 50) -> tuple[float, float]:
+    """Seconds of a step outside and inside the network, for one picture."""
+    inside = 0.0
+
+    def timed(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        nonlocal inside
+        begun = time.perf_counter()
+        answer = model.unet(x, t, cond)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        inside += time.perf_counter() - begun
+        return answer
+
+    cond = model.conditioner(["a red apple", ""])
+    denoise = guide(Denoiser(timed, model.schedule, model.prediction, model.dtype), [cond[:1], cond[1:]], [5.0, -4.0])
+    sampled(model, denoise, noise[:1], "dpmpp_2m", "trailing", 5)
+    inside, begun = 0.0, time.perf_counter()
+    sampled(model, denoise, noise[:1], "dpmpp_2m", "trailing", steps)
+    return (time.perf_counter() - begun - inside) / steps, inside / steps
+
+
+def relative(x: Tensor, truth: Tensor) -> float:
+    """Root mean square distance over root mean square size, averaged over the pictures."""
+    return ((x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).mean().item()
+
+
+def lowest(errors: dict[tuple[str, str], dict[int, float]], name: str) -> dict[int, float]:
+    """The error of a sampler with the best spacing for each budget."""
+    of_name = [found for (other, _), found in errors.items() if other == name]
+    return {b: min(found[b] for found in of_name if not math.isnan(found[b])) for b in DEFAULTS if any(b in found for found in of_name)}
+
+
+def best_row(errors: dict[tuple[str, str], dict[int, float]], budget: int) -> list[str]:
+    ranked = sorted((found[budget], *names) for names, found in errors.items() if not math.isnan(found.get(budget, math.nan)))
+    return [str(budget), *(f"{name}, {spacing} ({error:.3g})" for error, name, spacing in ranked[:3])]
+
+
+def best_spacing_row(errors: dict[tuple[str, str], dict[int, float]], name: str) -> list[str]:
+    entries = []
+    for budget in DEFAULTS:
+        ranked = sorted((f[budget], s) for (n, s), f in errors.items() if n == name and not math.isnan(f.get(budget, math.nan)))
+        entries.append(f"{ranked[0][0]:.3g} {ranked[0][1]}" if ranked else "–")
+    return [name, *entries]
+
+
+# Tables and plots -------------------------------------------------------------------------------------------------------------------------
+
+
+def cells(errors: dict[int, float], budgets: Sequence[int]) -> list[str]:
+    return [f"{errors[budget]:.2g}" if budget in errors else "–" for budget in budgets]
+
+
+def row(name: str, errors: dict[int, float], *, slope: bool) -> list[str]:
+    if not slope:
+        return [name, *cells(errors, BUDGETS)]
+    (few, before), (many, after) = list(errors.items())[-2:]
+    return [name, str(SAMPLERS[name].order), *cells(errors, BUDGETS), f"{math.log(before / after) / math.log(many / few):.2f}"]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown with columns of even width, so that it reads as well in a terminal."""
+    widths = [max(len(each[i]) for each in (head, *rows)) for i in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(each, widths, strict=True)) + " |" for each in (head, *rows)]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def draw_lines(axes: Axes, errors: dict[str, dict[int, float]], families: dict[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Error against evaluations, both logarithmic, every line named at its end."""
+    ends = []
+    for colour, members in families.values():
+        for name, dash, marker in zip(members, DASHES * 3, MARKERS * 3, strict=False):
+            points = {budget: error for budget, error in errors[name].items() if not math.isnan(error)}
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.4}
+            axes.plot(list(points), list(points.values()), **style)
+            ends.append((math.log10(list(points.values())[-1]), list(points)[-1], name, colour))
+    axes.set(xscale="log", yscale="log", xlabel="evaluations of the network")
+    budgets = sorted({budget for found in errors.values() for budget in found})
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.minorticks_off()
+    axes.grid(visible=True, which="major", color="#e4e4e4")
+    axes.spines[["top", "right"]].set_visible(False)
+    low, high = (math.log10(bound) for bound in axes.get_ylim())
+    ends.sort()
+    for (level, budget, name, colour), place in zip(ends, moved_apart([end[0] for end in ends], (high - low) / 36, low), strict=True):
+        axes.annotate(
+            name,
+            (budget, 10**level),
+            xytext=(budgets[-1] * 1.12, 10**place),
+            color=colour,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3},
+        )
+    axes.set_xlim(budgets[0] * 0.92, budgets[-1] * 1.06)
+    for label, (colour, _) in families.items():
+        axes.plot([], [], color=colour, label=label)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+
+
+def moved_apart(places: Sequence[float], gap: float, lowest: float) -> list[float]:
+    """Ascending places pushed away from each other until they are a gap apart, none below the lowest."""
+    moved = list(places)
+    for _ in range(500):
+        moved[0] = max(moved[0], lowest)
+        for i in range(len(moved) - 1):
+            push = max(0.0, gap - (moved[i + 1] - moved[i])) / 2
+            moved[i], moved[i + 1] = moved[i] - push, moved[i + 1] + push
+    return moved
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(path)
+
+
+def write(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+    print(*lines, path, sep="\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="?", const="", help="measure on a model: the embedded one, or a folder")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--pictures", type=int, default=len(PROMPTS), help="how many of the prompts to take")
+    parser.add_argument("--spacings", nargs="+", default=[name for _, names in SPACED.values() for name in names])
+    parser.add_argument("--truth-steps", type=int, default=1000)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "samplers")
+    given = parser.parse_args(arguments)
+    if given.model is None:
+        analytic(given.out)
+        return
+    import daguerre
+
+    model = daguerre.load(given.model or None, device=given.device, dtype=torch.float32)
+    options: dict[str, Any] = {"guidance": given.guidance, "spacings": given.spacings, "truth_steps": given.truth_steps}
+    on_model(model, given.out, prompts=PROMPTS[: given.pictures], **options)
+
+
+if __name__ == "__main__":
+    main()

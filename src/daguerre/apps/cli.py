@@ -1,0 +1,73 @@
+"""The command `daguerre`: one table of subcommands, each loaded only when it is called, and one place where errors end.
+
+Neither this file nor any help text imports torch, so that asking costs a fraction of a second.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import daguerre
+from daguerre.errors import DaguerreError, nearest
+
+COMMANDS = {
+    "txt2img": "make pictures from words",
+    "models": "list the models inside, or the samplers and spacings",
+    "train": "train a model by a recipe",
+    "evaluate": "measure how well a model answers its prompts",
+    "inspect": "tell what a picture or a checkpoint says of itself",
+    "convert": "write a checkpoint in another form",
+    "reproduce": "make a saved picture again and compare",
+}
+
+HELP = """usage: daguerre COMMAND [...]
+
+Stable Diffusion and every generation that led to it, small enough to read.
+
+commands:
+{commands}
+
+  daguerre COMMAND --help    what a command takes
+  daguerre --version         the version
+  daguerre --debug ...       show where an error came from
+
+example: daguerre txt2img "a red apple" --out apple.png"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())))
+        return 0
+    if arguments[0] == "--version":
+        print(f"daguerre {daguerre.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return _complain(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
+    try:
+        import_module(f"daguerre.apps.commands.{name}").main(rest)
+    except SystemExit as stop:  # the argument parser has said what it had to say
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return _complain("Interrupted; nothing half-written is left.", 130)
+    except BrokenPipeError:  # whoever reads our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, DaguerreError):
+            return _complain(str(error), 1)
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        return _complain(f"Unexpected {type(error).__name__}: {first_line}. Run it again with --debug to see where.", 1)
+    return 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"daguerre: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,135 @@
+"""A folder of anyone's pictures with captions, in the three layouts people have:
+
+    metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} a line, paths relative to the folder
+    a.png, a.txt        the caption beside each picture, in this folder or the ones below
+    red_apple/a.png     one folder per class, whose name is the caption
+
+Everything is checked once when the source is made, so that training never stops at picture 40,000.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from daguerre.data.pictures import MAX_PIXELS, SUFFIXES, fit, open_picture
+from daguerre.data.source import Sample
+from daguerre.errors import DaguerreError
+
+Entry = tuple[Path, str | None, str]  # picture, caption or None, where the caption should have been
+
+
+class FolderSource:
+    """The pictures of a folder as squares of `size` pixels: the shorter side is fitted, the longer one cut.
+
+    `crop` "random" cuts anywhere along the longer side, "center" in its middle. `bad` lists (file, why) of what `skip_bad` left out.
+
+    Raises DaguerreError if the folder is missing or has no pictures, or, unless `skip_bad`, naming the first picture that is damaged, too
+    large or without a caption.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size: int,
+        *,
+        crop: Literal["random", "center"] = "random",
+        skip_bad: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        if size < 1:
+            raise DaguerreError(f"Picture size {size} is not positive.")
+        self.folder, self.size, self.crop, self.max_pixels = Path(folder), size, crop, max_pixels
+        entries = list(_entries(self.folder))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            problems = list(pool.map(self._problem, entries))
+        self.bad = [(path, problem) for (path, _, _), problem in zip(entries, problems, strict=True) if problem]
+        if self.bad and not skip_bad:
+            more = f" {len(self.bad) - 1} more of {len(entries)} are bad too." if len(self.bad) > 1 else ""
+            raise DaguerreError(f"{self.bad[0][1]}{more} Mend them, or use --skip-bad to go on without.")
+        self.items = [(path, text) for (path, text, _), bad in zip(entries, problems, strict=True) if text is not None and not bad]
+        if not self.items:
+            raise DaguerreError(f"None of the {len(entries)} pictures in {self.folder} can be used; the first: {self.bad[0][1]}")
+
+    @property
+    def key(self) -> str:
+        described = [(path.relative_to(self.folder).as_posix(), path.stat().st_size, text) for path, text in self.items]
+        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+        return f"folder {digest} size {self.size} crop {self.crop}"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        path, text = self.items[index]
+        along = rng.random() if self.crop == "random" else 0.5
+        return Sample(fit(open_picture(path, at_least=self.size, max_pixels=self.max_pixels), self.size, along), text)
+
+    def captions(self, count: int, seed: int) -> list[str]:
+        order = np.random.default_rng(seed).permutation(len(self))
+        return [self.items[int(order[i % len(self)])][1] for i in range(count)]
+
+    def _problem(self, entry: Entry) -> str | None:
+        """What is wrong with an entry; decoding is the only way to know that a file is whole."""
+        path, text, place = entry
+        if text is None or not text.strip():
+            return f"{path} has no caption; {place} should hold it."
+        try:
+            open_picture(path, at_least=self.size, max_pixels=self.max_pixels)
+        except DaguerreError as error:
+            return str(error)
+        return None
+
+
+def _entries(folder: Path) -> Iterator[Entry]:
+    """Every picture of a folder with its caption, in a fixed order."""
+    if not folder.is_dir():
+        raise DaguerreError(f"There is no folder {folder}; give one with pictures and captions.")
+    if (folder / "metadata.jsonl").is_file():
+        yield from _from_metadata(folder)
+        return
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not pictures:
+        raise DaguerreError(
+            f"No pictures in {folder}; put some there ({', '.join(sorted(SUFFIXES))}) with captions in .txt files beside them."
+        )
+    beside = any(path.with_suffix(".txt").is_file() for path in pictures) or any(path.parent == folder for path in pictures)
+    caption: Callable[[Path], Entry] = _from_text if beside else _from_class
+    yield from (caption(path) for path in pictures)
+
+
+def _from_text(path: Path) -> Entry:
+    text = path.with_suffix(".txt")
+    try:
+        return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, str(text)
+    except UnicodeDecodeError:
+        return path, None, f"{text}, in UTF-8,"
+
+
+def _from_class(path: Path) -> Entry:
+    return path, path.parent.name.replace("_", " ").strip(), "its folder's name"
+
+
+def _from_metadata(folder: Path) -> Iterator[Entry]:
+    source = folder / "metadata.jsonl"
+    lines = source.read_bytes().decode("utf-8", errors="replace").splitlines()
+    if not any(line.strip() for line in lines):
+        raise DaguerreError(f'{source} is empty; each line should look like {{"file_name": "a.png", "text": "a red apple"}}.')
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DaguerreError(f'{source}, line {number}, is not of the form {{"file_name": …, "text": …}} ({error!r}).') from error
+        path = folder / str(name)
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DaguerreError(f"{source}, line {number}: {name!r} lies outside the folder; pictures must be inside it.")
+        text = entry.get("text")
+        yield path, text.strip() if isinstance(text, str) else None, f'"text" in {source}, line {number},'

@@ -1,0 +1,73 @@
+"""Read anyone's picture as upright, opaque RGB: EXIF rotation, transparency, palettes, CMYK and 16 bits; never more pixels than allowed."""
+
+import struct
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from daguerre.errors import DaguerreError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+MAX_PIXELS = 128_000_000
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+def open_picture(
+    file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Image.Image:
+    """Decode a picture to upright RGB on white.
+
+    `at_least`: the caller needs no more than this many pixels on the shorter side, so a JPEG may be decoded smaller (much faster).
+    Raises DaguerreError, naming the file (or `name`), if it is missing, not a picture of FORMATS, damaged, or has more than `max_pixels`.
+    """
+    name = name or (str(file) if isinstance(file, Path) else "the picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own pixel warning; ours is an error
+            picture = Image.open(file, formats=FORMATS)
+        with picture:
+            if picture.width * picture.height > max_pixels:
+                raise DaguerreError(
+                    f"{name} is {picture.width} x {picture.height}, more than {max_pixels / 1e6:.3g} million pixels; make it smaller."
+                )
+            if at_least is not None:
+                picture.draft("RGB", (at_least, at_least))
+            picture.load()
+            return _opaque(ImageOps.exif_transpose(picture))
+    except FileNotFoundError as error:
+        raise DaguerreError(f"{name} does not exist.") from error
+    except Image.UnidentifiedImageError as error:
+        raise DaguerreError(f"{name} is not a picture; {', '.join(FORMATS)} can be read.") from error
+    except _DAMAGED as error:
+        raise DaguerreError(f"{name} is damaged or cut short ({error}); replace or remove it.") from error
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Any mode as RGB; clear parts show white."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _deep_gray(picture)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _deep_gray(picture: Image.Image) -> Image.Image:
+    """Gray of 16 or more bits: integers are read as shares of 65535, floats as shares of 1."""
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64)) / (1 if picture.mode == "F" else 65535)
+    return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255))).convert("RGB")
+
+
+def fit(picture: Image.Image, size: int, along: float = 0.5) -> Image.Image:
+    """Resize so that the shorter side is `size`, and cut a square out of the longer one: at its start (0), middle (0.5) or end (1)."""
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = round((width - size) * along), round((height - size) * along)
+    box = (left / scale, top / scale, min((left + size) / scale, picture.width), min((top + size) / scale, picture.height))
+    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)

@@ -1,0 +1,53 @@
+"""What every source of training pictures gives, and how a combination of words is kept for measuring.
+
+A source is a numbered set; `sample(index, rng)` is a pure function of its arguments, so whoever fixes the order and the generators
+(`batches.py`) has fixed every byte.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+Split = Literal["train", "all"]
+HELD_OUT = 0.1  # share of combinations that training never sees
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, RGB, square, and what is said of it."""
+
+    picture: Image.Image
+    caption: str
+
+
+class Source(Protocol):
+    """A numbered set of pictures with captions, possibly drawn anew each time."""
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of the pictures it gives."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """A short text that changes when the samples would: for caches and checkpoints."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """The picture and caption of one index, 0 ≤ index < len; everything left to chance is drawn from `rng`."""
+        ...
+
+    def captions(self, count: int, seed: int) -> list[str]:
+        """`count` captions as training would meet them, without drawing a picture: for vocabularies and previews."""
+        ...
+
+
+def held_out(kind: str, *parts: str) -> bool:
+    """Whether a combination, such as `("colour", "apple", "blue")`, is kept for measuring: a stable hash, about one in ten."""
+    digest = hashlib.blake2b("\0".join((kind, *parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < HELD_OUT

@@ -1,0 +1,79 @@
+"""What a network is told besides the noisy picture: text states, a vector, extra channels, a class. Every field is optional."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from daguerre.errors import DaguerreError
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The conditions of a batch of pictures; fields that are given agree in their batch.
+
+    context: (B, L, D) token states for cross-attention.
+    vector:  (B, V) pooled text or size embedding, added to the time embedding.
+    concat:  (B, C, H, W) extra input channels (inpainting, depth).
+    label:   (B,) class numbers.
+    """
+
+    context: Tensor | None = None
+    vector: Tensor | None = None
+    concat: Tensor | None = None
+    label: Tensor | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """The number of pictures spoken of, None where nothing is said."""
+        return next((len(tensor) for tensor in self._given().values()), None)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        """Move every field; only floating-point fields change their dtype."""
+        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None))
+
+    def repeat(self, times: int) -> "Conditioning":
+        """Tile the whole batch: [a, b] repeated twice is [a, b, a, b]."""
+        return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
+
+    def expand(self, batch: int) -> "Conditioning":
+        """One condition spoken to `batch` pictures; a condition that already has this batch stays.
+
+        Raises:
+            DaguerreError: the conditions are neither one nor as many as the pictures.
+        """
+        if self.batch in (None, batch):
+            return self
+        if self.batch != 1:
+            raise DaguerreError(f"{self.batch} conditions were given for {batch} pictures; give one, or one for each.")
+        return self.repeat(batch)
+
+    def __getitem__(self, pictures: slice) -> "Conditioning":
+        return self._map(lambda tensor: tensor[pictures])
+
+    @staticmethod
+    def cat(conditions: Sequence["Conditioning"]) -> "Conditioning":
+        """Concatenate along the batch.
+
+        Raises:
+            DaguerreError: a field is given in one and missing in another, or the shapes differ beyond the batch.
+        """
+        joined: dict[str, Tensor] = {}
+        for field in fields(Conditioning):
+            tensors = [tensor for condition in conditions if (tensor := getattr(condition, field.name)) is not None]
+            shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+            if tensors and (len(tensors) < len(conditions) or len(shapes) > 1):
+                raise DaguerreError(
+                    f"Conditions of one call must agree in {field.name}: {len(tensors)} of {len(conditions)} have it, "
+                    f"with shapes {sorted(shapes)} beyond the batch. Pad the shorter prompt to as many chunks."
+                )
+            if tensors:
+                joined[field.name] = torch.cat(tensors)
+        return Conditioning(**joined)
+
+    def _given(self) -> dict[str, Tensor]:
+        return {field.name: tensor for field in fields(self) if (tensor := getattr(self, field.name)) is not None}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        return replace(self, **{name: change(tensor) for name, tensor in self._given().items()})

@@ -1,0 +1,35 @@
+"""Samplers: pure generator functions over (denoise, x, sigmas), each yielding (x, x0) after every step.
+
+`get_sampler` gives them by name, with their input checked; the functions themselves trust what they get.
+"""
+
+from daguerre.diffusion.samplers.adams import deis, ipndm, lms, plms, pndm
+from daguerre.diffusion.samplers.consistency import lcm, tcd
+from daguerre.diffusion.samplers.multistep import dpmpp_2m, dpmpp_3m, unipc
+from daguerre.diffusion.samplers.onestep import Steps, ddim_inversion, ddpm, dpm2, dpmpp_2s_a, dpmpp_sde, euler, heun
+from daguerre.diffusion.samplers.registry import SAMPLERS, Sampler
+from daguerre.diffusion.samplers.singlestep import dpm_solver
+
+__all__ = [
+    "SAMPLERS",
+    "Sampler",
+    "Steps",
+    "ddim_inversion",
+    "ddpm",
+    "deis",
+    "dpm2",
+    "dpm_solver",
+    "dpmpp_2m",
+    "dpmpp_2s_a",
+    "dpmpp_3m",
+    "dpmpp_sde",
+    "euler",
+    "heun",
+    "ipndm",
+    "lcm",
+    "lms",
+    "plms",
+    "pndm",
+    "tcd",
+    "unipc",
+]

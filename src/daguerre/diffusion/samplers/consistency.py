@@ -1,0 +1,35 @@
+"""Samplers for networks that jump: D is the end of the trajectory, not the mean of the clean pictures."""
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from daguerre.diffusion.denoiser import Denoise
+from daguerre.diffusion.noise import Noise
+from daguerre.diffusion.samplers.onestep import Steps
+
+
+def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise) -> Steps:
+    """Jump to the clean picture, then noise it anew (Luo et al. 2023, arXiv:2310.04378, after Song et al. 2023, arXiv:2303.01469,
+    algorithm 1)."""
+    for sigma, sigma_next in pairwise(sigmas):
+        x = x0 = denoise(x, sigma)
+        if sigma_next > 0:
+            x = x0 + sigma_next * noise(x, sigma, sigma_next)
+        yield x, x0
+
+
+def tcd(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, gamma: float = 0.3, downs: Tensor | None = None
+) -> Steps:
+    """Jump along the trajectory below the next σ, then noise up to it (Zheng et al. 2024, arXiv:2402.19159, strategic stochastic sampling).
+
+    gamma: 0 draws no noise (Euler), 1 is `lcm`. The jump ends at (1 − γ)·σ_next, or where `downs` (N,) from `spacing.tcd_downs` says.
+    """
+    downs = (1 - gamma) * sigmas[1:] if downs is None else downs
+    for (sigma, sigma_next), down in zip(pairwise(sigmas), downs, strict=True):
+        x0 = denoise(x, sigma)
+        x = x0 + (x - x0) * (down / sigma)
+        if noise is not None and sigma_next > down:
+            x = x + (sigma_next**2 - down**2).sqrt() * noise(x, sigma, sigma_next)
+        yield x, x0

@@ -1,0 +1,15 @@
+"""The one error that people are meant to read: what was given, what is allowed, what to do next."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DaguerreError(Exception):
+    """A mistake the user can mend. The command line prints its message alone, without a traceback, and exits with 1."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the closest of the allowed names, or `""` where none is close."""
+    by_folded = {candidate.casefold(): candidate for candidate in allowed}
+    close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return f" Did you mean {by_folded[close[0]]!r}?" if close else ""

@@ -1,0 +1,39 @@
+"""Measures of pictures, of sets of pictures, and of pictures with their texts. They see tensors alone: any feature network will do.
+
+`images` compares a picture with a picture, `distributions` a set with a set, `retrieval` pictures with texts, `neighbours` generated
+pictures with training pictures, and `intervals` says how sure each number is.
+"""
+
+from daguerre.metrics.distributions import KID, Gaussian, features_of, frechet, frechet_distance, halves, kernel_distance, squared_mmd
+from daguerre.metrics.images import psnr, ssim
+from daguerre.metrics.intervals import Interval, bootstrap, proportion
+from daguerre.metrics.neighbours import Copying, Neighbours, copying, nearest_neighbours
+from daguerre.metrics.retrieval import class_embeddings, clip_score, cosine, r_precision, ranks, retrieval, within, zero_shot
+
+__all__ = [
+    "KID",
+    "Copying",
+    "Gaussian",
+    "Interval",
+    "Neighbours",
+    "bootstrap",
+    "class_embeddings",
+    "clip_score",
+    "copying",
+    "cosine",
+    "features_of",
+    "frechet",
+    "frechet_distance",
+    "halves",
+    "kernel_distance",
+    "nearest_neighbours",
+    "proportion",
+    "psnr",
+    "r_precision",
+    "ranks",
+    "retrieval",
+    "squared_mmd",
+    "ssim",
+    "within",
+    "zero_shot",
+]

@@ -1,0 +1,57 @@
+"""Everything that one latent diffusion model is made of, as one frozen bundle (Rombach et al. 2022, arXiv:2112.10752, figure 3)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.diffusion.denoiser import Prediction
+from daguerre.diffusion.schedule import Schedule
+from daguerre.models.unet import UNet
+
+
+class Autoencoder(Protocol):
+    """What sampling asks for: pictures (B, 3, H, W) in [−1, 1] to latents (B, Z, H/f, W/f) of about unit variance, and back."""
+
+    @property
+    def downsampling(self) -> int: ...
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LatentDiffusion:
+    """conditioner: prompts to what the network is told, one batch entry a prompt. prediction: what the network predicts.
+    size: the side in pixels of the pictures that it was trained on."""
+
+    unet: UNet
+    autoencoder: Autoencoder
+    conditioner: Callable[[Sequence[str]], Conditioning]
+    schedule: Schedule
+    prediction: Prediction
+    name: str
+    size: int = 512
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The parts that have weights."""
+        return tuple(part for part in (self.unet, self.autoencoder, self.conditioner) if isinstance(part, nn.Module))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the weights, in place, as torch does; returns the same bundle."""
+        for module in self.modules:
+            module.to(device=device, dtype=dtype)
+        return self

@@ -1,0 +1,98 @@
+"""The text transformer of the first text-to-image latent diffusion, trained from scratch with it: pre-norm, all tokens see each other.
+
+    h <- h + attention(norm(h)),   h <- h + W₂ GELU(W₁ norm(h))
+
+(Rombach et al. 2022, arXiv:2112.10752, section 4.3.1 and appendix E.2.1; after x-transformers.) The layout-to-image models have one
+over tokens of boxes. Parameters carry the names of the folder layout (`LDMBertModel`), whose logits the diffusion model does not read.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from daguerre.errors import DaguerreError
+
+
+@dataclass(frozen=True)
+class LDMTextConfig:
+    """Shape of the tower; the defaults are the 1.4 billion parameter model's. Heads need not divide the width."""
+
+    vocab_size: int = 30522
+    length: int = 77
+    width: int = 1280
+    layers: int = 32
+    heads: int = 8
+    head_width: int = 64
+    mlp_width: int = 5120
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all places, of an inner width of its own."""
+
+    def __init__(self, config: LDMTextConfig) -> None:
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads = config.heads
+        self.q_proj = nn.Linear(config.width, inner, bias=False)
+        self.k_proj = nn.Linear(config.width, inner, bias=False)
+        self.v_proj = nn.Linear(config.width, inner, bias=False)
+        self.out_proj = nn.Linear(inner, config.width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = (p(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, L, head_width)
+        return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind its norm."""
+
+    def __init__(self, config: LDMTextConfig) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.self_attn = Attention(config)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h + self.self_attn(self.self_attn_layer_norm(h))
+        return h + self.fc2(F.gelu(self.fc1(self.final_layer_norm(h))))
+
+
+class Tower(nn.Module):
+    """Token ids to states."""
+
+    def __init__(self, config: LDMTextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.embed_positions = nn.Embedding(config.length, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]  # (B, L, D)
+        for layer in self.layers:
+            h = layer(h)
+        return self.layer_norm(h)
+
+
+class LDMText(nn.Module):
+    """The tower, and the logits it was given but diffusion does not use."""
+
+    def __init__(self, config: LDMTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Tower(config)
+        self.to_logits = nn.Linear(config.width, config.vocab_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """States (B, L, D) of token ids (B, L), L at most `config.length`.
+
+        Raises:
+            DaguerreError: if a row is longer than the tower has places for.
+        """
+        if ids.shape[1] > self.config.length:
+            raise DaguerreError(f"{ids.shape[1]} tokens are too many for a text tower of {self.config.length}; shorten the prompt.")
+        return self.model(ids)

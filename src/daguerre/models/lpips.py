@@ -1,0 +1,112 @@
+"""Perceptual distances: how far apart two pictures are in the eyes of a network,  d(x, y) = Σ_l mean_hw w_l · (f̂_l(x) − f̂_l(y))².
+
+f̂_l are a layer's features, scaled to unit length at each place, and w_l ≥ 0 the weights of its channels, learned from people's judgements.
+Zhang et al. 2018, arXiv:1801.03924, eq. 1; on VGG16: Simonyan and Zisserman 2015, arXiv:1409.1556, table 1, D.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.nn.encoder_decoder import Encoder
+
+WIDTHS = (64, 128, 256, 512, 512)  # of VGG16's five stages
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each
+LENGTH_EPS = 1e-10
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """Scale features (B, C, H, W) to length 1 at each place; where all are zero they, and their gradients, stay zero."""
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + LENGTH_EPS)
+
+
+class ChannelWeights(nn.Module):
+    """The learned weights of one layer's channels; the names are the published ones (`lin0.model.1.weight`)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+
+    def forward(self, difference: Tensor) -> Tensor:
+        return self.model(difference)  # (B, 1, H, W)
+
+
+class LPIPS(nn.Module):
+    """The learned perceptual distance on VGG16's features. Frozen.
+
+    Its state dict is the published VGG16's convolutions (`features.0.weight` …) and LPIPS's five linear layers (`lin0.model.1.weight` …),
+    side by side. A fresh one has random weights: load the published ones before trusting it.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential()
+        self.taps: list[int] = []
+        width = 3
+        for i, (out, convolutions) in enumerate(zip(WIDTHS, CONVOLUTIONS, strict=True)):
+            if i:
+                self.features.append(nn.MaxPool2d(2))
+            for _ in range(convolutions):
+                self.features.append(nn.Conv2d(width, out, 3, padding=1)).append(nn.ReLU())
+                width = out
+            self.taps.append(len(self.features) - 1)
+            self.add_module(f"lin{i}", ChannelWeights(out))
+        # ImageNet's mean and deviation of each colour, for pictures in [−1, 1]; rounded as LPIPS was trained with.
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def states(self, x: Tensor) -> list[Tensor]:
+        """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of pictures x (B, 3, H, W): each (B, C_i, H/2^i, W/2^i), i = 0 … 4."""
+        h, states = (x - self.shift) / self.scale, []
+        for i, layer in enumerate(self.features):
+            h = layer(h)
+            if i in self.taps:
+                states.append(h)
+        return states
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of pictures x and y, each (B, 3, H, W) in [−1, 1], at least 16 a side: (B,), 0 for equal ones."""
+        distance = x.new_zeros(x.shape[0])
+        for i, (a, b) in enumerate(zip(self.states(x), self.states(y), strict=True)):
+            weighted = self.get_submodule(f"lin{i}")((unit_length(a) - unit_length(b)).square())  # (B, 1, H, W)
+            distance = distance + weighted.mean(dim=(1, 2, 3))  # (B,)
+        return distance
+
+
+class FeatureDistance(nn.Module):
+    """The same distance with all channels alike, on the features of a given network: for where there are no VGG weights.
+
+    features: pictures to a sequence of maps, each (B, C, H, W); a network is frozen in place. See `EncoderLevels`.
+    """
+
+    def __init__(self, features: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.features = features.requires_grad_(False) if isinstance(features, nn.Module) else features
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of pictures x and y, as the network takes them: (B,), at most 4, 0 for equal ones."""
+        distances = [
+            (unit_length(a) - unit_length(b)).square().sum(dim=1).mean(dim=(1, 2))  # (B,)
+            for a, b in zip(self.features(x), self.features(y), strict=True)
+        ]
+        return torch.stack(distances).mean(dim=0)
+
+
+class EncoderLevels(nn.Module):
+    """The states of an autoencoder's encoder after each of its levels, as features for `FeatureDistance`."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, states = self.encoder.conv_in(x), []
+        for block in self.encoder.down_blocks:
+            x = block(x)
+            states.append(x)  # (B, C_i, H/2^(i+1), W/2^(i+1)); the last (B, C, H/f, W/f)
+        return states

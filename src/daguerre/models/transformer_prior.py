@@ -1,0 +1,225 @@
+"""A decoder-only transformer over codes: what comes first is the condition, then the grid in raster order.
+
+    h ← h + attention(norm(h)),   h ← h + W₂ GELU(W₁ norm(h)),   p(c_i | c_<i, s) = softmax(W norm(h_i))
+
+Radford et al. 2019 (GPT-2), over the codes of a first stage: Esser et al. 2021, arXiv:2012.09841, section 3.2. Pictures larger than those
+trained on are drawn code by code in a window that slides over them: section 3.2 there, "Generating High-Resolution Images".
+Parameters carry the published models' names, except that attention's are those of the rest of this package.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from daguerre.errors import DaguerreError
+from daguerre.models.codes import AS_TRAINED, Sampling, begun, draw, probabilities
+from daguerre.models.vector_quantizer import within
+from daguerre.nn.attention import Attention
+
+
+@dataclass(frozen=True)
+class TransformerPriorConfig:
+    """codes: of the first stage. condition_codes: tokens of its own for the condition (classes, text, another model's codes), which stand
+    after the picture's; 0 shares the picture's, as the published models do. length: places for condition and picture together.
+    grid: rows and columns of codes that it is trained on, the size of the sliding window.
+    """
+
+    codes: int = 1024
+    condition_codes: int = 0
+    length: int = 512
+    grid: tuple[int, int] = (16, 16)
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    dropout: float = 0.0
+
+
+FACES = TransformerPriorConfig()  # coordinates as condition; depth to ImageNet pictures has the same shape
+SCENES_COCO = TransformerPriorConfig(codes=8192, length=348, width=1408, layers=40, dropout=0.1)
+SCENES_OPEN_IMAGES = replace(SCENES_COCO, width=1536, layers=36)
+IMAGENET = TransformerPriorConfig(codes=16384, length=256, width=1536, layers=48, heads=24)  # one class token first
+
+
+class Cache:
+    """The keys and values of the tokens read so far, for every layer."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._states: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, k: Tensor, v: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Keep a layer's new keys and values (B, heads, L, d); returns those of all tokens. `capacity`: the most there will be."""
+        if layer == len(self._states):
+            empty = k.new_empty(*k.shape[:2], capacity, k.shape[3])
+            self._states.append((empty, torch.empty_like(empty)))
+        keys, values = self._states[layer]
+        end = self.length + k.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class CausalAttention(Attention):
+    """Self-attention in which no token sees a later one."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__(width, heads, bias=True)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, context: Tensor | None = None, cache: Cache | None = None, layer: int = 0, capacity: int = 0) -> Tensor:
+        """x: (B, L, C), the tokens after those in the cache. There is no other context. Returns (B, L, C)."""
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v))  # (B, heads, L, d)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v, capacity)  # (B, heads, M, d)
+        L, M = q.shape[2], k.shape[2]
+        mask = torch.ones(L, M, dtype=torch.bool, device=x.device).tril(M - L) if 1 < L < M else None
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=L == M > 1)  # (B, heads, L, d)
+        return self.to_out(y.transpose(1, 2).flatten(2))  # (B, L, C)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind its norm."""
+
+    def __init__(self, config: TransformerPriorConfig) -> None:
+        super().__init__()
+        C = config.width
+        self.ln1 = nn.LayerNorm(C)
+        self.attn = CausalAttention(C, config.heads, config.dropout)
+        self.ln2 = nn.LayerNorm(C)
+        self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, h: Tensor, cache: Cache | None, layer: int, capacity: int) -> Tensor:
+        h = h + self.drop(self.attn(self.ln1(h), cache=cache, layer=layer, capacity=capacity))
+        return h + self.drop(self.mlp(self.ln2(h)))
+
+
+class TransformerPrior(nn.Module):
+    """A prior over grids of codes, conditioned on a row of tokens (B, P) or on a grid of them (B, h, w); with neither, on token 0."""
+
+    def __init__(self, config: TransformerPriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.codes + config.condition_codes, config.width)
+        self.pos_emb = nn.Parameter(torch.zeros(1, config.length, config.width))
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.codes, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def read(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, L, K) of the code after each of the tokens ids (B, L); they follow those in the cache, which learns them.
+
+        Raises:
+            DaguerreError: there are more tokens than places.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + ids.shape[1]
+        if end > self.config.length:
+            raise DaguerreError(
+                f"Condition and picture are {end} tokens; this prior has {self.config.length} places. Shorten the condition."
+            )
+        h = self.drop(self.tok_emb(ids) + self.pos_emb[:, start:end])  # (B, L, C)
+        for layer, block in enumerate(self.blocks):
+            h = block(h, cache, layer, self.config.length)
+        if cache is not None:
+            cache.length = end
+        return self.head(self.ln_f(h))
+
+    def prefix(self, condition: Tensor | None, batch: int) -> Tensor:
+        """The tokens (B, P) that come before the picture: the condition's own, after the picture's where they are not shared.
+
+        Raises:
+            DaguerreError: a token beyond the vocabulary, or a condition of another batch.
+        """
+        own = self.config.condition_codes
+        if condition is None:
+            condition = torch.zeros(batch, 1, dtype=torch.long, device=self.pos_emb.device)
+        if len(condition) != batch:
+            raise DaguerreError(f"There are {len(condition)} conditions for {batch} pictures; give one for each.")
+        return within(condition.flatten(1), own or self.config.codes) + (self.config.codes if own else 0)
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits (B, h, w, K) of codes (B, h, w), each given the condition and the codes before it."""
+        prefix = self.prefix(condition, len(codes))  # (B, P)
+        ids = torch.cat([prefix, within(codes, self.config.codes).flatten(1)[:, :-1]], dim=1)  # (B, P + hw − 1)
+        return self.read(ids)[:, prefix.shape[1] - 1 :].unflatten(1, codes.shape[1:])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        grid: tuple[int, int],
+        uniforms: Tensor,
+        condition: Tensor | None = None,
+        how: Sampling = AS_TRAINED,
+        known: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """Draw grids (B, h, w) of at least the window's size; yields them after each row, zero where nothing is drawn yet.
+
+        condition: a row (B, P) is the same for every window; a grid (B, h, w) of the picture's own size is cropped with it. uniforms
+        (B, h·w) and known rows (B, r, w): see `CodePrior`. While the window stands still each code costs one token, thanks to the cache.
+
+        Raises:
+            DaguerreError: the grid is smaller than the window, or something given does not fit it.
+        """
+        (h, w), (wh, ww) = grid, self.config.grid
+        if h < wh or w < ww:
+            raise DaguerreError(f"A grid of {h}×{w} codes is smaller than the {wh}×{ww} this prior knows; draw those and crop.")
+        if condition is not None and condition.ndim == 3 and condition.shape[1:] != grid and grid != self.config.grid:
+            raise DaguerreError(
+                f"The map has {condition.shape[1]}×{condition.shape[2]} codes and the picture {h}×{w}; "
+                "beyond the size that the prior was trained on they must be equal."
+            )
+        codes, first = begun(grid, uniforms, known)
+        cache, corner, read = Cache(), None, 0  # the window's corner, and how many of its codes the cache has read
+        for i in range(first, h):
+            for j in range(w):
+                here, place = window(i, j, grid, self.config.grid)
+                if here != corner or place != read + 1:
+                    cache, corner = Cache(), here
+                    before = self.prefix(inside(condition, here, (wh, ww), grid), len(codes))  # (B, P)
+                    ids = torch.cat([before, self._seen(codes, here)[:, :place]], dim=1)  # (B, P + place)
+                else:
+                    ids = self._seen(codes, here)[:, place - 1 : place]  # (B, 1)
+                read = place
+                p = probabilities(self.read(ids, cache)[:, -1], how)  # (B, K)
+                codes[:, i, j] = draw(p, uniforms[:, i * w + j])
+            yield codes.clone()
+
+    def _seen(self, codes: Tensor, corner: tuple[int, int]) -> Tensor:
+        """The codes in the window at `corner`, in raster order: (B, window)."""
+        (i, j), (wh, ww) = corner, self.config.grid
+        return codes[:, i : i + wh, j : j + ww].flatten(1)
+
+
+def inside(condition: Tensor | None, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> Tensor | None:
+    """What the window at `corner` is told: its part of a map of the picture's size (B, h, w), or all of any other condition."""
+    if condition is None or condition.ndim != 3 or tuple(condition.shape[1:]) != grid:
+        return condition
+    return condition[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+
+
+def window(i: int, j: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """The window in which the code at row i, column j is drawn: its corner, and the code's place in it in raster order.
+
+    The code stands in the window's middle, except near the picture's border, where the window stays inside.
+    """
+    corner = tuple(min(max(at - side // 2, 0), whole - side) for at, whole, side in zip((i, j), grid, size, strict=True))
+    return (corner[0], corner[1]), (i - corner[0]) * size[1] + j - corner[1]
+
+
+def coordinates(height: int, width: int, *, codes: int = 1024, downsampling: int = 16) -> Tensor:
+    """The place of each code in its picture as a code of its own, (1, h, w): the condition where data is not alike everywhere.
+
+    Pixels are numbered in raster order from 0 to 1, and averaged over each patch (Esser et al. 2021, section 4.3).
+    """
+    places = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width) / (height * width)
+    return (F.avg_pool2d(places, downsampling)[:, 0] * codes).round().long()

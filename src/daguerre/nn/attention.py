@@ -1,0 +1,147 @@
+"""Attention, softmax(QKᵀ / √d)·V  (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), and the blocks that put it on feature maps.
+
+AttentionBlock: Ho et al. 2020, arXiv:2006.11239, appendix B.  SpatialTransformer: Rombach et al. 2022, arXiv:2112.10752, §3.3, app. E.2.1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
+
+SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
+
+    PyTorch's fused kernel does it, except where its CPU version is two to four times slower than the formula itself.
+    """
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad and k.shape[-2] <= SHORT_CONTEXT:
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x over a context, or over x itself where there is none.
+
+    width: channels of x, split evenly over the heads. bias: of the three input projections.
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(context_width or width, width, bias=bias)
+        self.to_v = nn.Linear(context_width or width, width, bias=bias)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, L, C); context: (B, M, D). Returns (B, L, C)."""
+        context = x if context is None else context
+        q, k, v = (  # (B, heads, L or M, C/heads)
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        y = attend(q, k, v)  # (B, heads, L, C/heads)
+        return self.to_out(y.transpose(1, 2).flatten(2))  # (B, L, C)
+
+
+class GEGLU(nn.Module):
+    """a·GELU(b) with (a, b) from one projection (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, width: int, out_width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)  # each (B, L, W)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width and back."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """x + self-attention, + cross-attention, + feed-forward, each behind its layer norm.
+
+    cross_only: the first attention, too, looks at the context (as in the ×4 upscaler's upper levels).
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int, *, dropout: float = 0.0, cross_only: bool = False) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, heads, context_width if cross_only else None)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, heads, context_width)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width, dropout)
+        self.cross_only = cross_only
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x), context if self.cross_only else None)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the places of a feature map, between two projections, around a shortcut.
+
+    linear: the projections are linear layers (SD 2, SDXL) rather than 1×1 convolutions (SD 1); the arithmetic is the same.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int,
+        depth: int = 1,
+        *,
+        linear: bool = False,
+        groups: int = 32,
+        dropout: float = 0.0,
+        cross_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        blocks = (TransformerBlock(width, heads, context_width, dropout=dropout, cross_only=cross_only) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.linear = linear
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: (B, C, H, W); context: (B, L, D). Returns (B, C, H, W)."""
+        h = self.norm(x)
+        if self.linear:
+            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, HW, C)
+        else:
+            h = self.proj_in(h).flatten(2).transpose(1, 2)  # (B, HW, C)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B, C, H, W)
+
+
+class AttentionBlock(Attention):
+    """Plain self-attention over the places of a feature map, around a shortcut."""
+
+    def __init__(self, width: int, heads: int = 1, *, groups: int = 32, eps: float = 1e-5) -> None:
+        super().__init__(width, heads, bias=True)
+        self.group_norm = nn.GroupNorm(groups, width, eps)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W). The context is not looked at; it is there so that a level may hold this block or a SpatialTransformer."""
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        return x + super().forward(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)

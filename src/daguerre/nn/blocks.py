@@ -1,0 +1,76 @@
+"""The levels of a U-shaped network or an autoencoder: residual blocks, each perhaps followed by attention, then a change of resolution.
+
+The attribute names are those of the field's folder layout, so that saved models need no table of names.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.nn.resample import Downsample, Upsample
+from daguerre.nn.resblock import ResBlock
+
+
+class DownBlock(nn.Module):
+    """Residual blocks on the way down. attentions: as many as residual blocks, or none."""
+
+    def __init__(self, resnets: Iterable[ResBlock], attentions: Iterable[nn.Module], downsampler: Downsample | ResBlock | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsamplers = nn.ModuleList([downsampler] if downsampler is not None else [])
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None, skips: list[Tensor] | None = None) -> Tensor:
+        """x: (B, C, H, W). Puts every state that the way up will need on the stack `skips`, where there is one."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, emb)  # (B, C_out, H, W)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            if skips is not None:
+                skips.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x, emb) if isinstance(downsampler, ResBlock) else downsampler(x)  # (B, C_out, H/2, W/2)
+            if skips is not None:
+                skips.append(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention (or none), residual block."""
+
+    def __init__(self, resnets: Iterable[ResBlock], attentions: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        x = self.resnets[0](x, emb)
+        for attention in self.attentions:
+            x = attention(x, context)
+        return self.resnets[1](x, emb)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks on the way up. attentions: as many as residual blocks, or none."""
+
+    def __init__(self, resnets: Iterable[ResBlock], attentions: Iterable[nn.Module], upsampler: Upsample | ResBlock | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.upsamplers = nn.ModuleList([upsampler] if upsampler is not None else [])
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None, skips: list[Tensor] | None = None) -> Tensor:
+        """x: (B, C, H, W). Takes one state from the stack `skips`, where there is one, for every residual block."""
+        for i, resnet in enumerate(self.resnets):
+            if skips is not None:
+                x = torch.cat([x, skips.pop()], dim=1)  # (B, C + C_skip, H, W)
+            x = resnet(x, emb)  # (B, C_out, H, W)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+        for upsampler in self.upsamplers:
+            if isinstance(upsampler, ResBlock):
+                x = upsampler(x, emb)  # (B, C_out, 2H, 2W)
+            else:
+                x = upsampler(x, skips[-1].shape[2:] if skips else None)  # (B, C_out, 2H, 2W)
+        return x

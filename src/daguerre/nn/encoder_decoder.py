@@ -1,0 +1,98 @@
+"""The convolutional encoder and decoder that every autoencoder of the lineage shares (Esser et al. 2021, arXiv:2012.09841, table 7).
+
+Between pictures (B, 3, H, W) and latents (B, Z, H/f, W/f), f = 2^(levels − 1); KL and vector-quantised ones differ only in between.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from daguerre.nn.attention import AttentionBlock
+from daguerre.nn.blocks import DownBlock, MidBlock, UpBlock
+from daguerre.nn.norm import GroupNormSiLU
+from daguerre.nn.resample import Downsample, Upsample
+from daguerre.nn.resblock import ResBlock
+
+NORM_EPS = 1e-6
+
+
+def _attention(channels: int, groups: int) -> AttentionBlock:
+    return AttentionBlock(channels, groups=groups, eps=NORM_EPS)
+
+
+def _mid_block(channels: int, groups: int, attention: bool) -> MidBlock:
+    resnets = (ResBlock(channels, channels, groups=groups, eps=NORM_EPS) for _ in range(2))
+    return MidBlock(resnets, [_attention(channels, groups)] if attention else [])
+
+
+class Encoder(nn.Module):
+    """Pictures to latents.
+
+    channels: of each level, from the full resolution down. blocks: residual blocks a level. attention_levels: indices of the levels
+    whose residual blocks are followed by attention. mid_attention: attention at the lowest resolution. groups: of every norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        blocks: int,
+        *,
+        attention_levels: Sequence[int] = (),
+        mid_attention: bool = True,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        width = channels[0]
+        for level, out in enumerate(channels):
+            resnets = [ResBlock(width if i == 0 else out, out, groups=groups, eps=NORM_EPS) for i in range(blocks)]
+            attentions = [_attention(out, groups) for _ in range(blocks)] if level in attention_levels else []
+            downsampler = Downsample(out, padding=0) if level < len(channels) - 1 else None
+            self.down_blocks.append(DownBlock(resnets, attentions, downsampler))
+            width = out
+        self.mid_block = _mid_block(width, groups, mid_attention)
+        self.conv_norm_out = GroupNormSiLU(groups, width, NORM_EPS)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)  # (B, C_0, H, W)
+        for block in self.down_blocks:
+            x = block(x)  # (B, C_i, H/2^(i+1), W/2^(i+1)); the last (B, C, H/f, W/f)
+        return self.conv_out(self.conv_norm_out(self.mid_block(x)))  # (B, Z, H/f, W/f)
+
+
+class Decoder(nn.Module):
+    """Latents to pictures: the encoder's levels in reverse, with one residual block more in each. The options are the encoder's."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        blocks: int,
+        *,
+        attention_levels: Sequence[int] = (),
+        mid_attention: bool = True,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        width = channels[-1]
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.mid_block = _mid_block(width, groups, mid_attention)
+        self.up_blocks = nn.ModuleList()
+        for level, out in reversed(list(enumerate(channels))):
+            resnets = [ResBlock(width if i == 0 else out, out, groups=groups, eps=NORM_EPS) for i in range(blocks + 1)]
+            attentions = [_attention(out, groups) for _ in range(blocks + 1)] if level in attention_levels else []
+            self.up_blocks.append(UpBlock(resnets, attentions, Upsample(out) if level else None))
+            width = out
+        self.conv_norm_out = GroupNormSiLU(groups, width, NORM_EPS)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(z))  # (B, C_last, H/f, W/f)
+        for block in self.up_blocks:
+            x = block(x)  # (B, C_i, 2H_i, 2W_i); the last (B, C_0, H, W)
+        return self.conv_out(self.conv_norm_out(x))  # (B, 3, H, W)

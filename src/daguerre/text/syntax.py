@@ -1,0 +1,242 @@
+"""The prompt language's grammar, read into a tree.
+
+    part      := item*
+    item      := text | BREAK | '(' part ')' | '(' part ':' number ')' | '[' part ']' | switch | alternate
+    switch    := '[' part ':' part ':' number ']' | '[' part ':' number ']'
+    alternate := '[' part ('|' part)+ ']'
+
+A backslash takes any sign as it is. What fits no rule is text: every prompt has a meaning, and what looks like a slip is noted with
+its place. Brackets nest; one that is never closed reaches to the end of what holds it.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from daguerre.errors import DaguerreError
+
+UP = 1.1  # what a pair of brackets without a number multiplies or divides by
+DEEPEST = 64
+
+_LEXEMES = re.compile(r"\\.|\\\Z|[()\[\]|:]|[^\\()\[\]|:]+", re.DOTALL)
+_BREAK = re.compile(r"\bBREAK\b")
+_WEIGHT = re.compile(r"\s*([+-]?[.\d]+)\s*")
+_WHEN = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words as they are, escapes resolved; `at` is the place in the prompt, counted from 0, here and below."""
+
+    text: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Break:
+    """What follows begins a new chunk."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class Emphasis:
+    """A part whose weight is multiplied by a number, or by a number that is itself scheduled: `(word:[1:1.5:.5])`."""
+
+    part: "Part"
+    weight: "float | Part"
+    at: int
+
+
+@dataclass(frozen=True)
+class Switch:
+    """`[before:after:when]`: the first `when` steps say one thing, the others another; a share of all steps where `when` has a point."""
+
+    before: "Part"
+    after: "Part"
+    when: str
+    at: int
+
+    def first_after(self, steps: int) -> int:
+        """The first of so many steps, counted from 0, that says `after`."""
+        number = float(self.when) * (steps if "." in self.when else 1)
+        return int(min(max(number, 0), steps))
+
+
+@dataclass(frozen=True)
+class Alternate:
+    """`[a|b]`: the options in turn, one each step."""
+
+    options: tuple["Part", ...]
+    at: int
+
+
+Node = Text | Break | Emphasis | Switch | Alternate
+Part = tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Slip:
+    """Something that has a meaning, but perhaps not the one that was wanted."""
+
+    at: int
+    says: str
+
+
+@dataclass
+class _Open:
+    """A bracket that waits for its end, with what it has gathered so far, split at its own colons and bars."""
+
+    bracket: str
+    at: int
+    segments: list[list[Node]] = field(default_factory=lambda: [[]])
+    marks: list[tuple[str, int]] = field(default_factory=list)
+
+    def add(self, *nodes: Node) -> None:
+        self.segments[-1].extend(nodes)
+
+    def literal(self, segments: Sequence[Sequence[Node]] | None = None) -> Part:
+        """The segments (all unless told) with their colons and bars as text again."""
+        segments = self.segments if segments is None else segments
+        nodes = list(segments[0])
+        for (mark, at), segment in zip(self.marks, segments[1:], strict=False):
+            nodes += [Text(mark, at), *segment]
+        return tuple(nodes)
+
+
+def parse(source: str, start: int = 0) -> tuple[Part, tuple[Slip, ...]]:
+    """Read one part (a prompt without AND), found at `start` of the whole prompt, into its tree and the slips noticed on the way.
+
+    Raises:
+        DaguerreError: for a weight that is made of digits and points and is no number, and for brackets nested too deep.
+    """
+    stack, slips = [_Open("", start)], []
+    for lexeme in _LEXEMES.finditer(source):
+        at, text = start + lexeme.start(), lexeme[0]
+        if text in ("(", "["):
+            if len(stack) > DEEPEST:
+                raise DaguerreError(f"At character {at + 1} of the prompt brackets are nested deeper than {DEEPEST}; take some away.")
+            stack.append(_Open(text, at))
+        elif text in (")", "]"):
+            opener = "(" if text == ")" else "["
+            if opener not in (frame.bracket for frame in stack):
+                slips.append(Slip(at, f"'{text}' closes nothing and is read as text; write '\\{text}' if that is meant"))
+                stack[-1].add(Text(text, at))
+                continue
+            while stack[-1].bracket != opener:
+                slips.append(_close_unclosed(stack))
+            frame = stack.pop()
+            stack[-1].add(_round(frame, source, start) if text == ")" else _square(frame))
+        elif text in (":", "|") and len(stack) > 1:
+            stack[-1].marks.append((text, at))
+            stack[-1].segments.append([])
+        else:
+            stack[-1].add(*_words(text, at))
+    while len(stack) > 1:
+        slips.append(_close_unclosed(stack))
+    return stack[0].literal(), tuple(sorted(slips, key=lambda slip: slip.at))
+
+
+def _words(text: str, at: int) -> Iterator[Node]:
+    """Plain text, cut at BREAK; an escaped sign loses its backslash, a backslash at the very end vanishes."""
+    if text.startswith("\\"):
+        if len(text) > 1:
+            yield Text(text[1:], at)
+        return
+    end = 0
+    for found in _BREAK.finditer(text):
+        if found.start() > end:
+            yield Text(text[end : found.start()], at + end)
+        yield Break(at + found.start())
+        end = found.end()
+    if end < len(text):
+        yield Text(text[end:], at + end)
+
+
+def _close_unclosed(stack: list[_Open]) -> Slip:
+    """A bracket without its end works to the end of what holds it."""
+    frame = stack.pop()
+    stack[-1].add(Emphasis(frame.literal(), UP if frame.bracket == "(" else 1 / UP, frame.at))
+    return Slip(frame.at, f"'{frame.bracket}' is never closed; write '\\{frame.bracket}' if the sign itself is meant")
+
+
+def _round(frame: _Open, source: str, start: int) -> Emphasis:
+    """`(part)` or `(part:number)`; the number is what follows the last colon, and may itself change from step to step."""
+    if frame.marks and frame.marks[-1][0] == ":":
+        part, last = frame.literal(frame.segments[:-1]), tuple(frame.segments[-1])
+        written = _plain(last)
+        if written is None and all(isinstance(node, Text | Switch | Alternate) for node in last):
+            return Emphasis(part, (Text(":", frame.marks[-1][1]), *last), frame.at)
+        if written is not None and (number := looks_like_weight(written)):
+            near = source[frame.at - start : frame.at - start + 30]
+            return Emphasis(part, weight(number, frame.marks[-1][1] + 1, near), frame.at)
+    return Emphasis(frame.literal(), UP, frame.at)
+
+
+def _square(frame: _Open) -> Node:
+    """A switch, an alternate, or else a part of less weight."""
+    kinds = {mark for mark, _ in frame.marks}
+    if kinds == {"|"}:
+        return Alternate(tuple(tuple(segment) for segment in frame.segments), frame.at)
+    if kinds == {":"} and len(frame.marks) <= 2:
+        *said, last = (tuple(segment) for segment in frame.segments)
+        written = _plain(last)
+        if written is not None and (number := _WHEN.fullmatch(written)):
+            before, after = said if len(said) == 2 else ((), said[0])
+            return Switch(before, after, number[1], frame.at)
+    return Emphasis(frame.literal(), 1 / UP, frame.at)
+
+
+def _plain(part: Sequence[Node]) -> str | None:
+    """The text of a part that is nothing but text."""
+    return "".join(node.text for node in part if isinstance(node, Text)) if all(isinstance(node, Text) for node in part) else None
+
+
+def looks_like_weight(text: str) -> str | None:
+    """What stands where a weight may stand, if it is made of digits and points."""
+    found = _WEIGHT.fullmatch(text)
+    return found[1] if found and any(sign.isdecimal() for sign in found[1]) else None
+
+
+def weight(written: str, at: int, near: str = "") -> float:
+    """The number that someone wrote.
+
+    Raises:
+        DaguerreError: if digits and points make no finite number; the place is told, counted from 1.
+    """
+    try:
+        number = float(written)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        shown = f", in {near!r}" if near else ""
+        raise DaguerreError(f"At character {at + 1} of the prompt{shown}, {written[:20]!r} is no number; write a weight like (word:1.3).")
+    return number
+
+
+def draw(part: Part, indent: str = "") -> Iterator[str]:
+    """The lines of a printed tree."""
+    for node in part:
+        match node:
+            case Text(text):
+                yield f"{indent}text {text!r}"
+            case Break():
+                yield f"{indent}BREAK"
+            case Emphasis(inner, float(factor)):
+                yield f"{indent}weight × {factor:.4g}"
+                yield from draw(inner, indent + "  ")
+            case Emphasis(inner, tuple(scheduled)):
+                yield f"{indent}weight × a number that changes"
+                yield from draw(scheduled[1:], indent + "  number: ")
+                yield from draw(inner, indent + "  ")
+            case Switch(before, after, when):
+                unit = "of all steps" if "." in when else "steps"
+                yield f"{indent}for the first {when} {unit}"
+                yield from draw(before, indent + "  ")
+                yield f"{indent}then"
+                yield from draw(after, indent + "  ")
+            case Alternate(options):
+                for number, option in enumerate(options):
+                    yield f"{indent}in turn, {number + 1} of {len(options)}"
+                    yield from draw(option, indent + "  ")

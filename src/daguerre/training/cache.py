@@ -1,0 +1,95 @@
+"""Latents and text states computed once and read many times, so that a training step costs no more than its network.
+
+The frozen parts see each sample once: `cache_latents` draws `count` samples in the order of (seed, step), encodes them, and keeps means in
+half precision with their captions in one folder. `CachedLatents` then gives batches whose order is again a pure function of (seed, step).
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from torch import Tensor
+
+from daguerre.data import Batch, Batches
+from daguerre.diffusion import Conditioning
+from daguerre.files import atomic_path
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.training.processes import inside, rank, state, world
+from daguerre.weights.files import put_safetensors
+
+
+class CachedLatents:
+    """Batches of scaled latents (B, Z, h, w) and captions; every epoch visits each of them once, in an order of its own."""
+
+    def __init__(self, latents: Tensor, captions: list[str], batch_size: int, seed: int):
+        self.latents, self.captions, self.batch_size, self.seed = latents, captions, batch_size, seed
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step; batches run on across the end of an epoch."""
+        first, count = step * self.batch_size, len(self.captions)
+        chosen = [self._order(place // count)[place % count] for place in range(first, first + self.batch_size)]
+        return Batch(self.latents[torch.from_numpy(np.array(chosen))].float(), [self.captions[i] for i in chosen], latent=True)
+
+    def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
+        """The batches of steps start, start + 1, …; they lie in memory, so that no worker is asked."""
+        while True:
+            yield self.batch(start)
+            start += 1
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.captions))
+        return self._permutation
+
+
+@torch.no_grad()
+def cache_latents(
+    batches: Batches, autoencoder: AutoencoderKL, count: int, folder: Path, key: str, workers: int = 1
+) -> tuple[Tensor, list[str]]:
+    """Encode the first `count` samples of `batches`, or read them back from `folder` if they were encoded under the same `key`.
+
+    Returns means as scaled latents (count, Z, h, w) in float16, and captions. `key` names everything they depend on: data, seed, weights.
+    Several processes share the work.
+    """
+    share = math.ceil(count / batches.batch_size / world())  # batches of each process
+    path = folder / f"{key}-{count}-{rank()}-of-{world()}.safetensors"
+    if not path.is_file():
+        device = next(autoencoder.parameters()).device
+        latents, captions = [], []
+        speaking = Console(stderr=True, quiet=rank() > 0)
+        drawn = islice(batches.stream(rank() * share, workers, processes=workers > 1), share)
+        for batch in track(drawn, total=share, description="encoding pictures once", console=speaking, transient=True):
+            latents.append(autoencoder.encode(batch.x.to(device)).half().cpu())
+            captions += batch.captions
+        with atomic_path(path) as beside:
+            put_safetensors(beside, {"latents": torch.cat(latents)}, {"captions": json.dumps(captions)})
+    if inside():
+        state().wait_for_everyone()
+    latents, captions = [], []
+    for r in range(world()):
+        with safe_open(folder / f"{key}-{count}-{r}-of-{world()}.safetensors", "pt") as file:
+            latents.append(file.get_tensor("latents"))
+            captions += json.loads(file.metadata()["captions"])
+    return torch.cat(latents), captions
+
+
+class RememberedCaptions:
+    """Conditions of captions, each read once: for folders of pictures, whose captions come again every epoch."""
+
+    def __init__(self, read: Callable[[Sequence[str]], Conditioning]):
+        self._read = read
+        self._known: dict[str, Conditioning] = {}
+
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
+        """The conditions of a batch of captions, in order."""
+        for caption in dict.fromkeys(captions):
+            if caption not in self._known:
+                self._known[caption] = self._read([caption])
+        return Conditioning.cat([self._known[caption] for caption in captions])

@@ -1,0 +1,55 @@
+"""CLIP's symmetric contrastive loss (Radford et al. 2021, arXiv:2103.00020, figure 3).
+
+    L = ½·CE(s·T·Vᵀ, rows) + ½·CE(s·T·Vᵀ, columns),  s = exp(logit_scale) ≤ 100
+
+Captions that are the same text are the same class: where a batch holds one twice, the target is shared between its pictures.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from daguerre.data import Batch
+from daguerre.models.clip import CLIP
+from daguerre.text import Tokenizer
+
+
+class ContrastiveStage:
+    """Trains both towers of a CLIP."""
+
+    name = "clip"
+    averaged = ("clip",)
+
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer):
+        self.networks: dict[str, nn.Module] = {"clip": clip}
+        self.plain, self.tokenizer = clip, tokenizer
+
+    def to(self, device: torch.device) -> None:
+        """Everything here is trained, and moved by the loop."""
+
+    def losses(self, batch: Batch, draw: torch.Generator, step: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
+        scale = self.plain.logit_scale
+        ids = self.tokenizer(batch.captions).to(scale.device)
+        with torch.no_grad():
+            scale.clamp_(max=4.6052)  # ln 100, as in the paper
+        embeddings = self.networks["clip"](ids, batch.x.to(scale.device))
+        loss, right = contrastive_loss(embeddings.logits.float(), batch.captions)
+        yield "clip", loss, {"retrieved": right, "scale": scale.detach().exp()}
+
+    def sample(self) -> Image.Image | None:
+        """Nothing to draw."""
+        return None
+
+
+def contrastive_loss(logits: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """The loss of logits (B captions, B pictures), and the share of pictures whose best caption is their own."""
+    index = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    klass = torch.tensor([index[c] for c in captions], device=logits.device)
+    same = (klass[:, None] == klass).float()
+    target = same / same.sum(1, keepdim=True)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    right = same.gather(0, logits.argmax(0, keepdim=True)).mean()
+    return loss, right.detach()

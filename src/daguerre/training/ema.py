@@ -1,0 +1,62 @@
+"""Exponential moving average of weights, θ̄ ← d·θ̄ + (1 − d)·θ, with the warm-up d = min(decay, (1 + n)/(10 + n)).
+
+Without it the published DDPM's FID is 12.1 instead of 3.17 (Ho et al. 2020, arXiv:2006.11239, section 4); the warm-up keeps the first
+thousand steps from remembering the random start.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Averaged float32 copies of the floating-point parameters and buffers of several networks, named `network.parameter`."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], decay: float):
+        self.decay = decay
+        self.updates = 0
+        self._networks = dict(networks)
+        self.averaged = {name: value.float().clone() for name, value in self._live().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages one step towards the live weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, value in self._live().items():
+            self.averaged[name].lerp_(value.float(), 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Inside the block the networks carry the averaged weights; afterwards their own again, bit for bit."""
+        kept = {name: value.clone() for name, value in self._live().items()}
+        self._assign(self.averaged)
+        try:
+            yield
+        finally:
+            self._assign(kept)
+
+    @torch.no_grad()
+    def load(self, averaged: Mapping[str, Tensor], updates: int) -> None:
+        """Take up averages saved earlier; the names must be the same."""
+        if averaged.keys() != self.averaged.keys():
+            raise KeyError(f"averaged weights differ by {sorted(averaged.keys() ^ self.averaged.keys())[:5]}")
+        for name, value in averaged.items():
+            self.averaged[name].copy_(value)
+        self.updates = updates
+
+    def assign(self) -> None:
+        """Put the averages into the networks for good."""
+        self._assign(self.averaged)
+
+    def _live(self) -> dict[str, Tensor]:
+        # Asked anew each time: wrapping a network for several processes may move its weights to other memory.
+        return {f"{n}.{k}": v for n, m in self._networks.items() for k, v in m.state_dict().items() if v.is_floating_point()}
+
+    @torch.no_grad()
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
+        for name, live in self._live().items():
+            live.copy_(values[name])

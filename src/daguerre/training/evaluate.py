@@ -1,0 +1,281 @@
+"""Does the model draw what it's asked for? Pictures of prompts that it knows and of combinations that it never saw, before a judge.
+
+    prompts ─► the road every user walks ─► pictures ─► judge ─► R-precision, Fréchet distance, nearest training pictures
+
+Everything is measured twice, on the generated pictures and on true renders, which shows what the judge and the measure are worth. Where a
+judge doesn't recognise the true renders, its word on the model counts for nothing.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from daguerre.data import Batches, EmojiSource, Trial, held_out_trials, known_trials
+from daguerre.data.batches import to_array
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path, check_writable
+from daguerre.metrics import (
+    Neighbours,
+    bootstrap,
+    clip_score,
+    copying,
+    cosine,
+    frechet_distance,
+    kernel_distance,
+    nearest_neighbours,
+    proportion,
+    ranks,
+    within,
+)
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines import Request, generate, steps
+from daguerre.pipelines.grid import labelled_grid
+from daguerre.training.grids import images
+from daguerre.training.judge import Judge, load_judge
+from daguerre.training.report import Apart, KindReport, PromptReport, Report
+from daguerre.weights import load
+
+AT_ONCE = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
+SHOWN = 32  # pictures on a sheet
+SHOWN_NEIGHBOURS = 12
+KNOWN = "known"  # the kind of trial whose prompts training saw
+OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure how well a model draws what it is asked for, and whether it copies."""
+
+    model: str | None = None  # a name or a folder; the embedded model if not given
+    judge: Path = Path("runs/judge/model")  # a folder from `daguerre train judge`
+    out: Path = Path("runs/evaluation")  # report.json, report.md and sheets of pictures
+    count: int = 125  # prompts of each of the four kinds
+    steps: int = 20
+    sampler: str = Request.sampler
+    guidance: float = Request.guidance
+    seed: int = 0
+    training_pictures: int = 8192  # searched for neighbours
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The report, and the pictures (N, 3, H, W) that it speaks of: generated, and the training picture nearest to each in either sense."""
+
+    report: Report
+    pictures: Tensor
+    nearest_in_features: Tensor
+    nearest_in_pixels: Tensor
+
+    def save(self, folder: Path) -> None:
+        """Write `report.json`, `report.md`, and sheets: of each kind the first pictures and what was mistaken, and the neighbours.
+
+        Raises DaguerreError if the place cannot be written.
+        """
+        prompts = self.report.prompts
+        with atomic_path(folder) as beside:
+            beside.mkdir()
+            (beside / "report.json").write_text(json.dumps(self.report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (beside / "report.md").write_text(self.report.markdown() + "\n", encoding="utf-8")
+            for kind in dict.fromkeys(prompt.kind for prompt in prompts):
+                here = [i for i, prompt in enumerate(prompts) if prompt.kind == kind]
+                shown, missed = here[:SHOWN], [i for i in here if prompts[i].rank > 0][:SHOWN]
+                labelled_grid(images(self.pictures[shown]), [prompts[i].prompt for i in shown]).save(beside / f"samples-{kind}.png")
+                if missed:
+                    labels = [f"{prompts[i].prompt} (taken for {prompts[i].taken_for})" for i in missed]
+                    labelled_grid(images(self.pictures[missed]), labels).save(beside / f"mistaken-{kind}.png")
+            spread = torch.linspace(0, len(prompts) - 1, min(SHOWN_NEIGHBOURS, len(prompts))).long().tolist()
+            rows = [self.pictures[spread], self.nearest_in_features[spread], self.nearest_in_pixels[spread]]
+            labels = [prompts[i].prompt for i in spread] + ["nearest to the judge"] * len(spread) + ["nearest in pixels"] * len(spread)
+            labelled_grid(images(torch.cat(rows)), labels, columns=len(spread)).save(beside / "neighbours.png")
+
+
+def run(config: EvaluateConfig) -> Report:
+    """Draw the prompts, judge the pictures and write everything to `config.out`.
+
+    Raises:
+        DaguerreError: no such model or judge, fewer than `count` prompts of a kind, an impossible setting, or `out` can't be written.
+    """
+    request = Request(steps=config.steps, sampler=config.sampler, guidance=config.guidance, seed=config.seed)
+    check_out(config.out)
+    model = load(config.model)
+    steps(model, request)  # says at once if the model can't do what is asked
+    judge = load_judge(config.judge, device=model.device)
+    source = EmojiSource(model.size, split="all")
+    trials, others = (
+        known_trials(source, config.count, seed) + held_out_trials(source, config.count, seed)
+        for seed in (config.seed, config.seed + OTHER_PROMPTS)
+    )
+    training = Batches(EmojiSource(model.size, split="train"), 64, config.seed)
+    evaluation = evaluate(
+        judge,
+        trials,
+        sample(model, [trial.prompt for trial in trials], request),
+        reference=true_renders(others),
+        training=first_pictures(training, config.training_pictures),
+    )
+    evaluation.save(config.out)
+    return evaluation.report
+
+
+@dataclass(frozen=True)
+class Made:
+    """One picture (N, 3, H, W) for each of N prompts, the seed of each, and who made them, how, in how many seconds."""
+
+    pictures: Tensor
+    seeds: tuple[int, ...]
+    model: str
+    request: Request
+    seconds: float
+
+
+def sample(model: LatentDiffusion, prompts: Sequence[str], request: Request) -> Made:
+    """Generate a picture for each prompt.
+
+    Prompts are drawn `AT_ONCE` at a time by one request with one seed, which is one more for the next. They are shuffled before, so that
+    no kind of prompt meets its own noises.
+    """
+    started = time.monotonic()
+    parts = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(AT_ONCE)
+    pictures: dict[int, Tensor] = {}
+    seeds: dict[int, int] = {}
+    for number, part in enumerate(_watched(parts, f"sampling, {AT_ONCE} prompts at once")):
+        places: list[int] = part.tolist()
+        here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, count=1)
+        for i, picture in zip(places, generate(model, here), strict=True):
+            pictures[i], seeds[i] = torch.from_numpy(to_array(picture.image)), here.seed
+    everywhere = range(len(prompts))
+    whole = torch.stack([pictures[i] for i in everywhere])
+    return Made(whole, tuple(seeds[i] for i in everywhere), model.name, request, time.monotonic() - started)
+
+
+def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Tensor, training: Tensor) -> Evaluation:
+    """Measure the pictures that were made of trials.
+
+    Args:
+        trials: the prompts, of any kinds, each with its true render and as many distractors as the others.
+        made: a picture for each trial, from `sample`.
+        reference: true renders (M, 3, H, W) of other prompts of the same kinds, which both the generated pictures and the trials' true
+            renders are set against.
+        training: pictures (T, 3, H, W) that the model was trained on, to search for neighbours.
+    """
+    # A picture's own text comes first among its candidates.
+    texts = [(trial.prompt, *trial.distractors) for trial in trials]
+    candidates = torch.stack([judge.texts(each) for each in _watched(texts, "reading prompts")])  # (N, M, P)
+    known = torch.cat([judge.pictures(part) for part in _watched(training.split(256), "judging training pictures")])  # (T, P)
+    ours, true = (_judged(judge, x, candidates, training, known) for x in (made.pictures, true_renders(trials)))
+    others = judge.pictures(reference)
+    report = Report(
+        model=made.model,
+        judge=judge.name,
+        settings={field.name: getattr(made.request, field.name) for field in fields(Request) if field.name not in ("prompt", "count")},
+        candidates=candidates.shape[1],
+        kinds=tuple(_kind_report(kind, ours, true, here) for kind, here in _kinds(trials)),
+        frechet=Apart(frechet_distance(ours.features, others), frechet_distance(true.features, others)),
+        kid=Apart(kernel_distance(ours.features, others).mean, kernel_distance(true.features, others).mean),
+        training_pictures=len(training),
+        prompts=tuple(
+            PromptReport(
+                kind=trial.kind,
+                prompt=trial.prompt,
+                seed=made.seeds[i],
+                rank=int(ours.rank[i]),
+                taken_for=texts[i][int(ours.scores[i].argmax())],
+                true_rank=int(true.rank[i]),
+                nearest_in_features=ours.by_features.distance[i, 0].item(),
+                nearest_in_pixels=ours.by_pixels.distance[i, 0].item(),
+            )
+            for i, trial in enumerate(trials)
+        ),
+        seconds=made.seconds,
+    )
+    return Evaluation(report, made.pictures, training[ours.by_features.index[:, 0]], training[ours.by_pixels.index[:, 0]])
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is known of N pictures, each with M candidate texts, the first its own."""
+
+    features: Tensor  # (N, P)
+    score: Tensor  # (N,), CLIP score with its own text
+    scores: Tensor  # (N, M), cosines
+    rank: Tensor  # (N,), of its own text
+    by_features: Neighbours
+    by_pixels: Neighbours
+
+
+def _judged(judge: Judge, x: Tensor, candidates: Tensor, training: Tensor, training_features: Tensor) -> _Judged:
+    features = judge.pictures(x)
+    scores = cosine(features[:, None], candidates)[:, 0]
+    return _Judged(
+        features=features,
+        score=clip_score(features, candidates[:, 0]),
+        scores=scores,
+        rank=ranks(scores, torch.zeros(len(x), dtype=torch.long)),
+        by_features=nearest_neighbours(features, training_features),
+        by_pixels=nearest_neighbours(x, training, chunk=512),
+    )
+
+
+def _kinds(trials: Sequence[Trial]) -> Iterator[tuple[str, Tensor]]:
+    """Each kind of trial with its mask (N,), in order; then all that training never saw together."""
+    kinds = [trial.kind for trial in trials]
+    for kind in dict.fromkeys(kinds):
+        yield kind, torch.tensor([each == kind for each in kinds])
+    if len({*kinds} - {KNOWN}) > 1:
+        yield "all held out", torch.tensor([each != KNOWN for each in kinds])
+
+
+def _kind_report(kind: str, made: _Judged, true: _Judged, here: Tensor) -> KindReport:
+    """The report of the pictures that the mask `here` (N,) selects."""
+    return KindReport(
+        kind=kind,
+        at_1=proportion(within(made.rank[here], 1)),
+        at_5=proportion(within(made.rank[here], 5)),
+        true_at_1=proportion(within(true.rank[here], 1)),
+        true_at_5=proportion(within(true.rank[here], 5)),
+        score=bootstrap(made.score[here]),
+        true_score=bootstrap(true.score[here]),
+        in_features=copying(made.by_features.distance[here, 0], true.by_features.distance[here, 0]),
+        in_pixels=copying(made.by_pixels.distance[here, 0], true.by_pixels.distance[here, 0]),
+    )
+
+
+def literal(prompt: str) -> str:
+    """A prompt whose brackets, should a thing's name have some, are brackets and not emphasis."""
+    return re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)
+
+
+def true_renders(trials: Sequence[Trial]) -> Tensor:
+    """The true renders of trials as (N, 3, H, W) in [−1, 1]."""
+    return torch.stack([torch.from_numpy(to_array(trial.picture)) for trial in trials])
+
+
+def first_pictures(batches: Batches, count: int) -> Tensor:
+    """The first `count` pictures that training with these batches would see, (count, 3, H, W)."""
+    parts = range(-(-count // batches.batch_size))
+    return torch.cat([batches.batch(step).x for step in _watched(parts, "drawing training pictures")])[:count]
+
+
+def check_out(folder: Path) -> None:
+    """Refuse, before hours are spent, a folder that can't be written or holds something other than an earlier evaluation."""
+    if folder.exists() and not (folder / "report.json").is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DaguerreError(f"'{folder}' exists and holds no earlier evaluation, so it is not overwritten; name another with --out.")
+    check_writable(folder / "report.json")
+
+
+def _watched(items: Sequence[T], description: str) -> Iterator[T]:
+    """Pass items on, showing how many are done and the time that is left, where someone looks on."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, description=description)

@@ -1,0 +1,14 @@
+"""Recipes: typed values that a command line can be made of, each with the function that runs it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daguerre.training.recipes import emoji, judge, shapes, text_to_image
+
+RECIPES: dict[str, tuple[type, Callable[[Any], Path]]] = {
+    "emoji": (emoji.EmojiRecipe, emoji.run),
+    "shapes": (shapes.ShapesRecipe, shapes.run),
+    "text-to-image": (text_to_image.TextToImageRecipe, text_to_image.run),
+    "judge": (judge.JudgeRecipe, judge.run),
+}

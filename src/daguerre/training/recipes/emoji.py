@@ -1,0 +1,112 @@
+"""The embedded model: autoencoder, CLIP and diffusion on drawn emoji, in order."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from daguerre.data import EmojiMix, EmojiSource
+from daguerre.models.autoencoder_kl import AutoencoderKLConfig
+from daguerre.models.patch_discriminator import PatchDiscriminatorConfig
+from daguerre.models.unet import UNetConfig
+from daguerre.training.autoencoder import AutoencoderLoss
+from daguerre.training.loop import LoopConfig
+from daguerre.training.recipes.run import LatentRecipe, run_latent_recipe
+from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
+
+CPU = Plan(
+    size=64,
+    autoencoder=AutoencoderPlan(
+        AutoencoderKLConfig(
+            latent_channels=16,
+            channels=(16, 64, 128, 192),
+            blocks=1,
+            mid_attention=False,
+            norm_groups=2,  # one channel a group, as 16 would have it, is instance norm, which forgets colour
+            quant_conv=False,
+            post_quant_conv=False,
+        ),
+        LoopConfig(steps=4000, batch_size=16, learning_rate=8e-4, ema=0.998, precision="bf16", checkpoint_every=200, sample_every=400),
+        AutoencoderLoss(kl=1e-3, equivariance=0.3),
+    ),
+    clip=ClipPlan(
+        tiny_text(vocab_size=2048, width=256, layers=4),
+        tiny_vision(size=64, patch=16, width=256, layers=4, projection=256),
+        LoopConfig(steps=4000, batch_size=128, learning_rate=5e-4, weight_decay=0.1, betas=(0.9, 0.98), precision="bf16", sample_every=0),
+    ),
+    diffusion=DiffusionPlan(
+        UNetConfig(
+            in_channels=16,
+            out_channels=16,
+            channels=(192, 256),
+            blocks=1,
+            depth=(1, 1),
+            heads=(3, 4),
+            context_width=256,
+        ),
+        LoopConfig(steps=6000, batch_size=32, learning_rate=6e-4, precision="bf16", ema=0.999),
+    ),
+)
+
+GPU = Plan(
+    size=128,
+    autoencoder=AutoencoderPlan(
+        AutoencoderKLConfig(
+            latent_channels=16,
+            channels=(32, 64, 128, 192),
+            blocks=1,
+            mid_attention=False,
+            norm_groups=4,
+            quant_conv=False,
+            post_quant_conv=False,
+        ),
+        LoopConfig(steps=16_000, workers=12, batch_size=128, learning_rate=8e-4, ema=0.9995, precision="bf16", compile=True),
+        AutoencoderLoss(kl=1e-3, equivariance=0.3, adversarial=0.3, adversarial_start=10_000),
+        PatchDiscriminatorConfig(channels=48),
+    ),
+    clip=ClipPlan(
+        tiny_text(vocab_size=2048, width=256, layers=4),
+        tiny_vision(size=128, patch=16, width=384, layers=6, projection=256),
+        LoopConfig(
+            steps=10_000,
+            workers=12,
+            batch_size=512,
+            learning_rate=5e-4,
+            weight_decay=0.1,
+            betas=(0.9, 0.98),
+            precision="bf16",
+            sample_every=0,
+        ),
+    ),
+    diffusion=DiffusionPlan(
+        replace(CPU.diffusion.unet, channels=(192, 256), depth=(1, 1)),
+        LoopConfig(steps=40_000, workers=12, batch_size=256, learning_rate=6e-4, precision="bf16", ema=0.9998, compile=True),
+        pool=400_000,
+    ),
+)
+
+MIX = EmojiMix(recoloured=0.25, background=0.18, pair=0.2)
+PRESETS = {"cpu": CPU, "gpu": GPU}
+SHOWN = (
+    "a red apple",
+    "cat face",
+    "a blue apple",
+    "grinning face",
+    "a rocket on a green background",
+    "a cat to the left of a pizza",
+    "a sunflower",
+    "a purple elephant",
+)
+
+
+@dataclass(frozen=True)
+class EmojiRecipe(LatentRecipe):
+    """Train the embedded model on emoji: autoencoder, CLIP, diffusion."""
+
+    out: Path = Path("runs/emoji")
+    preset: Literal["cpu", "gpu"] = "cpu"  # two cores and some hours, or one large GPU and 25 minutes
+
+
+def run(recipe: EmojiRecipe) -> Path:
+    """Train, and return the folder of the finished model."""
+    plan = PRESETS[recipe.preset]
+    return run_latent_recipe(recipe, plan, EmojiSource(plan.size, mix=MIX), SHOWN)

@@ -1,0 +1,41 @@
+"""The judge: a second CLIP, of other size and seed than the model's, that also sees the pairs held out from the model's training."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from daguerre.data import EmojiMix, EmojiSource
+from daguerre.training.loop import LoopConfig
+from daguerre.training.processes import rank
+from daguerre.training.recipes.emoji import CPU
+from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.stages import ClipPlan, tiny_text, tiny_vision, train_clip
+from daguerre.weights import save_clip
+
+PLAN = ClipPlan(
+    tiny_text(vocab_size=3072, width=192, layers=3),
+    tiny_vision(size=64, patch=16, width=320, layers=4, projection=192),
+    replace(CPU.clip.loop, steps=5000),
+)
+MIX = EmojiMix(recoloured=0.4, background=0.25, pair=0.35)  # it is asked about these as often as about things
+
+
+@dataclass(frozen=True)
+class JudgeRecipe:
+    """Train the CLIP that `daguerre evaluate` measures with."""
+
+    out: Path = Path("runs/judge")
+    size: int = 64  # pixels
+    steps: int | None = None  # None: the preset's
+    seed: int = 1000
+
+
+def run(recipe: JudgeRecipe) -> Path:
+    """Train, and return the judge's folder."""
+    source = EmojiSource(recipe.size, split="all", mix=MIX)
+    remember(recipe.out, "JudgeRecipe", source.key, size=recipe.size, seed=recipe.seed)
+    loop: LoopConfig = PLAN.loop if recipe.steps is None else replace(PLAN.loop, steps=recipe.steps)
+    plan = replace(PLAN, loop=loop, vision=replace(PLAN.vision, size=recipe.size, patch=recipe.size // 4))
+    clip, tokenizer = train_clip(plan, source, recipe.size, recipe.seed, recipe.out)
+    if rank() == 0:
+        save_clip(clip, tokenizer, recipe.out / "model")
+    return recipe.out / "model"

@@ -1,0 +1,74 @@
+"""A whole recipe, from pictures to a model folder: what `daguerre train emoji` and `daguerre train shapes` have in common."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from daguerre.data import Source
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_write
+from daguerre.text import TextConditioner
+from daguerre.training.loop import LoopConfig
+from daguerre.training.processes import rank
+from daguerre.training.recipes.stages import Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
+from daguerre.weights import load, save
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """What every recipe of three stages is told. Run again with the same values, it goes on where it was stopped."""
+
+    out: Path
+    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # a model whose UNet trains on; none: all three stages from nothing
+    seed: int = 0
+    autoencoder_steps: int | None = None  # None: the preset's
+    clip_steps: int | None = None
+    diffusion_steps: int | None = None
+
+
+def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str]) -> Path:
+    """Train the stages of `plan` on `source` under `recipe.out`; return `out/model`, the finished folder."""
+    plan = shortened(plan, recipe)
+    remember(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.base, plan=asdict(plan))
+    if recipe.base is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
+        raise DaguerreError("With --from only the UNet is trained; leave out --autoencoder-steps and --clip-steps, or leave out --from.")
+    if recipe.base is None:
+        autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
+        clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")
+        conditioner = TextConditioner(tokenizer, clip.text.eval())
+        model = fresh_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
+    else:
+        model = replace(load(recipe.base), name=recipe.out.name)
+    train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", shown)
+    if rank() == 0:
+        save(model, recipe.out / "model")
+    return recipe.out / "model"
+
+
+def shortened(plan: Plan, recipe: LatentRecipe) -> Plan:
+    """The plan with the numbers of steps that the recipe asks for."""
+
+    def loop(config: LoopConfig, steps: int | None) -> LoopConfig:
+        return config if steps is None else replace(config, steps=steps)
+
+    return replace(
+        plan,
+        autoencoder=replace(plan.autoencoder, loop=loop(plan.autoencoder.loop, recipe.autoencoder_steps)),
+        clip=replace(plan.clip, loop=loop(plan.clip.loop, recipe.clip_steps)),
+        diffusion=replace(plan.diffusion, loop=loop(plan.diffusion.loop, recipe.diffusion_steps)),
+    )
+
+
+def remember(out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, **more: Any) -> None:
+    """Write what is trained here to `out/recipe.json`; refuse a folder in which something else was trained."""
+    path, identity = out / "recipe.json", {"recipe": recipe, "source": source, "size": size, "seed": seed, "base": base}
+    if path.is_file():
+        before = {name: json.loads(path.read_text()).get(name) for name in identity}
+        if before != identity:
+            raise DaguerreError(f"{out} holds another run: {before}, not {identity}. Choose another --out, or remove that folder.")
+    with atomic_write(path) as file:  # every process writes the same
+        file.write(json.dumps(identity | more, indent=1, default=str).encode())

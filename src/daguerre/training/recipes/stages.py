@@ -1,0 +1,161 @@
+"""The stages that every latent diffusion recipe walks: autoencoder → CLIP → diffusion → one folder that any of the field's tools opens.
+
+Each stage works in a folder of its own under the recipe's, so a run that was stopped anywhere goes on from there; a stage that is done is
+read back instead of trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from daguerre.data import Batches, Source
+from daguerre.diffusion import Schedule, ScheduleConfig
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from daguerre.models.unet import UNet, UNetConfig
+from daguerre.text import Conditioner, Tokenizer, train_tokenizer
+from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
+from daguerre.training.cache import CachedLatents, cache_latents
+from daguerre.training.contrastive import ContrastiveStage
+from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
+from daguerre.training.loop import LoopConfig, fingerprint, train
+from daguerre.training.processes import main_first
+
+
+@dataclass(frozen=True)
+class AutoencoderPlan:
+    """The first stage."""
+
+    model: AutoencoderKLConfig
+    loop: LoopConfig
+    loss: AutoencoderLoss = AutoencoderLoss()
+    discriminator: PatchDiscriminatorConfig | None = None
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """The second stage: its text tower becomes the model's text encoder."""
+
+    text: CLIPTextConfig  # vocab_size is the most the tokenizer may learn
+    vision: CLIPVisionConfig
+    loop: LoopConfig
+    siblings: int = 4  # pictures of one thing in a batch: they teach the words around it
+
+
+@dataclass(frozen=True)
+class DiffusionPlan:
+    """The last stage."""
+
+    unet: UNetConfig
+    loop: LoopConfig
+    loss: DiffusionLoss = DiffusionLoss()
+    schedule: ScheduleConfig = ScheduleConfig(zero_terminal_snr=True)
+    pool: int = 50_000  # samples encoded once and shown again every epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All three, for pictures of `size` pixels a side."""
+
+    size: int
+    autoencoder: AutoencoderPlan
+    clip: ClipPlan
+    diffusion: DiffusionPlan
+
+
+def train_autoencoder(plan: AutoencoderPlan, source: Source, size: int, seed: int, out: Path) -> AutoencoderKL:
+    """Train the autoencoder, then measure the mean and spread of its latents, which become shift and scaling factor."""
+    torch.manual_seed(seed)
+    autoencoder = AutoencoderKL(plan.model)
+    critic = PatchDiscriminator(plan.discriminator) if plan.discriminator else None
+    batches = Batches(source, plan.loop.batch_size, seed, size)
+    shown = Batches(source, 8, seed + 1, size).batch(0).x
+    stage = AutoencoderStage(autoencoder, plan.loss, shown, discriminator=critic)
+    train(stage, batches, plan.loop, out, recipe=[asdict(plan.model), asdict(plan.loss), source.key, size, seed])
+    return with_measured_scale(autoencoder, Batches(source, 256, seed + 2, size).batch(0).x)
+
+
+@torch.no_grad()
+def with_measured_scale(autoencoder: AutoencoderKL, x: Tensor) -> AutoencoderKL:
+    """The same weights, whose scaled latents have mean 0 and variance 1 over the pictures x (B, 3, H, W)."""
+    device = next(autoencoder.parameters()).device
+    mean = torch.cat([autoencoder.moments(part.to(device)).mean for part in x.split(32)])
+    config = replace(autoencoder.config, shift_factor=round(mean.mean().item(), 5), scaling_factor=round(1 / mean.std().item(), 5))
+    scaled = AutoencoderKL(config).to(device)
+    scaled.load_state_dict(autoencoder.state_dict(), strict=True)
+    return scaled.eval()
+
+
+def train_clip(plan: ClipPlan, source: Source, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
+    """Learn a vocabulary from the source's captions, then both towers."""
+    tokenizer = learned_tokenizer(source, plan.text, seed, out / "tokenizer")
+    torch.manual_seed(seed)
+    text = replace(plan.text, vocab_size=len(tokenizer), eos=tokenizer.eos)
+    clip = CLIP(CLIPConfig(text=text, vision=plan.vision))
+    batches = Batches(source, plan.loop.batch_size, seed, size, siblings=plan.siblings)
+    train(ContrastiveStage(clip, tokenizer), batches, plan.loop, out, recipe=[asdict(text), asdict(plan.vision), source.key, size, seed])
+    return clip, tokenizer
+
+
+def learned_tokenizer(source: Source, text: CLIPTextConfig, seed: int, folder: Path, captions: int = 40_000) -> Tokenizer:
+    """The tokenizer in `folder`, or one learned from `captions` of the source's captions and kept there."""
+
+    def learn() -> Tokenizer:
+        if not (folder / "vocab.json").is_file():
+            with atomic_path(folder) as beside:
+                train_tokenizer(source.captions(captions, seed), text.vocab_size, text.length).save(beside)
+        return Tokenizer.from_folder(folder)
+
+    return main_first(learn)
+
+
+def fresh_model(
+    plan: DiffusionPlan, autoencoder: AutoencoderKL, conditioner: Conditioner, size: int, seed: int, name: str
+) -> LatentDiffusion:
+    """A model whose UNet knows nothing yet."""
+    torch.manual_seed(seed)
+    return LatentDiffusion(UNet(plan.unet), autoencoder, conditioner, Schedule(plan.schedule), "v", name, size)
+
+
+def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Source, seed: int, out: Path, shown: Sequence[str]) -> None:
+    """Train the UNet of `model` on cached latents of its autoencoder, told by its text encoder; neither of these two changes."""
+    autoencoder, conditioner = trained_parts(model)
+    parts = [source.key, model.size, seed, weights_key(autoencoder)]
+    drawn = Batches(source, 64, seed + 3, model.size)
+    latents, captions = cache_latents(drawn, autoencoder, plan.pool, out / "cache", fingerprint(*parts), plan.loop.workers)
+    recipe = [asdict(model.unet.config), asdict(plan.loss), asdict(model.schedule.config), plan.pool, *parts, weights_key(conditioner)]
+    stage = DiffusionStage(model, plan.loss, conditioner.captions, shown)
+    train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed), plan.loop, out, recipe=recipe)
+
+
+def trained_parts(model: LatentDiffusion) -> tuple[AutoencoderKL, Conditioner]:
+    """The parts around the UNet, frozen. Raises DaguerreError for a model that lacks one."""
+    autoencoder, conditioner = model.autoencoder, model.conditioner
+    if not isinstance(autoencoder, AutoencoderKL) or not isinstance(conditioner, Conditioner):
+        raise DaguerreError(f"{model.name} lacks an autoencoder or a text encoder; training its UNet needs both.")
+    return autoencoder.requires_grad_(False), conditioner.requires_grad_(False)
+
+
+@torch.no_grad()
+def weights_key(module: torch.nn.Module) -> str:
+    """A fingerprint of a module's weights."""
+    return fingerprint(
+        [(name, float(value.double().sum()), float(value.double().abs().sum())) for name, value in module.state_dict().items()]
+    )
+
+
+def tiny_text(vocab_size: int, width: int, layers: int, length: int = 32) -> CLIPTextConfig:
+    """A text tower with heads of width 64 and a projection of its own width."""
+    return CLIPTextConfig(vocab_size, length, width, layers, width // 64, 4 * width, "gelu", projection=width)
+
+
+def tiny_vision(size: int, patch: int, width: int, layers: int, projection: int) -> CLIPVisionConfig:
+    """A vision tower with heads of width 64."""
+    return CLIPVisionConfig(size, patch, 3, width, layers, width // 64, 4 * width, "gelu", projection=projection)

@@ -1,0 +1,74 @@
+"""What most people want: a latent diffusion model of their own pictures. Autoencoder and text encoder stay, the UNet learns."""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from daguerre.data import Batches, FolderSource
+from daguerre.errors import DaguerreError
+from daguerre.models.unet import UNet
+from daguerre.nn.checkpointing import checkpointed
+from daguerre.training.cache import CachedLatents, RememberedCaptions, cache_latents
+from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
+from daguerre.training.loop import LoopConfig, fingerprint, train
+from daguerre.training.processes import rank
+from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.stages import trained_parts, weights_key
+from daguerre.weights import load, save
+
+
+@dataclass(frozen=True)
+class TextToImageRecipe:
+    """Train on a folder of pictures with captions (metadata.jsonl, .txt beside, or one folder per class)."""
+
+    data: Path
+    out: Path = Path("runs/text-to-image")
+    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # model whose parts are used; none: the embedded one
+    fresh: bool = False  # start the UNet anew instead of continuing
+    size: int | None = None  # pixels a side; none: the model's own
+    views: int = 4  # crops of each picture that are encoded
+    cache: bool = True  # encode pictures once; without it every step draws new crops
+    gradient_checkpointing: bool = False  # less memory, a third slower
+    skip_bad: bool = False  # skip and count unreadable pictures and missing captions instead of stopping
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="bf16"))
+    loss: DiffusionLoss = field(default_factory=DiffusionLoss)
+
+
+def run(recipe: TextToImageRecipe) -> Path:
+    """Train, and return the folder of the finished model.
+
+    Raises:
+        DaguerreError: the folder has no pictures, the model has no parts to train with, or `out` holds another run.
+    """
+    model = load(recipe.base)
+    autoencoder, conditioner = trained_parts(model)
+    size, loop = recipe.size or model.size, recipe.loop
+    if recipe.views < 1:
+        raise DaguerreError(f"views is {recipe.views}; each picture is encoded at least once.")
+    if size % autoencoder.downsampling:
+        raise DaguerreError(f"size is {size}; for {model.name} it must be a multiple of {autoencoder.downsampling}.")
+    source = FolderSource(recipe.data, size, skip_bad=recipe.skip_bad)
+    for path, why in source.bad:
+        print(f"skipped {path}: {why}", file=sys.stderr)
+    if source.bad:
+        print(f"{len(source.bad)} skipped, {len(source)} pictures left", file=sys.stderr)
+    remember(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.base)
+    torch.manual_seed(loop.seed)
+    unet = UNet(model.unet.config) if recipe.fresh else model.unet.float()
+    model = replace(model, unet=unet, name=recipe.out.name, size=size)
+    parts = [source.key, size, weights_key(autoencoder), weights_key(conditioner)]
+    batches = Batches(source, loop.batch_size, loop.seed, size)
+    if recipe.cache:
+        kept = cache_latents(batches, autoencoder, recipe.views * len(source), recipe.out / "cache", fingerprint(*parts))
+        batches = CachedLatents(*kept, loop.batch_size, loop.seed)
+    stage = DiffusionStage(model, recipe.loss, RememberedCaptions(conditioner.captions), source.captions(8, seed=0))
+    with checkpointed(unet) if recipe.gradient_checkpointing else nullcontext():
+        train(stage, batches, loop, recipe.out, recipe=[*parts, asdict(recipe.loss), recipe.fresh, recipe.base, recipe.cache, recipe.views])
+    if rank() == 0:
+        save(model, recipe.out / "model")
+    return recipe.out / "model"

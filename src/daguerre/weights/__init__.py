@@ -1,0 +1,29 @@
+"""Models from files and into files: `load` opens any source, `save` writes the field's folder layout.
+
+    model = load()                     # the embedded model
+    model = load("my-model")           # a folder in the field's layout
+    save(model, "copy", dtype=torch.float16)
+
+The names load their files on first use, so that asking which models there are imports no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daguerre.weights.clip_folder import load_clip as load_clip
+    from daguerre.weights.clip_folder import save_clip as save_clip
+    from daguerre.weights.source import load as load
+    from daguerre.weights.source import load_vae as load_vae
+    from daguerre.weights.source import save as save
+
+__all__ = ["load", "load_clip", "load_vae", "save", "save_clip"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "load_vae", "save"):
+        import daguerre.weights.source as file
+    elif name in ("load_clip", "save_clip"):
+        import daguerre.weights.clip_folder as file
+    else:
+        raise AttributeError(f"module 'daguerre.weights' has no attribute {name!r}")
+    return getattr(file, name)

@@ -1,0 +1,270 @@
+"""Checkpoints from one form into another: one file or a folder of parts, any precision, without the running average, out of pickle.
+
+    convert("model.ckpt", "model.safetensors", dtype=torch.float16)
+    convert("model.safetensors", "model-folder")
+    convert("model-folder", "model.safetensors")
+
+No network is built: tensors go from map to file under their new names, so that without a new precision every one keeps its bytes.
+What a network predicts is never lost: it is written into the scheduler's config or the file's metadata, and where nobody knows it, the
+caller is asked.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from daguerre.diffusion.denoiser import Prediction
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+from daguerre.models.autoencoder_kl import AutoencoderKLConfig
+from daguerre.models.vq_model import VQModelConfig
+from daguerre.text import Tokenizer
+from daguerre.text.tokenizer import EOS
+from daguerre.weights import configs
+from daguerre.weights.catalog import INDEX
+from daguerre.weights.describe import Description, describe, said, with_values
+from daguerre.weights.families import asked_prediction, task_of
+from daguerre.weights.files import listed, put_json, put_safetensors, read_json, read_safetensors
+from daguerre.weights.keys import Rule, Table, UNetLayout, autoencoder_rules, open_clip_rules, rule, unet_rules
+from daguerre.weights.keys_parts import Part, averaged, sort
+from daguerre.weights.reader import CONFIGS, open_tensors
+from daguerre.weights.single_file import BLANK
+
+UNREAD = "unread.safetensors"  # beside the parts: what a single file holds and a folder has no place for, kept for the way back
+WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+PIPELINES = {
+    "text-to-image": "StableDiffusionPipeline",
+    "inpainting": "StableDiffusionInpaintPipeline",
+    "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
+    "upscaler": "StableDiffusionUpscalePipeline",
+}
+XL_PIPELINES = {
+    "text-to-image": "StableDiffusionXLPipeline",
+    "inpainting": "StableDiffusionXLInpaintPipeline",
+    "instruct-pix2pix": "StableDiffusionXLInstructPix2PixPipeline",
+}
+# How the ×4 upscaler's low-resolution picture is noised.
+LOW_RESOLUTION = {
+    "_class_name": "DDPMScheduler",
+    "beta_end": 0.02,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+}
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    ema: bool | None = None,
+    prediction: Prediction | None = None,
+    heads: int | tuple[int, ...] | None = None,
+    variant: str | None = None,
+) -> Path:
+    """Write a checkpoint in another form; the target's name tells which: `*.safetensors` is one file, anything else a folder.
+
+    Args:
+        source: a single file, the index of its shards, a whole model's folder, or one part's.
+        dtype: of the floating-point tensors; None keeps each as it is.
+        ema: write the running average in the place of the weights (True), or the weights without it (False). None: from file to file
+            both stay, and a folder gets the weights, or the average where there is nothing else.
+        prediction, heads: as in `describe`, where the source does not say.
+        variant: of a folder's files, such as "fp16".
+
+    Raises:
+        DaguerreError: the source does not fit its family (lists every name), it cannot be told what it predicts, or the place cannot be
+        written. Nothing is left behind then.
+    """
+    target = Path(target)
+    file = open_tensors(source, variant=variant)
+    about = with_values(describe(file, prediction=prediction, heads=heads, ema=ema))
+    if ema is not None and about.unet is None and any(name.startswith("model_ema.") for name in file.shapes):
+        raise DaguerreError(f"'{source}' holds only the running average of its UNet; without it nothing is left. Leave ema out.")
+    if target.suffix == ".safetensors" and file.container != "folder":
+        tensors = _pruned(file.read(), ema)
+        _write_file(target, tensors, {**file.metadata, **_spoken(about, prediction)}, dtype)
+        return target
+    if faults := {what: names for what, names in about.faults().items() if names}:
+        lists = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in faults.items())
+        raise DaguerreError(f"'{source}' is not converted, because it does not fit the networks that it looks like: {lists}.")
+    if about.unet is not None and about.prediction is None:
+        raise asked_prediction(source)
+    parts = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
+    if target.suffix == ".safetensors":
+        names = _single_file_tables(about)
+        tensors = {name: tensor for part, table in names.items() for name, tensor in _theirs(table, parts[part], about).items()}
+        kept = said(file.metadata)
+        if (unread := Path(source) / UNREAD).is_file():
+            tensors |= read_safetensors(unread)
+            kept.pop("text_encoder", None)  # it describes the tower without its last block
+        _write_file(target, tensors, _spoken(about, about.prediction) | {CONFIGS: json.dumps(kept)}, dtype)
+    else:
+        _write_folder(target, parts, about, dtype)
+    return target
+
+
+def _pruned(tensors: dict[str, Tensor], ema: bool | None) -> dict[str, Tensor]:
+    """The file's tensors under its own names, with the wanted set of the UNet's weights."""
+    if ema is None:
+        return tensors
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model_ema.")}
+    return rest | averaged(tensors) if ema else rest
+
+
+def _spoken(about: Description, prediction: Prediction | None) -> dict[str, str]:
+    """The metadata in which a single file says what it predicts."""
+    return {"modelspec.prediction_type": "sample" if prediction == "x0" else prediction} if prediction and about.unet else {}
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> None:
+    with atomic_path(path) as beside:
+        put_safetensors(beside, _cast(tensors, dtype), metadata)
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _prefixed(prefix: str, rules: Iterable[Rule]) -> Table:
+    return Table(one._replace(theirs=prefix + one.theirs) for one in rules)
+
+
+def _single_file_tables(about: Description) -> dict[str, Table]:
+    """Part -> the table of its single-file names, as the family's own files have them. A part alone keeps its bare names."""
+    tables: dict[str, Table] = {}
+    whole = about.unet is not None
+    if about.unet is not None:
+        tables["unet"] = _prefixed("model.diffusion_model.", unet_rules(UNetLayout.of(about.unet)))
+    if about.autoencoder is not None:
+        rules = autoencoder_rules(len(about.autoencoder.channels), about.autoencoder.blocks + 1)
+        tables["vae"] = _prefixed("first_stage_model." if whole else "", rules)
+    family = about.family.name if about.family else ""
+    for part, config in about.texts.items():
+        open_clip = family.startswith("sd2") or part == "text_encoder_2"
+        place = "conditioner.embedders.0" if part == "text_encoder" or family == "sdxl-refiner" else "conditioner.embedders.1"
+        place = place if family.startswith("sdxl") else "cond_stage_model" if whole else ""
+        prefix = f"{place}.{'model' if open_clip else 'transformer'}." if place else ""
+        tables[part] = _prefixed(prefix, open_clip_rules(config.layers) if open_clip else [rule("", "")])
+    return tables
+
+
+def _theirs(table: Table, part: Part, about: Description) -> dict[str, Tensor]:
+    tensors, lost = table.to_theirs(about.ours(part))
+    if lost:
+        raise DaguerreError(f"A single file has no names for {len(lost)} tensors of {part.name} ({listed(lost)}).")
+    return tensors
+
+
+def _write_folder(target: Path, parts: Mapping[str, Part], about: Description, dtype: torch.dtype | None) -> None:
+    if about.file.container == "folder" and target.exists() and target.samefile(about.file.path):
+        raise DaguerreError(f"'{target}' would be written over itself; name another folder.")
+    ours = any((target / name).is_file() for name in (INDEX, "config.json"))
+    if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
+        raise DaguerreError(f"'{target}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    known = [name for name in parts if name in about.texts or name in WEIGHTS]
+    if not known or isinstance(about.autoencoder, VQModelConfig):
+        held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "nothing known"
+        raise DaguerreError(
+            f"The folder layout has no words for this file, which holds {held}; it can be written as one .safetensors file."
+        )
+    written = {name: _config(name, about) for name in known}
+    unread: dict[str, Tensor] = {}
+    with atomic_path(target) as beside:
+        for name, config in written.items():
+            folder = beside / name if about.unet else beside
+            folder.mkdir(parents=True)
+            tensors = about.ours(parts[name])
+            if name in about.texts:
+                tensors, left = _read_of_text(tensors, config)
+                unread |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_theirs(left)[0].items()}
+            put_json(folder / "config.json", config)
+            put_safetensors(folder / WEIGHTS.get(name, "model.safetensors"), _cast(tensors, dtype))
+            if name in TOKENIZERS:
+                _tokenizer(name, about).save(beside / TOKENIZERS[name])
+        if unread:
+            put_safetensors(beside / UNREAD, _cast(unread, dtype))
+        if about.unet is not None and about.prediction is not None:
+            scheduler = said(about.file.metadata).get("scheduler") or configs.schedule_json(about.schedule, about.prediction)
+            (beside / "scheduler").mkdir()
+            put_json(beside / "scheduler" / "scheduler_config.json", scheduler)
+            put_json(beside / INDEX, _index(about, written))
+            if about.family is not None and about.family.name == "sd2-upscaler":
+                (beside / "low_res_scheduler").mkdir()
+                put_json(beside / "low_res_scheduler" / "scheduler_config.json", LOW_RESOLUTION)
+
+
+def _config(part: str, about: Description) -> dict[str, Any]:
+    """The config.json of a part: the one it came with, or one made from its shapes."""
+    kept = said(about.file.metadata)
+    if part in kept:
+        return kept[part]
+    if part == "unet" and about.unet is not None:
+        factor = 2 ** (len(about.autoencoder.channels) - 1) if about.autoencoder else 8
+        return configs.unet_json(about.unet, about.size // factor)
+    if part == "vae" and isinstance(about.autoencoder, AutoencoderKLConfig):
+        return configs.autoencoder_json(about.autoencoder, about.size)
+    config, tokenizer = about.texts[part], _tokenizer(part, about)
+    if about.family is not None and about.family.name.startswith("sd2") and config.projection is not None:
+        config = replace(config, layers=config.layers - 1, projection=None)  # readers of a folder always read the last block
+    return configs.text_json(config, bos=tokenizer.bos, pad=tokenizer.pad)
+
+
+def _read_of_text(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A text tower's tensors that its config has a place for, and the others."""
+    layers = config["num_hidden_layers"]
+    projected = "Projection" in str(config.get("architectures"))
+
+    def has_place(name: str) -> bool:
+        if name == "text_projection.weight":
+            return projected
+        _, layer, number = name.partition(".layers.")
+        return not layer or int(number.partition(".")[0]) < layers
+
+    return {k: t for k, t in tensors.items() if has_place(k)}, {k: t for k, t in tensors.items() if not has_place(k)}
+
+
+def _tokenizer(part: str, about: Description) -> Tokenizer:
+    if (folder := about.file.path / TOKENIZERS[part]).is_dir():
+        return Tokenizer.from_folder(folder)
+    blank = part == "text_encoder_2" or (about.family is not None and about.family.name.startswith("sd2"))
+    return Tokenizer.clip(pad=BLANK if blank else EOS)
+
+
+def _index(about: Description, written: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """model_index.json: the pipeline of the field that opens this folder."""
+    assert about.family is not None
+    assert about.unet is not None
+    if (kept := about.file.path / INDEX).is_file():
+        return read_json(kept)
+    task = "upscaler" if about.family.name == "sd2-upscaler" else task_of(about.family, about.unet)
+    extra: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    if about.family.name.startswith("sdxl"):
+        refiner = about.family.name == "sdxl-refiner"
+        name = "StableDiffusionXLImg2ImgPipeline" if refiner else XL_PIPELINES.get(task, XL_PIPELINES["text-to-image"])
+        extra = (
+            {"force_zeros_for_empty_prompt": not refiner, "requires_aesthetics_score": refiner}
+            if refiner
+            else {"force_zeros_for_empty_prompt": True}
+        )
+        extra |= {part: [None, None] for part in ("text_encoder", "tokenizer") if refiner}
+    else:
+        name = PIPELINES.get(task, PIPELINES["text-to-image"])
+        if task == "upscaler":
+            extra = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+    networks = {part: ["transformers", config["architectures"][0]] for part, config in written.items() if part in TOKENIZERS}
+    networks |= {TOKENIZERS[part]: ["transformers", "CLIPTokenizer"] for part in written if part in TOKENIZERS}
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    return {"_class_name": name, "_diffusers_version": "0.35.0", **extra, **networks, **parts}

@@ -1,0 +1,164 @@
+"""Tensors in files: the safetensors format, read by memory map and written whole or not at all.
+
+A file is eight bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, and the bytes of the tensors; nothing
+in it can run (https://github.com/huggingface/safetensors, "Format").
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+
+LISTED = 8  # how many names of one kind an error message shows
+
+
+def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors, whole or not at all.
+
+    Raises:
+        DaguerreError: the place cannot be written, or the disk is full.
+    """
+    with atomic_path(path) as beside:
+        put_safetensors(beside, tensors, metadata)
+
+
+def put_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
+    # The format knows only row-major tensors, so weights kept in channels_last order are laid out anew.
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # the library's own words for a full disk
+        raise OSError(str(error)) from error
+    path.chmod(0o644)  # the library keeps its files from everybody else
+
+
+def read_safetensors(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Read every tensor of a file; floating-point ones in `dtype` where it is given. On the CPU the file's pages are mapped, not copied.
+
+    Raises:
+        DaguerreError: the file is missing, cut short, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: _cast(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the text that `save_safetensors` put beside the tensors.
+
+    Raises:
+        DaguerreError: the file is missing, cut short, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DaguerreError: the file is missing, or is not a JSON object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise DaguerreError(f"'{path}' is not readable as JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise DaguerreError(f"'{path}' holds a JSON {type(value).__name__} where an object is needed.")
+    return value
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all.
+
+    Raises:
+        DaguerreError: the place cannot be written, or the disk is full.
+    """
+    with atomic_path(path) as beside:
+        put_json(beside, value)
+
+
+def put_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules built in this block have shapes and names but no values and no memory, until `fill` gives them tensors."""
+    with torch.device("meta"), _NoInit():
+        yield
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves out `torch.nn.init`, whose `normal_` on the meta device imports the compiler: more than a second for no value at all."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Give a module built on the meta device its tensors, none copied, every name and shape accounted for.
+
+    Raises:
+        DaguerreError: a name is missing, unknown, or of another shape; lists all of them, and the module is left as it was.
+    """
+    wanted = module.state_dict()
+    faults = _faults(wanted, tensors)
+    if faults:
+        raise DaguerreError(f"'{where}' does not fit a {type(module).__name__} of this configuration: {'; '.join(faults)}.")
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
+
+
+def _faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    shapes = [
+        f"{name} is {list(given[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    found = {"missing": wanted.keys() - given.keys(), "unknown": given.keys() - wanted.keys(), "of another shape": shapes}
+    return [f"{len(names)} {kind} ({listed(names)})" for kind, names in found.items() if names]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names for an error message, the first few by name and the rest by count."""
+    ordered = sorted(names)
+    more = f", and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
+    return ", ".join(ordered[:LISTED]) + more
+
+
+def unreadable(path: str | Path, error: Exception) -> DaguerreError:
+    """Say in one sentence why a file could not be read."""
+    path = Path(path)
+    if not path.exists():
+        return DaguerreError(f"There is no file '{path}'.")
+    if isinstance(error, OSError):
+        return DaguerreError(f"Cannot read '{path}': {error.strerror or error}.")
+    return DaguerreError(f"'{path}' is cut short or is not a safetensors file ({error}); fetch or save it again.")
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

@@ -1,0 +1,233 @@
+"""Models in the field's folder layout: `model_index.json` names the parts, each part is a folder with its config and its tensors.
+
+    model_index.json
+    unet/ vae/               config.json, diffusion_pytorch_model.safetensors
+    text_encoder/            config.json, model.safetensors
+    tokenizer/               vocab.json, merges.txt, tokenizer_config.json
+    scheduler/               scheduler_config.json
+
+Our parameters carry the names of this layout, so tensors go straight into modules built on the meta device. The class names in the
+files select from the tables below; nothing is imported by name.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.diffusion.schedule import Schedule
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from daguerre.models.clip import CLIPText
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNet
+from daguerre.text import TextConditioner, Tokenizer
+from daguerre.weights.catalog import INDEX
+from daguerre.weights.configs import (
+    autoencoder_config,
+    autoencoder_json,
+    schedule_config,
+    schedule_json,
+    text_config,
+    text_json,
+    unet_config,
+    unet_json,
+)
+from daguerre.weights.files import fill, put_json, put_safetensors, read_json, read_safetensors, shapes_only
+
+CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
+NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+PIPELINES = ("StableDiffusionPipeline",)
+TEXT_ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}  # whether it has a projection
+
+# Autoencoders saved before these layers were renamed, and text encoders that were saved with the positions 0, 1, 2, … .
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_ATTENTION_NAME = re.compile(rf"(.*\.attentions\.\d+\.)({'|'.join(OLD_ATTENTION)})(\.\w+)")
+IGNORED_TEXT = "embeddings.position_ids"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+    """Read a whole model; its name is the folder's.
+
+    Raises:
+        DaguerreError: a part is missing, is of a kind that there is not here, or does not fit its config.
+    """
+    index = read_json(folder / INDEX)
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise DaguerreError(f"'{folder}' holds a {kind}; a folder that can be opened holds a {' or '.join(PIPELINES)}.")
+    where = folder / "scheduler" / SCHEDULER_CONFIG
+    schedule, prediction = schedule_config(read_json(where), where)
+    unet, size = load_unet(folder / "unet", device=device, dtype=dtype)
+    autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
+    encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=dtype)
+    return LatentDiffusion(
+        unet=unet,
+        autoencoder=autoencoder,
+        conditioner=TextConditioner(Tokenizer.from_folder(folder / "tokenizer"), encoder).eval(),
+        schedule=Schedule(schedule),
+        prediction=prediction,
+        name=folder.resolve().name,
+        size=size * autoencoder.downsampling,
+    )
+
+
+def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write a whole model so that diffusers' `StableDiffusionPipeline` opens it too; an older folder of that name is replaced.
+
+    Args:
+        dtype: of the saved tensors; None keeps each as it is.
+
+    Raises:
+        DaguerreError: the layout has no words for a part, or the place cannot be written. What stood there stands.
+    """
+    folder, autoencoder, conditioner = Path(folder), model.autoencoder, model.conditioner
+    if not isinstance(autoencoder, AutoencoderKL) or not isinstance(conditioner, TextConditioner):
+        parts = f"{type(autoencoder).__name__} and {type(conditioner).__name__}"
+        raise DaguerreError(f"A model of {parts} has no place in the folder layout; it takes an AutoencoderKL and a TextConditioner.")
+    if folder.exists() and not (folder / INDEX).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    tokenizer, encoder = conditioner.tokenizer, _states_alone(conditioner)
+    vae_config, vae_state = _unshifted(autoencoder)
+    configs = {
+        "unet": unet_json(model.unet.config, model.size // autoencoder.downsampling),
+        "vae": autoencoder_json(vae_config, model.size),
+        "text_encoder": text_json(encoder.config, bos=tokenizer.bos, pad=tokenizer.pad),
+    }
+    tensors = {
+        "unet": (NETWORK_WEIGHTS, model.unet.state_dict()),
+        "vae": (NETWORK_WEIGHTS, vae_state),
+        "text_encoder": (TEXT_WEIGHTS, encoder.state_dict()),
+    }
+    with atomic_path(folder) as beside:
+        for part, (name, state) in tensors.items():
+            (beside / part).mkdir(parents=True)
+            put_json(beside / part / CONFIG, configs[part])
+            put_safetensors(beside / part / name, {key: _cast(tensor, dtype) for key, tensor in state.items()})
+        tokenizer.save(beside / "tokenizer")
+        (beside / "scheduler").mkdir()
+        put_json(beside / "scheduler" / SCHEDULER_CONFIG, schedule_json(model.schedule.config, model.prediction))
+        put_json(beside / INDEX, _index(configs["text_encoder"]["architectures"][0]))
+    return folder
+
+
+def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[UNet, int]:
+    """The UNet of a part's folder, and the side of the latents it was trained on."""
+    given = read_json(folder / CONFIG)
+    size = given.get("sample_size") or 64
+    unet = _build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype))
+    return unet, size if isinstance(size, int) else max(size)
+
+
+def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The autoencoder of a part's folder, with old or new names of its attention.
+
+    Raises:
+        DaguerreError: there is none, or it does not fit its config.
+    """
+    tensors = {_renamed(name): tensor for name, tensor in read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype).items()}
+    return _build(AutoencoderKL, autoencoder_config(read_json(folder / CONFIG), folder / CONFIG), folder, tensors)
+
+
+def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
+    """The text tower of a part's folder, with or without the level `text_model.` in its names.
+
+    Raises:
+        DaguerreError: there is none, or it does not fit its config.
+    """
+    given = read_json(folder / CONFIG)
+    kind = next(iter(given.get("architectures") or ["CLIPTextModel"]))
+    if kind not in TEXT_ENCODERS:
+        raise DaguerreError(f"'{folder}' holds a {kind}; a text encoder that can be opened is a {' or '.join(TEXT_ENCODERS)}.")
+    config = text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
+    tensors = {_with_level(name): t for name, t in read_part(folder, TEXT_WEIGHTS, device=device, dtype=dtype).items()}
+    return _build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
+
+
+def read_part(folder: Path, name: str, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of one part: one file, its half-precision variant, or the shards that an index lists.
+
+    Raises:
+        DaguerreError: a file is missing or cut short.
+    """
+    stem = name.removesuffix(".safetensors")
+    for variant in ("", ".fp16"):
+        if (file := folder / f"{stem}{variant}.safetensors").is_file():
+            return read_safetensors(file, device=device, dtype=dtype)
+        if (index := folder / f"{stem}.safetensors.index{variant}.json").is_file():
+            shards = sorted({folder / Path(shard).name for shard in read_json(index).get("weight_map", {}).values()})
+            return {key: tensor for shard in shards for key, tensor in read_safetensors(shard, device=device, dtype=dtype).items()}
+    raise DaguerreError(f"There is no '{folder / name}', nor a half-precision or sharded form of it; the model is not whole.")
+
+
+def _build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:
+    with shapes_only():
+        module = network(config)
+    fill(module, tensors, folder)
+    return module.eval()
+
+
+def _states_alone(conditioner: TextConditioner) -> CLIPText:
+    """The text tower without what its states do not need: the blocks above the layer that is read, because readers of this layout
+    always read the last, and the projection, because they would read the projected vector in place of the states."""
+    encoder = conditioner.encoder
+    if not conditioner.norm:
+        raise DaguerreError("A text encoder that is read without its final norm has no place in the folder layout of Stable Diffusion.")
+    config = replace(encoder.config, layers=encoder.config.layers + 1 + conditioner.layer, projection=None)
+    with shapes_only():
+        cut = CLIPText(config)
+    cut.load_state_dict({name: encoder.state_dict()[name] for name in cut.state_dict()}, strict=True, assign=True)
+    return cut
+
+
+def _unshifted(autoencoder: AutoencoderKL) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
+    """The autoencoder with its `shift_factor` moved into the biases next to the latent, because diffusers' pipelines for this layout
+    scale latents and do not shift them: the encoder's mean loses the shift s, and W·(l + s) + b = W·l + (W·s + b)."""
+    config, state, shift = autoencoder.config, autoencoder.state_dict(), autoencoder.config.shift_factor
+    if not shift:
+        return config, state
+    Z = config.latent_channels
+    before, after = "quant_conv" if config.quant_conv else "encoder.conv_out", "post_quant_conv"
+    bias = state[f"{before}.bias"]
+    lower = torch.cat([torch.full((Z,), shift), torch.zeros(Z)]).to(bias)  # the mean's half of the moments, not the variance's
+    if not config.post_quant_conv:  # the decoder's first convolution pads with zeros, so only a 1×1 before it can add the shift
+        state |= {f"{after}.weight": torch.eye(Z)[..., None, None].to(bias), f"{after}.bias": torch.zeros(Z).to(bias)}
+    added = shift * state[f"{after}.weight"].sum((1, 2, 3))  # (Z,)
+    state |= {f"{before}.bias": bias - lower, f"{after}.bias": state[f"{after}.bias"] + added}
+    return replace(config, shift_factor=0.0, post_quant_conv=True), state
+
+
+def _renamed(name: str) -> str:
+    match = OLD_ATTENTION_NAME.fullmatch(name)
+    return f"{match[1]}{OLD_ATTENTION[match[2]]}{match[3]}" if match else name
+
+
+def _with_level(name: str) -> str:
+    return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _index(text_encoder: str) -> dict[str, Any]:
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.35.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", text_encoder],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

@@ -1,0 +1,172 @@
+"""What a checkpoint says of itself: family, parts, prediction, precision, parameters, and every name that does not fit.
+
+    inspect("model.safetensors").json()
+
+Only headers are read, unless a hash is asked for.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from daguerre.errors import DaguerreError
+from daguerre.weights.describe import Description, describe
+from daguerre.weights.families import task_of
+from daguerre.weights.keys_parts import sort
+from daguerre.weights.reader import CONFIGS, TensorFile, open_tensors, weights_in
+
+# What people keep beside checkpoints, by a name that only such a file holds.
+ATTACHMENTS = {
+    "controlnet": re.compile(r"control_model\.|zero_convs\.|controlnet_cond_embedding\.|controlnet_down_blocks\."),
+    "lora": re.compile(r"lora_|.*\.lora_|.*[._]lora\.(up|down)|.*\.(hada|lokr)_"),
+    "textual-inversion": re.compile(r"string_to_param\.|emb_params$|clip_[lg]$"),
+}
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """One network: what it is, the precision of most of its numbers, how many there are, and in how many tensors."""
+
+    network: str
+    dtype: str
+    parameters: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer of `inspect`. Keys stand under the names of the folder layout; unmatched ones that belong to no part under the file's.
+
+    prediction_type: epsilon, v or x0; None where the file does not say (`prediction_from` tells how it is known).
+    question: what has to be told before the model can be opened, if anything.
+    """
+
+    path: str
+    container: str
+    family: str
+    task: str | None
+    prediction_type: str | None
+    prediction_from: str | None
+    dtype: str
+    parameters: int
+    bytes: int
+    parts: dict[str, PartReport]
+    ema: str
+    metadata: dict[str, str]
+    unmatched_keys: list[str]
+    missing_keys: list[str]
+    wrong_shapes: list[str]
+    ignored_keys: int
+    question: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """As a JSON object."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def lines(self) -> list[str]:
+        """As text for people."""
+        heads = {
+            "family": f"{self.family}, {self.task}" if self.task else self.family,
+            "prediction": f"{self.prediction_type or 'unknown'} ({self.prediction_from})" if self.prediction_from else None,
+            "container": f"{self.container}, {self.bytes / 1e9:.2f} GB, {self.dtype}, {self.parameters / 1e6:.1f} million parameters",
+            "average": {"unused": "beside the weights", "used": "instead of the weights"}.get(self.ema),
+            **{name: f"{p.network}, {p.dtype}, {p.parameters / 1e6:.1f} million in {p.tensors} tensors" for name, p in self.parts.items()},
+            "ignored": f"{self.ignored_keys} keys, on purpose" if self.ignored_keys else None,
+            **{f"sha256 {name}": digest for name, digest in self.sha256.items()},
+            "question": self.question,
+        }
+        lines = [f"{name:<16} {value}" for name, value in heads.items() if value]
+        for what, keys in (("missing", self.missing_keys), ("unmatched", self.unmatched_keys), ("wrong shape", self.wrong_shapes)):
+            lines += [f"{what:<16} {key}" for key in keys]
+        return lines
+
+
+def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = None) -> Report:
+    """Look at a checkpoint's header: a single file, the index of its shards, or a folder.
+
+    Args:
+        hashed: also give the SHA-256 of each file, for which all of it is read.
+        variant: of a folder's files, such as "fp16".
+
+    Raises:
+        DaguerreError: it is no checkpoint, or its header is damaged.
+    """
+    file = open_tensors(path, variant=variant)
+    question = None
+    try:
+        about = describe(file)
+        faults = about.faults()
+    except DaguerreError as error:
+        about, question = Description(file, sort(file.shapes)), str(error)
+        faults = {"missing": [], "unmatched": about.contents.unmatched, "of another shape": []}
+    if about.family and about.family.name == "sd2" and about.prediction is None:
+        question = "Does it predict v (trained at 768 pixels) or epsilon (the 512-pixel base)? Give prediction= when opening it."
+    kind = next((name for name, sign in ATTACHMENTS.items() if any(sign.match(key) for key in file.shapes)), None)
+    if kind is not None and about.unet is None:
+        faults["unmatched"] = []  # its names are read where it is attached
+    files = _files(file, variant)
+    return Report(
+        path=str(path),
+        container=file.container,
+        family=about.family.name
+        if about.family
+        else kind or "+".join(part.kind.network for part in about.contents.parts.values()) or "unknown",
+        task=task_of(about.family, about.unet) if about.family and about.unet else None,
+        prediction_type=about.prediction,
+        prediction_from=about.prediction_from or None,
+        dtype=_dtype(file.shapes.values()),
+        parameters=_parameters(file.shapes.values()),
+        bytes=sum(each.stat().st_size for each in files),
+        parts={
+            name: PartReport(part.kind.network, _dtype(part.theirs.values()), _parameters(part.theirs.values()), len(part.theirs))
+            for name, part in about.contents.parts.items()
+        },
+        ema=about.contents.ema,
+        metadata={key: value for key, value in file.metadata.items() if key != CONFIGS},
+        unmatched_keys=faults["unmatched"],
+        missing_keys=faults["missing"],
+        wrong_shapes=faults["of another shape"],
+        ignored_keys=len(about.contents.ignored),
+        question=question,
+        sha256={each.name if len(files) == 1 else str(each.relative_to(_home(file))): _sha256(each) for each in files} if hashed else {},
+    )
+
+
+def _files(file: TensorFile, variant: str | None) -> list[Path]:
+    """The files that hold the tensors."""
+    if file.container == "folder":
+        folders = sorted({file.path / name.partition("/")[0] for name in file.shapes if (file.path / name.partition("/")[0]).is_dir()})
+        return [each for folder in folders or [file.path] for each in _files(open_tensors(weights_in(folder, variant)), variant)]
+    if file.container == "sharded":
+        shards = json.loads(file.path.read_text(encoding="utf-8"))["weight_map"].values()
+        return [file.path.parent / Path(shard).name for shard in sorted(set(shards))]
+    return [file.path]
+
+
+def _home(file: TensorFile) -> Path:
+    return file.path if file.path.is_dir() else file.path.parent
+
+
+def _dtype(tensors: Iterable[Tensor]) -> str:
+    """The type of most numbers, without torch's prefix."""
+    counts: Counter[Any] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.numel()
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.") if counts else "none"
+
+
+def _parameters(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,168 @@
+"""A whole model out of one file (or its shards, or a folder of parts).
+
+Every name and shape of every part is checked before the first weight is read, so nothing is ever half loaded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.diffusion.denoiser import Prediction
+from daguerre.diffusion.schedule import Schedule
+from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.clip import CLIPText, CLIPTextConfig
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNet
+from daguerre.models.vq_model import VQModel
+from daguerre.text import SDXLConditioner, TextConditioner, Tokenizer
+from daguerre.text.tokenizer import EOS
+from daguerre.weights.conditioners import ClassConditioner, Unconditional
+from daguerre.weights.describe import Description, describe, with_values
+from daguerre.weights.families import asked_prediction
+from daguerre.weights.files import fill, listed, shapes_only
+from daguerre.weights.keys_parts import sort
+from daguerre.weights.reader import open_tensors
+from daguerre.weights.shapes import autoencoder_from_shapes
+
+BLANK = "!"  # OpenCLIP's padding token, whose id is 0
+
+
+def load_single_file(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: Prediction | None = None,
+    heads: int | tuple[int, ...] | None = None,
+    ema: bool | None = None,
+    variant: str | None = None,
+) -> LatentDiffusion:
+    """Open a model that lies in one file, in shards with an index, or in a folder of parts.
+
+    Args:
+        prediction: what the network predicts, where the file does not say.
+        heads: of the UNet, one number or one per level, where its family has no rule.
+        ema: read the running average of the UNet's weights; None: only where there is nothing else.
+        variant: of a folder's files, such as "fp16".
+
+    Raises:
+        DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
+    """
+    file = open_tensors(path, variant=variant)
+    about = with_values(describe(file, prediction=prediction, heads=heads, ema=ema))
+    _check_whole(about)
+    if about.prediction is None:
+        raise asked_prediction(path)
+    tensors = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
+
+    def placed(part: str) -> dict[str, Tensor]:
+        return {name: _placed(tensor, device, dtype) for name, tensor in about.ours(tensors[part]).items()}
+
+    unet, autoencoder = about.networks["unet"], about.networks["vae"]
+    assert isinstance(unet, UNet)
+    assert isinstance(autoencoder, AutoencoderKL | VQModel)
+    fill(unet, placed("unet"), path)
+    fill(autoencoder, placed("vae"), path)
+    return LatentDiffusion(
+        unet=unet.eval(),
+        autoencoder=autoencoder.eval(),
+        conditioner=_conditioner(about, placed),
+        schedule=Schedule(about.schedule),
+        prediction=about.prediction,
+        name=Path(path).stem,
+        size=about.size,
+    )
+
+
+def load_autoencoder_file(
+    path: str | Path, *, scaling_factor: float = 0.18215, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> AutoencoderKL:
+    """The autoencoder in a file of its own or in a whole model's; scaling_factor: of latents, which shapes cannot tell (SDXL's is 0.13025).
+
+    Raises:
+        DaguerreError: there is none, or it does not fit.
+    """
+    file = open_tensors(path)
+    part = sort(file.shapes).parts.get("vae")
+    if part is None or any(name.startswith("quantize.") for name in part.theirs):
+        raise DaguerreError(f"'{path}' holds no KL autoencoder; give a file that does, such as vae-ft-mse-840000-ema-pruned.safetensors.")
+    tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
+    with shapes_only():
+        autoencoder = AutoencoderKL(autoencoder_from_shapes(tensors, scaling_factor))
+    fill(autoencoder, {name: _placed(tensor, device, dtype) for name, tensor in tensors.items()}, path)
+    return autoencoder.eval()
+
+
+def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]]) -> Callable[[Sequence[str]], Conditioning]:
+    """The way from prompts to conditions of each family."""
+    texts = about.texts
+
+    def tower(part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True) -> TextConditioner:
+        beside = about.file.path / part.replace("text_encoder", "tokenizer")
+        tokenizer = Tokenizer.from_folder(beside) if beside.is_dir() else Tokenizer.clip(pad=pad)
+        with shapes_only():
+            encoder = CLIPText(config)
+        wanted, given = encoder.state_dict().keys(), placed(part)
+        fill(encoder, {name: tensor for name, tensor in given.items() if name in wanted}, about.file.path)
+        return TextConditioner(tokenizer, encoder.eval(), layer=layer, norm=norm)
+
+    assert about.family is not None
+    if about.family.name == "sd1":
+        return tower("text_encoder", texts["text_encoder"]).eval()
+    if about.family.name.startswith("sd2"):
+        # The penultimate layer is read: OpenCLIP's last block and its projection are left in the file.
+        config = texts["text_encoder"]
+        if config.projection is not None:
+            config = replace(config, layers=config.layers - 1, projection=None)
+        return tower("text_encoder", config, BLANK).eval()
+    if about.family.name.startswith("sdxl"):
+        towers = [tower("text_encoder", texts["text_encoder"], layer=-2, norm=False)] if "text_encoder" in texts else []
+        towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
+        refiner = about.family.name == "sdxl-refiner"
+        return SDXLConditioner(towers, scored=refiner, zero_empty=not refiner).eval()
+    if about.family.name == "ldm-class":
+        weight = placed("condition")["embedding.weight"]
+        return ClassConditioner(nn.Embedding.from_pretrained(weight)).eval()
+    return Unconditional()
+
+
+NEEDS = {
+    "sd1": ("text_encoder",),
+    "sd2": ("text_encoder",),
+    "sd2-upscaler": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+    "sdxl-refiner": ("text_encoder_2",),
+    "ldm-unconditional": (),
+    "ldm-churches": (),
+    "ldm-super-resolution": (),
+    "ldm-inpainting": (),
+    "ldm-class": ("condition",),
+}  # the parts beside UNet and autoencoder, of the families that can be opened as a whole
+
+
+def _check_whole(about: Description) -> None:
+    path, parts = about.file.path, about.contents.parts
+    held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no network that is known here"
+    if about.family is None:
+        raise DaguerreError(f"'{path}' is not a whole model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
+    needs = NEEDS.get(about.family.name)
+    if needs is None:
+        raise DaguerreError(
+            f"'{path}' holds {held}, of the family {about.family.name}; its parts can be read one by one, not yet as a whole."
+        )
+    lost = [name for name in ("vae", *needs) if name not in parts]
+    if lost:
+        raise DaguerreError(f"'{path}' holds only {held}; a whole {about.family.name} model also has {', '.join(lost)}.")
+    faults = {what: names for what, names in about.faults().items() if names}
+    if faults:
+        lists = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in faults.items())
+        raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
+
+
+def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)

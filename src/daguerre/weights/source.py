@@ -1,0 +1,107 @@
+"""One door to every model: a name, a folder or a file in, a whole model out."""
+
+from pathlib import Path
+
+import torch
+
+from daguerre.diffusion.denoiser import Prediction
+from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.weights.catalog import INDEX, find, may_be_on_the_hub
+from daguerre.weights.files import read_json
+from daguerre.weights.folder import CONFIG, PIPELINES, load_autoencoder, load_folder, save_folder
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offline: bool = False,
+    prediction: Prediction | None = None,
+    heads: int | tuple[int, ...] | None = None,
+    ema: bool | None = None,
+    variant: str | None = None,
+) -> LatentDiffusion:
+    """Open a model.
+
+    Args:
+        source: None for the embedded model, the name of another one inside the package, a folder in the field's layout, one file, or an
+            id of the hub (see `hub.resolve`).
+        device: None is the first CUDA device where there is one, else the CPU.
+        dtype: None is float32.
+        offline: of the hub, look only at what was fetched before.
+        prediction, heads: what the network predicts, and the UNet's heads (one number or one a level), where the files do not say.
+        ema: of a file with both, read the running average of the weights in their place.
+        variant: of a folder's files, such as "fp16".
+
+    Raises:
+        DaguerreError: there is no such model, or its files are not whole; says what is missing.
+    """
+    path, place, dtype = _located(source, offline, variant), default_device(device), dtype or torch.float32
+    if path.is_dir() and not (path / INDEX).is_file():
+        raise DaguerreError(f"'{path}' is not a model: a model is a checkpoint file, or a folder with a {INDEX} in it.")
+    kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
+    told = any(option is not None for option in (prediction, heads, ema, variant))
+    if kind is None or told or (kind not in PIPELINES and kind.startswith("StableDiffusion")):
+        from daguerre.weights.single_file import load_single_file  # a quick start needs none of it
+
+        return load_single_file(path, device=place, dtype=dtype, prediction=prediction, heads=heads, ema=ema, variant=variant)
+    return load_folder(path, device=place, dtype=dtype)
+
+
+def load_vae(
+    source: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offline: bool = False,
+    scaling_factor: float = 0.18215,
+) -> AutoencoderKL:
+    """Open an autoencoder alone, from its own folder or file, from a whole model's, or from the hub; arguments as in `load`.
+
+    Args:
+        scaling_factor: of its latents, where it is a file and so does not say; that of the model which it is for.
+
+    Raises:
+        DaguerreError: there is none, or its files are not whole.
+    """
+    path, place, dtype = _located(source, offline), default_device(device), dtype or torch.float32
+    if path.is_file():
+        from daguerre.weights.single_file import load_autoencoder_file
+
+        return load_autoencoder_file(path, scaling_factor=scaling_factor, device=place, dtype=dtype)
+    folder = path / "vae" if (path / INDEX).is_file() else path
+    if not (folder / CONFIG).is_file():
+        raise DaguerreError(f"'{path}' is not an autoencoder: one is a checkpoint file, or a folder with a {CONFIG} and its weights in it.")
+    return load_autoencoder(folder, device=place, dtype=dtype)
+
+
+def save(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write a model as a folder that other programs of the field open too (see `folder.save_folder`)."""
+    return save_folder(model, folder, dtype=dtype)
+
+
+def default_device(device: torch.device | str | None) -> torch.device:
+    """The device that is asked for, else the first CUDA device, else the CPU.
+
+    Raises:
+        DaguerreError: no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device
+        raise DaguerreError(f"The device {str(device)!r} cannot be used here; 'cpu' always can, 'cuda' where there is a GPU.") from error
+    return chosen
+
+
+def _located(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:
+    if isinstance(source, str) and may_be_on_the_hub(source):
+        from daguerre.weights.hub import resolve
+
+        return resolve(source, offline=offline, variant=variant)
+    return find(source)

@@ -1,0 +1,63 @@
+"""One thread a process: the networks here are tiny, and threads that wait for each other cost more than they save.
+
+And a whole latent diffusion model, tiny and random, for every test that needs one.
+"""
+
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the processes that tests start
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would ask the hub fails instead
+
+import pytest
+import torch
+
+from daguerre.diffusion import Prediction, Schedule, ScheduleConfig
+from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from daguerre.models.clip import CLIPText, CLIPTextConfig
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNet, UNetConfig
+from daguerre.text import TextConditioner, train_tokenizer
+
+CAPTIONS = ["a red apple", "a blue apple", "a green circle on a white background", "two cats to the left of a pizza"] * 8
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., LatentDiffusion]:
+    """A builder of models of 32×32 pictures: `make_tiny_model(prediction="v", zero_terminal_snr=True, seed=0)`."""
+
+    def make(prediction: Prediction = "v", *, zero_terminal_snr: bool = True, seed: int = 0) -> LatentDiffusion:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            tokenizer = train_tokenizer(CAPTIONS, vocab_size=600, max_length=16)
+            text = CLIPTextConfig(len(tokenizer), length=16, width=32, layers=2, heads=2, mlp_width=64, eos=tokenizer.eos)
+            unet = UNetConfig(
+                in_channels=6, out_channels=6, channels=(32, 64), blocks=1, depth=(1, 0), heads=(1, 2), context_width=32, norm_groups=8
+            )
+            vae = AutoencoderKLConfig(latent_channels=6, channels=(16, 32, 32), blocks=1, norm_groups=8, scaling_factor=0.7)
+            model = LatentDiffusion(
+                unet=UNet(unet),
+                autoencoder=AutoencoderKL(vae),
+                conditioner=TextConditioner(tokenizer, CLIPText(text)),
+                schedule=Schedule(ScheduleConfig(zero_terminal_snr=zero_terminal_snr)),
+                prediction=prediction,
+                name="tiny",
+                size=32,
+            )
+            # A fresh UNet answers zero, and a fresh decoder a grey picture; random ends make every difference visible.
+            for end in [module for module in model.unet.modules() if getattr(module, "bias", None) is not None]:
+                if not torch.count_nonzero(end.weight):
+                    torch.nn.init.normal_(end.weight, std=0.05)
+            torch.nn.init.normal_(model.autoencoder.decoder.conv_out.weight, std=0.2)
+        for module in model.modules:
+            module.eval()
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny_model: Callable[..., LatentDiffusion]) -> LatentDiffusion:
+    """A tiny model that predicts v under zero terminal SNR, as the embedded one does. Not to be changed."""
+    return make_tiny_model()

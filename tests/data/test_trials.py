@@ -1,0 +1,83 @@
+"""The R-precision protocol: 99 others, half of the same thing, none of them true; held-out prompts that training never shows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from daguerre.data import EmojiSource, held_out, held_out_trials, known_trials
+from daguerre.data.emoji import Placed, Scene
+from daguerre.data.trials import Trial
+from daguerre.errors import DaguerreError
+
+
+@pytest.fixture(scope="module")
+def source() -> EmojiSource:
+    return EmojiSource(64)
+
+
+@pytest.fixture(scope="module")
+def trials(source: EmojiSource) -> list[Trial]:
+    return [*known_trials(source, 12, seed=3), *held_out_trials(source, 8, seed=3)]
+
+
+def test_each_prompt_is_told_from_99_others_half_of_its_thing(trials: list[Trial], source: EmojiSource):
+    bases = {thing.base for thing in source.things}
+    for trial in trials:
+        assert len(set(trial.distractors) | {trial.prompt}) == 100
+        things = [base for base in bases if base in trial.prompt]
+        assert all(any(base in distractor for base in things) for distractor in trial.distractors[:49])
+    kinds = [trial.kind for trial in trials]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"known": 12, "colour": 8, "background": 8, "pair": 8}
+
+
+def test_held_out_prompts_are_held_out(trials: list[Trial], source: EmojiSource):
+    things = {thing.name: thing for thing in source.things}
+    words = {f"{colour} {thing.base}": (thing.base, colour) for thing in source.things for colour in source.colours_of(thing)}
+    for trial in trials:
+        bare = trial.prompt.removeprefix("a ").removeprefix("an ").removeprefix("the ")
+        if trial.kind == "colour":
+            assert held_out("colour", *words[bare])
+        elif trial.kind == "background":
+            name, _, ground = bare.partition(" on a")
+            assert held_out("background", things[name].name, ground.split()[-2])
+        elif trial.kind == "known":
+            assert bare in things
+
+
+def test_the_true_render_shows_the_prompt(source: EmojiSource, trials: list[Trial]):
+    """A known thing's render is the thing in the middle of white paper."""
+    for trial in trials[:12]:
+        bare = trial.prompt.removeprefix("a ").removeprefix("an ").removeprefix("the ")
+        thing = next(thing for thing in source.things if thing.name == bare)
+        expected = source.draw(Scene("single", (Placed(thing),), ""))
+        assert trial.picture.tobytes() == expected.tobytes()
+    for trial in trials[12:]:
+        assert trial.picture.size == (64, 64)
+        assert np.asarray(trial.picture).std() > 10
+
+
+def test_a_pairs_render_has_its_things_where_the_prompt_says(source: EmojiSource):
+    from daguerre.data.trials import _beside
+
+    cat, pizza = (next(thing for thing in source.things if thing.name == name) for name in ("cat", "pizza"))
+    for relation, axis, sign in (("left", 1, -1), ("right", 1, 1), ("above", 0, -1), ("below", 0, 1)):
+        scene = _beside(cat, relation, pizza)
+        centres = []
+        for placed in scene.placed:
+            alone = np.asarray(source.draw(replace(scene, placed=(placed,))), dtype=float)
+            centres.append(np.argwhere(alone.min(-1) < 200).mean(0)[axis])
+        assert sign * (centres[0] - centres[1]) > 20
+
+
+def test_the_same_seed_gives_the_same_trials(source: EmojiSource):
+    first, again, other = (held_out_trials(source, 3, seed=seed, kinds=("pair",)) for seed in (5, 5, 6))
+    assert [(t.prompt, t.distractors) for t in first] == [(t.prompt, t.distractors) for t in again]
+    assert [t.prompt for t in first] != [t.prompt for t in other]
+
+
+def test_more_than_there_are_is_refused(source: EmojiSource):
+    with pytest.raises(DaguerreError, match="there are 1861 things"):
+        known_trials(source, 2000, seed=0)
+    with pytest.raises(DaguerreError, match="held-out background prompts were asked for; there are"):
+        held_out_trials(source, 5000, seed=0, kinds=("background",))

@@ -1,0 +1,267 @@
+"""Every scheduler that Stable Diffusion's pipeline takes, step for step: same grid, same noise, same fake network."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from daguerre.diffusion import Denoiser, Prediction, Sampling, Schedule, ScheduleConfig, clip, keep_epsilon, read_scheduler
+
+BASE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+EPS = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+SD1_DDIM = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+SD1_PNDM = {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("DDIMScheduler", {"clip_sample": False}),
+    ("DDIMScheduler", SD1_DDIM),
+    ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    ("DDPMScheduler", {"clip_sample": False}),
+    ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
+    ("DDPMScheduler", {"clip_sample": True}),
+    ("PNDMScheduler", SD1_PNDM),
+    ("PNDMScheduler", {"set_alpha_to_one": True, "steps_offset": 1}),
+    ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1}),
+    ("EulerDiscreteScheduler", {"use_exponential_sigmas": True}),
+    ("EulerDiscreteScheduler", {"use_beta_sigmas": True}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("HeunDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("KDPM2DiscreteScheduler", {}),
+    ("KDPM2AncestralDiscreteScheduler", {}),
+    ("LMSDiscreteScheduler", {}),
+    ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverSDEScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+    ("DPMSolverMultistepScheduler", {"solver_type": "heun", "timestep_spacing": "leading", "steps_offset": 1}),
+    ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 1}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "use_karras_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}),
+    ("DPMSolverSinglestepScheduler", {}),
+    ("DPMSolverSinglestepScheduler", {"solver_type": "heun", "use_karras_sigmas": True}),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun"}),
+    ("UniPCMultistepScheduler", {}),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+    ("UniPCMultistepScheduler", {"solver_order": 3, "timestep_spacing": "trailing", "use_karras_sigmas": True}),
+    ("UniPCMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
+    ("DEISMultistepScheduler", {}),
+    ("DEISMultistepScheduler", {"solver_order": 3}),
+    ("DEISMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True, "lower_order_final": False}),
+    ("LCMScheduler", {"clip_sample": False}),
+    ("TCDScheduler", {}),
+]
+ZERO_SNR = [
+    ("DDIMScheduler", {"clip_sample": False}),
+    ("DDPMScheduler", {"clip_sample": False}),
+    ("EulerDiscreteScheduler", {}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("DPMSolverMultistepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("UniPCMultistepScheduler", {}),
+]
+IN_SIGMA = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # classes whose x is x0 + σ·ε; the others keep √ᾱ·x0 + √(1−ᾱ)·ε
+
+
+def network(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+    """Smooth in x and t, unlike in every place."""
+    return torch.tanh(0.7 * x + 0.2 * x.roll(1, -1)) * (0.6 + 0.4 * torch.sin(t / 300).reshape(-1, 1, 1, 1).to(x.dtype))
+
+
+def set_up(name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if name == "DPMSolverSDEScheduler":  # its own noise wants another library; the test gives it noise
+        monkeypatch.setitem(sys.modules, "torchsde", SimpleNamespace())
+        module = import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    else:
+        module = diffusers
+    scheduler = getattr(module, name)(**{**BASE, **config})
+    scheduler.set_timesteps(steps)
+    if name == "DEISMultistepScheduler":  # its coefficients are differences of nearly equal numbers; in float32 they have four digits
+        scheduler.sigmas = scheduler.sigmas.double()
+    return scheduler
+
+
+def their_grid(name: str, scheduler: Any, config: dict[str, Any]) -> Tensor:
+    """The σ that a scheduler visits, (N + 1,) float64."""
+    if name not in ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler"):
+        return scheduler.sigmas.double().unique_consecutive()
+    t = scheduler.timesteps
+    if name == "PNDMScheduler":
+        t = torch.from_numpy(np.unique(scheduler._timesteps)[::-1].astype(np.int64))
+    alpha_bars = scheduler.alphas_cumprod.double()
+    to_zero = name != "TCDScheduler" and config.get("set_alpha_to_one", name != "PNDMScheduler")
+    alpha_bars = torch.cat([alpha_bars[t], torch.ones(1) if to_zero else alpha_bars[:1]])
+    return ((1 - alpha_bars) / alpha_bars).sqrt().unique_consecutive()
+
+
+def their_steps(name: str, scheduler: Any, grid: Tensor, noises: Callable[[], Tensor]) -> list[Tensor]:
+    """x = x0 + σ·ε after every whole step of a scheduler of diffusers."""
+    source = torch.Generator().manual_seed(7)
+    takes = "generator" in scheduler.step.__code__.co_varnames
+    scheduler.noise_sampler = lambda sigma, sigma_next: noises()
+    x = EPS * scheduler.init_noise_sigma
+    after = []
+    for t in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(x, t), t.float().expand(len(x)))
+        x = scheduler.step(output, t, x, **({"generator": source} if takes else {})).prev_sample
+        after.append(x.double())
+    if name == "PNDMScheduler":
+        after = after[3:12:4] + after[12:] if not scheduler.config.skip_prk_steps else after[1:]
+    elif len(after) > len(grid):
+        after = after[1::2] + after[-1:]  # two evaluations a step, and one in the last
+    return after if name.startswith(IN_SIGMA) else [x * (s**2 + 1).sqrt() for x, s in zip(after, grid[1:], strict=False)]
+
+
+def our_steps(sampling: Sampling, schedule: Schedule, grid: Tensor, prediction: str, noises: Callable[[], Tensor]) -> list[Tensor]:
+    plain = denoise = Denoiser(network, schedule, PREDICTIONS[prediction], rounding=sampling.rounding)
+    if sampling.clip is not None:
+        denoise = clip(plain, sampling.clip)
+        if sampling.sampler.name == "euler":
+            denoise = keep_epsilon(lambda each: clip(each, sampling.clip), plain, grid)
+    x = EPS.double()
+    if grid[0].isfinite():
+        x = x * (grid[0] if sampling.scale == "sigma_max" else (grid[0] ** 2 + 1).sqrt())
+    options = sampling.sampler_options(schedule, grid)
+    return [x for x, _x0 in sampling.sampler(denoise, x, grid, noise=lambda *_: noises(), **options)]
+
+
+def noise_source() -> Callable[[], Tensor]:
+    source = torch.Generator().manual_seed(7)
+    return lambda: torch.randn(EPS.shape, generator=source)
+
+
+def worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The greatest relative difference of any step."""
+    assert len(theirs) - 1 <= len(ours) <= len(theirs)
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=False))
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_every_step_is_theirs(name: str, config: dict[str, Any], prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch):
+    config = {**config, "prediction_type": prediction}
+    scheduler, schedule = set_up(name, config, steps, monkeypatch), Schedule(ScheduleConfig())
+    sampling = read_scheduler(name, config)
+    grid = their_grid(name, scheduler, config)
+    torch.testing.assert_close(sampling.sigmas(schedule, steps), grid, rtol=5e-5, atol=0)  # 1 − ᾱ in float32 has no more digits
+    if name == "LCMScheduler":  # theirs has the boundary condition inside; the test of `consistency` has ours
+        scheduler.get_scalings_for_boundary_condition_discrete = lambda t: (0.0, 1.0)
+    theirs = their_steps(name, scheduler, grid, noise_source())
+    assert worst(our_steps(sampling, schedule, grid, prediction, noise_source()), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize(("name", "config"), ZERO_SNR)
+def test_zero_terminal_snr_is_theirs(name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch):
+    """DDIM and DDPM have ᾱ_T = 0, our grid "apart"; the others cap it, as ours does unless told otherwise."""
+    config = {**config, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler, schedule = set_up(name, config, steps, monkeypatch), Schedule(ScheduleConfig(zero_terminal_snr=True))
+    sampling = read_scheduler(name, config)
+    grid = their_grid(name, scheduler, config)
+    assert grid[0].isinf() == (name in ("DDIMScheduler", "DDPMScheduler"))
+    # Their ᾱ are products of float32, and next to zero terminal SNR little is left of them.
+    torch.testing.assert_close(sampling.sigmas(schedule, steps)[1:], grid[1:], rtol=1e-4, atol=0)
+    theirs = their_steps(name, scheduler, grid, noise_source())
+    # Euler in float32 goes from 4096·ε to x₁ by a subtraction that leaves an error of 4096·2⁻²⁴.
+    bound = 4096 * 2**-24 / grid[1].item() if name.startswith("Euler") else 1e-5
+    assert worst(our_steps(sampling, schedule, grid, "v_prediction", noise_source()), theirs) < bound
+
+
+def both(
+    name: str, config: dict[str, Any], prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Schedule, Sampling, Tensor]:
+    config = {**config, "prediction_type": prediction}
+    scheduler = set_up(name, config, steps, monkeypatch)
+    return scheduler, Schedule(ScheduleConfig()), read_scheduler(name, config), their_grid(name, scheduler, config)
+
+
+class TestWhereWeDifferOnPurpose:
+    """Each difference, stated, and how to have theirs."""
+
+    def test_kdpm2_rounds_t_at_its_grid_and_not_half_way(self, monkeypatch: pytest.MonkeyPatch):
+        name = "KDPM2DiscreteScheduler"
+        scheduler, schedule, sampling, grid = both(name, {"use_karras_sigmas": True}, "v_prediction", 20, monkeypatch)
+        theirs = their_steps(name, scheduler, grid, noise_source())
+        assert 1e-5 < worst(our_steps(sampling, schedule, grid, "v_prediction", noise_source()), theirs) < 1e-3
+        between, at_grid = Denoiser(network, schedule, "v"), Denoiser(network, schedule, "v", rounding="nearest")
+        mixed = sampling.sampler(lambda x, s: (at_grid if s in grid else between)(x, s), EPS.double() * grid[0], grid)
+        assert worst([x for x, _ in mixed], theirs) < 1e-5
+
+    def test_truncating_t_loses_the_last_one(self, monkeypatch: pytest.MonkeyPatch):
+        """DPM-Solver cuts t to an int; with the exponential spacing its first t, 999 up to rounding, becomes 998."""
+        scheduler, schedule, sampling, grid = both(
+            "DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}, "epsilon", 20, monkeypatch
+        )
+        assert scheduler.timesteps[0] == 998
+        theirs = their_steps("DPMSolverMultistepScheduler", scheduler, grid, noise_source())
+        assert worst(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-5
+        just_below = grid.clone()
+        just_below[0] *= 1 - 1e-5
+        denoiser = Denoiser(network, schedule, "epsilon", rounding="down")
+        start = EPS.double() * (grid[0] ** 2 + 1).sqrt()
+        ours = sampling.sampler(lambda x, s: denoiser(x, torch.minimum(s, just_below[0])), start, grid)
+        assert worst([x for x, _ in ours], theirs) < 3e-5
+
+    def test_their_previous_step_is_wrong_where_n_does_not_divide_t(self, monkeypatch: pytest.MonkeyPatch):
+        """DDIM steps back by ⌊T/N⌋ wherever the next step really is; ours goes to the next σ of the grid."""
+        config = {"clip_sample": False, "timestep_spacing": "trailing"}
+        scheduler, schedule, sampling, grid = both("DDIMScheduler", config, "epsilon", 7, monkeypatch)
+        theirs = their_steps("DDIMScheduler", scheduler, grid, noise_source())
+        assert worst(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-4
+        stepped_back = schedule.sigma((scheduler.timesteps - 1000 // 7).clamp(min=0))
+        t, x, apart = scheduler.timesteps, EPS.double() * (grid[0] ** 2 + 1).sqrt(), []
+        for i, sigma in enumerate(grid[:-1]):  # their steps, with our sampler: each ends at t − ⌊T/N⌋ but is continued as if at the next t
+            end = stepped_back[i] if t[i] >= 1000 // 7 else torch.zeros((), dtype=torch.float64)
+            ((x, _),) = sampling.sampler(Denoiser(network, schedule, "epsilon"), x, torch.stack([sigma, end]))
+            x = x / (end**2 + 1).sqrt() * (grid[i + 1] ** 2 + 1).sqrt()
+            apart.append(x)
+        assert worst(apart, theirs) < 1e-5
+
+    @pytest.mark.parametrize("steps", [5, 20])
+    def test_their_third_order_sde_has_a_wrong_sign(self, steps: int, monkeypatch: pytest.MonkeyPatch):
+        """sde-dpmsolver++ of order 3: the weight of the second difference tends to −1 for small steps, where it ought to vanish.
+        k-diffusion's, which ours equals, vanishes."""
+        config = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "use_karras_sigmas": True}
+        scheduler, schedule, sampling, grid = both("DPMSolverMultistepScheduler", config, "epsilon", steps, monkeypatch)
+        theirs = their_steps("DPMSolverMultistepScheduler", scheduler, grid, noise_source())
+        ours = our_steps(sampling, schedule, grid, "epsilon", noise_source())
+        assert worst(ours[:2], theirs[:2] + theirs[2:3]) < 1e-5
+        assert worst(ours, theirs) > 1e-3
+
+    def test_edm_models_have_another_wrapper_and_the_same_sampler(self):
+        """EDMEulerScheduler is `euler` for networks wrapped as in Karras et al. 2022, table 1, which Stable Diffusion's are not."""
+        scheduler = diffusers.EDMEulerScheduler()
+        scheduler.set_timesteps(20)
+        x = EPS * scheduler.init_noise_sigma
+        theirs = []
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), t.expand(2)), t, x).prev_sample
+            theirs.append(x.double())
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            c_in = 1 / (sigma**2 + 0.25).sqrt()
+            return 0.25 * c_in**2 * x + sigma * 0.5 * c_in * network(c_in * x, (sigma.log() / 4).expand(2))
+
+        grid = scheduler.sigmas.double()
+        sampler = read_scheduler("EulerDiscreteScheduler", {}).sampler
+        assert worst([x for x, _ in sampler(denoise, EPS.double() * (80.0**2 + 1) ** 0.5, grid)], theirs) < 1e-5

@@ -1,0 +1,28 @@
+"""End points of k-diffusion's samplers on a Gaussian mixture in float64, with its grids, starts and noise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from daguerre.diffusion import Mixture, get_sampler
+
+GOLDEN = load_file(Path(__file__).parents[1] / "fixtures" / "golden" / "k_diffusion_trajectories.safetensors")
+MIXTURE = Mixture(GOLDEN["gmm.weights"], GOLDEN["gmm.means"], GOLDEN["gmm.stds"])
+RUNS = sorted(key.removesuffix(".out") for key in GOLDEN if key.endswith(".out"))
+
+
+def test_all_of_the_fixture_is_used():
+    assert len(RUNS) == 44
+    assert len({run.split(".")[0] for run in RUNS}) == 11
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_end_point_is_theirs(run: str):
+    name, spacing, steps = run.split(".")
+    drawn = iter(GOLDEN.get(f"{run}.noise", ()))
+    sigmas = GOLDEN[f"sigmas.{spacing}.{steps}"]
+    *_, (x, _x0) = get_sampler(name)(MIXTURE.denoise, GOLDEN["x_start"], sigmas, noise=lambda *_: next(drawn))
+    torch.testing.assert_close(x, GOLDEN[f"{run}.out"], rtol=0, atol=1e-10)
+    assert next(drawn, None) is None  # as many draws as there

@@ -1,0 +1,134 @@
+"""Conditions and their weighted sum, rescaling, intervals, CFG++."""
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor
+
+from daguerre.diffusion import Conditioning, Denoiser, Schedule, ScheduleConfig, cfg_plus_plus, get_sampler, guide, spaced, within
+from daguerre.errors import DaguerreError
+
+SCHEDULE = Schedule(ScheduleConfig())
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(2, 4, 4, 4, generator=GENERATOR, dtype=torch.float64)
+PROMPT = Conditioning(context=torch.randn(2, 5, 4, generator=GENERATOR, dtype=torch.float64))
+NEGATIVE = Conditioning(context=torch.randn(1, 5, 4, generator=GENERATOR, dtype=torch.float64))
+SIGMA = SCHEDULE.sigmas[700]
+
+
+class Network:
+    """Answers from its input and its context, and counts."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self.batches.append(len(x))
+        assert cond.context is not None
+        return torch.tanh(x * 1.3) * 0.5 + cond.context.mean(1)[:, :, None, None] * x.roll(1, -1)
+
+
+def alone(prediction, cond: Conditioning, x: Tensor = X, sigma: Tensor = SIGMA) -> Tensor:
+    return Denoiser(Network(), SCHEDULE, prediction)(x, sigma, cond.expand(len(x)))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_guidance_is_the_weighted_sum_in_one_call(prediction):
+    network = Network()
+    guided = guide(Denoiser(network, SCHEDULE, prediction), [PROMPT, NEGATIVE], [7.5, -6.5])(X, SIGMA)
+    assert network.batches == [4]
+    expected = alone(prediction, NEGATIVE) + 7.5 * (alone(prediction, PROMPT) - alone(prediction, NEGATIVE))
+    torch.testing.assert_close(guided, expected)
+
+
+def test_three_weights_are_the_two_scales_of_instruct_pix2pix():
+    text, picture, nothing = (Conditioning(context=torch.randn(2, 5, 4, dtype=torch.float64)) for _ in range(3))
+    s_text, s_picture = 7.5, 1.5
+    guided = guide(Denoiser(Network(), SCHEDULE, "v"), [text, picture, nothing], [s_text, s_picture - s_text, 1 - s_picture])(X, SIGMA)
+    a, b, c = (alone("v", each) for each in (text, picture, nothing))
+    torch.testing.assert_close(guided, c + s_picture * (b - c) + s_text * (a - b))
+
+
+def test_a_condition_of_no_weight_costs_nothing():
+    network = Network()
+    guided = guide(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], [1.0, 0.0])(X, SIGMA)
+    assert network.batches == [2]
+    torch.testing.assert_close(guided, alone("v", PROMPT))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("amount", [0.3, 0.7, 1.0])
+def test_rescaling_is_that_of_diffusers(prediction, amount: float):
+    """Theirs acts on what the network predicts."""
+    conditions = [PROMPT.expand(2), NEGATIVE.expand(2)]
+    x_in, t = X / (SIGMA**2 + 1).sqrt(), torch.tensor([700.0, 700.0])
+    text, negative = (Network()(x_in, t, cond) for cond in conditions)
+    theirs = rescale_noise_cfg(negative + 9 * (text - negative), text, guidance_rescale=amount)
+    expected = Denoiser(lambda *_: theirs, SCHEDULE, prediction)(X, SIGMA)
+    torch.testing.assert_close(
+        guide(Denoiser(Network(), SCHEDULE, prediction), conditions, [9.0, -8.0], rescale=amount)(X, SIGMA), expected
+    )
+
+
+def test_rescaling_in_a_named_space():
+    denoiser = Denoiser(Network(), SCHEDULE, "v")
+    guided = guide(denoiser, [PROMPT, NEGATIVE], [9.0, -8.0], rescale=1.0, space="x0")(X, SIGMA)
+    torch.testing.assert_close(guided.flatten(1).std(1), alone("v", PROMPT).flatten(1).std(1))
+
+
+def test_an_interval_of_guidance():
+    network = Network()
+    denoise = guide(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], within([7.5, -6.5], 0.5, 5.0))
+    torch.testing.assert_close(denoise(X, SCHEDULE.sigmas[-1]), alone("v", PROMPT, sigma=SCHEDULE.sigmas[-1]))
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    torch.testing.assert_close(denoise(X, sigma), 7.5 * alone("v", PROMPT, sigma=sigma) - 6.5 * alone("v", NEGATIVE, sigma=sigma))
+    denoise(X, torch.tensor(0.5, dtype=torch.float64))
+    assert network.batches == [2, 4, 2]
+
+
+def test_cfg_plus_plus_is_its_algorithm():
+    """x0 of the guided, ε of the unguided (Chung et al. 2024, algorithm 2), against Euler with the weights of the grid."""
+    grid, scale = spaced(SCHEDULE, 8), 0.6
+    denoise = guide(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], cfg_plus_plus(scale, grid))
+    ours = [x for x, _ in get_sampler("euler")(denoise, X * grid[0], grid)]
+    x = X * grid[0]
+    for sigma, sigma_next, found in zip(grid, grid[1:], ours, strict=False):
+        free, text = alone("v", NEGATIVE, x, sigma), alone("v", PROMPT, x, sigma)
+        x = free + scale * (text - free) + sigma_next * (x - free) / sigma
+        torch.testing.assert_close(found, x)
+
+
+@pytest.mark.parametrize(("weights", "message"), [([1.0], "2 conditions were given with 1 weights"), ([7.5, 1.0], "must sum to 1")])
+def test_wrong_weights(weights: list[float], message: str):
+    with pytest.raises(DaguerreError, match=message):
+        guide(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], weights)
+
+
+class TestConditioning:
+    def test_batch_repeat_and_slices(self):
+        both = Conditioning(context=torch.arange(2.0).reshape(2, 1, 1), label=torch.tensor([4, 5]))
+        assert both.batch == 2
+        assert both.repeat(2).label.tolist() == [4, 5, 4, 5]  # type: ignore[union-attr]
+        assert both[1:].context.flatten().tolist() == [1]  # type: ignore[union-attr]
+        assert Conditioning().batch is None
+        assert Conditioning().expand(7) == Conditioning()
+
+    def test_cat_is_the_inverse_of_slicing(self):
+        both = Conditioning(context=torch.randn(3, 2, 2), vector=torch.randn(3, 5), concat=torch.randn(3, 1, 4, 4))
+        again = Conditioning.cat([both[:1], both[1:]])
+        for name in ("context", "vector", "concat"):
+            torch.testing.assert_close(getattr(again, name), getattr(both, name), rtol=0, atol=0)
+        assert again.label is None
+
+    def test_only_floats_change_their_dtype(self):
+        moved = Conditioning(context=torch.zeros(1, 2, 2), label=torch.tensor([3])).to(dtype=torch.bfloat16)
+        assert moved.context.dtype == torch.bfloat16  # type: ignore[union-attr]
+        assert moved.label.dtype == torch.int64  # type: ignore[union-attr]
+
+    def test_disagreement(self):
+        with pytest.raises(DaguerreError, match="must agree in context"):
+            Conditioning.cat([Conditioning(context=torch.zeros(1, 77, 4)), Conditioning(context=torch.zeros(1, 154, 4))])
+        with pytest.raises(DaguerreError, match="must agree in vector: 1 of 2"):
+            Conditioning.cat([Conditioning(vector=torch.zeros(1, 4)), Conditioning()])
+        with pytest.raises(DaguerreError, match="2 conditions were given for 3 pictures"):
+            Conditioning(label=torch.zeros(2)).expand(3)

@@ -1,0 +1,145 @@
+"""Which σ are visited: against closed forms, against the fixture, and against published tables."""
+
+import math
+from pathlib import Path
+
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from daguerre.diffusion import SPACINGS, Schedule, ScheduleConfig, halfway, refined, spaced, tcd_downs
+from daguerre.diffusion.spacing import beta_distribution, beta_quantile
+from daguerre.errors import DaguerreError
+
+SD1, ZERO = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(zero_terminal_snr=True))
+GOLDEN = load_file(Path(__file__).parents[1] / "fixtures" / "golden" / "k_diffusion_trajectories.safetensors")
+
+
+def steps_of(spacing: str, steps: int, **options: object) -> list[float]:
+    """The t that a spacing visits."""
+    return [round(t, 6) for t in SD1.t(spaced(SD1, steps, spacing, **options)[:-1]).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "options", "t"),
+    [
+        ("leading", {}, [800, 600, 400, 200, 0]),
+        ("leading", {"steps_offset": 1}, [801, 601, 401, 201, 1]),
+        ("leading", {"drop": 1}, [830, 664, 498, 332, 166]),
+        ("linspace", {}, [999, 749.25, 499.5, 249.75, 0]),
+        ("linspace", {"whole": True}, [999, 749, 500, 250, 0]),
+        ("linspace", {"drop": 1, "whole": True}, [999, 799, 599, 400, 200]),
+        ("trailing", {}, [999, 799, 599, 399, 199]),
+        ("sgm_uniform", {}, [999, 799.2, 599.4, 399.6, 199.8]),
+        ("simple", {}, [999, 799, 599, 399, 199]),
+        ("lcm", {}, [999, 799, 599, 399, 199]),
+    ],
+)
+def test_spacings_in_t(spacing: str, options: dict, t: list[float]):
+    assert steps_of(spacing, 5, **options) == pytest.approx(t, abs=1e-5)
+
+
+def test_rounding_where_n_does_not_divide_t():
+    assert steps_of("trailing", 7) == [999, 856, 713, 570, 428, 285, 142]
+    assert steps_of("simple", 7) == [999, 857, 714, 571, 428, 285, 142]
+    assert steps_of("lcm", 4) == [999, 759, 499, 259]
+
+
+@pytest.mark.parametrize("steps", [8, 25])
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "polyexponential"])
+def test_spacings_in_sigma_are_those_of_the_fixture(spacing: str, steps: int):
+    ours = spaced(SD1, steps, spacing, sigma_min=0.03, sigma_max=14.6)
+    torch.testing.assert_close(ours, GOLDEN[f"sigmas.{spacing}.{steps}"], rtol=1e-6, atol=0)
+
+
+def test_polyexponential_is_dense_at_the_low_end():
+    ramp = torch.tensor([1, 0.25, 0], dtype=torch.float64)
+    logs = spaced(SD1, 3, "polyexponential", rho=2.0)[:-1].log()
+    torch.testing.assert_close((logs - logs[-1]) / (logs[0] - logs[-1]), ramp)
+
+
+def test_kl_optimal_is_even_in_the_arctangent():
+    angles = spaced(SD1, 9, "kl_optimal")[:-1].atan()
+    torch.testing.assert_close(angles.diff(), angles.diff()[:1].expand(8))
+
+
+def test_beta_is_the_quantiles_of_the_distribution():
+    t = torch.tensor(steps_of("beta", 10), dtype=torch.float64)
+    expected = scipy.stats.beta.ppf([1 - i / 10 for i in range(10)], 0.6, 0.6) * 999
+    torch.testing.assert_close(t, torch.from_numpy(expected), rtol=0, atol=1e-5)
+    assert t.diff().abs().argmin() in (0, 8)  # dense at an end
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (0.5, 0.5), (2.0, 5.0), (1.0, 3.0), (7.5, 0.8)])
+def test_the_beta_distribution_is_scipy_s(a: float, b: float):
+    x = torch.linspace(0, 1, 501, dtype=torch.float64)
+    torch.testing.assert_close(beta_distribution(x, a, b), torch.from_numpy(scipy.stats.beta.cdf(x, a, b)), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(beta_quantile(x, a, b), torch.from_numpy(scipy.stats.beta.ppf(x, a, b)), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_aligned_steps_are_the_published_ones(family: str):
+    from diffusers.schedulers import AysSchedules
+
+    published = {"sd1": "StableDiffusionSigmas", "sdxl": "StableDiffusionXLSigmas"}[family]
+    ours = spaced(SD1, 10, "align_your_steps", family=family)
+    torch.testing.assert_close(ours, torch.tensor(AysSchedules[published], dtype=torch.float64), rtol=0, atol=6e-3)
+    twice = spaced(SD1, 20, "align_your_steps", family=family)
+    torch.testing.assert_close(twice[:-1:2], ours[:-1])
+    torch.testing.assert_close(twice[1:-1:2][:-1], (ours[:-2] * ours[1:-1]).sqrt())
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(SPACINGS)), st.integers(1, 50), st.booleans(), st.booleans(), st.booleans())
+def test_every_grid_descends_to_its_end(spacing: str, steps: int, zero: bool, to_zero: bool, apart: bool):
+    schedule = ZERO if zero else SD1
+    grid = spaced(schedule, steps, spacing, final="zero" if to_zero else "sigma_min", terminal="apart" if apart else "capped")
+    assert (grid[1:] < grid[:-1]).all()
+    assert grid.dtype == torch.float64
+    assert len(grid) == steps + 1 or (len(grid) == steps and not to_zero)
+    assert grid[-1].item() == pytest.approx(0 if to_zero else schedule.sigmas[0].item())
+    if spacing not in ("leading", "align_your_steps"):  # which do not begin at the noisiest step
+        assert grid[0].isinf() == (zero and apart)
+
+
+def test_zero_terminal_snr_both_ways():
+    assert spaced(ZERO, 5)[0].item() == pytest.approx(4096, rel=1e-6)
+    assert spaced(ZERO, 5, terminal="apart")[0] == math.inf
+    torch.testing.assert_close(spaced(ZERO, 5, terminal="apart")[1:], spaced(ZERO, 5)[1:], rtol=0, atol=0)
+
+
+def test_points_inside_the_steps():
+    grid = spaced(SD1, 3)
+    fine = refined(grid, 3)
+    assert len(fine) == 2 * 3 + 2
+    torch.testing.assert_close(fine[::3][:3], grid[:3])
+    torch.testing.assert_close(fine[1].log(), (2 * grid[0].log() + grid[1].log()) / 3)
+    assert fine[-1] == 0
+    torch.testing.assert_close(SD1.t(halfway(SD1, grid))[:2], (SD1.t(grid)[:2] + SD1.t(grid)[1:3]) / 2)
+
+
+def test_where_the_jumps_of_tcd_end():
+    grid = spaced(SD1, 4, "lcm")  # t = 999, 759, 499, 259
+    assert SD1.t(tcd_downs(SD1, grid, 0.3))[:3].tolist() == pytest.approx([531, 349, 181])
+    assert tcd_downs(SD1, grid, 0.3)[-1] == 0
+    torch.testing.assert_close(tcd_downs(SD1, grid, 0.0), grid[1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((5, "trialing"), {}, "Did you mean 'trailing'"),
+        ((0,), {}, "0 steps were asked for.*1 to 1000"),
+        ((-3,), {}, "-3 steps"),
+        ((1001,), {}, "1001 steps"),
+        ((5, "karras"), {"steps_offset": 1}, "has no option 'steps_offset'; it has rho"),
+        ((60, "lcm"), {}, "'lcm' has 50"),
+        ((5, "align_your_steps"), {"family": "sdx"}, "Did you mean 'sdxl'"),
+    ],
+)
+def test_bad_input(arguments: tuple, options: dict, message: str):
+    with pytest.raises(DaguerreError, match=message):
+        spaced(SD1, *arguments, **options)

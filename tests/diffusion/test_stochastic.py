@@ -1,0 +1,170 @@
+"""Samplers that draw noise give back the distribution: weights, means and covariances of a mixture, within sampling error."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from daguerre.diffusion import SAMPLERS, Schedule, ScheduleConfig, brownian, generators, halfway, independent, spaced, specimen, start
+
+MIXTURE = specimen()
+SCHEDULE = Schedule(ScheduleConfig())
+COUNT = 12_000
+STOCHASTIC = [name for name, sampler in SAMPLERS.items() if sampler.stochastic and name not in ("lcm", "tcd")]
+
+
+def one_generator_for_all(seed: int):
+    """Independent noise for a cloud of points, too many for a generator each."""
+    source = torch.Generator().manual_seed(seed)
+    return lambda x, sigma, sigma_next: torch.randn(x.shape, generator=source, dtype=torch.float64)
+
+
+def cloud(name: str, steps: int, seed: int = 1, **options: object) -> Tensor:
+    grid = spaced(SCHEDULE, steps, "karras")
+    x = one_generator_for_all(seed)(torch.empty(COUNT, 2), grid, grid) * (grid[0] ** 2 + 1).sqrt()
+    *_, (x, _x0) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=one_generator_for_all(seed + 1), **options)
+    return x
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Share, mean and variance of each component, every point counted with its posterior weight (so the estimates stay unbiased)."""
+    away = x[:, None] - MIXTURE.means
+    r = (MIXTURE.weights.log() - 2 * MIXTURE.stds.log() - away.square().sum(-1) / (2 * MIXTURE.stds**2)).softmax(-1)  # (N, K)
+    share = r.mean(0)
+    mean = torch.einsum("nk,nd->kd", r, x) / (len(x) * share[:, None])
+    around = x[:, None] - mean
+    return share, mean, torch.einsum("nk,nkd,nke->kde", r, around, around) / (len(x) * share[:, None, None])
+
+
+def distance(x: Tensor) -> float:
+    """The greatest difference of any share, mean or covariance from the truth."""
+    covariances = MIXTURE.stds[:, None, None] ** 2 * torch.eye(2, dtype=torch.float64)
+    truth = MIXTURE.weights, MIXTURE.means, covariances
+    return max((found - true).abs().max().item() for found, true in zip(moments(x), truth, strict=True))
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_mixture_comes_back_at_two_step_counts(name: str):
+    """The bias falls with the steps; at the greater count little more than sampling error is left, about 0.02 for so many points."""
+    few, many = distance(cloud(name, 25)), distance(cloud(name, 100))
+    assert many < 0.03
+    assert few < 0.1
+    assert many < few + 0.02
+
+
+def test_the_measure_sees_a_wrong_distribution():
+    """Euler-ancestral without its noise collapses; a sampler that drew too little would be seen."""
+    grid = spaced(SCHEDULE, 40, "karras")
+    x = torch.randn(COUNT, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * grid[0]
+    *_, (x, _) = SAMPLERS["euler_a"](MIXTURE.denoise, x, grid, noise=lambda x, *_: 0.7 * torch.randn_like(x))
+    assert distance(x) > 0.05
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7])
+def test_any_share_of_noise_gives_the_same_distribution(eta: float):
+    assert distance(cloud("euler", 100, eta=eta)) < 0.04
+    assert distance(cloud("dpmpp_2m", 100, eta=eta)) < 0.04
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+@pytest.mark.parametrize(("name", "options"), [("lcm", {}), ("tcd", {"gamma": 0.3}), ("tcd", {"gamma": 1.0}), ("euler", {})])
+def test_the_exact_consistency_function(name: str, options: dict, steps: int):
+    """For N(μ, s²) the trajectory from x at σ ends at μ + (x − μ)·s/√(s² + σ²); jumping there, LCM is exact in any number of steps.
+
+    TCD jumps part of the way on a straight line, which a trajectory is not, so its spread is only right where it goes all the way (γ = 1).
+    """
+    mu, s = 0.7, 0.5
+    grid = spaced(SCHEDULE, steps, "lcm")
+    x = mu + (grid[0] ** 2 + s**2).sqrt() * one_generator_for_all(3)(torch.empty(COUNT, 1), grid, grid)
+    *_, (x, _) = SAMPLERS[name](
+        lambda x, sigma: mu + (x - mu) * s / (s**2 + sigma**2).sqrt(), x, grid, noise=one_generator_for_all(4), **options
+    )
+    if name == "lcm" or options == {"gamma": 1.0}:
+        assert x.mean().item() == pytest.approx(mu, abs=0.01)
+        assert x.std().item() == pytest.approx(s, abs=0.01)
+    else:
+        assert abs(x.std().item() - s) > 0.03
+
+
+def test_tcd_between_its_ends_is_euler_and_lcm():
+    grid = spaced(SCHEDULE, 6, "lcm")
+    x = grid[0] * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for gamma, other in ((0.0, "euler"), (1.0, "lcm")):
+        runs = [
+            torch.stack([x for x, _ in SAMPLERS[name](MIXTURE.denoise, x, grid, noise=one_generator_for_all(5), **options)])
+            for name, options in (("tcd", {"gamma": gamma}), (other, {}))
+        ]
+        torch.testing.assert_close(*runs)
+
+
+def test_ddpm_with_the_small_variance_is_euler_ancestral():
+    grid = spaced(SCHEDULE, 9)
+    x = grid[0] * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    runs = [torch.stack([x for x, _ in SAMPLERS[n](MIXTURE.denoise, x, grid, noise=one_generator_for_all(5))]) for n in ("ddpm", "euler_a")]
+    torch.testing.assert_close(*runs)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim_inversion", "lcm", "tcd")])
+def test_zero_terminal_snr_apart_and_capped_agree(name: str):
+    """From σ = inf, and from 4096: both find the distribution, and without noise nearly the same points."""
+    schedule = Schedule(ScheduleConfig(zero_terminal_snr=True))
+    source = torch.Generator().manual_seed(0)
+    eps, fresh = torch.randn(4000, 2, dtype=torch.float64, generator=source), one_generator_for_all(5)
+    ends = []
+    for terminal in ("apart", "capped"):
+        grid = spaced(schedule, 50, terminal=terminal)
+        options = {"halfway": halfway(schedule, grid)} if SAMPLERS[name].takes("halfway") else {}
+        *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, start(eps, grid[0]), grid, noise=fresh, **options)
+        assert distance(x) < 0.12
+        ends.append(x)
+    if not SAMPLERS[name].stochastic:
+        assert (ends[0] - ends[1]).norm(dim=1).mean() < 0.1
+
+
+class TestNoise:
+    X = torch.zeros(3, 4, 8, 8)
+
+    def test_a_picture_s_noise_does_not_depend_on_its_batch(self):
+        for kind in (independent, brownian):
+            together = kind(generators([5, 6, 7]))(self.X, torch.tensor(2.0), torch.tensor(1.0))
+            alone = kind(generators([6]))(self.X[:1], torch.tensor(2.0), torch.tensor(1.0))
+            torch.testing.assert_close(together[1:2], alone, rtol=0, atol=0)
+            assert not torch.equal(together[0], together[1])
+
+    def test_brownian_increments_are_standard_normal(self):
+        x = torch.zeros(1, 200, 200)
+        noise = brownian(generators([0]))
+        for high, low in [(14.6, 0.03), (math.inf, 7.0), (1.0, 0.99), (0.05, 0.03)]:
+            drawn = noise(x, torch.tensor(high), torch.tensor(low))
+            assert drawn.mean().item() == pytest.approx(0, abs=0.02)
+            assert drawn.std().item() == pytest.approx(1, abs=0.02)
+
+    def test_brownian_increments_add_up(self):
+        """W(c) − W(a) = (W(b) − W(a)) + (W(c) − W(b)), so steps that overlap agree; neighbours are independent."""
+        x, (a, b, c) = torch.zeros(1, 300, 300), (torch.tensor(each) for each in (5.0, 2.0, 0.1))
+        noise = brownian(generators([1]))
+        first, second, whole = noise(x, a, b), noise(x, b, c), noise(x, a, c)
+        tau = [math.log(5 / 2), math.log(2 / 0.1)]
+        torch.testing.assert_close(whole * sum(tau) ** 0.5, first * tau[0] ** 0.5 + second * tau[1] ** 0.5, rtol=1e-5, atol=1e-5)
+        assert (first * second).mean().abs() < 0.02
+
+    def test_the_path_does_not_depend_on_who_asks(self):
+        x = torch.zeros(1, 4, 4)
+        direct = brownian(generators([2]))(x, torch.tensor(3.0), torch.tensor(1.0))
+        asked = brownian(generators([2]))
+        asked(x, torch.tensor(9.0), torch.tensor(0.3))
+        torch.testing.assert_close(asked(x, torch.tensor(3.0), torch.tensor(1.0)), direct, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", ["dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"])
+    def test_more_steps_lead_to_the_same_point(self, name: str):
+        """On one Brownian path a finer grid converges; with fresh noise it would end elsewhere each time."""
+        seeds = list(range(8))
+        ends = []
+        for steps in (40, 80):
+            grid = spaced(SCHEDULE, steps, "exponential")
+            sources = generators(seeds)
+            x = grid[0] * torch.stack([torch.randn(2, generator=source, dtype=torch.float64) for source in sources])
+            *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=SAMPLERS[name].noise(sources))
+            ends.append(x)
+        assert (ends[0] - ends[1]).norm(dim=1).median() < 0.1, ends

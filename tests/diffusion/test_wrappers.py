@@ -1,0 +1,122 @@
+"""What is done to x0: clipping, thresholding, the known region, consistency, the guard against half precision."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+from torch import Tensor
+
+from daguerre.diffusion import (
+    SAMPLERS,
+    Denoiser,
+    Schedule,
+    ScheduleConfig,
+    clip,
+    consistency,
+    finish,
+    keep_epsilon,
+    keep_known,
+    redo,
+    spaced,
+    start,
+    threshold,
+)
+
+SCHEDULE = Schedule(ScheduleConfig())
+X = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SIGMA = torch.tensor(1.5, dtype=torch.float64)
+
+
+def double(x: Tensor, sigma: Tensor) -> Tensor:
+    return 2 * x
+
+
+@pytest.mark.parametrize("maximum", [1.0, 1.7, math.inf])
+def test_dynamic_thresholding_is_diffusers_s(maximum: float):
+    theirs = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=maximum)
+    torch.testing.assert_close(threshold(double, 0.9, maximum)(X, SIGMA), theirs._threshold_sample(2 * X), rtol=1e-6, atol=1e-6)
+
+
+def test_clip():
+    torch.testing.assert_close(clip(double, 0.5)(X, SIGMA), (2 * X).clamp(-0.5, 0.5))
+
+
+def test_keeping_epsilon_while_x0_is_clipped():
+    """A step of Euler with it is clip(D) + σ_next·(x − D)/σ."""
+    grid = spaced(SCHEDULE, 6)
+    denoise = keep_epsilon(clip, lambda x, sigma: torch.tanh(x) * 1.4, grid)
+    x = X * grid[0]
+    for sigma, sigma_next, (found, _) in zip(grid, grid[1:], SAMPLERS["euler"](denoise, x, grid), strict=False):
+        x0 = torch.tanh(x) * 1.4
+        x = x0.clamp(-1, 1) + sigma_next * (x - x0) / sigma
+        torch.testing.assert_close(found, x)
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc", "lms", "ddpm", "plms"])
+def test_what_is_known_stays_exactly(name: str):
+    known, mask = X.flip(0), torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    mask[..., :2] = 1
+    grid = spaced(SCHEDULE, 8)
+    source = torch.Generator().manual_seed(1)
+    denoise = keep_known(lambda x, sigma: torch.tanh(x), known, mask)
+    x = known + grid[0] * torch.randn(X.shape, generator=source, dtype=torch.float64)
+    *_, (x, _) = SAMPLERS[name](denoise, x, grid, noise=lambda x, *_: torch.randn(x.shape, generator=source, dtype=torch.float64))
+    torch.testing.assert_close(x[..., 2:], known[..., 2:], rtol=0, atol=1e-12)
+    assert (x[..., :2] - known[..., :2]).abs().mean() > 0.1
+
+
+def test_a_deterministic_run_keeps_the_known_region_s_noise():
+    """x stays known + σ·ε there at every σ, so the network sees what other implementations paste in after every step."""
+    eps, grid = X.roll(1, 0), spaced(SCHEDULE, 8)
+    denoise = keep_known(lambda x, sigma: torch.tanh(x), X, torch.zeros(1, 1, 4, 4))
+    for sigma, (x, _) in zip(grid[1:], SAMPLERS["dpmpp_2m"](denoise, X + grid[0] * eps, grid), strict=True):
+        torch.testing.assert_close(x, X + sigma * eps)
+
+
+def test_a_soft_mask_blends():
+    half = torch.full((1, 1, 4, 4), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(keep_known(double, torch.ones_like(X), half)(X, SIGMA), 0.75 + 0.25 * 2 * X)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_consistency_boundary_is_that_of_lcm(prediction):
+    name = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
+    base = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = LCMScheduler(**base, prediction_type=name, clip_sample=False)
+    scheduler.set_timesteps(4)
+    t = scheduler.timesteps[1]
+    theirs = scheduler.step(torch.tanh(X), t, X).denoised
+    denoise = Denoiser(lambda x, t, cond: torch.tanh(x), SCHEDULE, prediction)
+    sigma = SCHEDULE.sigmas[t]
+    ours = consistency(denoise, SCHEDULE)(X * (sigma**2 + 1).sqrt(), sigma)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_jump_from_the_least_noise_goes_nowhere():
+    sigma = SCHEDULE.sigmas[0]
+    torch.testing.assert_close(consistency(double, SCHEDULE)(X, sigma), finish(X, sigma))
+
+
+def test_the_guard_asks_again_only_where_it_must():
+    told: list[float] = []
+    asked: list[float] = []
+
+    def wide(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(sigma.item())
+        return x
+
+    guarded = redo(lambda x, sigma: x if sigma < 1 else x * math.nan, wide, told.append)
+    torch.testing.assert_close(guarded(X, torch.tensor(0.5)), X)
+    assert not told
+    torch.testing.assert_close(guarded(X, torch.tensor(3.0)), X)
+    assert told == asked == [3.0]
+
+
+def test_beginnings_and_ends():
+    sigma = SCHEDULE.sigmas[-1]
+    torch.testing.assert_close(finish(start(X, sigma), sigma), X)
+    torch.testing.assert_close(start(X, sigma, "sigma_max"), X * sigma)
+    assert (start(X, sigma) / start(X, sigma, "sigma_max")).mean().item() == pytest.approx(1.00234, abs=1e-5)
+    torch.testing.assert_close(start(X, torch.tensor(math.inf)), X)
+    torch.testing.assert_close(finish(X, torch.tensor(0.0)), X, rtol=0, atol=0)

@@ -1,0 +1,137 @@
+"""The Fréchet distance against closed forms and scipy's matrix root; KID against its double sum and analytic moments."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daguerre.errors import DaguerreError
+from daguerre.metrics import Gaussian, features_of, frechet, frechet_distance, halves, kernel_distance, squared_mmd
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_scipy(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The usual way: the root of the unsymmetric product of the covariances."""
+    a, b = x.numpy(), y.numpy()
+    s1, s2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(s1 @ s2)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * np.real(root)))
+
+
+def test_gaussians_whose_covariances_commute():
+    """With S₁ = diag(a²), S₂ = diag(b²): d² = |m₁ − m₂|² + |a − b|²."""
+    a, b = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([3.0, 0.0, 0.5]).double()
+    m, n = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
+    got = frechet(Gaussian.of_moments(m, a.square().diag()), Gaussian.of_moments(n, b.square().diag()))
+    assert got == pytest.approx(5 + 4 + 4, abs=1e-12)
+
+
+def test_gaussians_in_the_plane():
+    """In two dimensions tr √M = √(tr M + 2·√det M) for M = S₁·S₂: a closed form for covariances that don't commute."""
+    s1 = torch.tensor([[2.0, 0.9], [0.9, 1.0]]).double()
+    s2 = torch.tensor([[0.5, -0.3], [-0.3, 4.0]]).double()
+    m = s1 @ s2
+    wanted = s1.trace() + s2.trace() - 2 * (m.trace() + 2 * torch.linalg.det(m).sqrt()).sqrt()
+    zero = torch.zeros(2)
+    assert frechet(Gaussian.of_moments(zero, s1), Gaussian.of_moments(zero, s2)) == pytest.approx(wanted.item(), abs=1e-12)
+
+
+def test_features_against_scipy():
+    x = normal(300, 12) @ normal(12, 12, seed=1)
+    y = normal(250, 12, seed=2) @ normal(12, 12, seed=3) + 0.5
+    assert frechet_distance(x, y) == pytest.approx(by_scipy(x, y), rel=1e-9)
+
+
+def test_features_and_moments_agree():
+    x, y = normal(80, 6), normal(90, 6, seed=1) * 2 + 1
+    by_moments = frechet(Gaussian.of_moments(x.mean(0), x.T.cov()), Gaussian.of_moments(y.mean(0), y.T.cov()))
+    assert frechet_distance(x, y) == pytest.approx(by_moments, rel=1e-10)
+
+
+def test_it_stays_sound_where_covariances_are_singular():
+    """20 pictures in 256 dimensions, where the root of the product is ill-defined: the answers for a shift and a scale are still known."""
+    x = normal(20, 256)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    shift = normal(256, seed=5)
+    assert frechet_distance(x, x + shift) == pytest.approx(shift.square().sum().item(), rel=1e-10)
+    assert frechet_distance(x, 3 * x - 2 * x.mean(0)) == pytest.approx(4 * x.T.cov().trace().item(), rel=1e-10)  # |a − b|² with b = 3·a
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(2, 40), st.integers(1, 16))
+def test_it_is_a_symmetric_measure_that_rotation_leaves(seed: int, n: int, m: int, d: int):
+    x, y = normal(n, d, seed=seed), 2 * normal(m, d, seed=seed + 1) + 1
+    q = torch.linalg.qr(normal(d, d, seed=seed + 2)).Q
+    there = frechet_distance(x, y)
+    assert there >= 0
+    assert frechet_distance(y, x) == pytest.approx(there, rel=1e-9, abs=1e-9)
+    assert frechet_distance(x @ q, y @ q) == pytest.approx(there, rel=1e-9, abs=1e-9)
+
+
+def test_samples_of_known_gaussians_come_near_their_distance():
+    x, y = normal(40_000, 3), normal(40_000, 3, seed=1) * torch.tensor([1.0, 2.0, 3.0]).double() + 1
+    assert frechet_distance(x, y) == pytest.approx(3 + 0 + 1 + 4, rel=0.02)
+
+
+def test_mmd_is_the_double_sum():
+    x, y = normal(7, 3), normal(5, 3, seed=1) + 1
+    k = lambda a, b: (float(a @ b) / 3 + 1) ** 3  # noqa: E731
+    xx = sum(k(x[i], x[j]) for i in range(7) for j in range(7) if i != j) / (7 * 6)
+    yy = sum(k(y[i], y[j]) for i in range(5) for j in range(5) if i != j) / (5 * 4)
+    xy = sum(k(x[i], y[j]) for i in range(7) for j in range(5)) / 35
+    assert squared_mmd(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
+
+
+def test_kid_is_unbiased_for_gaussians_with_known_moments():
+    """In one dimension (xy + 1)³ = Σ C(3,k)·xᵏ·yᵏ, so MMD² = 3·Δm₁² + 3·Δm₂² + Δm₃² in the raw moments; here N(0, 1) and N(1/2, 1)."""
+    wanted = 3 * 0.5**2 + 3 * 0.25**2 + (0.5**3 + 3 * 0.5) ** 2
+    x, y, z = normal(60, 200, 1), normal(60, 200, 1, seed=1) + 0.5, normal(60, 200, 1, seed=2)
+    apart = torch.tensor([squared_mmd(a, b) for a, b in zip(x, y, strict=True)])
+    assert apart.mean().item() == pytest.approx(wanted, abs=3 * apart.std().item() / 60**0.5)
+    same = torch.tensor([squared_mmd(a, b) for a, b in zip(x, z, strict=True)])
+    assert same.mean().item() == pytest.approx(0, abs=3 * same.std().item() / 60**0.5)
+    assert same.min() < 0  # unbiased: a biased one could never fall below zero
+
+
+def test_kid_over_subsets_centres_on_the_whole():
+    x, y = normal(300, 8), normal(500, 8, seed=1) * 1.3
+    whole, parts = kernel_distance(x, y, size=1000), kernel_distance(x, y, subsets=60, size=100, seed=4)
+    assert whole.mean == squared_mmd(x, y)
+    assert whole.deviation == 0
+    assert parts.mean == pytest.approx(whole.mean, abs=4 * parts.deviation / 60**0.5)
+    assert parts == kernel_distance(x, y, subsets=60, size=100, seed=4)
+    assert parts.deviation > 0
+
+
+def test_features_are_gathered_in_order():
+    batches = [torch.arange(12.0).reshape(3, 1, 2, 2), torch.arange(12.0, 20.0).reshape(2, 1, 2, 2)]
+    assert torch.equal(features_of(batches, lambda x: x * 2), torch.arange(20.0).double().reshape(5, 4) * 2)
+
+
+def test_halves_share_nothing():
+    x = torch.arange(11.0)[:, None]
+    a, b = halves(x, seed=3)
+    assert a.shape == b.shape == (5, 1)
+    assert len({*a.flatten().tolist(), *b.flatten().tolist()}) == 10
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [(torch.zeros(1, 4), "at least two"), (torch.zeros(4), "at least two"), (torch.full((3, 2), torch.nan), "NaN")],
+)
+def test_what_cannot_be_measured_is_said(x: torch.Tensor, says: str):
+    for measure in (frechet_distance, kernel_distance):
+        with pytest.raises(DaguerreError, match=says):
+            measure(x, torch.zeros(4, 4))
+
+
+def test_features_of_two_networks_are_not_compared():
+    with pytest.raises(DaguerreError, match="4 and 5 dimensions"):
+        frechet_distance(normal(9, 4), normal(9, 5))
+    with pytest.raises(DaguerreError, match="No pictures"):
+        features_of([], lambda x: x)

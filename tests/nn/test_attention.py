@@ -1,0 +1,52 @@
+"""Attention against its formula written out in float64, and the two ways of computing it against each other."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from daguerre.nn.attention import SHORT_CONTEXT, Attention, SpatialTransformer, attend
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def by_formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bhld,bhmd->bhlm", q.double(), k.double()) / q.shape[-1] ** 0.5
+    weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+    return torch.einsum("bhlm,bhmd->bhld", weights, v.double())
+
+
+@pytest.mark.parametrize("keys", [7, SHORT_CONTEXT + 1])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_attend_is_the_formula_with_and_without_gradients(keys: int, dtype: torch.dtype, atol: float):
+    q, k, v = (noise(2, 3, length, 20, seed=i, dtype=dtype) for i, length in enumerate((11, keys, keys)))
+    truth = by_formula(q, k, v)
+    torch.testing.assert_close(attend(q, k, v).double(), truth, rtol=0, atol=atol)
+
+    trained = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+    exact = [tensor.double().requires_grad_() for tensor in (q, k, v)]
+    out = attend(*trained)
+    torch.testing.assert_close(out.detach().double(), truth, rtol=0, atol=atol)
+    weight = noise(*out.shape, seed=5)
+    (out.float() * weight).sum().backward()
+    (by_formula(*exact) * weight).sum().backward()
+    for ours, theirs in zip(trained, exact, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=4 * atol)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="3 heads"):
+        Attention(16, 3)
+
+
+def test_linear_and_convolutional_projections_are_the_same_arithmetic():
+    torch.manual_seed(0)
+    linear = SpatialTransformer(16, 2, 12, depth=2, linear=True, groups=4)
+    convolution = SpatialTransformer(16, 2, 12, depth=2, linear=False, groups=4)
+    state = {name: t[..., None, None] if name in ("proj_in.weight", "proj_out.weight") else t for name, t in linear.state_dict().items()}
+    convolution.load_state_dict(state, strict=True)
+    x, context = noise(2, 16, 5, 3), noise(2, 7, 12, seed=1)
+    torch.testing.assert_close(linear(x, context), convolution(x, context), rtol=0, atol=1e-6)

@@ -1,0 +1,69 @@
+"""A request is checked where it is made, and survives the way into JSON and back."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daguerre.errors import DaguerreError
+from daguerre.pipelines.request import MAX_SEED, Request
+
+REQUESTS = st.builds(
+    Request,
+    prompt=st.one_of(st.text(), st.lists(st.text(), min_size=1, max_size=3).map(tuple)),
+    negative=st.text(),
+    steps=st.integers(1, 1000),
+    guidance=st.floats(-20, 20),
+    seed=st.integers(0, MAX_SEED - 8),
+    count=st.integers(1, 8),
+    width=st.none() | st.integers(1, 4096),
+    eta=st.none() | st.floats(0, 1),
+    start=st.sampled_from(["variance_preserving", "sigma_max"]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(REQUESTS)
+def test_json_gives_it_back(request_: Request):
+    assert Request.from_json(json.loads(json.dumps(request_.to_json()))) == request_
+
+
+@settings(max_examples=40, deadline=None)
+@given(REQUESTS)
+def test_singles_are_the_pictures_in_order(request_: Request):
+    singles = request_.singles()
+    assert len(singles) == len(request_.prompts) * request_.count
+    assert tuple((single.prompt, single.seed) for single in singles) == request_.each
+    assert all(single.count == 1 for single in singles)
+    assert all(single.singles() == (single,) for single in singles)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"steps": -3}, "steps is -3"),
+        ({"count": 0}, "count is 0"),
+        ({"width": -8}, "width is -8"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": MAX_SEED, "count": 2}, "seed is"),
+        ({"guidance": math.nan}, "finite"),
+        ({"eta": 1.5}, "eta is 1.5"),
+        ({"prompt": ()}, "There is no prompt"),
+        ({"steps": "20"}, "steps is '20'"),
+        ({"steps": True}, "steps is True"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"prompt": 7}, "prompt is 7"),
+        ({"prompt": ["a", 7]}, "prompt is"),
+        ({"stepps": 20}, "no field 'stepps'.*Did you mean 'steps'"),
+    ],
+)
+def test_what_no_model_could_meet_is_refused(fields: dict[str, object], message: str):
+    with pytest.raises(DaguerreError, match=message):
+        Request.from_json(fields)
+
+
+def test_a_list_of_prompts_is_a_tuple_of_them():
+    assert Request(prompt=["a", "b"]).prompts == ("a", "b")  # type: ignore[arg-type]

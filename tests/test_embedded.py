@@ -1,0 +1,69 @@
+"""The model that ships: its size and origin, that it answers, and that diffusers makes the same picture of the same folder."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import daguerre
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.weights.catalog import find
+
+FOLDER = Path(find(None))
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDiffusion:
+    return daguerre.load()
+
+
+def test_it_is_small_and_its_hashes_are_in_the_notice():
+    weights = sorted(FOLDER.rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 64 * 2**20
+    notice = (Path(__file__).parent.parent / "NOTICE").read_text()
+    for path in [*weights, FOLDER.parent / "emoji-pictures.zip"]:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in notice, path.name
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), [("dpmpp_2m", "DPMSolverMultistepScheduler"), ("euler", "EulerDiscreteScheduler")])
+def test_diffusers_makes_the_same_picture(model, sampler, scheduler):
+    import diffusers
+
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(7))
+    asked = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": 64, "width": 64, "latents": noise}
+    theirs = np.asarray(pipe("a red apple", **asked).images[0], dtype=int)
+    (ours,) = daguerre.generate(
+        model, prompt="a red apple", steps=20, guidance=4.0, seed=7, sampler=sampler, spacing="trailing", start="sigma_max"
+    )
+    assert np.abs(np.asarray(ours.image, dtype=int) - theirs).max() <= 2
+
+
+def test_it_answers_with_the_colour_it_is_asked_for(model):
+    """A coarse check on pixels that any broken part would fail; what the model is worth is measured in its card."""
+    colours = ("red", "green", "blue", "yellow", "purple")
+    pictures = daguerre.generate(model, prompt=tuple(f"a gift on a {colour} background" for colour in colours))
+    wanted = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "purple": (1, 0, 1)}
+    right = 0
+    for colour, picture in zip(colours, pictures, strict=True):
+        pixels = np.asarray(picture.image, dtype=float)
+        corner = np.concatenate([pixels[:4, :4], pixels[-4:, -4:], pixels[:4, -4:], pixels[-4:, :4]]).mean((0, 1)) / 255
+        nearest = min(wanted, key=lambda name: np.linalg.norm(_chroma(corner) - _chroma(np.array(wanted[name]))))
+        right += nearest == colour
+    assert right >= 4
+
+
+def _chroma(rgb: np.ndarray) -> np.ndarray:
+    return rgb / max(np.linalg.norm(rgb), 1e-9)
+
+
+def test_its_card_is_there_with_its_measure():
+    card = (FOLDER / "README.md").read_text()
+    report = json.loads((FOLDER / "report.json").read_text())
+    assert "R-precision" in card
+    assert report["judge"]

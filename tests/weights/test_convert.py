@@ -1,0 +1,212 @@
+"""From one form to another and back: every tensor keeps its bytes, every model what it predicts, and the reference opens the result."""
+
+import json
+
+import checkpoints
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from daguerre.errors import DaguerreError
+from daguerre.weights import load_vae
+from daguerre.weights.convert import UNREAD, convert
+from daguerre.weights.describe import describe
+from daguerre.weights.keys_parts import sort
+from daguerre.weights.reader import open_tensors
+from daguerre.weights.single_file import load_single_file
+
+# family -> its single file, what it is told, and how many tensors a folder has no place for
+FAMILIES = {
+    "sd1": (checkpoints.sd1, {}, 0),
+    "sd2": (checkpoints.sd2, {"prediction": "v"}, 12 + 1),
+    "sdxl": (checkpoints.sdxl, {}, 0),
+    "refiner": (checkpoints.refiner, {}, 0),
+}
+
+
+def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what is ignored on purpose."""
+    ignored = sort(tensors).ignored
+    return {name: tensor for name, tensor in tensors.items() if name not in ignored}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_single_file_comes_back_from_a_folder_byte_for_byte(tmp_path, name):
+    make, told, unread = FAMILIES[name]
+    tensors = make()
+    single = checkpoints.write(tmp_path / "model.safetensors", tensors)
+    folder = convert(single, tmp_path / "folder", **told)
+    assert (folder / UNREAD).is_file() == bool(unread)
+    if unread:
+        assert len(load_file(folder / UNREAD)) == unread
+    back = convert(folder, tmp_path / "back.safetensors")
+    checkpoints.same(back, weights(tensors))
+    again = convert(back, tmp_path / "again")
+    for path in folder.rglob("*.*"):
+        assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes(), path
+    predictions = {describe(open_tensors(path)).prediction for path in (folder, back, again)}
+    assert predictions == {told.get("prediction", "epsilon")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_new_precision_is_the_rounded_one_and_marks_keep_theirs(tmp_path, dtype):
+    tensors = checkpoints.sd1() | {"betas": torch.linspace(0.0001, 0.02, 7, dtype=torch.float64).long()}
+    single = checkpoints.write(tmp_path / "model.safetensors", tensors)
+    half = load_file(convert(single, tmp_path / "half.safetensors", dtype=dtype))
+    assert half.keys() == tensors.keys()
+    assert all(torch.equal(half[name], tensor.to(dtype) if tensor.is_floating_point() else tensor) for name, tensor in tensors.items())
+    folder = convert(single, tmp_path / "folder", dtype=dtype)
+    assert {tensor.dtype for tensor in open_tensors(folder).shapes.values()} == {dtype}
+
+
+def test_out_of_pickle_with_all_it_said(tmp_path):
+    tensors = checkpoints.sd2()
+    torch.save({"state_dict": tensors, "global_step": 875000}, tmp_path / "base.ckpt")
+    path = convert(tmp_path / "base.ckpt", tmp_path / "base.safetensors")
+    checkpoints.same(path, tensors)
+    about = describe(open_tensors(path))
+    assert (about.prediction, about.file.metadata["global_step"]) == ("epsilon", "875000")
+
+
+def test_the_average_is_kept_dropped_or_used(tmp_path):
+    tensors = checkpoints.sd1()
+    both = checkpoints.with_average(tensors)
+    path = checkpoints.write(tmp_path / "both.safetensors", both)
+    checkpoints.same(convert(path, tmp_path / "kept.safetensors"), both)
+    checkpoints.same(convert(path, tmp_path / "dropped.safetensors", ema=False), tensors)
+    average = {name: tensor + 1 if name.startswith("model.") else tensor for name, tensor in tensors.items()}
+    checkpoints.same(convert(path, tmp_path / "used.safetensors", ema=True), average)
+    used = load_single_file(convert(path, tmp_path / "folder", ema=True))
+    assert torch.equal(used.unet.conv_in.weight, tensors["model.diffusion_model.input_blocks.0.0.weight"] + 1)
+    only = {name: tensor for name, tensor in both.items() if not name.startswith("model.diffusion_model.")}
+    with pytest.raises(DaguerreError, match="holds only the running average"):
+        convert(checkpoints.write(tmp_path / "only.safetensors", only), tmp_path / "x.safetensors", ema=False)
+
+
+def test_a_told_prediction_is_written_down(tmp_path):
+    single = checkpoints.write(tmp_path / "model.safetensors", checkpoints.sd2())
+    told = convert(single, tmp_path / "told.safetensors", prediction="v")
+    assert load_single_file(told).prediction == "v"
+    with pytest.raises(DaguerreError, match="give prediction="):
+        convert(single, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_autoencoder_alone_becomes_its_part_and_comes_back(tmp_path):
+    tensors = checkpoints.autoencoder(prefix="")
+    folder = convert(checkpoints.write(tmp_path / "vae.safetensors", tensors), tmp_path / "vae")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    reference = diffusers.AutoencoderKL.from_pretrained(folder)
+    with torch.inference_mode():
+        theirs = reference.encode(x).latent_dist.mean
+    with torch.inference_mode():
+        torch.testing.assert_close(load_vae(folder).moments(x).mean, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_not_converted_and_nothing_is_left(tmp_path):
+    tensors = checkpoints.sd1()
+    del tensors["first_stage_model.quant_conv.bias"]
+    with pytest.raises(DaguerreError, match=r"1 missing \(vae/quant_conv\.bias\)"):
+        convert(checkpoints.write(tmp_path / "x.safetensors", tensors), tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_nothing_but_a_saved_model_is_written_over(tmp_path):
+    single = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd1())
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(DaguerreError, match="is not a saved model"):
+        convert(single, tmp_path / "photos")
+    folder = convert(single, tmp_path / "model")
+    convert(single, folder)
+    with pytest.raises(DaguerreError, match="over itself"):
+        convert(folder, folder)
+
+
+def test_what_a_folder_has_no_words_for_is_said(tmp_path):
+    with pytest.raises(DaguerreError, match="no words for this file"):
+        convert(checkpoints.write(tmp_path / "vq.safetensors", checkpoints.quantized(prefix="")), tmp_path / "folder")
+
+
+# The reference: what it saved, and what it opens.
+
+PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_reference_opens_our_folder_and_computes_the_same(tmp_path, name):
+    make, told, _ = FAMILIES[name]
+    folder = convert(checkpoints.write(tmp_path / "model.safetensors", make()), tmp_path / "folder", **told)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == PIPELINES[name]
+    theirs = diffusers.DiffusionPipeline.from_pretrained(folder)
+    ours = load_single_file(folder)
+    assert type(theirs).__name__ == PIPELINES[name]
+    assert theirs.scheduler.config.prediction_type == {"epsilon": "epsilon", "v": "v_prediction"}[ours.prediction]
+    with torch.inference_mode():
+        cond = ours.conditioner(["a red apple"])
+        encoded = theirs.encode_prompt("a red apple", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        torch.testing.assert_close(cond.context, encoded[0], atol=1e-5, rtol=1e-5)
+        x, t = torch.randn(1, 4, 8, 8), torch.tensor([300.0])
+        added = {}
+        if cond.vector is not None:
+            pooled = encoded[2]
+            torch.testing.assert_close(cond.vector[:, : pooled.shape[1]], pooled, atol=1e-5, rtol=1e-5)
+            numbers = [1024, 1024, 0, 0, 6.0] if name == "refiner" else [1024, 1024, 0, 0, 1024, 1024]
+            added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.tensor([numbers], dtype=torch.float32)}}
+        expected = theirs.unet(x, t, encoder_hidden_states=encoded[0], **added).sample
+        torch.testing.assert_close(ours.unet(x, t, cond), expected, atol=1e-5, rtol=1e-5)
+        z = torch.randn(1, 4, 8, 8)
+        torch.testing.assert_close(
+            ours.autoencoder.decode(z), theirs.vae.decode(z / theirs.vae.config.scaling_factor).sample, atol=1e-5, rtol=1e-5
+        )
+
+
+TASKS = {
+    "StableDiffusionInpaintPipeline": (checkpoints.sd1, checkpoints.replace(checkpoints.SD1, in_channels=9)),
+    "StableDiffusionInstructPix2PixPipeline": (checkpoints.sd1, checkpoints.replace(checkpoints.SD1, in_channels=8)),
+    "StableDiffusionUpscalePipeline": (checkpoints.sd2, checkpoints.replace(checkpoints.SD2, in_channels=7, classes=1000, heads=(8, 8))),
+    "StableDiffusionXLInpaintPipeline": (checkpoints.sdxl, checkpoints.replace(checkpoints.SDXL, in_channels=9)),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_reference_opens_each_task_by_the_unets_input(tmp_path, name):
+    make, config = TASKS[name]
+    folder = convert(checkpoints.write(tmp_path / "model.safetensors", make(config)), tmp_path / "folder")
+    theirs = diffusers.DiffusionPipeline.from_pretrained(folder)
+    assert type(theirs).__name__ == name
+    ours = load_single_file(folder)
+    assert ours.unet.config == config
+    cond = ours.conditioner(["a red apple"])
+    x, t, label = torch.randn(1, config.in_channels, 8, 8), torch.tensor([300.0]), torch.tensor([20])
+    added = {}
+    if cond.vector is not None:
+        added = {"added_cond_kwargs": {"text_embeds": cond.vector[:, :64], "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}}
+    with torch.inference_mode():
+        expected = theirs.unet(x, t, cond.context, class_labels=label if config.classes else None, **added).sample
+        found = ours.unet(x, t, checkpoints.replace(cond, label=label))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_reference_saved_comes_back_from_a_single_file_byte_for_byte(tmp_path):
+    folder = convert(checkpoints.write(tmp_path / "model.safetensors", checkpoints.sdxl()), tmp_path / "ours")
+    diffusers.DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path / "theirs", max_shard_size="8MB")
+    assert list((tmp_path / "theirs").rglob("*.index.json")), "the sample must be sharded"
+    single = convert(tmp_path / "theirs", tmp_path / "single.safetensors")
+    back = convert(single, tmp_path / "back")
+    before, after = open_tensors(tmp_path / "theirs").read(), open_tensors(back).read()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler"):
+        configs = [json.loads(next((path / part).glob("*config.json")).read_text()) for path in (tmp_path / "theirs", back)]
+        assert configs[0] == configs[1]

@@ -1,0 +1,139 @@
+"""Hub ids: what was fetched is found without a connection, what was not is one clear sentence."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from daguerre.errors import DaguerreError
+from daguerre.weights.hub import chosen, resolve
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NETWORKS = [f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+FOLDER = ["model_index.json", *NETWORKS, "tokenizer/vocab.json", "scheduler/scheduler_config.json", "README.md", "sd-v1.ckpt"]
+
+
+def fetched(cache: Path, repo: str, files: list[str]) -> Path:
+    """A repository as the hub's library leaves it on the disk."""
+    home = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = home / "snapshots" / COMMIT
+    for file in files:
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).write_text("{}")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+@pytest.fixture
+def no_socket(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_socket")
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_was_fetched_is_found_without_a_socket(tmp_path, offline):
+    folder = fetched(tmp_path, "me/parts", FOLDER)
+    file = fetched(tmp_path, "me/single", ["model.safetensors", "README.md"])
+    assert resolve("me/parts", offline=offline, cache=tmp_path) == folder
+    assert resolve("me/single", offline=offline, cache=tmp_path) == file / "model.safetensors"
+    assert resolve("me/parts/sd-v1.ckpt", offline=offline, cache=tmp_path) == folder / "sd-v1.ckpt"
+    assert resolve(f"me/parts@{COMMIT}", offline=offline, cache=tmp_path) == folder
+    assert resolve("me/parts@main", offline=offline, cache=tmp_path) == folder
+
+
+@pytest.mark.usefixtures("no_socket")
+@pytest.mark.parametrize("source", ["me/none", "me/none/model.safetensors", "me/parts@other", "me/parts/none.safetensors"])
+def test_offline_what_was_not_fetched_is_said_without_a_socket(tmp_path, source):
+    fetched(tmp_path, "me/parts", FOLDER)
+    with pytest.raises(DaguerreError, match="was not fetched before, and the hub is not asked offline"):
+        resolve(source, offline=True, cache=tmp_path)
+
+
+@pytest.mark.usefixtures("no_socket")
+def test_a_path_is_a_path_even_if_it_looks_like_an_id(tmp_path, monkeypatch):
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "model").touch()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("me/model") == Path("me/model")
+    assert resolve(tmp_path) == tmp_path
+
+
+@pytest.mark.usefixtures("no_socket")
+@pytest.mark.parametrize(
+    "source", ["none", "/none/such", "a/../b", "a/b/../../c", "a//b", "-a/b", "a/b@..", "a b/c", "x" * 5000, "a/b\0c", "", Path("a/b")]
+)
+def test_what_is_neither_path_nor_id_asks_nobody(source):
+    with pytest.raises(DaguerreError):
+        resolve(source if source else "?")
+
+
+def test_only_what_is_read_is_fetched(tmp_path, monkeypatch):
+    half = [f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae")]
+    files = [*FOLDER, *half, "unet/diffusion_pytorch_model.bin", "safety_checker/config.json", "safety_checker/model.safetensors"]
+    asked = {}
+
+    def download(repo, *, revision, allow_patterns=None, local_files_only=False, cache_dir=None):
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        asked.update(repo=repo, revision=revision, files=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo, revision: files)
+    assert resolve("me/model@v2", variant="fp16") == tmp_path
+    configs = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "unet/config.json", "vae/config.json"]
+    assert asked == {"repo": "me/model", "revision": "v2", "files": sorted(configs + half)}
+
+
+def test_shards_are_fetched_with_their_index_and_of_one_precision():
+    files = ["model_index.json", "unet/config.json"]
+    full = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)] + [
+        "unet/diffusion_pytorch_model.safetensors.index.json"
+    ]
+    half = [f"unet/diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    half += ["unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
+    assert chosen(files + full + half, "me/model") == sorted(files + full)
+    assert chosen(files + full + half, "me/model", "fp16") == sorted(files + half)
+
+
+def test_several_checkpoints_are_listed_and_none_is_guessed():
+    with pytest.raises(DaguerreError, match=r"holds a\.safetensors, b\.safetensors; name one file, as in me/model/"):
+        chosen(["a.safetensors", "b.safetensors", "b.ckpt"], "me/model")
+    with pytest.raises(DaguerreError, match="holds no checkpoint"):
+        chosen(["README.md"], "me/model")
+    with pytest.raises(DaguerreError, match="no weights of the variant 'bf16' for unet"):
+        chosen(FOLDER, "me/model", "bf16")
+
+
+def test_neither_torch_nor_the_hubs_library_is_loaded_for_models_on_this_disk():
+    code = "import sys, daguerre.weights.hub as hub; hub.resolve('/'); sys.exit(bool({'huggingface_hub', 'torch'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_offline_works_where_there_is_no_network_at_all(tmp_path):
+    """In a network namespace of its own, where the kernel lets us make one; the tests above hold everywhere."""
+    unshare = shutil.which("unshare")
+    apart = (
+        [unshare, "-rn"] if unshare and subprocess.run([unshare, "-rn", "true"], check=False, capture_output=True).returncode == 0 else []
+    )
+    folder = fetched(tmp_path, "me/parts", FOLDER)
+    code = "import sys, pathlib, daguerre.weights.hub as hub; print(hub.resolve('me/parts', offline=True, cache=pathlib.Path(sys.argv[1])))"
+    run = subprocess.run(
+        [*apart, sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "0"},
+    )
+    assert run.stdout.strip() == str(folder)
