@@ -22,7 +22,8 @@ from daguerre.training.processes import main_first, rank, world
 out = Path(sys.argv[1])
 seen = main_first(lambda: [*sorted(path.name for path in out.glob("mark-*")), (out / f"mark-{{rank()}}").touch()][:-1])
 latents, captions = cached(out)
-print(rank(), world(), len(latents), *captions[:2], *seen, sep="|")
+line = "|".join(map(str, (rank(), world(), len(latents), *captions[:2], *seen)))
+sys.stdout.write(line + chr(10))  # in one piece, for both processes write at once
 """
 
 

@@ -1,7 +1,8 @@
-"""Latents and text states computed once and read many times, so that a training step costs no more than its network.
+"""Latents, codes and text states computed once and read many times, so that a training step costs no more than its network.
 
-The frozen parts see each sample once: `cache_latents` draws `count` samples in the order of (seed, step), encodes them, and keeps means in
-half precision with their captions in one folder. `CachedLatents` then gives batches whose order is again a pure function of (seed, step).
+The frozen parts see each sample once: `cache_latents` and `cache_codes` draw samples in the order of (seed, step), encode them, and keep
+means in half precision, or codes, with their captions in one folder. `CachedLatents`, or a prior's `CodeBatches`, then give batches whose
+order is again a pure function of (seed, step).
 """
 
 import json
@@ -15,12 +16,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from daguerre.data import Batch, Batches
 from daguerre.diffusion import Conditioning
 from daguerre.files import atomic_path
 from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.vq_model import VQModel
 from daguerre.training.processes import inside, rank, state, world
 from daguerre.weights.files import put_safetensors
 
@@ -49,35 +51,51 @@ class CachedLatents:
         return self._permutation
 
 
-@torch.no_grad()
 def cache_latents(
     batches: Batches, autoencoder: AutoencoderKL, count: int, folder: Path, key: str, workers: int = 1
 ) -> tuple[Tensor, list[str]]:
     """Encode the first `count` samples of `batches`, or read them back from `folder` if they were encoded under the same `key`.
 
-    Returns means as scaled latents (count, Z, h, w) in float16, and captions. `key` names everything they depend on: data, seed, weights.
-    Several processes share the work.
+    Returns means as scaled latents (N, Z, h, w) in float16, and captions; N is `count` rounded up to whole batches. `key` names everything
+    they depend on: data, seed, weights. Several processes share the work.
     """
+    return _encoded_once(batches, autoencoder, lambda x: autoencoder.encode(x).half(), "latents", count, folder / key, workers)
+
+
+def cache_codes(batches: Batches, first_stage: VQModel, count: int, folder: Path, key: str, workers: int = 1) -> tuple[Tensor, list[str]]:
+    """The codes (N, h, w) of the first `count` samples of `batches`, in the smallest type that holds them, and the samples' captions.
+
+    All else is as in `cache_latents`. A sample is a function of (seed, place) alone, so two caches of one seed are aligned: a class is the
+    caption, and a map's codes are those of a second source, which draws the map of the same index, under the map's own first stage.
+    """
+    small = torch.int16 if first_stage.config.quantizer.codes <= 1 << 15 else torch.int32
+    return _encoded_once(batches, first_stage, lambda x: first_stage.codes(x).to(small), "codes", count, folder / f"codes-{key}", workers)
+
+
+@torch.no_grad()
+def _encoded_once(
+    batches: Batches, network: nn.Module, encode: Callable[[Tensor], Tensor], name: str, count: int, stem: Path, workers: int
+) -> tuple[Tensor, list[str]]:
     share = math.ceil(count / batches.batch_size / world())  # batches of each process
-    path = folder / f"{key}-{count}-{rank()}-of-{world()}.safetensors"
-    if not path.is_file():
-        device = next(autoencoder.parameters()).device
-        latents, captions = [], []
+    paths = [stem.with_name(f"{stem.name}-{count}-{r}-of-{world()}.safetensors") for r in range(world())]
+    if not (path := paths[rank()]).is_file():
+        device = next(network.parameters()).device
+        encoded, captions = [], []
         speaking = Console(stderr=True, quiet=rank() > 0)
         drawn = islice(batches.stream(rank() * share, workers, processes=workers > 1), share)
         for batch in track(drawn, total=share, description="encoding pictures once", console=speaking, transient=True):
-            latents.append(autoencoder.encode(batch.x.to(device)).half().cpu())
+            encoded.append(encode(batch.x.to(device)).cpu())
             captions += batch.captions
         with atomic_path(path) as beside:
-            put_safetensors(beside, {"latents": torch.cat(latents)}, {"captions": json.dumps(captions)})
+            put_safetensors(beside, {name: torch.cat(encoded)}, {"captions": json.dumps(captions)})
     if inside():
         state().wait_for_everyone()
-    latents, captions = [], []
-    for r in range(world()):
-        with safe_open(folder / f"{key}-{count}-{r}-of-{world()}.safetensors", "pt") as file:
-            latents.append(file.get_tensor("latents"))
+    encoded, captions = [], []
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            encoded.append(file.get_tensor(name))
             captions += json.loads(file.metadata()["captions"])
-    return torch.cat(latents), captions
+    return torch.cat(encoded), captions
 
 
 class RememberedCaptions:
