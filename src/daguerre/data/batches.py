@@ -7,7 +7,7 @@ each sample a generator of its own, seeded by (seed, epoch, index). Who draws it
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 
@@ -17,23 +17,27 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from daguerre.data.source import Source
+from daguerre.data.source import Sample, Source
 from daguerre.errors import DaguerreError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w), if `latent`) and their B captions."""
+    """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w), if `latent`) and their B captions.
+
+    Captions of one meaning say the same; empty `meanings` are the captions themselves.
+    """
 
     x: Tensor
     captions: list[str]
     latent: bool = False
+    meanings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, part: slice) -> "Batch":
-        return Batch(self.x[part], self.captions[part], self.latent)
+        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part])
 
 
 def to_array(picture: Image.Image) -> np.ndarray:
@@ -68,7 +72,9 @@ class Batches(Dataset[Batch]):
         """The batch of step 0, 1, 2, …; the last one of an epoch takes the first samples of the next."""
         first = step * self.batch_size
         drawn = [self._sample(place) for place in range(first, first + self.batch_size)]
-        return Batch(torch.from_numpy(np.stack([x for x, _ in drawn])), [caption for _, caption in drawn])
+        pictures = torch.from_numpy(np.stack([x for x, _ in drawn]))
+        samples = [sample for _, sample in drawn]
+        return Batch(pictures, [s.caption for s in samples], meanings=[s.meaning or s.caption for s in samples])
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:
         """Yield the batches of steps start, start + 1, … for ever, drawn ahead by background workers; `workers` = 0 draws them here.
@@ -96,7 +102,7 @@ class Batches(Dataset[Batch]):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _sample(self, place: int) -> tuple[np.ndarray, str]:
+    def _sample(self, place: int) -> tuple[np.ndarray, Sample]:
         group, sibling = divmod(place, self.siblings)
         epoch, within = divmod(group, len(self.source))
         index = int(_order(self.seed, epoch, len(self.source))[within])
@@ -104,4 +110,4 @@ class Batches(Dataset[Batch]):
         picture = sample.picture
         if picture.size != (self.size, self.size):
             picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        return to_array(picture), sample.caption
+        return to_array(picture), sample

@@ -70,7 +70,13 @@ class Scene:
     caption: str
     background: str = "white"
     paint: tuple[int, int, int] = PAINTS["white"]
-    relation: str | None = None  # of a pair: where the first is as seen from the second
+    relation: str | None = None  # of a pair: where the first is as seen from the second, if the caption tells it
+
+    @property
+    def meaning(self) -> str:
+        """What the caption says, whichever way it is worded: the things in order, their colours, the background, the relation."""
+        things = [(placed.thing.name, placed.colour) for placed in self.placed]
+        return str((self.kind, things if self.relation else sorted(things, key=str), self.background, self.relation))
 
 
 class EmojiSource:
@@ -94,7 +100,7 @@ class EmojiSource:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         scene = self.scene(index, rng)
-        return Sample(self.draw(scene), scene.caption)
+        return Sample(self.draw(scene), scene.caption, scene.meaning)
 
     def captions(self, count: int, seed: int) -> list[str]:
         order = np.random.default_rng(seed)
@@ -151,9 +157,10 @@ class EmojiSource:
             other = pick(rng, self.pairable)
             if other is not thing and self.allowed("pair", *sorted((thing.name, other.name))):
                 relation = pick(rng, list(RELATIONS))
-                wording = "and" if rng.random() < self.mix.and_pair else pick(rng, RELATIONS[relation])
+                told = rng.random() >= self.mix.and_pair
+                wording = pick(rng, RELATIONS[relation]) if told else "and"
                 caption = related(self._name(thing, rng), wording, self._name(other, rng))
-                return Scene("pair", self.pair_places(thing, relation, other, rng), caption, relation=relation)
+                return Scene("pair", self.pair_places(thing, relation, other, rng), caption, relation=relation if told else None)
         return None
 
     def pair_places(self, first: Thing, relation: str, second: Thing, rng: np.random.Generator) -> tuple[Placed, Placed]:

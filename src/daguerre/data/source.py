@@ -17,10 +17,11 @@ HELD_OUT = 0.1  # share of combinations that training never sees
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, RGB, square, and what is said of it."""
+    """One picture, RGB, square, and what is said of it; `meaning` is the same for captions that say the same in other words."""
 
     picture: Image.Image
     caption: str
+    meaning: str = ""
 
 
 class Source(Protocol):

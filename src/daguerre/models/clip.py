@@ -315,7 +315,8 @@ class CLIP(nn.Module):
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Unit vectors (B, P) of token ids (B, L)."""
-        return F.normalize(self.text_projection(self.text_model(ids)[-1]), dim=-1)
+        ends = (ids == self.text_model.eos).int().argmax(1)  # no state before the end sees what follows it
+        return F.normalize(self.text_projection(self.text_model(ids[:, : int(ends.max()) + 1])[-1]), dim=-1)
 
     def embed_image(self, x: Tensor) -> Tensor:
         """Unit vectors (B, P) of pictures (B, C, size, size)."""

@@ -2,7 +2,7 @@
 
     L = ½·CE(s·T·Vᵀ, rows) + ½·CE(s·T·Vᵀ, columns),  s = exp(logit_scale) ≤ 100
 
-Captions that are the same text are the same class: where a batch holds one twice, the target is shared between its pictures.
+Captions of the same meaning are the same class: where a batch holds one twice, the target is shared between its pictures.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ class ContrastiveStage:
         with torch.no_grad():
             scale.clamp_(max=4.6052)  # ln 100, as in the paper
         embeddings = self.networks["clip"](ids, batch.x.to(scale.device))
-        loss, right = contrastive_loss(embeddings.logits.float(), batch.captions)
+        loss, right = contrastive_loss(embeddings.logits.float(), batch.meanings or batch.captions)
         yield "clip", loss, {"retrieved": right, "scale": scale.detach().exp()}
 
     def sample(self) -> Image.Image | None:
@@ -44,10 +44,10 @@ class ContrastiveStage:
         return None
 
 
-def contrastive_loss(logits: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """The loss of logits (B captions, B pictures), and the share of pictures whose best caption is their own."""
-    index = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    klass = torch.tensor([index[c] for c in captions], device=logits.device)
+def contrastive_loss(logits: Tensor, meanings: list[str]) -> tuple[Tensor, Tensor]:
+    """The loss of logits (B captions, B pictures), and the share of pictures whose best caption has their meaning."""
+    index = {meaning: i for i, meaning in enumerate(dict.fromkeys(meanings))}
+    klass = torch.tensor([index[meaning] for meaning in meanings], device=logits.device)
     same = (klass[:, None] == klass).float()
     target = same / same.sum(1, keepdim=True)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
