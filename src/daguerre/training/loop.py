@@ -116,6 +116,14 @@ def fingerprint(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+@torch.no_grad()
+def weights_key(module: nn.Module) -> str:
+    """A fingerprint of a module's weights."""
+    return fingerprint(
+        [(name, float(value.double().sum()), float(value.double().abs().sum())) for name, value in module.state_dict().items()]
+    )
+
+
 def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, recipe: Any = None) -> None:
     """Train `stage` for `config.steps` steps, from the last checkpoint in `out` if there is one. Ends with the averaged weights in place.
 

@@ -25,7 +25,7 @@ from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from daguerre.training.cache import CachedLatents, cache_latents
 from daguerre.training.contrastive import ContrastiveStage
 from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
-from daguerre.training.loop import LoopConfig, fingerprint, train
+from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
 from daguerre.training.processes import main_first
 
 
@@ -141,14 +141,6 @@ def trained_parts(model: LatentDiffusion) -> tuple[AutoencoderKL, Conditioner]:
     if not isinstance(autoencoder, AutoencoderKL) or not isinstance(conditioner, Conditioner):
         raise DaguerreError(f"{model.name} lacks an autoencoder or a text encoder; training its UNet needs both.")
     return autoencoder.requires_grad_(False), conditioner.requires_grad_(False)
-
-
-@torch.no_grad()
-def weights_key(module: torch.nn.Module) -> str:
-    """A fingerprint of a module's weights."""
-    return fingerprint(
-        [(name, float(value.double().sum()), float(value.double().abs().sum())) for name, value in module.state_dict().items()]
-    )
 
 
 def tiny_text(vocab_size: int, width: int, layers: int, length: int = 32) -> CLIPTextConfig:

@@ -15,10 +15,10 @@ from daguerre.models.unet import UNet
 from daguerre.nn.checkpointing import checkpointed
 from daguerre.training.cache import CachedLatents, RememberedCaptions, cache_latents
 from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
-from daguerre.training.loop import LoopConfig, fingerprint, train
+from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
 from daguerre.training.processes import rank
 from daguerre.training.recipes.run import remember
-from daguerre.training.recipes.stages import trained_parts, weights_key
+from daguerre.training.recipes.stages import trained_parts
 from daguerre.weights import load, save
 
 
