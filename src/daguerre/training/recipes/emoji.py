@@ -31,7 +31,7 @@ CPU = Plan(
     clip=ClipPlan(
         tiny_text(vocab_size=2048, width=256, layers=4),
         tiny_vision(size=64, patch=16, width=256, layers=4, projection=256),
-        LoopConfig(steps=4000, batch_size=128, learning_rate=5e-4, weight_decay=0.1, betas=(0.9, 0.98), precision="bf16", sample_every=0),
+        LoopConfig(steps=3000, batch_size=128, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.98), precision="bf16", sample_every=0),
     ),
     diffusion=DiffusionPlan(
         UNetConfig(

@@ -13,8 +13,8 @@ from daguerre.weights import save_clip
 
 PLAN = ClipPlan(
     tiny_text(vocab_size=3072, width=192, layers=3),
-    tiny_vision(size=64, patch=16, width=320, layers=4, projection=192),
-    replace(CPU.clip.loop, steps=5000),
+    tiny_vision(size=64, patch=8, width=192, layers=4, projection=192),  # patches that the halves of a pair fill several of
+    replace(CPU.clip.loop, steps=4500),
 )
 MIX = EmojiMix(recoloured=0.4, background=0.25, pair=0.35)  # it is asked about these as often as about things
 
@@ -34,7 +34,7 @@ def run(recipe: JudgeRecipe) -> Path:
     source = EmojiSource(recipe.size, split="all", mix=MIX)
     remember(recipe.out, "JudgeRecipe", source.key, size=recipe.size, seed=recipe.seed)
     loop: LoopConfig = PLAN.loop if recipe.steps is None else replace(PLAN.loop, steps=recipe.steps)
-    plan = replace(PLAN, loop=loop, vision=replace(PLAN.vision, size=recipe.size, patch=recipe.size // 4))
+    plan = replace(PLAN, loop=loop, vision=replace(PLAN.vision, size=recipe.size, patch=recipe.size // 8))
     clip, tokenizer = train_clip(plan, source, recipe.size, recipe.seed, recipe.out)
     if rank() == 0:
         save_clip(clip, tokenizer, recipe.out / "model")

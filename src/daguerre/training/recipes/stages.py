@@ -7,6 +7,7 @@ read back instead of trained.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionCon
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.unet import UNet, UNetConfig
+from daguerre.models.vq_model import VQModel
 from daguerre.text import Conditioner, Tokenizer, train_tokenizer
 from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from daguerre.training.cache import CachedLatents, cache_latents
@@ -27,6 +29,9 @@ from daguerre.training.contrastive import ContrastiveStage
 from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
 from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
 from daguerre.training.processes import main_first
+from daguerre.weights.files import shapes_only
+
+F = TypeVar("F", AutoencoderKL, VQModel)
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,23 @@ def train_autoencoder(plan: AutoencoderPlan, source: Source, size: int, seed: in
 
 
 @torch.no_grad()
-def with_measured_scale(autoencoder: AutoencoderKL, x: Tensor) -> AutoencoderKL:
-    """The same weights, whose scaled latents have mean 0 and variance 1 over the pictures x (B, 3, H, W)."""
-    device = next(autoencoder.parameters()).device
-    mean = torch.cat([autoencoder.moments(part.to(device)).mean for part in x.split(32)])
-    config = replace(autoencoder.config, shift_factor=round(mean.mean().item(), 5), scaling_factor=round(1 / mean.std().item(), 5))
-    scaled = AutoencoderKL(config).to(device)
-    scaled.load_state_dict(autoencoder.state_dict(), strict=True)
+def with_measured_scale(first_stage: F, x: Tensor) -> F:
+    """The same weights, whose scaled latents have variance 1 over the pictures x (B, 3, H, W), and mean 0 where the config has a shift."""
+    device = next(first_stage.parameters()).device
+    z = torch.cat([_unscaled(first_stage, part.to(device)) for part in x.split(32)])
+    measured = {"scaling_factor": round(1 / z.std().item(), 5)}
+    if isinstance(first_stage, AutoencoderKL):
+        measured["shift_factor"] = round(z.mean().item(), 5)
+    with shapes_only():
+        scaled = type(first_stage)(replace(first_stage.config, **measured))  # pyright: ignore[reportArgumentType]
+    scaled.load_state_dict(first_stage.state_dict(), strict=True, assign=True)
     return scaled.eval()
+
+
+def _unscaled(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
+    if isinstance(first_stage, AutoencoderKL):
+        return first_stage.moments(x).mean
+    return first_stage.encode(x) / first_stage.config.scaling_factor
 
 
 def train_clip(plan: ClipPlan, source: Source, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
