@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,6 +72,7 @@ class Stage(Protocol):
     """What is trained, and how it is scored.
 
     `networks` are the trained ones by name, each with an optimiser of its own; while it runs, the loop puts the wrapped modules there.
+    Parameters in an attribute `undecayed`, where a stage has one, are spared from weight decay.
     """
 
     networks: dict[str, nn.Module]
@@ -146,7 +147,8 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
         if config.compile:
             network.compile()
     stage.to(accelerator.device)
-    optimizers = {name: _optimizer(network, config) for name, network in plain.items()}
+    spared = getattr(stage, "undecayed", ())
+    optimizers = {name: _optimizer(network, config, spared) for name, network in plain.items()}
     ema = EMA({name: plain[name] for name in stage.averaged}, config.ema) if config.ema else None
     # How often to log, sample and save may change between two parts of one run; so may its end, before the rate begins to fall.
     decides = asdict(replace(config, log_every=1, sample_every=0, checkpoint_every=1, steps=1, compile=False, workers=1))
@@ -198,11 +200,13 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
         network.eval()
 
 
-def _optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW that spares vectors (biases, norms, single embeddings' scales) from weight decay."""
-    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizer(network: nn.Module, config: LoopConfig, spared: Collection[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW that spares vectors (biases, norms, single embeddings' scales) from weight decay, and what the stage spares."""
+    exempt = {id(p) for p in spared}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in exempt]
+    others = [p for p in trained if p.ndim <= 1 or id(p) in exempt]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
