@@ -27,7 +27,8 @@ Entry = tuple[Path, str | None, str]  # picture, caption or None, where the capt
 class FolderSource:
     """The pictures of a folder as squares of `size` pixels: the shorter side is fitted, the longer one cut.
 
-    `crop` "random" cuts anywhere along the longer side, "center" in its middle. `bad` lists (file, why) of what `skip_bad` left out.
+    `crop` "random" cuts anywhere along the longer side, "center" in its middle. Where not `captioned`, what has no caption has an empty
+    one. `bad` lists (file, why) of what `skip_bad` left out.
 
     Raises DaguerreError if the folder is missing or has no pictures, or, unless `skip_bad`, naming the first picture that is damaged, too
     large or without a caption.
@@ -39,13 +40,15 @@ class FolderSource:
         size: int,
         *,
         crop: Literal["random", "center"] = "random",
+        captioned: bool = True,
         skip_bad: bool = False,
         max_pixels: int = MAX_PIXELS,
     ):
         if size < 1:
             raise DaguerreError(f"Picture size {size} is not positive.")
         self.folder, self.size, self.crop, self.max_pixels = Path(folder), size, crop, max_pixels
-        entries = list(_entries(self.folder))
+        entries = [(path, text if captioned else text or "", place) for path, text, place in _entries(self.folder)]
+        self._captioned = captioned
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = list(pool.map(self._problem, entries))
         self.bad = [(path, problem) for (path, _, _), problem in zip(entries, problems, strict=True) if problem]
@@ -77,7 +80,7 @@ class FolderSource:
     def _problem(self, entry: Entry) -> str | None:
         """What is wrong with an entry; decoding is the only way to know that a file is whole."""
         path, text, place = entry
-        if text is None or not text.strip():
+        if self._captioned and not (text and text.strip()):
             return f"{path} has no caption; {place} should hold it."
         try:
             open_picture(path, at_least=self.size, max_pixels=self.max_pixels)

@@ -7,8 +7,10 @@ Zhang et al. 2018, arXiv:1801.03924, eq. 1; on VGG16: Simonyan and Zisserman 201
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daguerre.models.clip import VisionTower
 from daguerre.nn.encoder_decoder import Encoder
 
 WIDTHS = (64, 128, 256, 512, 512)  # of VGG16's five stages
@@ -81,7 +83,7 @@ class LPIPS(nn.Module):
 class FeatureDistance(nn.Module):
     """The same distance with all channels alike, on the features of a given network: for where there are no VGG weights.
 
-    features: pictures to a sequence of maps, each (B, C, H, W); a network is frozen in place. See `EncoderLevels`.
+    features: pictures to a sequence of maps, each (B, C, H, W); a network is frozen in place. See `EncoderLevels`, `TowerMaps`.
     """
 
     def __init__(self, features: Callable[[Tensor], Sequence[Tensor]]) -> None:
@@ -110,3 +112,25 @@ class EncoderLevels(nn.Module):
             x = block(x)
             states.append(x)  # (B, C_i, H/2^(i+1), W/2^(i+1)); the last (B, C, H/f, W/f)
         return states
+
+
+class TowerMaps(nn.Module):
+    """The patches' states after each block of a CLIP's vision tower, as features for `FeatureDistance`."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, tower: VisionTower, mean: Sequence[float] = (0.5, 0.5, 0.5), deviation: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
+        """mean, deviation: of each colour in [0, 1], which the tower's pictures are normalised by; by default they stay in [−1, 1]."""
+        super().__init__()
+        self.tower = tower
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        side = self.tower.shape[-1]
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+        states, _ = self.tower(((x + 1) / 2 - self.mean) / self.deviation)
+        patches = [state[:, 1:].transpose(1, 2) for state in states[1:]]  # (B, D, N) each, without the class token
+        return [patch.unflatten(2, (round(patch.shape[2] ** 0.5), -1)) for patch in patches]  # (B, D, h, w)
