@@ -64,10 +64,10 @@ def _deep_gray(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255))).convert("RGB")
 
 
-def fit(picture: Image.Image, size: int, along: float = 0.5) -> Image.Image:
+def fit(picture: Image.Image, size: int, along: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Resize so that the shorter side is `size`, and cut a square out of the longer one: at its start (0), middle (0.5) or end (1)."""
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     left, top = round((width - size) * along), round((height - size) * along)
     box = (left / scale, top / scale, min((left + size) / scale, picture.width), min((top + size) / scale, picture.height))
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    return picture.resize((size, size), resample, box=box)

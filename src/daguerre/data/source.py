@@ -5,6 +5,7 @@ A source is a numbered set; `sample(index, rng)` is a pure function of its argum
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -46,6 +47,26 @@ class Source(Protocol):
     def captions(self, count: int, seed: int) -> list[str]:
         """`count` captions as training would meet them, without drawing a picture: for vocabularies and previews."""
         ...
+
+
+@dataclass(frozen=True)
+class View:
+    """A source of what is made of another one's samples, or of some of them: number n is `draw(indices[n], rng)`."""
+
+    size: int
+    key: str
+    draw: Callable[[int, np.random.Generator], Sample]
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        return self.draw(self.indices[index], rng)
+
+    def captions(self, count: int, seed: int) -> list[str]:
+        order = np.random.default_rng(seed)
+        return [self.sample(int(order.integers(len(self))), np.random.default_rng([seed, i])).caption for i in range(count)]
 
 
 def held_out(kind: str, *parts: str) -> bool:

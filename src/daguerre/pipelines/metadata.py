@@ -37,6 +37,7 @@ SAMPLER_LABELS = {  # as other programs spell them
     "plms": "PLMS",
     "unipc": "UniPC",
 }
+CODE_BY_CODE = "code by code"  # the sampler of pictures that a prior over codes drew
 UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 
 
@@ -72,10 +73,7 @@ def parameters(origin: Origin, size: tuple[int, int]) -> str:
     """The text that other programs write and read, for a picture of `size` (width, height) pixels."""
     request = origin.request if origin.picture is None else origin.request.singles()[origin.picture]
     values = {
-        "Steps": request.steps,
-        "Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler),
-        **({"Schedule type": request.spacing.replace("_", " ").capitalize()} if request.spacing else {}),
-        "CFG scale": f"{request.guidance:g}",
+        **(_drawing(request) if request.sampler == CODE_BY_CODE else _walking(request)),
         "Seed": request.seed,
         **({} if origin.picture is None else {"Size": f"{size[0]}x{size[1]}"}),  # a grid has no size that one could ask for
         "Model": origin.model,
@@ -86,6 +84,20 @@ def parameters(origin: Origin, size: tuple[int, int]) -> str:
         lines.append(f"Negative prompt: {request.negative}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items()))
     return "\n".join(lines)
+
+
+def _walking(request: Request) -> dict[str, object]:
+    return {
+        "Steps": request.steps,
+        "Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler),
+        **({"Schedule type": request.spacing.replace("_", " ").capitalize()} if request.spacing else {}),
+        "CFG scale": f"{request.guidance:g}",
+    }
+
+
+def _drawing(request: Request) -> dict[str, object]:
+    top_k = {} if request.top_k is None else {"Top k": request.top_k}
+    return {"Sampler": CODE_BY_CODE, "Temperature": f"{request.temperature:g}", **top_k, "Top p": f"{request.top_p:g}"}
 
 
 def write_picture(file: BinaryIO, image: Image.Image, suffix: str, origin: Origin) -> None:

@@ -30,6 +30,8 @@ class Request:
         width, height: in pixels; None is the model's own size.
         eta: share of fresh noise in each step, 0 to 1, for the samplers that take it; None is the sampler's own.
         start: what the first noise is scaled by: "variance_preserving", √(σ² + 1), or "sigma_max", σ (see `diffusion.start`).
+        temperature, top_k, top_p: how a prior over codes draws each of them (see `models.codes.Sampling`). To it steps, sampler, spacing,
+            negative and guidance say nothing, nor these to a diffusion model.
 
     Raises:
         DaguerreError: a value that no model could meet.
@@ -47,6 +49,9 @@ class Request:
     height: int | None = None
     eta: float | None = None
     start: Literal["variance_preserving", "sigma_max"] = "variance_preserving"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, list):

@@ -7,7 +7,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -17,12 +17,15 @@ import daguerre
 from daguerre.diffusion import Denoise, Denoiser, Sampling, draw, finish, generators, guide, resolve, spacing_name, start
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.pipelines.codes import CodeStep, code_steps
 from daguerre.pipelines.develop import Developer, to_image
 from daguerre.pipelines.metadata import Origin
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.request import Request, changed
 from daguerre.text import Conditioner, PromptPlan
 
+Model = LatentDiffusion | LatentPrior
 DEFAULT_SPACING = "trailing"  # the one that is right under zero terminal SNR, and good elsewhere
 
 
@@ -57,8 +60,12 @@ class Step:
         return to_image(self.developer.full(self.x0[picture : picture + 1])[0])
 
 
-def steps(model: LatentDiffusion, request: Request | None = None, **changes: Any) -> Iterator[Step]:
-    """Walk from noise to pictures; the last step carries them.
+@overload
+def steps(model: LatentDiffusion, request: Request | None = None, **changes: Any) -> Iterator[Step]: ...
+@overload
+def steps(model: LatentPrior, request: Request | None = None, **changes: Any) -> Iterator[CodeStep]: ...
+def steps(model: Model, request: Request | None = None, **changes: Any) -> Iterator[Step] | Iterator[CodeStep]:
+    """Walk from noise to pictures; the last step carries them. A prior over codes draws row by row instead (see `pipelines.codes`).
 
     Args:
         model: from `daguerre.load`.
@@ -69,6 +76,9 @@ def steps(model: LatentDiffusion, request: Request | None = None, **changes: Any
         DaguerreError: at once, where the request asks for what there is not (sampler, spacing, size, …).
     """
     request = changed(request or Request(), changes)
+    if isinstance(model, LatentPrior):
+        width, height = (side // model.autoencoder.downsampling for side in picture_size(model, request))
+        return code_steps(model, request, (height, width))
     choice = resolve(request.sampler)
     spacing = spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
     request = replace(request, sampler=choice.sampler.name, spacing=spacing)
@@ -84,14 +94,14 @@ def steps(model: LatentDiffusion, request: Request | None = None, **changes: Any
     return _developed(model, request, walk, sigmas)
 
 
-def generate(model: LatentDiffusion, request: Request | None = None, **changes: Any) -> Pictures:
+def generate(model: Model, request: Request | None = None, **changes: Any) -> Pictures:
     """Make the pictures of a request: `steps` walked to its end, with the same arguments and errors."""
     *_, last = steps(model, request, **changes)
     assert last.pictures is not None
     return last.pictures
 
 
-def picture_size(model: LatentDiffusion, request: Request) -> tuple[int, int]:
+def picture_size(model: Model, request: Request) -> tuple[int, int]:
     """(width, height) in pixels of the pictures of a request.
 
     Raises:

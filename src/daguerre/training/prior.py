@@ -5,7 +5,7 @@ so it learns to go on from mistakes (pkeep in the authors' code).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.codes import AS_TRAINED, Sampling, uniforms
-from daguerre.models.pixelcnn import PixelCNN
-from daguerre.models.pixelsnail import PixelSNAIL
-from daguerre.models.transformer_prior import TransformerPrior
+from daguerre.models.codes import AS_TRAINED, Sampling, bits_per_code, bits_per_pixel, uniforms
+from daguerre.models.latent_prior import Prior
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.training.grids import images
@@ -70,20 +68,24 @@ class PriorStage:
 
     def __init__(
         self,
-        prior: TransformerPrior | PixelCNN | PixelSNAIL,
+        prior: Prior,
         first_stage: VQModel,
         shown: CodeBatch,
+        labels: Sequence[str] = (),
         *,
         keep: float = 1.0,
         how: Sampling = AS_TRAINED,
     ):
-        """`shown` gives size and conditions of the pictures in the sample grid. Raises DaguerreError for another model's codebook."""
+        """`shown` gives size and conditions of the pictures in the sample grid, `labels` a word for each. Raises DaguerreError for another
+        model's codebook."""
         if not 0 < keep <= 1:
             raise DaguerreError(f"keep is {keep}; it must be in (0, 1]: the share of codes that are read as they are.")
         if prior.config.codes != first_stage.config.quantizer.codes:
             raise DaguerreError(f"The prior is over {prior.config.codes} codes, the first stage has {first_stage.config.quantizer.codes}.")
         self.networks: dict[str, nn.Module] = {"prior": prior}
         self.plain, self.first_stage, self.shown, self.keep, self.how = prior, first_stage.eval(), shown, keep, how
+        self.labels = labels or [""] * len(shown)
+        self.undecayed = undecayed(prior)
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> None:
@@ -95,7 +97,8 @@ class PriorStage:
         read = kept(batch.codes, self.keep, self.plain.config.codes, draw).to(self.device)
         logits = self.networks["prior"](read, condition)  # (B, h, w, K)
         loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.codes.flatten().to(self.device))
-        yield "prior", loss, {"bits/code": loss.detach() / math.log(2)}
+        bits = loss.detach() / math.log(2)
+        yield "prior", loss, {"bits/code": bits, "bits/pixel": bits_per_pixel(bits, self.first_stage.downsampling)}
 
     def sample(self) -> Image.Image:
         """Pictures of the shown conditions, always of the same random numbers."""
@@ -104,7 +107,26 @@ class PriorStage:
         condition = None if self.shown.condition is None else self.shown.condition.to(self.device)
         with torch.no_grad():
             *_, codes = self.plain.sample((h, w), uniforms(sources, (h, w)).to(self.device), condition, self.how)
-            return labelled_grid(images(self.first_stage.decode_codes(codes)), [""] * B, columns=math.ceil(math.sqrt(B)))
+            return labelled_grid(images(self.first_stage.decode_codes(codes)), self.labels)
+
+
+def undecayed(prior: Prior) -> list[nn.Parameter]:
+    """The parameters that weight decay spares, as the authors do: all but the weights of linear layers and convolutions."""
+    others = [module for module in prior.modules() if not isinstance(module, nn.Linear | nn.Conv2d)]
+    return [parameter for module in others for parameter in module.parameters(recurse=False)]
+
+
+@torch.no_grad()
+def code_lengths(prior: Prior, data: CodeBatch, at_once: int = 64) -> Tensor:
+    """Exactly how many bits a code of each grid takes, its mean over the grid: (N,) on the CPU."""
+    device = next(prior.parameters()).device
+    lengths = []
+    for start in range(0, len(data), at_once):
+        part = data[start : start + at_once]
+        codes = part.codes.long().to(device)
+        condition = None if part.condition is None else part.condition.long().to(device)
+        lengths.append(bits_per_code(prior(codes, condition), codes).cpu())
+    return torch.cat(lengths)
 
 
 def kept(codes: Tensor, keep: float, size: int, draw: torch.Generator) -> Tensor:
