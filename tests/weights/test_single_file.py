@@ -20,7 +20,7 @@ from daguerre.weights.describe import describe, with_values
 from daguerre.weights.families import FAMILIES, family_of, heads_of, prediction_of, task_of
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.reader import TensorFile, open_tensors
-from daguerre.weights.single_file import load_autoencoder_file, load_single_file
+from daguerre.weights.single_file import load_first_stage_file, load_single_file
 
 
 def test_sd1_opens_with_its_conventions(tmp_path):
@@ -97,11 +97,11 @@ def test_the_average_is_read_where_it_is_asked_for_or_alone(tmp_path):
 def test_an_autoencoder_alone_is_read_from_any_file_that_has_one(tmp_path):
     alone = checkpoints.write(tmp_path / "vae.safetensors", checkpoints.autoencoder(prefix=""))
     whole = checkpoints.write(tmp_path / "whole.safetensors", checkpoints.sd1())
-    one, other = load_autoencoder_file(alone, scaling_factor=0.13025), load_autoencoder_file(whole)
+    one, other = load_first_stage_file(alone, scaling_factor=0.13025), load_first_stage_file(whole)
     assert (one.config.scaling_factor, other.config.scaling_factor) == (0.13025, 0.18215)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
-    with pytest.raises(DaguerreError, match="holds no KL autoencoder"):
-        load_autoencoder_file(checkpoints.write(tmp_path / "text.safetensors", checkpoints.clip()))
+    with pytest.raises(DaguerreError, match="holds no autoencoder"):
+        load_first_stage_file(checkpoints.write(tmp_path / "text.safetensors", checkpoints.clip()))
 
 
 # Latent diffusion before Stable Diffusion: unconditional, by class, with either kind of autoencoder.

@@ -12,11 +12,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daguerre.weights.clip_folder import load_clip as load_clip
     from daguerre.weights.clip_folder import save_clip as save_clip
+    from daguerre.weights.first_stages import load_first_stage as load_first_stage
+    from daguerre.weights.first_stages import save_first_stage as save_first_stage
+    from daguerre.weights.priors import load_prior as load_prior
+    from daguerre.weights.priors import save_prior as save_prior
     from daguerre.weights.source import load as load
     from daguerre.weights.source import load_vae as load_vae
     from daguerre.weights.source import save as save
 
-__all__ = ["load", "load_clip", "load_vae", "save", "save_clip"]
+__all__ = [
+    "load",
+    "load_clip",
+    "load_first_stage",
+    "load_prior",
+    "load_vae",
+    "save",
+    "save_clip",
+    "save_first_stage",
+    "save_prior",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +38,10 @@ def __getattr__(name: str) -> Any:
         import daguerre.weights.source as file
     elif name in ("load_clip", "save_clip"):
         import daguerre.weights.clip_folder as file
+    elif name in ("load_first_stage", "save_first_stage"):
+        import daguerre.weights.first_stages as file
+    elif name in ("load_prior", "save_prior"):
+        import daguerre.weights.priors as file
     else:
         raise AttributeError(f"module 'daguerre.weights' has no attribute {name!r}")
     return getattr(file, name)

@@ -62,7 +62,7 @@ def unet_config(given: Mapping[str, Any], where: object) -> UNetConfig:
     Raises:
         DaguerreError: an option that our UNet does not have.
     """
-    _check_fixed(given, UNET_FIXED, where)
+    check_fixed(given, UNET_FIXED, where)
     channels = tuple(given.get("block_out_channels", (320, 640, 1280, 1280)))
     levels = len(channels)
     kinds = given.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
@@ -153,7 +153,7 @@ def autoencoder_config(given: Mapping[str, Any], where: object) -> AutoencoderKL
     Raises:
         DaguerreError: an option that our autoencoder does not have.
     """
-    _check_fixed(given, AUTOENCODER_FIXED, where)
+    check_fixed(given, AUTOENCODER_FIXED, where)
     channels = tuple(given.get("block_out_channels", (64,)))
     kinds = given.get("down_block_types", ("DownEncoderBlock2D",) * len(channels))
     attends = [chosen(kind, {"AttnDownEncoderBlock2D": True, "DownEncoderBlock2D": False}, "down block", where) for kind in kinds]
@@ -244,7 +244,7 @@ def schedule_config(given: Mapping[str, Any], where: object) -> tuple[ScheduleCo
     Raises:
         DaguerreError: a schedule or a prediction that there is not here.
     """
-    _check_fixed(given, {"trained_betas": (None,)}, where)
+    check_fixed(given, {"trained_betas": (None,)}, where)
     config = ScheduleConfig(
         kind=chosen(given.get("beta_schedule", "linear"), BETA_SCHEDULES, "beta_schedule", where),
         beta_start=given.get("beta_start", 0.0001),
@@ -280,7 +280,8 @@ def chosen(name: K, table: Mapping[K, V], what: str, where: object) -> V:
     return table[name]
 
 
-def _check_fixed(given: Mapping[str, Any], fixed: Mapping[str, tuple[object, ...]], where: object) -> None:
+def check_fixed(given: Mapping[str, Any], fixed: Mapping[str, tuple[object, ...]], where: object) -> None:
+    """Raise DaguerreError for an option that is set to anything but what our networks do; the first of each is the default."""
     for name, allowed in fixed.items():
         if given.get(name, allowed[0]) not in allowed:
             raise DaguerreError(f"'{where}' sets {name} to {given[name]!r}; only {allowed[0]!r} is supported.")

@@ -122,7 +122,7 @@ def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
     """The UNet of a part's folder, and the side of the latents it was trained on."""
     given = read_json(folder / CONFIG)
     size = given.get("sample_size") or 64
-    unet = _build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype))
+    unet = build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype))
     return unet, size if isinstance(size, int) else max(size)
 
 
@@ -132,8 +132,13 @@ def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype:
     Raises:
         DaguerreError: there is none, or it does not fit its config.
     """
-    tensors = {_renamed(name): tensor for name, tensor in read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype).items()}
-    return _build(AutoencoderKL, autoencoder_config(read_json(folder / CONFIG), folder / CONFIG), folder, tensors)
+    tensors = read_first_stage(folder, device=device, dtype=dtype)
+    return build(AutoencoderKL, autoencoder_config(read_json(folder / CONFIG), folder / CONFIG), folder, tensors)
+
+
+def read_first_stage(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of an autoencoder's folder under today's names. Raises DaguerreError where a file is missing or cut short."""
+    return {_renamed(name): tensor for name, tensor in read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype).items()}
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
@@ -148,7 +153,7 @@ def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype
         raise DaguerreError(f"'{folder}' holds a {kind}; a text encoder that can be opened is a {' or '.join(TEXT_ENCODERS)}.")
     config = text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
     tensors = {_with_level(name): t for name, t in read_part(folder, TEXT_WEIGHTS, device=device, dtype=dtype).items()}
-    return _build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
+    return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
 
 
 def read_part(folder: Path, name: str, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -167,7 +172,8 @@ def read_part(folder: Path, name: str, *, device: torch.device | str, dtype: tor
     raise DaguerreError(f"There is no '{folder / name}', nor a half-precision or sharded form of it; the model is not whole.")
 
 
-def _build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:
+def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:
+    """The network of a config with these tensors, for use. Raises DaguerreError where they do not fit it."""
     with shapes_only():
         module = network(config)
     fill(module, tensors, folder)

@@ -18,7 +18,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.models.vq_model import VQModel
+from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.text import SDXLConditioner, TextConditioner, Tokenizer
 from daguerre.text.tokenizer import EOS
 from daguerre.weights.conditioners import ClassConditioner, Unconditional
@@ -27,7 +27,6 @@ from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import fill, listed, shapes_only
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.reader import open_tensors
-from daguerre.weights.shapes import autoencoder_from_shapes
 
 BLANK = "!"  # OpenCLIP's padding token, whose id is 0
 
@@ -79,21 +78,30 @@ def load_single_file(
     )
 
 
-def load_autoencoder_file(
-    path: str | Path, *, scaling_factor: float = 0.18215, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> AutoencoderKL:
-    """The autoencoder in a file of its own or in a whole model's; scaling_factor: of latents, which shapes cannot tell (SDXL's is 0.13025).
+def load_first_stage_file(
+    path: str | Path,
+    *,
+    scaling_factor: float | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> AutoencoderKL | VQModel:
+    """The first stage in a file of its own or in a whole model's.
+
+    Args:
+        scaling_factor: of latents; None: the whole model's, or what is usual.
 
     Raises:
         DaguerreError: there is none, or it does not fit.
     """
     file = open_tensors(path)
-    part = sort(file.shapes).parts.get("vae")
-    if part is None or any(name.startswith("quantize.") for name in part.theirs):
-        raise DaguerreError(f"'{path}' holds no KL autoencoder; give a file that does, such as vae-ft-mse-840000-ema-pruned.safetensors.")
+    about = with_values(describe(file))
+    part = about.contents.parts.get("vae")
+    if part is None or about.autoencoder is None:
+        raise DaguerreError(f"'{path}' holds no autoencoder; give a file that does, such as vae-ft-mse-840000-ema-pruned.safetensors.")
+    config = about.autoencoder if scaling_factor is None else replace(about.autoencoder, scaling_factor=scaling_factor)
     tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
     with shapes_only():
-        autoencoder = AutoencoderKL(autoencoder_from_shapes(tensors, scaling_factor))
+        autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
     fill(autoencoder, {name: _placed(tensor, device, dtype) for name, tensor in tensors.items()}, path)
     return autoencoder.eval()
 

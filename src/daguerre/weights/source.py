@@ -10,7 +10,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.weights.catalog import INDEX, find, may_be_on_the_hub
 from daguerre.weights.files import read_json
-from daguerre.weights.folder import CONFIG, PIPELINES, load_autoencoder, load_folder, save_folder
+from daguerre.weights.folder import PIPELINES, load_folder, save_folder
 
 
 def load(
@@ -67,15 +67,13 @@ def load_vae(
     Raises:
         DaguerreError: there is none, or its files are not whole.
     """
-    path, place, dtype = _located(source, offline), default_device(device), dtype or torch.float32
-    if path.is_file():
-        from daguerre.weights.single_file import load_autoencoder_file
+    from daguerre.weights.first_stages import load_first_stage  # a quick start needs none of it
 
-        return load_autoencoder_file(path, scaling_factor=scaling_factor, device=place, dtype=dtype)
-    folder = path / "vae" if (path / INDEX).is_file() else path
-    if not (folder / CONFIG).is_file():
-        raise DaguerreError(f"'{path}' is not an autoencoder: one is a checkpoint file, or a folder with a {CONFIG} and its weights in it.")
-    return load_autoencoder(folder, device=place, dtype=dtype)
+    path, place = _located(source, offline), default_device(device)
+    found = load_first_stage(path, device=place, dtype=dtype or torch.float32, scaling_factor=scaling_factor)
+    if not isinstance(found, AutoencoderKL):
+        raise DaguerreError(f"'{path}' holds an autoencoder with a codebook; this model's must be a KL autoencoder.")
+    return found
 
 
 def save(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:

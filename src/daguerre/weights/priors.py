@@ -1,0 +1,82 @@
+"""Priors over codes on disk: config.json  diffusion_pytorch_model.safetensors.
+
+The config names the class of ours, and by its hash the first stage whose codes the prior was trained on: over any other's it would only
+draw noise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+from daguerre.models.latent_prior import Prior
+from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
+from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vq_model import VQModel
+from daguerre.weights.configs import chosen
+from daguerre.weights.files import put_json, put_safetensors, read_json
+from daguerre.weights.folder import CONFIG, NETWORK_WEIGHTS, build, read_part
+from daguerre.weights.hashes import network_hash
+
+KINDS: Mapping[str, tuple[type[Prior], type[Any]]] = {
+    "TransformerPrior": (TransformerPrior, TransformerPriorConfig),
+    "PixelCNN": (PixelCNN, PixelCNNConfig),
+    "PixelSNAIL": (PixelSNAIL, PixelSNAILConfig),
+}
+
+
+def save_prior(prior: Prior, folder: str | Path, first_stage: VQModel) -> Path:
+    """Write a prior, whole or not at all; an older one of that name is replaced. first_stage: whose codes it was trained on.
+
+    Raises:
+        DaguerreError: the place cannot be written, or holds something else. What stood there stands.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    with atomic_path(folder) as beside:
+        put_prior(prior, beside, first_stage)
+    return folder
+
+
+def put_prior(prior: Prior, folder: Path, first_stage: VQModel) -> None:
+    """Write a prior in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
+    folder.mkdir(parents=True)
+    config = {"_class_name": type(prior).__name__, **asdict(prior.config), "first_stage": {"sha256": network_hash(first_stage)}}
+    put_json(folder / CONFIG, config)
+    put_safetensors(folder / NETWORK_WEIGHTS, prior.state_dict())
+
+
+def load_prior(
+    folder: str | Path, first_stage: VQModel, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Prior:
+    """Open a prior for the codes of this first stage, in the precision that it was trained in.
+
+    Raises:
+        DaguerreError: there is none, it is not whole, or it was trained on another first stage's codes.
+    """
+    folder = Path(folder)
+    where = folder / CONFIG
+    given = read_json(where)
+    network, config = chosen(given.pop("_class_name", None), KINDS, "prior", where)
+    trained_on = given.pop("first_stage", {}).get("sha256")
+    if (found := network_hash(first_stage)) != trained_on:
+        raise DaguerreError(
+            f"The prior in '{folder}' was trained on the codes of another first stage (sha256 {str(trained_on)[:12]}, not {found[:12]}); "
+            "give the one that it was trained with."
+        )
+    tensors = read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype)
+    return build(network, _config(config, given, where), folder, tensors)
+
+
+def _config(kind: type[Any], given: Mapping[str, Any], where: object) -> Any:
+    """A config of ours from JSON, whose lists are tuples here."""
+    known = {field.name for field in fields(kind)}
+    if unknown := given.keys() - known:
+        raise DaguerreError(f"'{where}' sets {', '.join(sorted(unknown))}, which a {kind.__name__} does not have.")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
