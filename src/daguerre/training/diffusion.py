@@ -4,11 +4,13 @@
 
 Times are drawn uniformly or logit-normally (Esser et al. 2024, arXiv:2403.03206, section 3.1); w is 1 or min-SNR's
 (Hang et al. 2023, arXiv:2303.09556). A share of the captions is dropped, so that guidance has an unconditional model to push away from.
+The text encoder stays as it is, or learns on with the UNet, as that of the first latent diffusion model for text did (Rombach et al. 2022,
+arXiv:2112.10752, section 4.3.1).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from daguerre.data import Batch
 from daguerre.diffusion import Conditioning, loss_weight, training_pair
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNet
 from daguerre.pipelines import generate
+from daguerre.text import Conditioner, TextConditioner
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,25 @@ class DiffusionLoss:
     dropout: float = 0.1  # share of captions replaced by the empty one
 
 
+class Told(nn.Module):
+    """A UNet with the text encoder that tells it, as one network, so that one loss trains both."""
+
+    def __init__(self, unet: UNet, conditioner: Conditioner):
+        super().__init__()
+        self.unet, self.conditioner = unet, conditioner
+        if isinstance(conditioner, TextConditioner) and conditioner.encoder.text_projection is not None:
+            conditioner.encoder.text_projection.requires_grad_(False)  # leads to no token's state, so no gradient reaches it
+
+    def forward(self, x: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
+        return self.unet(x, t, self.conditioner.captions(captions))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what the time goes into; texts would be compiled anew each time."""
+        self.unet.compile(*args, **kwargs)
+
+
 class DiffusionStage:
-    """Trains the UNet of a latent diffusion model; autoencoder and text encoder stay as they are."""
+    """Trains the UNet of a latent diffusion model, and its text encoder if told to; the autoencoder stays as it is."""
 
     name = "diffusion"
     averaged = ("unet",)
@@ -44,10 +65,12 @@ class DiffusionStage:
         shown: Sequence[str],
         *,
         guidance: float = 4.0,
+        text: Conditioner | None = None,
     ):
-        """`read` turns captions into conditions; `shown` are prompts for the sample grid."""
-        self.networks: dict[str, nn.Module] = {"unet": model.unet}
-        self.model, self.weights, self.read, self.shown, self.guidance = model, weights, read, tuple(shown), guidance
+        """`read` turns captions into conditions; `shown` are prompts for the sample grid; `text`: the model's conditioner, if it learns."""
+        self.networks: dict[str, nn.Module] = {"unet": model.unet if text is None else Told(model.unet, text)}
+        self.model, self.weights, self.shown, self.guidance = model, weights, tuple(shown), guidance
+        self.read = read if text is None else list  # the network reads its captions itself
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
@@ -59,13 +82,13 @@ class DiffusionStage:
             if not batch.latent:
                 x0 = self.model.autoencoder.encode(x0)
             dropped = torch.rand(len(batch), generator=draw) < self.weights.dropout
-            cond = self.read(["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)])
+            told = self.read(["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)])
         x0, prediction = x0.float(), self.model.prediction
         t = draw_times(len(batch), len(self.model.schedule.alpha_bars), self.weights.times, draw)
         alpha_bar = self.model.schedule.alpha_bars[t].float().to(device)  # (B,)
         eps = torch.randn(x0.shape, generator=draw).to(device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
-        error = (self.networks["unet"](x_t, t.to(device), cond).float() - target).square().mean((1, 2, 3))  # (B,)
+        error = (self.networks["unet"](x_t, t.to(device), told).float() - target).square().mean((1, 2, 3))  # (B,)
         weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.min_snr, floor=self.weights.weight_floor)
         yield "unet", (weight * error).mean(), {"mse": error.detach().mean()}
 

@@ -43,7 +43,8 @@ CPU = Plan(
             heads=(3, 4),
             context_width=256,
         ),
-        LoopConfig(steps=6000, batch_size=32, learning_rate=6e-4, precision="bf16", ema=0.999),
+        LoopConfig(steps=6000, batch_size=64, learning_rate=6e-4, precision="bf16", ema=0.999),
+        trains_text=True,
     ),
 )
 
@@ -81,6 +82,7 @@ GPU = Plan(
         replace(CPU.diffusion.unet, channels=(192, 256), depth=(1, 1)),
         LoopConfig(steps=40_000, workers=12, batch_size=256, learning_rate=6e-4, precision="bf16", ema=0.9998, compile=True),
         pool=400_000,
+        trains_text=True,
     ),
 )
 

@@ -23,7 +23,7 @@ class LatentRecipe:
     """What every recipe of three stages is told. Run again with the same values, it goes on where it was stopped."""
 
     out: Path
-    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # a model whose UNet trains on; none: all three stages from nothing
+    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # a model that the last stage trains on; none: all three from nothing
     seed: int = 0
     autoencoder_steps: int | None = None  # None: the preset's
     clip_steps: int | None = None
@@ -35,7 +35,7 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: S
     plan = shortened(plan, recipe)
     remember(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.base, plan=asdict(plan))
     if recipe.base is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
-        raise DaguerreError("With --from only the UNet is trained; leave out --autoencoder-steps and --clip-steps, or leave out --from.")
+        raise DaguerreError("With --from only the last stage is trained; leave out --autoencoder-steps and --clip-steps, or --from.")
     if recipe.base is None:
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
         clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")

@@ -63,6 +63,7 @@ class DiffusionPlan:
     loss: DiffusionLoss = DiffusionLoss()
     schedule: ScheduleConfig = ScheduleConfig(zero_terminal_snr=True)
     pool: int = 50_000  # samples encoded once and shown again every epoch
+    trains_text: bool = False  # the text encoder learns on with the UNet
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _unscaled(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
 
 def train_clip(plan: ClipPlan, source: Source, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
     """Learn a vocabulary from the source's captions, then both towers."""
-    tokenizer = learned_tokenizer(source, plan.text, seed, out / "tokenizer")
+    tokenizer = learned_tokenizer(source, plan.text.vocab_size, plan.text.length, seed, out / "tokenizer")
     torch.manual_seed(seed)
     text = replace(plan.text, vocab_size=len(tokenizer), eos=tokenizer.eos)
     clip = CLIP(CLIPConfig(text=text, vision=plan.vision))
@@ -118,13 +119,13 @@ def train_clip(plan: ClipPlan, source: Source, size: int, seed: int, out: Path) 
     return clip, tokenizer
 
 
-def learned_tokenizer(source: Source, text: CLIPTextConfig, seed: int, folder: Path, captions: int = 40_000) -> Tokenizer:
-    """The tokenizer in `folder`, or one learned from `captions` of the source's captions and kept there."""
+def learned_tokenizer(source: Source, vocab_size: int, length: int, seed: int, folder: Path, captions: int = 40_000) -> Tokenizer:
+    """The tokenizer in `folder`, or one of at most `vocab_size` tokens learned from `captions` of the source's captions and kept there."""
 
     def learn() -> Tokenizer:
         if not (folder / "vocab.json").is_file():
             with atomic_path(folder) as beside:
-                train_tokenizer(source.captions(captions, seed), text.vocab_size, text.length).save(beside)
+                train_tokenizer(source.captions(captions, seed), vocab_size, length).save(beside)
         return Tokenizer.from_folder(folder)
 
     return main_first(learn)
@@ -139,13 +140,14 @@ def fresh_model(
 
 
 def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Source, seed: int, out: Path, shown: Sequence[str]) -> None:
-    """Train the UNet of `model` on cached latents of its autoencoder, told by its text encoder; neither of these two changes."""
+    """Train the UNet of `model`, and its text encoder where the plan says so, on cached latents of its autoencoder, which stays."""
     autoencoder, conditioner = trained_parts(model)
     parts = [source.key, model.size, seed, weights_key(autoencoder)]
     drawn = Batches(source, 64, seed + 3, model.size)
     latents, captions = cache_latents(drawn, autoencoder, plan.pool, out / "cache", fingerprint(*parts), plan.loop.workers)
     recipe = [asdict(model.unet.config), asdict(plan.loss), asdict(model.schedule.config), plan.pool, *parts, weights_key(conditioner)]
-    stage = DiffusionStage(model, plan.loss, conditioner.captions, shown)
+    text = conditioner.requires_grad_(True) if plan.trains_text else None
+    stage = DiffusionStage(model, plan.loss, conditioner.captions, shown, text=text)
     train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed), plan.loop, out, recipe=recipe)
 
 
