@@ -13,9 +13,11 @@ from daguerre.errors import DaguerreError, nearest
 
 COMMANDS = {
     "txt2img": "make pictures from words",
+    "attention": "show where the model looks for each word",
     "models": "list the models inside, or the samplers and spacings",
     "train": "train a model by a recipe",
     "evaluate": "measure how well a model answers its prompts",
+    "reconstruct": "show what an autoencoder keeps of pictures",
     "inspect": "tell what a picture or a checkpoint says of itself",
     "convert": "write a checkpoint in another form",
     "reproduce": "make a saved picture again and compare",

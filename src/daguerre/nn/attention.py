@@ -3,12 +3,15 @@
 AttentionBlock: Ho et al. 2020, arXiv:2006.11239, appendix B.  SpatialTransformer: Rombach et al. 2022, arXiv:2112.10752, §3.3, app. E.2.1.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
 SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
 
 
@@ -39,13 +42,15 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width or width, width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
+    attend: Attend = staticmethod(attend)  # an instance may be given another for a while (see `nn.watching`)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, L, C); context: (B, M, D). Returns (B, L, C)."""
         context = x if context is None else context
         q, k, v = (  # (B, heads, L or M, C/heads)
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        y = attend(q, k, v)  # (B, heads, L, C/heads)
+        y = self.attend(q, k, v)  # (B, heads, L, C/heads)
         return self.to_out(y.transpose(1, 2).flatten(2))  # (B, L, C)
 
 

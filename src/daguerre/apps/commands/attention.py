@@ -1,0 +1,111 @@
+"""`daguerre attention PROMPT…`: pictures, and where the model looked for each word; prints a path a line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_model, parse_size, slug
+from daguerre.apps.terminal import busy, track
+from daguerre.errors import DaguerreError, nearest
+from daguerre.files import check_writable
+from daguerre.pipelines.metadata import FORMATS
+from daguerre.pipelines.picture import check_suffix, write_image
+from daguerre.pipelines.request import Request
+
+if TYPE_CHECKING:
+    from daguerre.pipelines.attention import WordMap
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Make pictures, and show for each word of the prompt where the model looked for it.
+
+    Each picture's sheet has the picture and an overlay for every word: cross-attention, averaged over heads, layers and steps.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT [PROMPT ...]", help_behavior_hint="")]
+    """What to draw; quote each prompt."""
+    words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD [WORD ...]", help_behavior_hint="")] = ()
+    """Only these words; all if not given."""
+    negative: str = Request.negative
+    """What to stay away from."""
+    steps: int = Request.steps
+    """How many noise levels the sampler visits."""
+    sampler: str = Request.sampler
+    """How to go from one noise level to the next; `daguerre models --samplers` lists them."""
+    guidance: float = Request.guidance
+    """How much the prompt weighs."""
+    seed: int = Request.seed
+    """Of the first picture's noise; the next ones count on from it."""
+    count: int = Request.count
+    """How many pictures of each prompt."""
+    size: OptionalText = None
+    """In pixels, one side (64) or WIDTHxHEIGHT (96x64); the model's own if not given."""
+    out: OptionalPath = None
+    """Where to write the sheet: .png, .webp or .jpg. Several pictures get -1, -2, … after the name."""
+    apart: bool = False
+    """Also write every overlay alone, in the picture's size: the sheet's name with -WORD after it."""
+    model: OptionalText = None
+    """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
+    device: OptionalText = None
+    """cpu or cuda; cuda where there is one if not given."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the networks compute in."""
+    offline: bool = False
+    """Of the hub, look only at what was fetched before."""
+
+    def request(self) -> Request:
+        """The request that these options are."""
+        width, height = parse_size(self.size)
+        prompt = self.prompt[0] if len(self.prompt) == 1 else self.prompt
+        fields = {name: getattr(self, name) for name in ("negative", "steps", "sampler", "guidance", "seed", "count")}
+        return Request(prompt=prompt, width=width, height=height, **fields)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse and run."""
+    run(tyro.cli(Annotated[Attention, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre attention"))
+
+
+def run(options: Attention) -> None:
+    """Make the pictures and print where the sheets are.
+
+    Raises:
+        DaguerreError: the model reads no words, the prompt has none, or not those that were asked for.
+    """
+    request = options.request()
+    out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}-attention.png")
+    check_writable(check_suffix(out, FORMATS))
+    with busy("opening the model"):
+        model = open_model(options.model, None, options.device, options.dtype, offline=options.offline)
+
+    from daguerre.pipelines import Pictures, steps
+    from daguerre.pipelines.attention import overlay, recorded, sheet
+
+    pictures, count = Pictures(), len(request.each)
+    with recorded(model, count) as record:
+        for step in track(steps(model, request), "making", request.steps):
+            pictures = step.pictures or pictures
+    for i, picture in enumerate(pictures):
+        words = _chosen(record.words(i), options.words)
+        place = out if count == 1 else out.with_stem(f"{out.stem}-{i + 1}")
+        write_image(place, sheet(picture.image, request.each[i][0], words))
+        print(place)
+        for j, word in enumerate(words if options.apart else ()):
+            alone = place.with_stem(f"{place.stem}-{j + 1}-{slug(word.text)}")
+            write_image(alone, overlay(picture.image, word))
+            print(alone)
+
+
+def _chosen(words: "list[WordMap]", wanted: Sequence[str]) -> "list[WordMap]":
+    """The maps of the wanted words, all where none is named."""
+    have = [word.text for word in words]
+    if not have:
+        raise DaguerreError('The prompt has no words to look for; give a prompt such as "a cat and a pizza".')
+    for word in wanted:
+        if word.lower() not in have:
+            raise DaguerreError(f"The prompt has no word {word!r}; it has {', '.join(dict.fromkeys(have))}.{nearest(word, have)}")
+    return [word for word in words if not wanted or word.text in (each.lower() for each in wanted)]
