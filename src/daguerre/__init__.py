@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from daguerre.pipelines import Step as Step
     from daguerre.pipelines import generate as generate
     from daguerre.pipelines import steps as steps
-    from daguerre.weights import load as load
+    from daguerre.weights import load_any as load
     from daguerre.weights import save as save
 
 __version__ = "0.1.0"
@@ -24,7 +24,11 @@ __all__ = ["Request", "Step", "__version__", "generate", "load", "save", "steps"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "save"):
+    if name == "load":
+        from daguerre.weights import load_any
+
+        return load_any
+    if name == "save":
         import daguerre.weights as room
     elif name in ("Request", "Step", "generate", "steps"):
         import daguerre.pipelines as room

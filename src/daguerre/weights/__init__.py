@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from daguerre.weights.priors import load_prior as load_prior
     from daguerre.weights.priors import save_prior as save_prior
     from daguerre.weights.source import load as load
+    from daguerre.weights.source import load_any as load_any
     from daguerre.weights.source import load_vae as load_vae
     from daguerre.weights.source import save as save
 
 __all__ = [
     "load",
+    "load_any",
     "load_clip",
     "load_first_stage",
     "load_prior",
@@ -34,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "load_vae", "save"):
+    if name in ("load", "load_any", "load_vae", "save"):
         import daguerre.weights.source as file
     elif name in ("load_clip", "save_clip"):
         import daguerre.weights.clip_folder as file

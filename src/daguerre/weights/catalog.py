@@ -7,6 +7,7 @@ from daguerre.errors import DaguerreError, nearest
 
 ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model_index.json"
+LATENT_PRIOR = "LatentPrior"  # the class that the index of a first stage with a prior names
 DEFAULT = "emoji"
 
 

@@ -1,6 +1,7 @@
 """One door to every model: a name, a folder or a file in, a whole model out."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,9 +9,33 @@ from daguerre.diffusion.denoiser import Prediction
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.weights.catalog import INDEX, find, may_be_on_the_hub
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.weights.catalog import INDEX, LATENT_PRIOR, find, may_be_on_the_hub
 from daguerre.weights.files import read_json
 from daguerre.weights.folder import PIPELINES, load_folder, save_folder
+
+
+def load_any(
+    source: str | Path | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offline: bool = False,
+    **options: Any,
+) -> LatentDiffusion | LatentPrior:
+    """Open a model that makes pictures, by diffusion (see `load`, which takes the `options`) or code by code.
+
+    Raises:
+        DaguerreError: there is no such model, or its files are not whole; says what is missing.
+    """
+    path = _located(source, offline, options.get("variant"))
+    if not _is_latent_prior(path):
+        return load(source, device=device, dtype=dtype, offline=offline, **options)
+    from daguerre.weights.latent_priors import load_latent_prior
+
+    if given := [name for name, value in options.items() if value is not None]:
+        raise DaguerreError(f"'{path}' is a prior over codes, which has no {' or '.join(given)}; leave that out.")
+    return load_latent_prior(path, device=default_device(device), dtype=dtype or torch.float32)
 
 
 def load(
@@ -24,7 +49,7 @@ def load(
     ema: bool | None = None,
     variant: str | None = None,
 ) -> LatentDiffusion:
-    """Open a model.
+    """Open a diffusion model.
 
     Args:
         source: None for the embedded model, the name of another one inside the package, a folder in the field's layout, one file, or an
@@ -42,6 +67,8 @@ def load(
     path, place, dtype = _located(source, offline, variant), default_device(device), dtype or torch.float32
     if path.is_dir() and not (path / INDEX).is_file():
         raise DaguerreError(f"'{path}' is not a model: a model is a checkpoint file, or a folder with a {INDEX} in it.")
+    if _is_latent_prior(path):
+        raise DaguerreError(f"'{path}' is a prior over codes, where a diffusion model is needed; `daguerre sample {path}` draws from it.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
     told = any(option is not None for option in (prediction, heads, ema, variant))
     if kind is None or told or (kind not in PIPELINES and kind.startswith("StableDiffusion")):
@@ -76,9 +103,14 @@ def load_vae(
     return found
 
 
-def save(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a model as a folder that other programs of the field open too (see `folder.save_folder`)."""
-    return save_folder(model, folder, dtype=dtype)
+def save(model: LatentDiffusion | LatentPrior, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write a model as a folder: a diffusion model as other programs of the field open it too (see `folder.save_folder`), with the tensors
+    in `dtype`, or a prior over codes with its first stage, as they are (see `latent_priors`)."""
+    if isinstance(model, LatentDiffusion):
+        return save_folder(model, folder, dtype=dtype)
+    from daguerre.weights.latent_priors import save_latent_prior
+
+    return save_latent_prior(model, folder)
 
 
 def default_device(device: torch.device | str | None) -> torch.device:
@@ -95,6 +127,10 @@ def default_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device
         raise DaguerreError(f"The device {str(device)!r} cannot be used here; 'cpu' always can, 'cuda' where there is a GPU.") from error
     return chosen
+
+
+def _is_latent_prior(path: Path) -> bool:
+    return (path / INDEX).is_file() and read_json(path / INDEX).get("_class_name") == LATENT_PRIOR
 
 
 def _located(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_model
+from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_any
 from daguerre.apps.terminal import busy, track
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
@@ -52,7 +52,7 @@ def run(options: Reproduce) -> None:
     if options.out is not None:
         check_writable(check_suffix(options.out, FORMATS))
     with busy("opening the model"):
-        model = open_model(
+        model = open_any(
             options.model or origin.model, options.vae, options.device or origin.device, origin.dtype, offline=options.offline
         )
 

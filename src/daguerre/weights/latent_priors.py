@@ -1,0 +1,100 @@
+"""A first stage with a prior over its codes, as one folder.
+
+    model_index.json        the class, the side of the pictures in pixels, and what the prior is told
+    vqvae/  prior/          config.json, diffusion_pytorch_model.safetensors
+    tokenizer/              where it is told a text
+    map_vqvae/              where it is told a map: the first stage of maps
+
+The prior names its first stage by hash, so that no other can take its place.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.models.vq_model import VQModel
+from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
+from daguerre.text.tokenizer import Tokenizer
+from daguerre.weights.catalog import INDEX, LATENT_PRIOR
+from daguerre.weights.files import put_json, read_json
+from daguerre.weights.first_stages import load_first_stage, put_first_stage
+from daguerre.weights.priors import load_prior, put_prior
+
+FIRST_STAGE, PRIOR, TOKENIZER, MAPS = "vqvae", "prior", "tokenizer", "map_vqvae"
+
+
+def save_latent_prior(model: LatentPrior, folder: str | Path) -> Path:
+    """Write a whole model; an older one of that name is replaced.
+
+    Raises:
+        DaguerreError: the place cannot be written, or holds something else. What stood there stands.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / INDEX).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    with atomic_path(folder) as beside:
+        put_first_stage(model.autoencoder, beside / FIRST_STAGE, model.size)
+        put_prior(model.prior, beside / PRIOR, model.autoencoder)
+        prefix = _put_prefix(model, beside)
+        put_json(beside / INDEX, {"_class_name": LATENT_PRIOR, "size": model.size, "prefix": prefix})
+    return folder
+
+
+def load_latent_prior(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentPrior:
+    """Read a whole model; its name is the folder's.
+
+    Raises:
+        DaguerreError: a part is missing or does not fit its config, or the prior was trained on another first stage.
+    """
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") != LATENT_PRIOR or not isinstance(index.get("prefix"), dict) or not isinstance(index.get("size"), int):
+        raise DaguerreError(f"'{folder / INDEX}' does not describe a prior over codes; `daguerre train prior` writes one that does.")
+    autoencoder = codebook(load_first_stage(folder / FIRST_STAGE, device=device, dtype=dtype), folder / FIRST_STAGE)
+    prior = load_prior(folder / PRIOR, autoencoder, device=device, dtype=dtype)
+    prefix = _prefix(index["prefix"], folder, autoencoder, device=device, dtype=dtype)
+    return LatentPrior(prior, autoencoder, prefix, folder.resolve().name, index["size"])
+
+
+def codebook(network: object, where: object) -> VQModel:
+    """The same network. Raises DaguerreError where it has no codebook, so that no prior can be over its codes."""
+    if not isinstance(network, VQModel):
+        raise DaguerreError(f"'{where}' has no codebook, so there are no codes to learn; give a VQ-VAE's or a VQGAN's folder.")
+    return network
+
+
+def _put_prefix(model: LatentPrior, folder: Path) -> dict[str, Any]:
+    match prefix := model.prefix:
+        case NoPrefix():
+            return {"kind": "none"}
+        case ClassPrefix():
+            return {"kind": "class", "names": list(prefix.names)}
+        case TextPrefix():
+            prefix.tokenizer.save(folder / TOKENIZER)
+            return {"kind": "text"}
+        case MapPrefix():
+            put_first_stage(prefix.autoencoder, folder / MAPS, model.size)
+            return {"kind": "map", "map": prefix.kind, "palette": [list(colour) for colour in prefix.palette]}
+        case PlacePrefix():
+            return {"kind": "coordinates", "tokens": prefix.tokens}
+    raise DaguerreError(f"A prior that is told by a {type(prefix).__name__} has no place in a folder.")
+
+
+def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, **place: Any) -> Prefixes:
+    match given:
+        case {"kind": "none"}:
+            return NoPrefix()
+        case {"kind": "class", "names": names}:
+            return ClassPrefix(tuple(names))
+        case {"kind": "text"}:
+            return TextPrefix(Tokenizer.from_folder(folder / TOKENIZER))
+        case {"kind": "map", "map": kind, "palette": palette}:
+            maps = codebook(load_first_stage(folder / MAPS, **place), folder / MAPS)
+            return MapPrefix(maps, kind, tuple((r, g, b) for r, g, b in palette))
+        case {"kind": "coordinates", "tokens": tokens}:
+            return PlacePrefix(tokens, autoencoder.downsampling)
+    raise DaguerreError(f"'{folder / INDEX}' tells the prior by {given.get('kind')!r}, which there is not here.")
