@@ -2,20 +2,23 @@
 
 import json
 import os
+import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from daguerre.errors import DaguerreError
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.loop import LoopConfig, Stopped, train
+from daguerre.training.processes import rank, together
 
 CONFIG = LoopConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup=3, log_every=4, sample_every=0, checkpoint_every=4, ema=0.9)
 
@@ -129,10 +132,88 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path), strict=True))
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    run(tmp_path)
-    with pytest.raises(DaguerreError, match="another recipe"):
-        run(tmp_path, replace(CONFIG, learning_rate=1.0))
+def test_what_does_not_change_the_meaning_of_a_checkpoint_may_change(tmp_path):
+    run(tmp_path, replace(CONFIG, steps=4))
+    changed = replace(CONFIG, steps=6, learning_rate=1.0, warmup=0, decay=0.0, checkpoint_every=1, log_every=1, accumulate=2, clip=0.5)
+    run(tmp_path, changed)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000005", "step-00000006"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 16}, "batch_size 8, not 16"),
+        ({"betas": (0.5, 0.9)}, r"betas \[0.9, 0.99\], not \[0.5, 0.9\]"),
+        ({"seed": 1}, "seed 0, not 1"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path, changes, named):
+    run(tmp_path, replace(CONFIG, steps=1))
+    with pytest.raises(DaguerreError, match=f"step-00000001 belongs to a run with {named}\\. Give the same values"):
+        run(tmp_path, replace(CONFIG, **changes))
+
+
+def test_the_recipe_s_own_values_are_named_too(tmp_path):
+    config = replace(CONFIG, steps=1)
+    train(TwoNetworks(), NumberBatches(), config, tmp_path, recipe={"model": {"channels": (8, 16), "blocks": 1}, "data": "shapes"})
+    with pytest.raises(DaguerreError, match=r"with recipe\.model\.channels \[8, 16\], not \[8, 32\]\. Give"):
+        train(TwoNetworks(), NumberBatches(), config, tmp_path, recipe={"model": {"channels": (8, 32), "blocks": 1}, "data": "shapes"})
+
+
+def test_a_finished_run_says_so_and_cannot_become_shorter(tmp_path, capsys):
+    whole = run(tmp_path, replace(CONFIG, steps=4))
+    capsys.readouterr()
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path, replace(CONFIG, steps=4)), strict=True))
+    assert capsys.readouterr().err == "two: all 4 steps were done before\n"
+    with pytest.raises(DaguerreError, match="trained for 4 steps already, more than the 3 asked for"):
+        run(tmp_path, replace(CONFIG, steps=3))
+
+
+def test_the_log_of_a_resumed_run_tells_every_step_once(tmp_path):
+    """Steps that were logged after the last checkpoint are trained again, so what was said of them is forgotten."""
+    config = replace(CONFIG, log_every=1, checkpoint_every=4)
+    with pytest.raises(DaguerreError, match="nan at step 6"):
+        run(tmp_path, config, broken_at=6)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "fir')
+    run(tmp_path, config)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(1, 13))
+    curve = EventAccumulator(str(tmp_path / "curves")).Reload().Scalars("two/first")
+    assert [point.step for point in curve] == list(range(1, 13))
+
+
+class HalfPrecision(Accelerator):
+    """Scales the loss as half precision on a GPU does, from so high that the first gradients are infinite and their steps left out."""
+
+    def __init__(self, **_settings: str):
+        super().__init__()
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-2, growth_interval=4)
+        self.native_amp = True
+        self.state._mixed_precision = "fp16"
+
+    def autocast(self, *_args: object):
+        return nullcontext()
+
+
+def test_half_precision_s_scale_is_part_of_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("daguerre.training.loop.Accelerator", HalfPrecision)
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", stop_at=5)
+    (newest,) = (json.loads((path / "state.json").read_text()) for path in checkpoints(tmp_path / "parts" / "checkpoints")[-1:])
+    assert newest["scaler"]["scale"] < 2.0**127
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path / "parts"), strict=True))
+
+
+def test_each_stage_of_a_recipe_has_its_own_precision(tmp_path):
+    for precision in ("bf16", "no"):
+        run(tmp_path / precision, replace(CONFIG, steps=1, precision=precision))
+
+
+def test_half_precision_is_for_gpus(tmp_path):
+    if not torch.cuda.is_available():
+        with pytest.raises(DaguerreError, match="fp16 needs a GPU, and this is the cpu; use bf16 or no"):
+            run(tmp_path, replace(CONFIG, precision="fp16"))
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -148,36 +229,82 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
+def test_a_disk_too_full_for_the_log_is_one_sentence(tmp_path):
+    """The system itself refuses to let any file grow past the log's size."""
+    run(tmp_path, replace(CONFIG, steps=4))
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 4, "filling": "x" * 200_000}) + "\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log.jsonl").stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(DaguerreError, match=r"Cannot write the log in .*: File too large\. The last checkpoint is kept"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run(tmp_path)
+
+
+def test_a_disk_too_full_for_the_curves_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("daguerre.training.curves.RecordWriter.write", full)
+    with pytest.raises(DaguerreError, match=r"Cannot write the log in .*: No space left on device"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be 0 or more"),
+        ({"ema": 1.5}, "ema is 1.5; it must lie between 0 and 1"),
+        ({"batch_size": 9, "accumulate": 2}, "batch_size 9 is not a multiple of accumulate 2"),
+    ],
+)
+def test_impossible_settings(changes, said):
+    with pytest.raises(DaguerreError, match=said):
+        replace(CONFIG, **changes)
+
+
 def test_the_rate_rises_stays_and_falls():
     config = LoopConfig(steps=100, warmup=10, decay=0.2, learning_rate=1.0)
     assert [round(config.rate(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]
 
 
-def test_two_processes_train_as_one(tmp_path):
+def one_or_two(out: Path) -> list[list[float]]:
+    """A run without dropout and noise, so that parts of a batch are the batch."""
+    stage = TwoNetworks()
+    first = stage.networks["first"]
+    assert isinstance(first, nn.Sequential)
+    stage.networks["first"] = nn.Sequential(first[0], first[2], first[3])
+
+    def losses(batch: Numbers, draw: torch.Generator, step: int):
+        y = stage.networks["first"](batch.x)
+        yield "first", (y - batch.x).square().mean(), {}
+        yield "second", (stage.networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
+
+    stage.losses = losses
+    train(stage, NumberBatches(), CONFIG, out)
+    return [value.flatten().tolist() for value in weights(stage)]
+
+
+def told_to_stop(out: Path) -> None:
+    """A run of which only the second process is asked to stop."""
+    run(out, stop_at=5 if rank() == 1 else None)
+
+
+def test_two_processes_train_as_one_and_stop_as_one(tmp_path):
     """The same global batch in two processes gives the same gradient, so the same weights but for the order of sums."""
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys\nfrom dataclasses import replace\nfrom pathlib import Path\nimport torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_loop import CONFIG, NumberBatches, TwoNetworks, train, weights\n"
-        "stage = TwoNetworks()\n"
-        "first, second = stage.networks['first'], stage.networks['second']\n"
-        "stage.networks['first'] = torch.nn.Sequential(first[0], first[2], first[3])\n"
-        "def losses(batch, draw, step):\n"
-        "    y = stage.networks['first'](batch.x)\n"
-        "    yield 'first', (y - batch.x).square().mean(), {}\n"
-        "    yield 'second', (stage.networks['second'](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}\n"
-        "stage.losses = losses\n"
-        "out = Path(sys.argv[1])\n"
-        "train(stage, NumberBatches(), CONFIG, out)\n"
-        "torch.save(weights(stage), out / 'weights.pt')\n"
-    )
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, check=True, capture_output=True)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launcher, script, tmp_path / "both"], env=environment, check=True, capture_output=True)
-    one, both = (torch.load(tmp_path / name / "weights.pt") for name in ("one", "both"))
-    assert max((a - b).abs().max().item() for a, b in zip(one, both, strict=True)) < 1e-5
+    one = one_or_two(tmp_path / "one")
+    both = together(2, one_or_two, tmp_path / "both")
+    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(one, both, strict=True))
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "both")]
+    assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=2e-6)
+    with pytest.raises(Stopped, match="after step 6 of 12"):
+        together(2, told_to_stop, tmp_path / "stopped")
+    (kept,) = (path.name for path in checkpoints(tmp_path / "stopped" / "checkpoints")[-1:])
+    assert kept == "step-00000006"
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_whole(tmp_path):

@@ -1,7 +1,7 @@
 """Checkpoints that a `kill -9` at any moment leaves whole: written beside, fsynced, renamed, and read back only if every hash agrees.
 
-One checkpoint is a folder `step-00001200/` of safetensors (networks, optimizers, averages) and a `state.json` that names the step, the
-fingerprint of the run it belongs to and the SHA-256 of each file. Nothing in it is a pickle.
+One checkpoint is a folder `step-00001200/` of safetensors (networks, optimizers, averages) and a `state.json` that tells the step, the
+run it belongs to, the state of half precision's loss scale, and the SHA-256 of each file. Nothing in it is a pickle.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
 from daguerre.training.ema import EMA
+from daguerre.training.identity import plain, require_same
 from daguerre.weights.files import put_safetensors
 
 KEEP = 2  # the newest, and one to fall back to
@@ -31,12 +31,15 @@ class Checkpointed:
     networks: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     ema: EMA | None
-    fingerprint: str  # of the recipe: a checkpoint of another one is refused
+    identity: Mapping[str, Any]  # what the run is, JSON-able: a checkpoint of another one is refused
+    scaler: torch.amp.GradScaler | None = None  # of half precision
 
 
 def save_checkpoint(folder: Path, step: int, state: Checkpointed) -> Path:
     """Write `folder/step-…` after `step` steps and drop all but the newest checkpoints. Raises DaguerreError if the disk is full."""
     target = folder / f"step-{step:08d}"
+    for unfinished in folder.glob(".step-*"):  # left by a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     files = {
         "networks.safetensors": {f"{name}.{k}": v for name, m in state.networks.items() for k, v in m.state_dict().items()},
         "optimizers.safetensors": _flatten_optimizers(state.optimizers),
@@ -48,36 +51,35 @@ def save_checkpoint(folder: Path, step: int, state: Checkpointed) -> Path:
             put_safetensors(beside / name, {k: v.clone() for k, v in tensors.items()})
         record = {
             "step": step,
-            "fingerprint": state.fingerprint,
+            "identity": plain(state.identity),
             "ema_updates": state.ema.updates if state.ema else 0,
+            "scaler": state.scaler.state_dict() if state.scaler else None,
             "sha256": {name: _sha256(beside / name) for name in files},
         }
         (beside / "state.json").write_text(json.dumps(record, indent=1))
     for old in checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def restore_checkpoint(folder: Path, state: Checkpointed) -> int:
     """Load the newest checkpoint of `folder` that is whole; return its step, or 0 where there is none.
 
-    Raises DaguerreError where the checkpoint belongs to another recipe.
+    Raises DaguerreError, naming what differs, where the checkpoint belongs to another run.
     """
     for candidate in reversed(checkpoints(folder)):
         record = _verified(candidate)
         if record is None:
             continue
-        if record["fingerprint"] != state.fingerprint:
-            raise DaguerreError(
-                f"{candidate} was written by another recipe or with other settings. Give the settings it was made with, "
-                f"or choose another --out for this run."
-            )
+        require_same(record.get("identity", {}), state.identity, candidate)
         networks = load_file(candidate / "networks.safetensors")
         for name, module in state.networks.items():
             module.load_state_dict(_under(networks, name), strict=True)
         _restore_optimizers(state.optimizers, load_file(candidate / "optimizers.safetensors"))
         if state.ema is not None:
             state.ema.load(load_file(candidate / "averages.safetensors"), record["ema_updates"])
+        if state.scaler is not None and record["scaler"] is not None:
+            state.scaler.load_state_dict(record["scaler"])
         return record["step"]
     return 0
 

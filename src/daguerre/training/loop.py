@@ -3,22 +3,23 @@
     for each step:  batch = batches(seed, step);  for each loss the stage yields:  backward, clip, optimiser step;  average the weights
 
 Every random number of step n comes from generators seeded by (seed, n), every batch is a pure function of (seed, n), and the learning rate
-is a function of n. So nothing but weights, optimiser state and averages has to be saved, and a resumed run ends in the same bits as one
-that never stopped.
+is a function of n. So nothing but weights, optimiser state, averages and half precision's scale has to be saved, and a resumed run ends in
+the same bits as one that never stopped.
 """
 
 import hashlib
 import json
 import math
 import signal
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from PIL import Image
 from torch import Tensor, nn
@@ -27,45 +28,10 @@ from daguerre.errors import DaguerreError
 from daguerre.training.checkpoint import Checkpointed, checkpoints, restore_checkpoint, save_checkpoint
 from daguerre.training.ema import EMA
 from daguerre.training.log import RunLog
+from daguerre.training.options import LoopConfig
 
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long, how fast and how carefully. Presets derive with `dataclasses.replace`."""
-
-    steps: int = 1000  # optimiser steps in all
-    batch_size: int = 64  # pictures per step, over all processes and accumulated parts together
-    accumulate: int = 1  # parts that a step's batch is split into, for less memory
-    learning_rate: float = 1e-4
-    warmup: int = 100  # steps of linear rise
-    decay: float = 0.2  # share of the run, at its end, over which the rate falls linearly to 0
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    clip: float = 1.0  # gradient norm; 0 = off
-    ema: float = 0.999  # 0 = off
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    compile: bool = False  # torch.compile the networks; needs a C++ compiler on a CPU
-    workers: int = 1  # that draw batches ahead: a thread, or so many processes
-    seed: int = 0
-    log_every: int = 20
-    sample_every: int = 500  # 0 = never
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("learning_rate", "warmup", "decay", "clip", "ema", "sample_every", "workers"):
-            if getattr(self, name) < 0:
-                raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
-        if self.batch_size % self.accumulate:
-            raise DaguerreError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}.")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step `step`: a linear rise, a plateau, a linear fall."""
-        rise = (step + 1) / max(self.warmup, 1)
-        fall = (self.steps - step) / max(self.decay * self.steps, 1)
-        return self.learning_rate * min(1.0, rise, fall)
+# The settings that give what was saved its meaning; all others may change between two parts of one run.
+DECIDES = ("batch_size", "betas", "ema", "seed")
 
 
 class Stage(Protocol):
@@ -128,19 +94,13 @@ def weights_key(module: nn.Module) -> str:
 def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, recipe: Any = None) -> None:
     """Train `stage` for `config.steps` steps, from the last checkpoint in `out` if there is one. Ends with the averaged weights in place.
 
-    Writes `out/checkpoints`, `out/samples`, `out/curves` and `out/log.jsonl`. `recipe` is whatever else decides the result (JSON-able or a
-    dataclass): together with the settings it tells whether a checkpoint belongs to this run.
+    Writes `out/checkpoints`, `out/samples`, `out/curves` and `out/log.jsonl`. `recipe` is whatever else decides the result, best as named
+    JSON-able values: with those of the settings that give a checkpoint its meaning, it tells whether one belongs to this run.
 
-    Raises DaguerreError if the loss is not finite (the last good checkpoint stays), if the checkpoint is another recipe's or cannot be
-    written; Stopped after SIGINT or SIGTERM.
+    Raises DaguerreError if the loss is not finite (the last good checkpoint stays), if the checkpoint is another run's or is further than
+    `config.steps`, if the disk is full; Stopped after SIGINT or SIGTERM, in all processes after the same step.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise DaguerreError(f"Training under {accelerator.distributed_type.value} is not supported; use one process or data-parallel ones.")
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if config.batch_size % (config.accumulate * world):
-        raise DaguerreError(f"batch_size {config.batch_size} is not a multiple of {config.accumulate} parts x {world} processes.")
-
+    accelerator = _accelerator(config)
     plain = dict(stage.networks)
     for network in plain.values():
         network.to(accelerator.device).train()
@@ -150,54 +110,133 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
     spared = getattr(stage, "undecayed", ())
     optimizers = {name: _optimizer(network, config, spared) for name, network in plain.items()}
     ema = EMA({name: plain[name] for name in stage.averaged}, config.ema) if config.ema else None
-    # How often to log, sample and save may change between two parts of one run; so may its end, before the rate begins to fall.
-    decides = asdict(replace(config, log_every=1, sample_every=0, checkpoint_every=1, steps=1, compile=False, workers=1))
-    state = Checkpointed(plain, optimizers, ema, fingerprint(stage.name, decides, recipe))
+    meaning = {"stage": stage.name, **{name: getattr(config, name) for name in DECIDES}, "recipe": recipe}
+    state = Checkpointed(plain, optimizers, ema, meaning, accelerator.scaler)
     start = restore_checkpoint(out / "checkpoints", state)
+    if start > config.steps:
+        raise DaguerreError(
+            f"{stage.name} in {out} was trained for {start} steps already, more than the {config.steps} asked for; ask for at least "
+            f"{start}, or choose another --out."
+        )
     prepared = {name: (accelerator.prepare(plain[name]), accelerator.prepare(optimizers[name])) for name in plain}
     stage.networks.update({name: network for name, (network, _) in prepared.items()})
-
     with RunLog(out, stage.name, start, config.steps, accelerator.is_main_process) as log, _stop_signals() as asked_to_stop:
         if start:
-            log.say(f"{stage.name}: continued after step {start}")
+            log.say(f"{stage.name}: {f'continued after step {start}' if start < config.steps else f'all {start} steps were done before'}")
+        run = _Run(stage, config, out, accelerator, prepared, state, log)
         stream = batches.stream(start, config.workers, processes=config.workers > 1)
         for step in range(start, config.steps):
-            batch, losses = next(stream), {}
-            for _, optimizer in prepared.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = config.rate(step)
-            for part in range(config.accumulate):
-                share = len(batch) // (config.accumulate * world)
-                first = (part * world + rank) * share
-                draw = _generator(config.seed, step, part, rank)
-                with accelerator.autocast():
-                    yielded = stage.losses(batch[first : first + share], draw, step)
-                    for name, loss, values in yielded:
-                        _require_finite(loss, name, step, out)
-                        with torch.autocast(accelerator.device.type, enabled=False):
-                            accelerator.backward(loss / config.accumulate)
-                            if part == config.accumulate - 1 and not _update(accelerator, *prepared[name], config.clip):
-                                raise _not_finite(f"gradient of {name!r} became infinite or NaN", step, out)
-                        losses |= {name: loss.detach(), **values}
-            if ema is not None:
-                ema.update()
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                log.losses(done, len(batch), {k: float(v) for k, v in losses.items()})
-            stopping = asked_to_stop()
-            if done % config.checkpoint_every == 0 or done == config.steps or stopping:
-                accelerator.wait_for_everyone()
-                if accelerator.is_main_process:
-                    save_checkpoint(out / "checkpoints", done, state)
-            if accelerator.is_main_process and config.sample_every and (done % config.sample_every == 0 or done == config.steps):
-                _log_sample(stage, plain, ema, log, done)
-            if stopping and done < config.steps:
-                raise Stopped(f"Stopped after step {done} of {config.steps}; run the same command again to go on from there.")
+            run.take(step, next(stream))
+            run.write(step + 1, stopping=_agreed(accelerator, asked_to_stop()))
     stage.networks.update(plain)
     if ema is not None:
         ema.assign()
     for network in plain.values():
         network.eval()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same in every step."""
+
+    stage: Stage
+    config: LoopConfig
+    out: Path
+    accelerator: Accelerator
+    prepared: Mapping[str, tuple[Any, Any]]  # each network and its optimiser, as several processes need them
+    state: Checkpointed
+    log: RunLog
+
+    def take(self, step: int, batch: Any) -> None:
+        """Take one step, of all networks, and log it."""
+        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        for _, optimizer in self.prepared.values():
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+        logged: dict[str, Tensor | float] = {}
+        share = len(batch) // (config.accumulate * world)
+        for part in range(config.accumulate):
+            first = (part * world + rank) * share
+            draw = _generator(config.seed, step, part, rank)
+            with self.accelerator.autocast():
+                for name, loss, values in self.stage.losses(batch[first : first + share], draw, step):
+                    logged |= {name: self._finite(loss, name, step), **values}
+                    with torch.autocast(self.accelerator.device.type, enabled=False):
+                        self.accelerator.backward(loss / config.accumulate)
+                        if part == config.accumulate - 1:
+                            self._update(name, step)
+        if self.state.ema is not None:
+            self.state.ema.update()
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            self.log.losses(done, len(batch), {name: float(value) for name, value in logged.items()})
+
+    def write(self, done: int, *, stopping: bool) -> None:
+        """Save a checkpoint and a sample where it is time for them. Raises Stopped, once all is written, if the run is to stop."""
+        config, last = self.config, done == self.config.steps
+        if done % config.checkpoint_every == 0 or last or stopping:
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                save_checkpoint(self.out / "checkpoints", done, self.state)
+        if self.accelerator.is_main_process and config.sample_every and (done % config.sample_every == 0 or last):
+            self._sample(done)
+        if stopping and not last:
+            self.accelerator.wait_for_everyone()
+            raise Stopped(f"Stopped after step {done} of {config.steps}; run the same command again to go on from there.")
+
+    def _finite(self, loss: Tensor, name: str, step: int) -> float:
+        """The loss, as the mean over all processes: so that all of them, and not one, find that it is not finite."""
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(value):
+            raise self._not_finite(f"loss of {name!r} became {value}", step)
+        return value
+
+    def _update(self, name: str, step: int) -> None:
+        """One optimiser step, if the gradient is finite; if not, half precision's scaler leaves it out, and all else is an error."""
+        network, optimizer = self.prepared[name]
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.clip or math.inf)
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+            raise self._not_finite(f"gradient of {name!r} became infinite or NaN", step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _not_finite(self, what: str, step: int) -> DaguerreError:
+        folder = self.out / "checkpoints"
+        kept = f"The last good checkpoint in {folder} is kept" if checkpoints(folder) else "No checkpoint was written yet"
+        return DaguerreError(f"The {what} at step {step}. {kept}; try again with a lower learning rate or in full precision.")
+
+    def _sample(self, done: int) -> None:
+        networks = self.state.networks
+        modes = {name: network.training for name, network in networks.items()}
+        for network in networks.values():
+            network.eval()
+        with self.state.ema.applied() if self.state.ema else nullcontext():
+            picture = self.stage.sample()
+        for name, network in networks.items():
+            network.train(modes[name])
+        if picture is not None:
+            self.log.picture(done, picture)
+
+
+def _accelerator(config: LoopConfig) -> Accelerator:
+    """What knows the devices and processes. Raises DaguerreError where the settings do not fit them."""
+    AcceleratorState._reset_state()  # which would keep the precision of the stage before
+    accelerator = Accelerator(mixed_precision=config.precision)
+    kind, world = accelerator.distributed_type, accelerator.num_processes
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise DaguerreError(f"Training under {kind.value} is not supported; use one process or data-parallel ones.")
+    if config.batch_size % (config.accumulate * world):
+        raise DaguerreError(f"batch_size {config.batch_size} is not a multiple of {config.accumulate} parts x {world} processes.")
+    if config.precision == "fp16" and accelerator.scaler is None:
+        raise DaguerreError(f"precision fp16 needs a GPU, and this is the {accelerator.device.type}; use bf16 or no.")
+    return accelerator
+
+
+def _agreed(accelerator: Accelerator, wish: bool) -> bool:
+    """Whether any process wishes to stop: all learn it at the same step, for one alone would leave the others waiting."""
+    if accelerator.num_processes == 1:
+        return wish
+    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum"))
 
 
 def _optimizer(network: nn.Module, config: LoopConfig, spared: Collection[nn.Parameter]) -> torch.optim.Optimizer:
@@ -210,16 +249,6 @@ def _optimizer(network: nn.Module, config: LoopConfig, spared: Collection[nn.Par
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _update(accelerator: Accelerator, network: nn.Module, optimizer: Any, clip: float) -> bool:
-    """One optimiser step, or none and False where the gradient is not finite (half precision's scaler then deals with it itself)."""
-    norm = accelerator.clip_grad_norm_(network.parameters(), clip or math.inf)
-    if accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
-        return False
-    optimizer.step()
-    optimizer.zero_grad()
-    return True
-
-
 def _generator(seed: int, step: int, part: int, rank: int) -> torch.Generator:
     """The randomness of one part of one step, on the CPU so that it is the same on every device; dropout's global generator too."""
     mixed = int.from_bytes(hashlib.blake2b(f"{seed} {step} {part} {rank}".encode(), digest_size=8).digest(), "little") >> 1
@@ -227,36 +256,8 @@ def _generator(seed: int, step: int, part: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def _require_finite(loss: Tensor, name: str, step: int, out: Path) -> None:
-    if not math.isfinite(loss.item()):
-        raise _not_finite(f"loss of {name!r} became {loss.item()}", step, out)
-
-
-def _not_finite(what: str, step: int, out: Path) -> DaguerreError:
-    folder = out / "checkpoints"
-    kept = f"The last good checkpoint in {folder} is kept" if checkpoints(folder) else "No checkpoint was written yet"
-    return DaguerreError(f"The {what} at step {step}. {kept}; try a lower learning rate or full precision with another --out.")
-
-
-def _log_sample(stage: Stage, plain: Mapping[str, nn.Module], ema: EMA | None, log: RunLog, done: int) -> None:
-    modes = {name: network.training for name, network in plain.items()}
-    for network in plain.values():
-        network.eval()
-    try:
-        if ema is None:
-            picture = stage.sample()
-        else:
-            with ema.applied():
-                picture = stage.sample()
-        if picture is not None:
-            log.picture(done, picture)
-    finally:
-        for name, network in plain.items():
-            network.train(modes[name])
-
-
 @contextmanager
-def _stop_signals() -> Iterator[Any]:
+def _stop_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a wish to stop after the step; the second acts as usual."""
     asked = False
     before = {}

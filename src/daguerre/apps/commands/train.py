@@ -1,6 +1,5 @@
 """`daguerre train RECIPE`: a recipe's own options, then its run."""
 
-import sys
 from collections.abc import Sequence
 
 import tyro
@@ -16,7 +15,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         DaguerreError: there is no such recipe.
     """
-    from daguerre.training.processes import inside, rank, start
+    from daguerre.training.processes import inside, rank, together
     from daguerre.training.recipes import RECIPES
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -30,9 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     options, run = RECIPES[name]
     processes, rest = _take_processes(rest)
     recipe = tyro.cli(options, args=rest, prog=f"daguerre train {name}")
-    if processes != 1 and not inside():
-        sys.exit(start(processes, ["train", *arguments]))
-    path = run(recipe)
+    path = run(recipe) if processes == 1 or inside() else together(processes, run, recipe)
     if rank() == 0:
         print(path)
 

@@ -1,0 +1,39 @@
+"""What a run is, as plain values, and whether what lies on the disk belongs to it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from daguerre.errors import DaguerreError
+
+LONGEST = 80  # characters of a value that a message shows
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as JSON gives them back: tuples are lists, paths are text."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Compare what was written at `where` with what a run is now.
+
+    Raises:
+        DaguerreError: they differ; only the values that do are named.
+    """
+    if differing := _differences(plain(before), plain(now), ""):
+        raise DaguerreError(
+            f"{where} belongs to a run with {'; '.join(differing)}. Give the same values to go on with it, or choose another --out."
+        )
+
+
+def _differences(before: Any, now: Any, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        inside = {**before, **now}
+        return [line for key in inside for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)]
+    return [] if before == now else [f"{name} {_shown(before)}, not {_shown(now)}"]
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
