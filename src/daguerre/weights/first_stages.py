@@ -67,9 +67,7 @@ def load_first_stage(
         from daguerre.weights.single_file import load_first_stage_file  # knows the names of single files, which folders do without
 
         return load_first_stage_file(path, scaling_factor=scaling_factor, device=device, dtype=dtype)
-    folder = next((path / place for place in PLACES if (path / place / CONFIG).is_file()), path) if (path / INDEX).is_file() else path
-    if not (folder / CONFIG).is_file():
-        raise DaguerreError(f"'{path}' is not a first stage: one is a checkpoint file, or a folder with a {CONFIG} and its weights in it.")
+    folder = first_stage_folder(path)
     given = read_json(folder / CONFIG)
     match kind := given.get("_class_name"):
         case "AutoencoderKL":
@@ -78,6 +76,14 @@ def load_first_stage(
             tensors = read_first_stage(folder, device=device, dtype=dtype)
             return build(VQModel, vq_config(given, folder / CONFIG), folder, tensors)
     raise DaguerreError(f"'{folder}' holds a {kind}; a first stage is an AutoencoderKL or a VQModel.")
+
+
+def first_stage_folder(path: Path) -> Path:
+    """Where the first stage of a folder lies: there, or in a part of a whole model's. Raises DaguerreError where there is none."""
+    folder = next((path / place for place in PLACES if (path / place / CONFIG).is_file()), path) if (path / INDEX).is_file() else path
+    if not (folder / CONFIG).is_file():
+        raise DaguerreError(f"'{path}' is not a first stage: one is a checkpoint file, or a folder with a {CONFIG} and its weights in it.")
+    return folder
 
 
 def vq_config(given: Mapping[str, Any], where: object) -> VQModelConfig:

@@ -138,7 +138,7 @@ def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype:
 
 def read_first_stage(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of an autoencoder's folder under today's names. Raises DaguerreError where a file is missing or cut short."""
-    return {_renamed(name): tensor for name, tensor in read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype).items()}
+    return {renamed(name): tensor for name, tensor in read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype).items()}
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
@@ -210,7 +210,8 @@ def _unshifted(autoencoder: AutoencoderKL) -> tuple[AutoencoderKLConfig, dict[st
     return replace(config, shift_factor=0.0, post_quant_conv=True), state
 
 
-def _renamed(name: str) -> str:
+def renamed(name: str) -> str:
+    """Today's name of an autoencoder's tensor."""
     match = OLD_ATTENTION_NAME.fullmatch(name)
     return f"{match[1]}{OLD_ATTENTION[match[2]]}{match[3]}" if match else name
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from daguerre.training.recipes import emoji, first_stage, judge, shapes, text_to_image
+from daguerre.training.recipes import decoder, emoji, first_stage, judge, shapes, text_to_image
 
 RECIPES: dict[str, tuple[type, Callable[[Any], Path]]] = {
     "emoji": (emoji.EmojiRecipe, emoji.run),
@@ -16,4 +16,5 @@ RECIPES: dict[str, tuple[type, Callable[[Any], Path]]] = {
     "vqvae": (first_stage.VQVAERecipe, first_stage.run),
     "vqgan": (first_stage.VQGANRecipe, first_stage.run),
     "kl": (first_stage.KLRecipe, first_stage.run),
+    "decoder": (decoder.DecoderRecipe, decoder.run),
 }

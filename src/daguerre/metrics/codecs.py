@@ -1,0 +1,77 @@
+"""JPEG and WebP at a given number of bytes, to set the codes of a first stage against.
+
+All pictures lie on one sheet, so that headers and tables are paid for once and not by each small picture. Where even the lowest quality is
+too large, the sheet is coded at a half, a quarter or an eighth of its size and enlarged again; of what fits, the nearest to the pictures
+counts.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from daguerre.errors import DaguerreError
+
+OPTIONS = {"JPEG": {"optimize": True}, "WebP": {"method": 4}}
+SHRINKING = (1, 2, 4, 8)
+LARGEST = 16_383  # pixels on a side of a WebP
+
+
+@dataclass(frozen=True)
+class Coded:
+    """x: the pictures (N, 3, H, W) in [−1, 1] as they come back; bytes: of the file that holds all of them."""
+
+    x: Tensor
+    bytes: int
+
+
+def coded(x: Tensor, codec: str, budget: int) -> Coded:
+    """Pictures x (N, 3, H, W) in [−1, 1] through a `codec` of OPTIONS, in at most `budget` bytes together, as well as it can.
+
+    Raises:
+        DaguerreError: they are too many for one sheet, or the budget is too small for any picture at all.
+    """
+    N, _, H, W = x.shape
+    columns = math.ceil(N**0.5)
+    rows = math.ceil(N / columns)
+    if max(columns * W, rows * H) > LARGEST:
+        raise DaguerreError(f"{N} pictures of {W}×{H} make a sheet of more than {LARGEST} pixels on a side; compare fewer at a time.")
+    filled = torch.cat([x, x.new_zeros(columns * rows - N, 3, H, W)])
+    sheet = filled.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).reshape(rows * H, columns * W, 3)
+    picture = Image.fromarray(((sheet.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy())
+    found = []
+    for back, size in _fitting(picture, codec, budget):
+        y = torch.from_numpy(np.array(back)).float() / 127.5 - 1
+        y = y.reshape(rows, H, columns, W, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)[:N]
+        found.append(Coded(y, size))
+    if not found:
+        raise DaguerreError(f"{budget} bytes are too few for a {codec} of {N} pictures of {W}×{H}, however small; compare more at a time.")
+    return min(found, key=lambda each: (each.x - x.float().cpu()).square().mean().item())
+
+
+def _fitting(picture: Image.Image, codec: str, budget: int) -> Iterator[tuple[Image.Image, int]]:
+    """For each shrinking at which it fits, the picture of the highest quality as it comes back, and its bytes."""
+    for times in SHRINKING:
+        small = picture.reduce(times) if times > 1 else picture
+        low, high, best = 0, 95, None
+        while low <= high:  # bytes rise with the quality
+            quality = (low + high) // 2
+            file = _written(small, codec, quality)
+            if len(file) <= budget:
+                low, best = quality + 1, file
+            else:
+                high = quality - 1
+        if best is not None:
+            back = Image.open(io.BytesIO(best)).convert("RGB")
+            yield (back.resize(picture.size, Image.Resampling.BICUBIC) if times > 1 else back), len(best)
+
+
+def _written(picture: Image.Image, codec: str, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, codec.upper(), quality=quality, **OPTIONS[codec])
+    return file.getvalue()

@@ -1,0 +1,110 @@
+"""A model's decoder tuned on someone's pictures: the result is the same model, byte for byte, but for the decoder's tensors."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from daguerre.data import Batches, FolderSource, Source
+from daguerre.data.source import View
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_path
+from daguerre.metrics import psnr
+from daguerre.training.decoder import DecoderStage
+from daguerre.training.loop import LoopConfig, train
+from daguerre.training.perceptual import load_perceptual
+from daguerre.training.processes import rank
+from daguerre.training.recipes.first_stage import picture_source
+from daguerre.training.recipes.run import remember
+from daguerre.weights import load_first_stage, save_first_stage
+from daguerre.weights.catalog import find
+from daguerre.weights.files import put_safetensors, read_metadata, read_safetensors
+from daguerre.weights.first_stages import FirstStage, first_stage_folder
+from daguerre.weights.folder import renamed
+from daguerre.weights.hashes import network_hash
+
+DECODER = "decoder."
+MEASURED = 64  # pictures at most, kept from training where they are one in ten of a folder's
+KEPT = 10
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Train on the decoder alone of a model's autoencoder; what it encodes stays as it is."""
+
+    data: str  # a folder of pictures, or what the program draws: shapes, emoji
+    model: str | None = None  # the folder of a model or of a first stage, or a file that holds one; none: the embedded model
+    out: Path = Path("runs/decoder")
+    size: int = 64  # pixels a side
+    perceptual: tuple[Path, ...] = ()  # one or two files with LPIPS's weights, or the folder of a CLIP or an autoencoder
+    weight: float = 0.1  # of the perceptual distance, beside the squared error
+    skip_bad: bool = False  # skip and count unreadable pictures instead of stopping
+    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: LoopConfig(steps=1000, batch_size=8, learning_rate=1e-4, ema=0.99, sample_every=250)
+    )
+
+
+def run(recipe: DecoderRecipe) -> Path:
+    """Train, print the PSNR before and after, and return the folder of the finished model.
+
+    Raises:
+        DaguerreError: there are no pictures or no such model, the size does not divide, or `out` holds another run.
+    """
+    path, loop = find(recipe.model), recipe.loop
+    first_stage = load_first_stage(path)
+    if recipe.size % first_stage.downsampling:
+        raise DaguerreError(f"size is {recipe.size}; for '{path}' it must be a multiple of {first_stage.downsampling}.")
+    source, kept = _kept_apart(picture_source(recipe.data, recipe.size, skip_bad=recipe.skip_bad))
+    perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
+    parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.weight}
+    remember(recipe.out, "DecoderRecipe", source.key, size=recipe.size, seed=loop.seed, plan=parts)
+    measured = Batches(kept, min(MEASURED, len(kept)), loop.seed + 1).batch(0).x
+    before = _psnr(first_stage, measured)
+    stage = DecoderStage(first_stage, measured[:8], perceptual and perceptual.distance, recipe.weight)
+    torch.manual_seed(loop.seed)
+    train(stage, Batches(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=parts | {"source": source.key})
+    folder = recipe.out / "model"
+    if rank() == 0:
+        _write(first_stage.cpu(), path, folder, recipe.size)
+        after = _psnr(load_first_stage(folder), measured)
+        print(
+            f"PSNR of {len(measured)} pictures {'not trained on' if kept is not source else 'drawn anew'}: "
+            f"{before:.2f} dB before, {after:.2f} dB after"
+        )
+    return folder
+
+
+def _kept_apart(source: Source) -> tuple[Source, Source]:
+    """What to train on and what to measure on: of a folder with enough pictures, one in ten is kept; what is drawn is drawn anew."""
+    if not isinstance(source, FolderSource) or len(source) < 2 * KEPT:
+        return source, source
+    kept = range(0, len(source), KEPT)
+    rest = [index for index in range(len(source)) if index not in kept]
+    return tuple(View(source.size, f"{source.key} {len(part)}", source.sample, part) for part in (rest, kept))
+
+
+@torch.no_grad()
+def _psnr(first_stage: FirstStage, x: Tensor) -> float:
+    first_stage = first_stage.to(x.device).eval()
+    rebuilt = torch.cat([first_stage.decode(first_stage.encode(part)) for part in x.split(8)])
+    return psnr(x, rebuilt.clamp(-1, 1)).mean().item()
+
+
+def _write(first_stage: FirstStage, source: Path, folder: Path, size: int) -> None:
+    """The model at `source` with the decoder of `first_stage`, in the precision it had; of a file, only the first stage."""
+    if source.is_file():
+        save_first_stage(first_stage, folder, size)
+        return
+    part, trained = first_stage_folder(source), first_stage.state_dict()
+    with atomic_path(folder) as beside:
+        shutil.copytree(source, beside)
+        for file in part.glob("*.safetensors"):
+            tensors = read_safetensors(file)
+            for name, tensor in tensors.items():
+                if renamed(name).startswith(DECODER):
+                    tensors[name] = trained[renamed(name)].to(tensor.dtype).view_as(tensor)
+            put_safetensors(beside / file.relative_to(source), tensors, read_metadata(file))

@@ -1,0 +1,43 @@
+"""JPEG and WebP at a size: never above it, each picture back in its place, and better with more bytes."""
+
+import pytest
+import torch
+
+from daguerre.errors import DaguerreError
+from daguerre.metrics import psnr
+from daguerre.metrics.codecs import OPTIONS, coded
+
+
+def pictures(count: int = 5) -> torch.Tensor:
+    """Smooth slopes, each of its own colour and direction."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.linspace(-1, 1, 48)
+    across, down = torch.rand(2, count, 3, 1, 1, generator=generator) * 2 - 1
+    return (across * slope[None, None, None, :] + down * slope[None, None, :, None]).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("codec", OPTIONS)
+def test_it_fits_and_every_picture_comes_back_in_its_place(codec: str):
+    x = pictures()
+    small, large = (coded(x, codec, budget) for budget in (750, 6000))
+    assert small.bytes <= 750
+    assert large.bytes <= 6000
+    assert large.x.shape == x.shape
+    assert (psnr(x, large.x) > 30).all()
+    assert psnr(x, small.x).mean() < psnr(x, large.x).mean()
+
+
+@pytest.mark.parametrize("codec", OPTIONS)
+def test_what_does_not_fit_at_any_quality_is_coded_smaller(codec: str):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(4, 3, 64, 64, generator=generator) - 0.5) * 2  # noise, which no codec makes small
+    tight = coded(x, codec, 900)
+    assert tight.bytes <= 900
+    assert tight.x.shape == x.shape
+
+
+def test_too_few_bytes_and_too_many_pictures_are_told():
+    with pytest.raises(DaguerreError, match="10 bytes are too few"):
+        coded(pictures(), "JPEG", 10)
+    with pytest.raises(DaguerreError, match="sheet of more than"):
+        coded(torch.zeros(2, 3, 8, 9000), "JPEG", 1000)
