@@ -67,6 +67,49 @@ def test_one_folder_per_class(tmp_path: Path):
     assert [caption for _, caption in source.items] == ["cat", "red apple"]
 
 
+def test_each_picture_s_caption_is_looked_for_by_itself(tmp_path: Path):
+    """A line of metadata.jsonl, a text beside, a class: in one folder, whatever the other pictures have."""
+    for name in ("loose.png", "told.png", "below/listed.png", "red_apple/1.png", "cat/1.png", "cat/._1.png", ".cache/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        halves().save(tmp_path / name)
+    (tmp_path / "told.txt").write_text("beside", encoding="utf-8")
+    (tmp_path / "loose.txt").write_text("loose", encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "below/listed.png", "text": "in a line"}\n{"file_name": "told.png"}', encoding="utf-8"
+    )
+    source = FolderSource(tmp_path, 16)
+    captions = {path.relative_to(tmp_path).as_posix(): caption for path, caption in source.items}
+    assert captions == {
+        "below/listed.png": "in a line",
+        "told.png": "beside",
+        "cat/1.png": "cat",
+        "loose.png": "loose",
+        "red_apple/1.png": "red apple",
+    }
+
+
+def test_a_loose_picture_does_not_undo_the_classes(tmp_path: Path):
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir()
+        halves().save(tmp_path / name)
+    halves().save(tmp_path / "loose.png")
+    (tmp_path / "._loose.png").write_bytes(b"what a Mac leaves on other disks")
+    with pytest.raises(DaguerreError, match=r"/loose\.png has no caption; .*/loose\.txt should hold it\. Mend"):
+        FolderSource(tmp_path, 16)
+    source = FolderSource(tmp_path, 16, skip_bad=True)
+    assert [caption for _, caption in source.items] == ["cat", "dog"]
+    assert [path.name for path, _ in source.bad] == ["loose.png"]
+
+
+def test_a_picture_whose_text_is_missing_is_no_class(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        halves().save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / "a.txt").write_text("a caption")
+    with pytest.raises(DaguerreError, match=r"photos/b\.png has no caption; .*b\.txt should hold it"):
+        FolderSource(tmp_path, 16)
+
+
 def test_random_crops_move_and_centre_crops_do_not(tmp_path: Path):
     (tmp_path / "wide").mkdir()
     halves(200, 20).save(tmp_path / "wide" / "1.png")

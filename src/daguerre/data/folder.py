@@ -1,16 +1,17 @@
-"""A folder of anyone's pictures with captions, in the three layouts people have:
+"""A folder of anyone's pictures with captions, each picture's where the first of these three holds it:
 
     metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} a line, paths relative to the folder
     a.png, a.txt        the caption beside each picture, in this folder or the ones below
-    red_apple/a.png     one folder per class, whose name is the caption
+    red_apple/a.png     one folder per class, whose name is the caption of its pictures if none of them has one of its own
 
-Everything is checked once when the source is made, so that training never stops at picture 40,000.
+Hidden files and folders, such as the `._a.png` of a Mac, are nobody's pictures. Everything is checked once when the source is made, so that
+training never stops at picture 40,000.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -89,37 +90,45 @@ class FolderSource:
         return None
 
 
-def _entries(folder: Path) -> Iterator[Entry]:
-    """Every picture of a folder with its caption, in a fixed order."""
+def _entries(folder: Path) -> list[Entry]:
+    """Every picture of a folder with its caption: first those of metadata.jsonl in its order, then the others by path."""
     if not folder.is_dir():
         raise DaguerreError(f"There is no folder {folder}; give one with pictures and captions.")
-    if (folder / "metadata.jsonl").is_file():
-        yield from _from_metadata(folder)
-        return
-    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not pictures:
+    metadata = folder / "metadata.jsonl"
+    entries = [
+        entry if entry[1] is not None else _from_text(entry[0], entry[2])
+        for entry in (_from_metadata(metadata) if metadata.is_file() else ())
+    ]
+    listed = {path for path, _, _ in entries}
+    entries += [_from_text(path, str(path.with_suffix(".txt"))) for path in _pictures(folder) if path not in listed]
+    if not entries:
         raise DaguerreError(
             f"No pictures in {folder}; put some there ({', '.join(sorted(SUFFIXES))}) with captions in .txt files beside them."
         )
-    beside = any(path.with_suffix(".txt").is_file() for path in pictures) or any(path.parent == folder for path in pictures)
-    caption: Callable[[Path], Entry] = _from_text if beside else _from_class
-    yield from (caption(path) for path in pictures)
+    told = {path.parent for path, text, _ in entries if text is not None} | {folder}
+    return [entry if entry[0].parent in told else _from_class(entry[0]) for entry in entries]
 
 
-def _from_text(path: Path) -> Entry:
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder and those below it that are not hidden."""
+    visible = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _from_text(path: Path, place: str) -> Entry:
     text = path.with_suffix(".txt")
     try:
-        return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, str(text)
+        return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, place
     except UnicodeDecodeError:
-        return path, None, f"{text}, in UTF-8,"
+        return path, "", f"{text}, in UTF-8,"
 
 
 def _from_class(path: Path) -> Entry:
     return path, path.parent.name.replace("_", " ").strip(), "its folder's name"
 
 
-def _from_metadata(folder: Path) -> Iterator[Entry]:
-    source = folder / "metadata.jsonl"
+def _from_metadata(source: Path) -> Iterator[Entry]:
+    folder = source.parent
     lines = source.read_bytes().decode("utf-8", errors="replace").splitlines()
     if not any(line.strip() for line in lines):
         raise DaguerreError(f'{source} is empty; each line should look like {{"file_name": "a.png", "text": "a red apple"}}.')

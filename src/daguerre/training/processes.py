@@ -75,10 +75,8 @@ def _results(telling: dict[Connection, int], workers: Sequence[SpawnProcess]) ->
                 result, error = ear.recv()
             except EOFError:
                 workers[rank].join()
-                result, error = (
-                    None,
-                    DaguerreError(f"Process {rank} of {len(workers)} died with exit code {workers[rank].exitcode}; is memory short?"),
-                )
+                code = workers[rank].exitcode
+                result, error = None, DaguerreError(f"Process {rank} of {len(workers)} died with exit code {code}; is memory short?")
             if error is None:
                 results[rank] = result
             elif failure is None:
