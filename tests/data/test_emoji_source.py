@@ -209,3 +209,23 @@ def test_the_key_tells_every_setting_that_changes_samples():
     keys = {EmojiSource(64).key, EmojiSource(32).key, EmojiSource(64, split="all").key, EmojiSource(64, mix=EmojiMix(pair=0.1)).key}
     assert len(keys) == 4
     assert EmojiSource(64).key in keys
+
+
+def test_a_contrary_caption_differs_in_the_relation_alone():
+    source = EmojiSource(16, mix=EmojiMix(pair=1, recoloured=0, background=0))
+    scenes = [source.scene(i, np.random.default_rng(i)) for i in range(200)]
+    told = [scene for scene in scenes if scene.relation]
+    assert len(told) > 50
+    assert not any(scene.contrary for scene in scenes if not scene.relation)
+    wordings = {wording: relation for relation, all_of_it in RELATIONS.items() for wording in all_of_it}
+    for scene in told:
+        first, relation, second = split_relation(scene.contrary, wordings)
+        assert split_relation(scene.caption, wordings) == (first, scene.relation, second)
+        assert {relation, scene.relation} in ({"left", "right"}, {"above", "below"})
+
+
+def split_relation(caption: str, wordings: dict[str, str]) -> tuple[str, str, str]:
+    """The names and the relation of "a cat to the left of a pizza"."""
+    wording = next(w for w in sorted(wordings, key=len, reverse=True) if f" {w} " in caption)
+    first, second = caption.split(f" {wording} ", 1)
+    return first, wordings[wording], second

@@ -25,19 +25,21 @@ from daguerre.errors import DaguerreError
 class Batch:
     """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w), if `latent`) and their B captions.
 
-    Captions of one meaning say the same; empty `meanings` are the captions themselves.
+    Captions of one meaning say the same; empty `meanings` are the captions themselves. `contraries` are nearly the captions, but not true;
+    "" where there is none.
     """
 
     x: Tensor
     captions: list[str]
     latent: bool = False
     meanings: list[str] = field(default_factory=list)
+    contraries: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, part: slice) -> "Batch":
-        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part])
+        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part], self.contraries[part])
 
 
 def to_array(picture: Image.Image) -> np.ndarray:
@@ -74,7 +76,8 @@ class Batches(Dataset[Batch]):
         drawn = [self._sample(place) for place in range(first, first + self.batch_size)]
         pictures = torch.from_numpy(np.stack([x for x, _ in drawn]))
         samples = [sample for _, sample in drawn]
-        return Batch(pictures, [s.caption for s in samples], meanings=[s.meaning or s.caption for s in samples])
+        meanings, contraries = [s.meaning or s.caption for s in samples], [s.contrary for s in samples]
+        return Batch(pictures, [s.caption for s in samples], meanings=meanings, contraries=contraries)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:
         """Yield the batches of steps start, start + 1, … for ever, drawn ahead by background workers; `workers` = 0 draws them here.

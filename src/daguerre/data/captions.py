@@ -24,6 +24,7 @@ RELATIONS = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _T = TypeVar("_T")
 
 

@@ -7,14 +7,14 @@ one in ten combinations of thing and colour, thing and background, thing and thi
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from daguerre.data.captions import RELATIONS, on_background, pick, related, worded
+from daguerre.data.captions import OPPOSITE, RELATIONS, on_background, pick, related, worded
 from daguerre.data.colours import HUES, PAINTS, colour_of, hue_turn, main_hue, shade, turn_hues
 from daguerre.data.emoji_archive import ARCHIVE, SIDE, read_pictures
 from daguerre.data.emoji_things import Thing, read_things
@@ -71,6 +71,7 @@ class Scene:
     background: str = "white"
     paint: tuple[int, int, int] = PAINTS["white"]
     relation: str | None = None  # of a pair: where the first is as seen from the second, if the caption tells it
+    contrary: str = ""  # such a caption with the opposite relation
 
     @property
     def meaning(self) -> str:
@@ -100,7 +101,7 @@ class EmojiSource:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         scene = self.scene(index, rng)
-        return Sample(self.draw(scene), scene.caption, scene.meaning)
+        return Sample(self.draw(scene), scene.caption, scene.meaning, scene.contrary)
 
     def captions(self, count: int, seed: int) -> list[str]:
         order = np.random.default_rng(seed)
@@ -159,8 +160,11 @@ class EmojiSource:
                 relation = pick(rng, list(RELATIONS))
                 told = rng.random() >= self.mix.and_pair
                 wording = pick(rng, RELATIONS[relation]) if told else "and"
-                caption = related(self._name(thing, rng), wording, self._name(other, rng))
-                return Scene("pair", self.pair_places(thing, relation, other, rng), caption, relation=relation if told else None)
+                first, second = self._name(thing, rng), self._name(other, rng)
+                scene = Scene("pair", self.pair_places(thing, relation, other, rng), related(first, wording, second))
+                if not told:
+                    return scene
+                return replace(scene, relation=relation, contrary=related(first, pick(rng, RELATIONS[OPPOSITE[relation]]), second))
         return None
 
     def pair_places(self, first: Thing, relation: str, second: Thing, rng: np.random.Generator) -> tuple[Placed, Placed]:

@@ -18,11 +18,15 @@ HELD_OUT = 0.1  # share of combinations that training never sees
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, RGB, square, and what is said of it; `meaning` is the same for captions that say the same in other words."""
+    """One picture, RGB, square, and what is said of it.
+
+    `meaning` is the same for captions that say the same in other words; `contrary`, if any, is a caption much like it that is not true.
+    """
 
     picture: Image.Image
     caption: str
     meaning: str = ""
+    contrary: str = ""
 
 
 class Source(Protocol):

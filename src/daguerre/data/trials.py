@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from daguerre.data.captions import RELATIONS, on_background, pick, related
+from daguerre.data.captions import OPPOSITE, RELATIONS, on_background, pick, related
 from daguerre.data.colours import PAINTS
 from daguerre.data.emoji import EmojiSource, Placed, Scene
 from daguerre.data.emoji_names import with_article
@@ -24,7 +24,6 @@ HeldOut = Literal["colour", "background", "pair"]
 DISTRACTORS = 99
 _SAME_THING = 49  # of them
 _PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "above": (0.5, 0.25), "below": (0.5, 0.75)}
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _on(thing: Thing, colour: str) -> Scene:
 
 
 def _beside(first: Thing, relation: str, second: Thing) -> Scene:
-    here, there = _PLACES[relation], _PLACES[_OPPOSITE[relation]]
+    here, there = _PLACES[relation], _PLACES[OPPOSITE[relation]]
     placed = (Placed(first, *here, side=0.46), Placed(second, *there, side=0.46))
     return Scene("pair", placed, related(first.name, RELATIONS[relation][0], second.name), relation=relation)
 

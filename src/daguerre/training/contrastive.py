@@ -2,7 +2,9 @@
 
     L = ½·CE(s·T·Vᵀ, rows) + ½·CE(s·T·Vᵀ, columns),  s = exp(logit_scale) ≤ 100
 
-Captions of the same meaning are the same class: where a batch holds one twice, the target is shared between its pictures.
+Captions of the same meaning are the same class: where a batch holds one twice, the target is shared between its pictures. Captions that
+say the contrary stand among those that a picture is told from, or the order of words would never matter (Yuksekgonul et al. 2023,
+arXiv:2210.01936, section 4).
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +34,7 @@ class ContrastiveStage:
 
     def losses(self, batch: Batch, draw: torch.Generator, step: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         scale = self.plain.logit_scale
-        ids = self.tokenizer(batch.captions).to(scale.device)
+        ids = self.tokenizer([*batch.captions, *filter(None, batch.contraries)]).to(scale.device)
         with torch.no_grad():
             scale.clamp_(max=4.6052)  # ln 100, as in the paper
         embeddings = self.networks["clip"](ids, batch.x.to(scale.device))
@@ -45,11 +47,16 @@ class ContrastiveStage:
 
 
 def contrastive_loss(logits: Tensor, meanings: list[str]) -> tuple[Tensor, Tensor]:
-    """The loss of logits (B captions, B pictures), and the share of pictures whose best caption has their meaning."""
+    """The loss of logits (B captions and C more that are not true, B pictures), and the share of pictures whose best caption is theirs.
+
+    Args:
+        meanings: of the B captions.
+    """
     index = {meaning: i for i, meaning in enumerate(dict.fromkeys(meanings))}
     klass = torch.tensor([index[meaning] for meaning in meanings], device=logits.device)
     same = (klass[:, None] == klass).float()
     target = same / same.sum(1, keepdim=True)
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    right = same.gather(0, logits.argmax(0, keepdim=True)).mean()
+    untrue = F.pad(target, (0, len(logits) - len(meanings)))  # (B, B + C)
+    loss = (F.cross_entropy(logits[: len(meanings)], target) + F.cross_entropy(logits.T, untrue)) / 2
+    right = untrue.gather(1, logits.argmax(0)[:, None]).sign().mean()
     return loss, right.detach()
