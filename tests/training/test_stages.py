@@ -162,7 +162,7 @@ def test_the_average_warms_up_as_said_and_comes_off():
 
 def test_contrary_captions_are_told_from_by_pictures_alone():
     logits = torch.zeros(3, 2)  # two captions, and one that is not true of the second picture, but as good by these logits
-    loss, right = contrastive_loss(logits, ["a cat", "a dog"])
+    loss, _ = contrastive_loss(logits, ["a cat", "a dog"])
     assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
     logits[2, 1] = 9.0
     assert contrastive_loss(logits, ["a cat", "a dog"])[1].item() == 0.5
