@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from daguerre.nn import attention
 from daguerre.nn.attention import SHORT_CONTEXT, Attention, SpatialTransformer, attend
 
 
@@ -35,6 +36,13 @@ def test_attend_is_the_formula_with_and_without_gradients(keys: int, dtype: torc
         assert ours.grad is not None
         assert theirs.grad is not None
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=4 * atol)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 200, 1000, 1 << 20])
+def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, monkeypatch: pytest.MonkeyPatch):
+    q, k, v = (noise(2, length, 3, 20, seed=i, dtype=torch.bfloat16).transpose(1, 2) for i, length in enumerate((11, 13, 13)))
+    monkeypatch.setattr(attention, "WEIGHTS_AT_ONCE", budget)
+    torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=0.02)
 
 
 def test_heads_must_divide_the_width():
