@@ -23,7 +23,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_help_is_quick_and_imports_no_torch():
     probe = "import sys; from daguerre.apps.cli import main; code = main({}); sys.exit(code or 'torch' in sys.modules)"
-    for arguments in (["--help"], ["--version"], ["models"], ["txt2img", "--help"], ["inspect", "--help"]):
+    helped = ["txt2img", "inspect", "evaluate", "train"]
+    lines = [[command, "--help"] for command in helped] + [["train", recipe, "--help"] for recipe in ("emoji", "text-to-image", "judge")]
+    for arguments in (["--help"], ["--version"], ["models"], *lines):
         done = subprocess.run([sys.executable, "-c", probe.format(arguments)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -152,6 +154,8 @@ def test_a_checkpoint_is_inspected_and_converted_and_opens(run: Run, folder: Pat
         (["convert", "none", "x.safetensors"], "none", 1),
         (["reproduce", "none.png"], "there is no such file", 1),
         (["train", "emojy"], "Did you mean 'emoji'", 1),
+        (["train"], "No recipe is named first; there are emoji", 2),
+        (["train", "--processes", "2", "shapes"], "No recipe is named first", 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -14,12 +14,12 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNetConfig
-from daguerre.training.loop import LoopConfig, Stopped
+from daguerre.training.loop import Stopped
+from daguerre.training.options import LatentRecipe, LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import RECIPES
 from daguerre.training.recipes.emoji import PRESETS
-from daguerre.training.recipes.run import LatentRecipe, run_latent_recipe, shortened
+from daguerre.training.recipes.run import run_latent_recipe, shortened
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
-from daguerre.training.recipes.text_to_image import TextToImageRecipe
 from daguerre.training.recipes.text_to_image import run as run_text_to_image
 
 LOOP = LoopConfig(steps=4, batch_size=8, warmup=1, log_every=2, sample_every=4, checkpoint_every=2)
@@ -167,4 +167,4 @@ def test_an_empty_folder_is_named(tmp_path, finished):
 
 def test_every_recipe_says_what_it_does():
     assert {"emoji", "shapes", "text-to-image"} <= RECIPES.keys()
-    assert all(options.__doc__ and callable(run) for options, run in RECIPES.values())
+    assert all(recipe.summary and recipe.options.__doc__ and callable(recipe.run) for recipe in RECIPES.values())

@@ -9,8 +9,7 @@ arXiv:2112.10752, section 4.3.1).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,16 +21,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.pipelines import generate
 from daguerre.text import Conditioner, TextConditioner
-
-
-@dataclass(frozen=True)
-class DiffusionLoss:
-    """How noise levels are drawn and weighed."""
-
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    min_snr: float | None = None  # γ, 5 in the paper; None weighs every level alike
-    weight_floor: float = 0.05  # min-SNR's weight of pure noise, 0 in the paper, where sampling from zero terminal SNR starts
-    dropout: float = 0.1  # share of captions replaced by the empty one
+from daguerre.training.options import DiffusionLoss
 
 
 class Told(nn.Module):

@@ -41,6 +41,7 @@ from daguerre.pipelines import Request, generate, steps
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.training.grids import images
 from daguerre.training.judge import Judge, load_judge
+from daguerre.training.options import EvaluateConfig
 from daguerre.training.report import Apart, KindReport, PromptReport, Report
 from daguerre.weights import load
 
@@ -50,21 +51,6 @@ SHOWN_NEIGHBOURS = 12
 KNOWN = "known"  # the kind of trial whose prompts training saw
 OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure how well a model draws what it is asked for, and whether it copies."""
-
-    model: str | None = None  # a name or a folder; the embedded model if not given
-    judge: Path = Path("runs/judge/model")  # a folder from `daguerre train judge`
-    out: Path = Path("runs/evaluation")  # report.json, report.md and sheets of pictures
-    count: int = 125  # prompts of each of the four kinds
-    steps: int = 20
-    sampler: str = Request.sampler
-    guidance: float = Request.guidance
-    seed: int = 0
-    training_pictures: int = 8192  # searched for neighbours
 
 
 @dataclass(frozen=True)

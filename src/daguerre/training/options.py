@@ -1,10 +1,14 @@
-"""What a training can be told: plain values, from which the command line is made, so that nothing here imports torch."""
+"""What trainings and evaluations can be told: plain values that a command line is made of, so that nothing here imports torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from daguerre.errors import DaguerreError
+from daguerre.pipelines.request import Request
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,82 @@ class LoopConfig:
         rise = (step + 1) / max(self.warmup, 1)
         fall = (self.steps - step) / max(self.decay * self.steps, 1)
         return self.learning_rate * min(1.0, rise, fall)
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """How noise levels are drawn and weighed."""
+
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    min_snr: float | None = None  # γ, 5 in the paper; None weighs every level alike
+    weight_floor: float = 0.05  # min-SNR's weight of pure noise, 0 in the paper, where sampling from zero terminal SNR starts
+    dropout: float = 0.1  # share of captions replaced by the empty one
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """What every recipe of three stages is told. Run again with the same values, it goes on where it was stopped."""
+
+    out: Path
+    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # a model that the last stage trains on; none: all three from nothing
+    seed: int = 0
+    autoencoder_steps: int | None = None  # None: the preset's
+    clip_steps: int | None = None
+    diffusion_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class EmojiRecipe(LatentRecipe):
+    """Train the embedded model on emoji: autoencoder, CLIP, diffusion."""
+
+    out: Path = Path("runs/emoji")
+    preset: Literal["cpu", "gpu"] = "cpu"  # two cores and some hours, or one large GPU and 25 minutes
+
+
+@dataclass(frozen=True)
+class ShapesRecipe(LatentRecipe):
+    """Train a small model on drawn shapes, every stage, on two cores."""
+
+    out: Path = Path("runs/shapes")
+
+
+@dataclass(frozen=True)
+class JudgeRecipe:
+    """Train the CLIP that `daguerre evaluate` measures with."""
+
+    out: Path = Path("runs/judge")
+    size: int = 64  # pixels
+    steps: int | None = None  # None: the preset's
+    seed: int = 1000
+
+
+@dataclass(frozen=True)
+class TextToImageRecipe:
+    """Train on a folder of pictures with captions (metadata.jsonl, .txt beside, or one folder per class)."""
+
+    data: Path
+    out: Path = Path("runs/text-to-image")
+    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # model whose parts are used; none: the embedded one
+    fresh: bool = False  # start the UNet anew instead of continuing
+    size: int | None = None  # pixels a side; none: the model's own
+    views: int = 4  # crops of each picture that are encoded
+    cache: bool = True  # encode pictures once; without it every step draws new crops
+    gradient_checkpointing: bool = False  # less memory, a third slower
+    skip_bad: bool = False  # skip and count unreadable pictures and missing captions instead of stopping
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="bf16"))
+    loss: DiffusionLoss = field(default_factory=DiffusionLoss)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure how well a model draws what it is asked for, and whether it copies."""
+
+    model: str | None = None  # a name or a folder; the embedded model if not given
+    judge: Path = Path("runs/judge/model")  # a folder from `daguerre train judge`
+    out: Path = Path("runs/evaluation")  # report.json, report.md and sheets of pictures
+    count: int = 125  # prompts of each of the four kinds
+    steps: int = 20
+    sampler: str = Request.sampler
+    guidance: float = Request.guidance
+    seed: int = 0
+    training_pictures: int = 8192  # searched for neighbours

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import tyro
 
+from daguerre.training.options import EvaluateConfig
+
 
 def main(arguments: Sequence[str]) -> None:
     """Measure a model, print the tables of its card and where the whole report lies."""
-    from daguerre.training.evaluate import EvaluateConfig, run
-
     config = tyro.cli(EvaluateConfig, args=arguments, prog="daguerre evaluate")
+
+    from daguerre.training.evaluate import run
+
     print(run(config).markdown())
     print(config.out)

@@ -1,12 +1,15 @@
 """`daguerre train RECIPE`: a recipe's own options, then its run."""
 
+import sys
 from collections.abc import Sequence
 
 import tyro
 
 from daguerre.errors import DaguerreError, nearest
+from daguerre.training.recipes import RECIPES
 
 PROCESSES = "--processes"
+USAGE = "usage: daguerre train RECIPE [--help] [--processes N] [OPTIONS]"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -14,21 +17,23 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises:
         DaguerreError: there is no such recipe.
+        SystemExit: no recipe is named.
     """
-    from daguerre.training.processes import inside, rank, together
-    from daguerre.training.recipes import RECIPES
-
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: daguerre train RECIPE [--help] [--processes N] [OPTIONS]\n\nrecipes:")
-        for name, (options, _) in RECIPES.items():
-            print(f"  {name:<16}{(options.__doc__ or '').strip().splitlines()[0]}")
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("\n  ".join([f"{USAGE}\n\nrecipes:", *(f"{name:<16}{recipe.summary}" for name, recipe in RECIPES.items())]))
         return
+    if not arguments or arguments[0].startswith("-"):
+        print(f"daguerre: No recipe is named first; there are {', '.join(RECIPES)}.\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
     name, *rest = arguments
     if name not in RECIPES:
         raise DaguerreError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
-    options, run = RECIPES[name]
     processes, rest = _take_processes(rest)
-    recipe = tyro.cli(options, args=rest, prog=f"daguerre train {name}")
+    recipe = tyro.cli(RECIPES[name].options, args=rest, prog=f"daguerre train {name}")
+
+    from daguerre.training.processes import inside, rank, together
+
+    run = RECIPES[name].run
     path = run(recipe) if processes == 1 or inside() else together(processes, run, recipe)
     if rank() == 0:
         print(path)
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _take_processes(arguments: Sequence[str]) -> tuple[int, list[str]]:
     """Take `--processes N` out of the arguments: it is about how a recipe is run, not about the recipe."""
-    rest = list(arguments)
+    rest = [part for argument in arguments for part in (argument.split("=", 1) if argument.startswith(f"{PROCESSES}=") else [argument])]
     if PROCESSES not in rest:
         return 1, rest
     place = rest.index(PROCESSES)

@@ -1,20 +1,48 @@
-"""Recipes: typed values that a command line can be made of, each with the function that runs it."""
+"""Recipes: what each is told, as a dataclass that a command line is made of, and the function that runs it; both loaded when asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from daguerre.training.recipes import decoder, emoji, first_stage, judge, shapes, text_to_image
 
-RECIPES: dict[str, tuple[type, Callable[[Any], Path]]] = {
-    "emoji": (emoji.EmojiRecipe, emoji.run),
-    "shapes": (shapes.ShapesRecipe, shapes.run),
-    "text-to-image": (text_to_image.TextToImageRecipe, text_to_image.run),
-    "judge": (judge.JudgeRecipe, judge.run),
-    "autoencoder": (first_stage.PlainRecipe, first_stage.run),
-    "vae": (first_stage.VariationalRecipe, first_stage.run),
-    "vqvae": (first_stage.VQVAERecipe, first_stage.run),
-    "vqgan": (first_stage.VQGANRecipe, first_stage.run),
-    "kl": (first_stage.KLRecipe, first_stage.run),
-    "decoder": (decoder.DecoderRecipe, decoder.run),
+@dataclass(frozen=True)
+class Recipe:
+    """One line of help, and where in `daguerre.training` the two parts lie: "module:name"."""
+
+    summary: str
+    told: str
+    ran: str
+
+    @property
+    def options(self) -> type:
+        """The dataclass of what it is told."""
+        return _load(self.told)
+
+    @property
+    def run(self) -> Callable[[Any], Path]:
+        """The function that trains, and returns where the result lies."""
+        return _load(self.ran)
+
+
+def _load(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(import_module(f"daguerre.training.{module}"), name)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "emoji": Recipe("the embedded model: autoencoder, CLIP, diffusion on drawn emoji", "options:EmojiRecipe", "recipes.emoji:run"),
+    "shapes": Recipe("a small model of drawn shapes, every stage, on two cores", "options:ShapesRecipe", "recipes.shapes:run"),
+    "text-to-image": Recipe("a model of your own pictures and captions", "options:TextToImageRecipe", "recipes.text_to_image:run"),
+    "judge": Recipe("the CLIP that `daguerre evaluate` measures with", "options:JudgeRecipe", "recipes.judge:run"),
+    "autoencoder": Recipe("a plain autoencoder", "recipes.first_stage:PlainRecipe", "recipes.first_stage:run"),
+    "vae": Recipe(
+        "a variational autoencoder, on the evidence lower bound", "recipes.first_stage:VariationalRecipe", "recipes.first_stage:run"
+    ),
+    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "recipes.first_stage:VQVAERecipe", "recipes.first_stage:run"),
+    "vqgan": Recipe("a VQGAN: a VQ-VAE that has to convince a critic", "recipes.first_stage:VQGANRecipe", "recipes.first_stage:run"),
+    "kl": Recipe("the autoencoder of latent diffusion", "recipes.first_stage:KLRecipe", "recipes.first_stage:run"),
+    "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "recipes.prior:PriorRecipe", "recipes.prior:run"),
+    "decoder": Recipe("the decoder alone of a model's autoencoder", "recipes.decoder:DecoderRecipe", "recipes.decoder:run"),
 }

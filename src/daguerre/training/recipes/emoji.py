@@ -1,16 +1,15 @@
 """The embedded model: autoencoder, CLIP and diffusion on drawn emoji, in order."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from daguerre.data import EmojiMix, EmojiSource
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminatorConfig
 from daguerre.models.unet import UNetConfig
 from daguerre.training.autoencoder import AutoencoderLoss
-from daguerre.training.loop import LoopConfig
-from daguerre.training.recipes.run import LatentRecipe, run_latent_recipe
+from daguerre.training.options import EmojiRecipe, LoopConfig
+from daguerre.training.recipes.run import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
 
 CPU = Plan(
@@ -98,14 +97,6 @@ SHOWN = (
     "a sunflower",
     "a purple elephant",
 )
-
-
-@dataclass(frozen=True)
-class EmojiRecipe(LatentRecipe):
-    """Train the embedded model on emoji: autoencoder, CLIP, diffusion."""
-
-    out: Path = Path("runs/emoji")
-    preset: Literal["cpu", "gpu"] = "cpu"  # two cores and some hours, or one large GPU and 25 minutes
 
 
 def run(recipe: EmojiRecipe) -> Path:

@@ -1,10 +1,10 @@
 """The judge: a second CLIP, of other size and seed than the model's, that also sees the pairs held out from the model's training."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from daguerre.data import EmojiMix, EmojiSource
-from daguerre.training.loop import LoopConfig
+from daguerre.training.options import JudgeRecipe, LoopConfig
 from daguerre.training.processes import rank
 from daguerre.training.recipes.emoji import CPU
 from daguerre.training.recipes.run import remember
@@ -17,16 +17,6 @@ PLAN = ClipPlan(
     replace(CPU.clip.loop, steps=4500),
 )
 MIX = EmojiMix(recoloured=0.4, background=0.25, pair=0.35)  # it is asked about these as often as about things
-
-
-@dataclass(frozen=True)
-class JudgeRecipe:
-    """Train the CLIP that `daguerre evaluate` measures with."""
-
-    out: Path = Path("runs/judge")
-    size: int = 64  # pixels
-    steps: int | None = None  # None: the preset's
-    seed: int = 1000
 
 
 def run(recipe: JudgeRecipe) -> Path:

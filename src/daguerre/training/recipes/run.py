@@ -2,32 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from daguerre.data import Source
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_write
 from daguerre.text import TextConditioner
-from daguerre.training.loop import LoopConfig
+from daguerre.training.options import LatentRecipe, LoopConfig
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
 from daguerre.weights import load, save
-
-
-@dataclass(frozen=True)
-class LatentRecipe:
-    """What every recipe of three stages is told. Run again with the same values, it goes on where it was stopped."""
-
-    out: Path
-    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # a model that the last stage trains on; none: all three from nothing
-    seed: int = 0
-    autoencoder_steps: int | None = None  # None: the preset's
-    clip_steps: int | None = None
-    diffusion_steps: int | None = None
 
 
 def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str]) -> Path:

@@ -1,11 +1,12 @@
 """The whole road in small, for two cores: the three stages on shapes that the program draws."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from daguerre.data import ShapesSource
+from daguerre.training.options import ShapesRecipe
 from daguerre.training.recipes.emoji import CPU
-from daguerre.training.recipes.run import LatentRecipe, run_latent_recipe
+from daguerre.training.recipes.run import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
 
 SIZE = 32
@@ -38,13 +39,6 @@ SHOWN = (
     "a yellow triangle on a black background",
     "a blue circle at the bottom",
 )
-
-
-@dataclass(frozen=True)
-class ShapesRecipe(LatentRecipe):
-    """Train a small model on drawn shapes, every stage, on two cores."""
-
-    out: Path = Path("runs/shapes")
 
 
 def run(recipe: ShapesRecipe) -> Path:

@@ -2,41 +2,23 @@
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 
 from daguerre.data import Batches, FolderSource
 from daguerre.errors import DaguerreError
 from daguerre.models.unet import UNet
 from daguerre.nn.checkpointing import checkpointed
 from daguerre.training.cache import CachedLatents, RememberedCaptions, cache_latents
-from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
-from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
+from daguerre.training.diffusion import DiffusionStage
+from daguerre.training.loop import fingerprint, train, weights_key
+from daguerre.training.options import TextToImageRecipe
 from daguerre.training.processes import rank
 from daguerre.training.recipes.run import remember
 from daguerre.training.recipes.stages import trained_parts
 from daguerre.weights import load, save
-
-
-@dataclass(frozen=True)
-class TextToImageRecipe:
-    """Train on a folder of pictures with captions (metadata.jsonl, .txt beside, or one folder per class)."""
-
-    data: Path
-    out: Path = Path("runs/text-to-image")
-    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # model whose parts are used; none: the embedded one
-    fresh: bool = False  # start the UNet anew instead of continuing
-    size: int | None = None  # pixels a side; none: the model's own
-    views: int = 4  # crops of each picture that are encoded
-    cache: bool = True  # encode pictures once; without it every step draws new crops
-    gradient_checkpointing: bool = False  # less memory, a third slower
-    skip_bad: bool = False  # skip and count unreadable pictures and missing captions instead of stopping
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="bf16"))
-    loss: DiffusionLoss = field(default_factory=DiffusionLoss)
 
 
 def run(recipe: TextToImageRecipe) -> Path:
