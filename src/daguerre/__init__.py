@@ -11,6 +11,8 @@ The names below load their rooms on first use, so that `import daguerre` costs n
 
 from typing import TYPE_CHECKING, Any
 
+from daguerre.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from daguerre.pipelines import Request as Request
     from daguerre.pipelines import Step as Step
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from daguerre.weights import load_any as load
     from daguerre.weights import save as save
 
-__version__ = "0.1.0"
 __all__ = ["Request", "Step", "__version__", "generate", "load", "save", "steps"]
 
 

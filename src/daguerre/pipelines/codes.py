@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import daguerre
 from daguerre.errors import DaguerreError
 from daguerre.models.codes import Sampling, uniforms
 from daguerre.models.latent_prior import LatentPrior, Told
@@ -21,6 +20,7 @@ from daguerre.pipelines.develop import to_image
 from daguerre.pipelines.metadata import CODE_BY_CODE, Origin
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.request import Request
+from daguerre.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _pictures(model: LatentPrior, request: Request, codes: Tensor) -> Pictures:
                 request=request,
                 picture=i,
                 model=model.name,
-                version=daguerre.__version__,
+                version=VERSION,
                 torch=torch.__version__,
                 device=model.device.type,
                 dtype=str(model.dtype).removeprefix("torch."),

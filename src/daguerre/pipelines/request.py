@@ -1,14 +1,35 @@
 """What a picture is asked for with: one frozen value, the same from the command line, Python, a saved picture and a server."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from daguerre.errors import DaguerreError, nearest
+from daguerre.pipelines.tasks import Task, TextToImage, task_from_json
 
 MAX_SEED = 2**63 - 1
-STARTS = ("variance_preserving", "sigma_max")
+MAX_GUIDANCE = 1e4  # beyond it float32 rounds the picture away
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "start": ("variance_preserving", "sigma_max"),
+    "seamless": ("no", "both", "horizontal", "vertical"),
+}
+
+
+@dataclass(frozen=True)
+class Variation:
+    """The first noise moved towards that of another seed, along the sphere; weight 0 is the request's own seed, 1 the other.
+
+    Of several pictures each keeps the request's seed and moves towards the noise of seed, seed + 1, …
+    """
+
+    seed: int
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise DaguerreError(f"The variation's seed is {self.seed!r}; it is a whole number from 0 to {MAX_SEED}.")
+        if not isinstance(self.weight, int | float) or not 0 <= self.weight <= 1:
+            raise DaguerreError(f"The variation's weight is {self.weight!r}; it is between 0 (the picture itself) and 1.")
 
 
 @dataclass(frozen=True)
@@ -17,6 +38,8 @@ class Request:
 
     Several prompts are drawn `count` times each, in order: picture i is prompt `i // count` with the noise of seed
     `seed + i % count`, so that it is the picture which that prompt and that seed give alone (see `singles`).
+
+    What is particular to a task stands in `task`; all other fields hold for every task.
 
     Attributes:
         prompt: what to draw, one text or several; a list becomes a tuple.
@@ -30,6 +53,9 @@ class Request:
         width, height: in pixels; None is the model's own size.
         eta: share of fresh noise in each step, 0 to 1, for the samplers that take it; None is the sampler's own.
         start: what the first noise is scaled by: "variance_preserving", √(σ² + 1), or "sigma_max", σ (see `diffusion.start`).
+        task: what is made of what: `TextToImage` unless told, or one of the others in `pipelines.tasks`, with its pictures and settings.
+        variation: a step towards another seed's noise.
+        seamless: whether the pictures continue over their edges as tiles do: "no", "both" ways, "horizontal" or "vertical".
         temperature, top_k, top_p: how a prior over codes draws each of them (see `models.codes.Sampling`). To it steps, sampler, spacing,
             negative and guidance say nothing, nor these to a diffusion model.
 
@@ -49,6 +75,9 @@ class Request:
     height: int | None = None
     eta: float | None = None
     start: Literal["variance_preserving", "sigma_max"] = "variance_preserving"
+    task: Task = TextToImage()
+    variation: Variation | None = None
+    seamless: Literal["no", "both", "horizontal", "vertical"] = "no"
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
@@ -58,7 +87,7 @@ class Request:
             object.__setattr__(self, "prompt", tuple(self.prompt))
         for name, kind in get_type_hints(Request).items():
             value = getattr(self, name)
-            if not _fits(value, str if name in ("prompt", "start") else kind):
+            if not _fits(value, str if name == "prompt" or name in CHOICES else kind):
                 raise DaguerreError(f"{name} is {value!r}, which is not what a request takes there ({Request.__annotations__[name]}).")
         for name in ("steps", "count", "width", "height"):
             value = getattr(self, name)
@@ -68,12 +97,13 @@ class Request:
             raise DaguerreError("There is no prompt; give at least one text, which may be empty.")
         if not 0 <= self.seed <= MAX_SEED - self.count:
             raise DaguerreError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - self.count}.")
-        if not math.isfinite(self.guidance):
-            raise DaguerreError(f"guidance is {self.guidance}; it must be a finite number, such as 5.")
+        if not abs(self.guidance) <= MAX_GUIDANCE:  # which NaN is not, either
+            raise DaguerreError(f"guidance is {self.guidance:g}; it is a number such as 5, no further from 0 than {MAX_GUIDANCE:g}.")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise DaguerreError(f"eta is {self.eta}; it must be between 0 (no fresh noise) and 1.")
-        if self.start not in STARTS:
-            raise DaguerreError(f"start is {self.start!r}; it is one of {', '.join(STARTS)}.{nearest(self.start, STARTS)}")
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise DaguerreError(f"{name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(value, allowed)}")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -83,15 +113,25 @@ class Request:
     @property
     def each(self) -> tuple[tuple[str, int], ...]:
         """The prompt and the seed of each picture, in the order of the pictures."""
-        return tuple((prompt, self.seed + i) for prompt in self.prompts for i in range(self.count))
+        return tuple((single.prompts[0], single.seed) for single in self.singles())
 
     def singles(self) -> tuple["Request", ...]:
         """One request for each picture, which makes that picture alone, in the order of the pictures."""
-        return tuple(replace(self, prompt=prompt, seed=seed, count=1) for prompt, seed in self.each)
+        return tuple(replace(self, prompt=prompt, count=1, **self._seeds(i)) for prompt in self.prompts for i in range(self.count))
+
+    def _seeds(self, i: int) -> dict[str, Any]:
+        """What the i-th picture of a prompt has for itself."""
+        if self.variation is None:
+            return {"seed": self.seed + i}
+        return {"variation": replace(self.variation, seed=self.variation.seed + i)}
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; `from_json` gives it back."""
-        return {**asdict(self), "prompt": self.prompt if isinstance(self.prompt, str) else list(self.prompt)}
+        """As a JSON object; `from_json` gives it back, the task's pictures not opened."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["prompt"] = self.prompt if isinstance(self.prompt, str) else list(self.prompt)
+        values["task"] = self.task.to_json()
+        values["variation"] = None if self.variation is None else asdict(self.variation)
+        return values
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Request":
@@ -113,7 +153,18 @@ def changed(request: Request, changes: Mapping[str, Any]) -> Request:
     for name in changes:
         if name not in names:
             raise DaguerreError(f"A request has no field {name!r}; it has {', '.join(names)}.{nearest(name, names)}")
-    return replace(request, **changes)
+    return replace(request, **{name: _value(name, value) for name, value in changes.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    """A field's value, where JSON has an object for it."""
+    if name == "task" and isinstance(value, Mapping):
+        return task_from_json(value)
+    if name == "variation" and isinstance(value, Mapping):
+        if set(value) != {"seed", "weight"}:
+            raise DaguerreError(f"A variation has a seed and a weight, and got {', '.join(value) or 'nothing'}.")
+        return Variation(**value)
+    return value
 
 
 def _fits(value: object, kind: type) -> bool:

@@ -1,11 +1,12 @@
 """The one road from a request to a picture, walked step by step.
 
     seed ─► noise ─► x_T ─► sampler(denoise, x, sigmas) ─► x, x0 at every σ ─► decode ─► pictures
+            picture, mask ──┘ (what a task begins with, keeps and tells: see `pipelines.plans`)
 
 `steps` yields after each noise level, so progress, preview, film and stopping are loops around it; `generate` walks to the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -13,20 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import daguerre
-from daguerre.diffusion import Denoise, Denoiser, Sampling, draw, finish, generators, guide, resolve, spacing_name, start
-from daguerre.errors import DaguerreError
+from daguerre.diffusion import Denoise, Denoiser, finish, guide
+from daguerre.diffusion.samplers.registry import check_grid
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
+from daguerre.pipelines.abilities import check_ability
 from daguerre.pipelines.codes import CodeStep, code_steps
 from daguerre.pipelines.develop import Developer, to_image
 from daguerre.pipelines.metadata import Origin
 from daguerre.pipelines.picture import Picture, Pictures
+from daguerre.pipelines.plans import planned
 from daguerre.pipelines.request import Request, changed
+from daguerre.pipelines.stage import Pass, Plan, Stage, picture_size
 from daguerre.text import Conditioner, PromptPlan
+from daguerre.version import VERSION
 
 Model = LatentDiffusion | LatentPrior
-DEFAULT_SPACING = "trailing"  # the one that is right under zero terminal SNR, and good elsewhere
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Step:
         x0: (B, Z, h, w) the clean latents predicted at the level before.
         pictures: at the last step, else None.
         developer: makes pictures of latents.
+        finish: what the task does to each picture at the end, such as laying it over the one it was given.
     """
 
     index: int
@@ -50,6 +54,7 @@ class Step:
     x0: Tensor
     pictures: Pictures | None
     developer: Developer = field(repr=False)
+    finish: Callable[[Image.Image], Image.Image] = field(default=lambda image: image, repr=False)
 
     def preview(self, picture: int = 0) -> Image.Image:
         """The predicted picture at 1/f of its size, nearly free."""
@@ -57,7 +62,7 @@ class Step:
 
     def decode(self, picture: int = 0) -> Image.Image:
         """The predicted picture in full, at the price of the autoencoder's decoder."""
-        return to_image(self.developer.full(self.x0[picture : picture + 1])[0])
+        return self.finish(to_image(self.developer.full(self.x0[picture : picture + 1])[0]))
 
 
 @overload
@@ -77,21 +82,16 @@ def steps(model: Model, request: Request | None = None, **changes: Any) -> Itera
     """
     request = changed(request or Request(), changes)
     if isinstance(model, LatentPrior):
+        check_ability(model, request.task)
         width, height = (side // model.autoencoder.downsampling for side in picture_size(model, request))
         return code_steps(model, request, (height, width))
-    choice = resolve(request.sampler)
-    spacing = spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
-    request = replace(request, sampler=choice.sampler.name, spacing=spacing)
-    sampling = Sampling(choice.sampler, {} if request.eta is None else {"eta": request.eta}, spacing)
-    sigmas = sampling.sigmas(model.schedule, request.steps)
-    sources = generators([seed for _, seed in request.each])
-    width, height = (side // model.autoencoder.downsampling for side in picture_size(model, request))
-    noise = draw(sources, (model.unet.config.out_channels, height, width))  # (B, Z, h, w), float32 on the CPU
-    options = sampling.sampler_options(model.schedule, sigmas)
-    with torch.no_grad():
-        x = start(noise.to(model.device), sigmas[0], request.start)
-        walk = choice.sampler(_guided(model, request, sigmas), x, sigmas, noise=choice.sampler.noise(sources), **options)
-    return _developed(model, request, walk, sigmas)
+    stage = Stage.of(model, request)
+    plan = planned(stage)
+    for each in plan.passes:
+        if len(each.sigmas) > 1:
+            check_grid(each.sigmas, stage.sampling.sampler)
+    first = _walk(stage, plan.passes[0], None)
+    return _developed(stage, plan, first)
 
 
 def generate(model: Model, request: Request | None = None, **changes: Any) -> Pictures:
@@ -101,55 +101,59 @@ def generate(model: Model, request: Request | None = None, **changes: Any) -> Pi
     return last.pictures
 
 
-def picture_size(model: Model, request: Request) -> tuple[int, int]:
-    """(width, height) in pixels of the pictures of a request.
-
-    Raises:
-        DaguerreError: a side is not a multiple of what the autoencoder asks for; names one near by that is.
-    """
-    f = model.autoencoder.downsampling
-    sides = request.width or model.size, request.height or model.size
-    for name, side in zip(("width", "height"), sides, strict=True):
-        if side % f:
-            raise DaguerreError(f"The {name} {side} is not a multiple of {f}, as this model needs; {max(round(side / f), 1) * f} would be.")
-    return sides
+@torch.no_grad()
+def _walk(stage: Stage, each: Pass, before: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass begun, from what the pass before made (None for the first); yields (x, x0)."""
+    model, sampler, sigmas = stage.model, stage.sampling.sampler, each.sigmas
+    x = each.begin(stage.noise(each.size).to(model.device), sigmas[0], before)
+    if len(sigmas) == 1:  # nothing is walked
+        return iter([(x, x)])
+    options = stage.sampling.sampler_options(model.schedule, sigmas)
+    return sampler(_guided(stage, each), x, sigmas, noise=sampler.noise(stage.sources), **options)
 
 
 @torch.no_grad()
-def _developed(model: LatentDiffusion, request: Request, walk: Iterator[tuple[Tensor, Tensor]], sigmas: Tensor) -> Iterator[Step]:
-    developer, total = Developer(model), len(sigmas) - 1
-    for index, (x, x0) in enumerate(walk):
-        sigma, pictures = sigmas[index + 1], None
-        if index + 1 == total:
-            pictures = _pictures(model, request, developer.full(finish(x, sigma)))
-        yield Step(index, total, sigma.item(), x, x0, pictures, developer)
+def _developed(stage: Stage, plan: Plan, walk: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Step]:
+    developer, total, index, before = Developer(stage.model), plan.steps, 0, None
+    for number, each in enumerate(plan.passes):
+        walk = walk if number == 0 else _walk(stage, each, before)
+        ahead = each.sigmas[1:] if len(each.sigmas) > 1 else each.sigmas
+        for (x, x0), sigma in zip(walk, ahead, strict=True):
+            before, pictures = finish(x, sigma), None
+            if index + 1 == total:
+                images = [plan.finish(to_image(picture)) for picture in developer.full(before)]
+                pictures = _pictures(stage, images)
+            yield Step(index, total, sigma.item(), x, x0, pictures, developer, plan.finish)
+            index += 1
 
 
-def _guided(model: LatentDiffusion, request: Request, sigmas: Tensor) -> Denoise:
-    """The model told at every σ what the prompts say there."""
+def _guided(stage: Stage, each: Pass) -> Denoise:
+    """The model told at every σ what the prompts say there, and what the task tells it besides."""
+    model, request, sigmas = stage.model, stage.request, each.sigmas
     denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.each]
     if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words
-        return guide(denoiser, [model.conditioner(prompts)], [1.0])
-    width, height = picture_size(model, request)
+        return each.around(guide(denoiser, *each.tell(([model.conditioner(prompts)], [1.0]))))
+    width, height = each.size
     plan = PromptPlan(model.conditioner.sized(height, width), prompts, [request.negative] * len(prompts), len(sigmas) - 1)
     levels = sigmas[1:-1].tolist()
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         step = sum(sigma.item() <= level for level in levels)  # whose interval [σ_step, σ_step+1) this σ lies in
-        return guide(denoiser, *plan.at(step).guided(request.guidance))(x, sigma)
+        return guide(denoiser, *each.tell(plan.at(step).guided(request.guidance)))(x, sigma)
 
-    return denoise
+    return each.around(denoise)
 
 
-def _pictures(model: LatentDiffusion, request: Request, x: Tensor) -> Pictures:
+def _pictures(stage: Stage, images: Sequence[Image.Image]) -> Pictures:
+    model = stage.model
     origin = Origin(
-        request=request,
+        request=stage.request,
         picture=None,
         model=model.name,
-        version=daguerre.__version__,
+        version=VERSION,
         torch=torch.__version__,
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    return Pictures(Picture(to_image(picture), replace(origin, picture=i)) for i, picture in enumerate(x))
+    return Pictures(Picture(image, replace(origin, picture=i)) for i, image in enumerate(images))

@@ -1,0 +1,49 @@
+"""Convolutions whose picture is a torus: the left edge continues at the right one, and the upper at the lower.
+
+A network of such convolutions commutes with rolling its input (by multiples of what it downsamples), so what it makes tiles without a seam.
+"""
+
+from typing import Literal, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from daguerre.nn.resample import Downsample, Upsample
+
+Axes = Literal["both", "horizontal", "vertical"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def circular(network: M, axes: Axes) -> M:
+    """A twin of a network that shares its weights, its hooks and everything else, but pads its convolutions circularly along `axes`.
+
+    The network itself stays as it is, so there is nothing to undo.
+    """
+    twin = network.__new__(type(network))
+    twin.__dict__ = network.__dict__.copy()
+    twin._modules = {name: None if child is None else circular(child, axes) for name, child in network._modules.items()}
+    forward = _forward(twin, axes)
+    if forward is not None:
+        twin.forward = forward
+    return twin
+
+
+def _forward(module: nn.Module, axes: Axes):
+    """What a module does on a torus, None where that is what it does anyway."""
+    if isinstance(module, nn.Conv2d) and any(module.padding):
+        (top, left), stride = module.padding, module.stride
+        return lambda x: F.conv2d(
+            wrapped(x, (left, left, top, top), axes), module.weight, module.bias, stride, 0, module.dilation, module.groups
+        )
+    if isinstance(module, Downsample) and not module.padding:
+        return lambda x: module.conv(wrapped(x, (0, 1, 0, 1), axes))
+    if isinstance(module, Upsample):  # which otherwise goes past its convolution
+        return lambda x, size=None: module.conv(F.interpolate(x, size=size or [2 * side for side in x.shape[-2:]]))
+    return None
+
+
+def wrapped(x: Tensor, padding: tuple[int, int, int, int], axes: Axes) -> Tensor:
+    """x (B, C, H, W) padded by (left, right, top, bottom) places: with its other edge along `axes`, with zeros along the rest."""
+    left, right, top, bottom = padding
+    x = F.pad(x, (left, right, 0, 0), "constant" if axes == "vertical" else "circular")
+    return F.pad(x, (0, 0, top, bottom), "constant" if axes == "horizontal" else "circular")

@@ -1,0 +1,32 @@
+"""How each task is done: a plan of passes for each kind of task, and the one table that says which."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from daguerre.pipelines.abilities import check_ability
+from daguerre.pipelines.hires import hires
+from daguerre.pipelines.img2img import img2img
+from daguerre.pipelines.inpaint import inpaint, outpaint
+from daguerre.pipelines.stage import Pass, Plan, Stage, from_noise
+from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint, Task, TextToImage
+
+
+def txt2img(stage: Stage, _task: TextToImage) -> Plan:
+    """One pass from noise."""
+    return Plan((Pass(stage.size, stage.sigmas(), from_noise(stage)),))
+
+
+PLANS: Mapping[type[Task], Callable[[Stage, Any], Plan]] = {
+    TextToImage: txt2img,
+    Hires: hires,
+    ImageToImage: img2img,
+    Inpaint: inpaint,
+    Outpaint: outpaint,
+}
+
+
+def planned(stage: Stage) -> Plan:
+    """The plan of the request's task. Raises DaguerreError where the model cannot do it, or its settings do not fit."""
+    task = stage.request.task
+    check_ability(stage.model, task)
+    return PLANS[type(task)](stage, task)

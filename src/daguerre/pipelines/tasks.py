@@ -1,0 +1,212 @@
+"""What can be asked for besides words: one small frozen value for each task, with its pictures and its own settings.
+
+    Request(prompt="a fox", task=ImageToImage(Image.open("cat.png"), strength=0.6))
+
+How each is done stands in `pipelines.plans`. `name` is the task's name on the command line and in saved requests.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+from daguerre.errors import DaguerreError, nearest
+from daguerre.pipelines.given import Given
+
+Fit = Literal["crop", "pad", "stretch"]
+Latent = Literal["mean", "sample"]
+Through = Literal["pixels", "latents"]
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "fit": ("crop", "pad", "stretch"),
+    "latent": ("mean", "sample"),
+    "through": ("pixels", "latents"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all tasks share. A field of type `Given` takes a picture of Pillow's or an array, too.
+
+    kinds: the kinds of model that can do it (see `pipelines.abilities`).
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("plain",)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in GIVEN and value is not None:
+                object.__setattr__(self, field.name, Given.of(value))
+            if field.name in CHOICES and value not in CHOICES[field.name]:
+                allowed = CHOICES[field.name]
+                raise DaguerreError(f"{field.name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(str(value), allowed)}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise DaguerreError for settings that mean nothing."""
+
+    def parameters(self) -> dict[str, object]:
+        """Its settings as other programs name them in the text inside a picture."""
+        return {}
+
+    @property
+    def given(self) -> dict[str, Given]:
+        """Its pictures, by the name of their field."""
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Given)}
+
+    def with_given(self, pictures: Mapping[str, Given]) -> Self:
+        """The same task with other pictures in these fields."""
+        return replace(self, **pictures)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; `task_from_json` gives it back, its pictures not opened."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"name": self.name, **{name: value.to_json() if isinstance(value, Given) else value for name, value in values.items()}}
+
+
+@dataclass(frozen=True)
+class TextToImage(Task):
+    """From noise, by words alone."""
+
+    name: ClassVar[str] = "txt2img"
+
+
+@dataclass(frozen=True)
+class Hires(Task):
+    """Make the request's pictures, enlarge them, and draw them again at that size from partial noise.
+
+    scale: how much larger both sides become, above 1 up to 8.
+    strength: how much is drawn anew at the larger size, 0 to 1; see `ImageToImage`.
+    through: what is enlarged, "pixels" (decoded, Lanczos, encoded: sharper) or "latents" (bilinear: cheaper, and needs a strength of 0.5
+        and more to be sharp).
+    """
+
+    scale: float = 2.0
+    strength: float = 0.55
+    through: Through = "pixels"
+    name: ClassVar[str] = "hires"
+
+    def check(self) -> None:
+        check_strength(self.strength)
+        if not 1 < self.scale <= 8:
+            raise DaguerreError(f"The scale of a hires fix is {self.scale:g}; it is above 1 and up to 8, such as 2.")
+
+    def parameters(self) -> dict[str, object]:
+        upscaler = "Lanczos" if self.through == "pixels" else "Latent"
+        return {"Denoising strength": f"{self.strength:g}", "Hires upscale": f"{self.scale:g}", "Hires upscaler": upscaler}
+
+
+@dataclass(frozen=True)
+class ImageToImage(Task):
+    """A picture drawn over: noise is added to it, as much as strength says, and taken away again by the words (SDEdit: Meng et al. 2021,
+    arXiv:2108.01073).
+
+    strength: the share of the steps that is walked. 0 gives the picture as the autoencoder keeps it, 1 what the words give without it.
+    fit: how it takes the shape of the wanted size: its middle ("crop"), all of it with its edges drawn out ("pad"), or "stretch".
+    latent: the "mean" of what the autoencoder encodes, or a "sample", as diffusers has it.
+    """
+
+    picture: Given
+    strength: float = 0.6
+    fit: Fit = "crop"
+    latent: Latent = "mean"
+    name: ClassVar[str] = "img2img"
+
+    def check(self) -> None:
+        check_strength(self.strength)
+
+    def parameters(self) -> dict[str, object]:
+        return {"Denoising strength": f"{self.strength:g}"}
+
+
+@dataclass(frozen=True)
+class Inpaint(Task):
+    """What is masked drawn anew, at the size of the picture; every byte outside the mask stays as it is.
+
+    mask: white is drawn anew and black is kept, grey is a blend; of the picture's shape. Of a mask that is partly transparent the
+        transparent part is drawn anew. None is the transparent part of the picture itself.
+    strength: as in `ImageToImage`, for the masked part.
+    feather: over how many pixels, from the mask's border inwards, old and new are blended; None is the autoencoder's downsampling.
+    latent: as in `ImageToImage`.
+    """
+
+    picture: Given
+    mask: Given | None = None
+    strength: float = 1.0
+    feather: int | None = None
+    latent: Latent = "mean"
+    name: ClassVar[str] = "inpaint"
+    kinds: ClassVar[tuple[str, ...]] = ("plain", "inpainting")
+
+    def check(self) -> None:
+        check_strength(self.strength)
+        check_feather(self.feather)
+
+    def parameters(self) -> dict[str, object]:
+        return {"Denoising strength": f"{self.strength:g}", **({} if self.feather is None else {"Mask blur": self.feather})}
+
+
+@dataclass(frozen=True)
+class Outpaint(Task):
+    """A picture continued beyond its edges by so many pixels; every byte of the picture stays as it is.
+
+    feather: as in `Inpaint`, from the picture's edges outwards.
+    """
+
+    picture: Given
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+    feather: int | None = None
+    name: ClassVar[str] = "outpaint"
+    kinds: ClassVar[tuple[str, ...]] = ("plain", "inpainting")
+
+    def check(self) -> None:
+        check_feather(self.feather)
+        if min(self.margins) < 0 or not any(self.margins):
+            raise DaguerreError(f"Left, top, right and bottom are {self.margins} pixels; none is below 0, and one at least is above.")
+
+    @property
+    def margins(self) -> tuple[int, int, int, int]:
+        return self.left, self.top, self.right, self.bottom
+
+
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint)}
+GIVEN = ("picture", "mask")  # the fields that hold a picture
+
+
+def task_from_json(value: Mapping[str, Any]) -> Task:
+    """Read what `Task.to_json` wrote, or a part of it.
+
+    Raises:
+        DaguerreError: there is no such task, it has no such field, or a picture of it is missing.
+    """
+    name = value.get("name")
+    if name not in TASKS:
+        raise DaguerreError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{nearest(str(name), TASKS)}")
+    kind = TASKS[name]
+    known = [field.name for field in fields(kind)]
+    found = {}
+    for field, content in value.items():
+        if field == "name":
+            continue
+        if field not in known:
+            raise DaguerreError(f"The task {name} has no field {field!r}; it has {', '.join(known) or 'none'}.{nearest(field, known)}")
+        found[field] = Given.from_json(content) if field in GIVEN and isinstance(content, Mapping) else content
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise DaguerreError(f"The task {name} lacks something: {error}.") from error
+
+
+def check_strength(strength: object) -> None:
+    """Raise DaguerreError for what is no share."""
+    if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise DaguerreError(f"strength is {strength!r}; it is between 0 (the picture as it is) and 1 (nothing of it).")
+
+
+def check_feather(feather: object) -> None:
+    """Raise DaguerreError for what is no width in pixels."""
+    if feather is not None and (not isinstance(feather, int) or feather < 0):
+        raise DaguerreError(f"feather is {feather!r}; it is a number of pixels, 0 (a hard edge) or more.")
