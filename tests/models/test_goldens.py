@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -75,7 +76,48 @@ def test_the_autoencoder_gives_the_original_moments_and_picture():
 
 def test_the_discriminator_gives_the_original_logits():
     weights, io, original = read("taming_patchgan_tiny")
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(original["input_nc"], original["ndf"], original["n_layers"])).eval()
-    critic.load_state_dict({key.removeprefix("loss.discriminator."): tensor for key, tensor in weights.items()}, strict=True)
+    critic = discriminator(weights, original).eval()
     with torch.no_grad():
         torch.testing.assert_close(critic(io["x"]), io["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_discriminators_gradients_are_those_of_its_formula(training: bool):
+    """The published network written out with plain functions, which gives the original's logits, too."""
+    weights, io, original = read("taming_patchgan_tiny")
+    critic = discriminator(weights, original).train(training)
+    leaves = {key.removeprefix("loss.discriminator.main."): tensor.clone() for key, tensor in weights.items()}
+    for key in (trained := [key for key in leaves if key.endswith((".weight", ".bias"))]):
+        leaves[key].requires_grad_()
+    x, y = (io["x"].clone().requires_grad_() for _ in range(2))
+    logits, expected = critic(x), patchgan(leaves, y, training)
+    if not training:
+        torch.testing.assert_close(expected, io["logits"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    toward = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    (logits * toward).mean().backward()
+    (expected * toward).mean().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-6)
+    ours = dict(critic.main.named_parameters())
+    assert ours.keys() == set(trained)
+    for key in trained:
+        torch.testing.assert_close(ours[key].grad, leaves[key].grad, rtol=0, atol=1e-5, msg=lambda m, n=key: f"{n}: {m}")
+
+
+def discriminator(weights: dict[str, Tensor], original: dict[str, Any]) -> PatchDiscriminator:
+    critic = PatchDiscriminator(PatchDiscriminatorConfig(original["input_nc"], original["ndf"], original["n_layers"]))
+    critic.load_state_dict({key.removeprefix("loss.discriminator."): tensor for key, tensor in weights.items()}, strict=True)
+    return critic
+
+
+def patchgan(w: dict[str, Tensor], x: Tensor, training: bool) -> Tensor:
+    """Two strided convolutions and two more, by the numbers of the published layers."""
+    x = F.leaky_relu(F.conv2d(x, w["0.weight"], w["0.bias"], stride=2, padding=1), 0.2)
+    for convolution, norm, stride in (("2", "3", 2), ("5", "6", 1)):
+        x = F.conv2d(x, w[f"{convolution}.weight"], stride=stride, padding=1)
+        mean, variance = (
+            (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if training else (w[f"{norm}.running_mean"], w[f"{norm}.running_var"])
+        )
+        x = (x - mean.view(1, -1, 1, 1)) / (variance.view(1, -1, 1, 1) + 1e-5).sqrt()
+        x = F.leaky_relu(x * w[f"{norm}.weight"].view(1, -1, 1, 1) + w[f"{norm}.bias"].view(1, -1, 1, 1), 0.2)
+    return F.conv2d(x, w["8.weight"], w["8.bias"], padding=1)

@@ -135,11 +135,11 @@ def assert_same(ours: Tensor, theirs: Tensor, unet: UNet, reference: nn.Module, 
     weight = noise(*theirs.shape, seed=9)
     (ours * weight).mean().backward()
     (theirs * weight).mean().backward()
-    torch.testing.assert_close(x.grad, x_reference.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(x.grad, x_reference.grad, rtol=0, atol=1e-5)
     gradients = {name: p.grad for name, p in unet.named_parameters()}
     for name, parameter in reference.named_parameters():
         assert parameter.grad is not None
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)

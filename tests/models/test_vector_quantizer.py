@@ -49,6 +49,15 @@ def test_beta_weighs_the_encoder_in_the_paper_and_the_codebook_in_the_legacy(los
     assert not module.embedding.weight.grad[2].any()
 
 
+@pytest.mark.parametrize("kind", ["nearest", "average"])
+def test_a_codebook_that_is_spread_lies_where_the_encoder_is(kind: str):
+    module, z = with_book(kind=kind), places([5.0, 6.0], [7.0, 8.0]).detach()
+    module.spread(z, torch.Generator().manual_seed(0))
+    assert {tuple(row) for row in module.embedding.weight.tolist()} <= {(5.0, 6.0), (7.0, 8.0)}
+    module.train()(z)  # averages start from there, too
+    assert (module.embedding.weight > 4).all()
+
+
 def test_gradients_pass_straight_through():
     module, z = with_book(), places([0.5, 0.25], [0.75, 1.25])
     weight = torch.randn(1, 2, 1, 2, generator=torch.Generator().manual_seed(0))

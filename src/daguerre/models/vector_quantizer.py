@@ -94,6 +94,14 @@ class VectorQuantizer(nn.Module):
             return Quantized(e.detach() + (z - z.detach()), codes, loss)  # exactly a code's vector; the bracket is zero with gradient one
 
     @torch.no_grad()
+    def spread(self, z: Tensor, draw: torch.Generator) -> None:
+        """Before training: put each code onto the latent of some place of z (B, D, h, w), so that none starts far from the encoder."""
+        rows = z.float().movedim(1, -1).flatten(0, -2)  # (N, D)
+        self.embedding.weight.copy_(rows[torch.randint(len(rows), (self.config.codes,), generator=draw)])
+        if self.config.kind == "average":
+            self.embedding.get_buffer("embed_avg").copy_(self.embedding.weight)
+
+    @torch.no_grad()
     def _learn(self, z: Tensor, codes: Tensor) -> None:
         if not (self.config.revive or self.config.kind == "average"):
             return

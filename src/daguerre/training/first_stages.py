@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.data import Batch
@@ -21,6 +22,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, Posterior
 from daguerre.models.vector_quantizer import GumbelQuantizer, code_use
 from daguerre.models.vq_model import VQModel
 from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
+from daguerre.training.grids import paired_grid
 
 BIN = 2 / 255  # from one value of a byte to the next, for pixels in [−1, 1]
 
@@ -73,6 +75,7 @@ class QuantizedStage(AutoencoderStage):
     """Trains a VQModel: a VQ-VAE, or, against a PatchDiscriminator, a VQGAN."""
 
     name = "vq"
+    plain: VQModel
 
     def __init__(
         self,
@@ -97,6 +100,14 @@ class QuantizedStage(AutoencoderStage):
         rebuilt, codes, loss = self.networks["autoencoder"](x)
         use = code_use(codes, self.quantizer.config.codes)
         return x, rebuilt, loss, {"codebook": loss, "perplexity": use.perplexity, "use": use.share}
+
+    def sample(self) -> Image.Image:
+        """The shown pictures above their reconstructions, with the number of different codes in each."""
+        with torch.no_grad():
+            codes = self.plain.codes(self.shown)
+            rebuilt = self.plain.decode_codes(codes).clamp(-1, 1)
+        each = zip(psnr(self.shown, rebuilt), codes, strict=True)
+        return paired_grid(self.shown, rebuilt, [f"{db:.1f} dB, {len(grid.unique())} codes" for db, grid in each])
 
 
 def cooled(steps: int, start: float = 1.0, end: float = 1 / 16) -> Callable[[int], float]:

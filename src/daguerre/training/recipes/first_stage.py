@@ -18,7 +18,7 @@ from daguerre.data import Batches, EmojiSource, FolderSource, ShapesSource, Sour
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vector_quantizer import QuantizerConfig, VectorQuantizer
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from daguerre.training.first_stages import PlainStage, QuantizedStage, VariationalStage, cooled
@@ -187,6 +187,10 @@ def run(recipe: FirstStageRecipe) -> Path:
     perceptual = load_perceptual(paths) if paths else None
     torch.manual_seed(loop.seed)
     network = recipe.network()
+    if isinstance(network, VQModel) and isinstance(network.quantize, VectorQuantizer):
+        with torch.no_grad():
+            z = network.encode(Batches(source, 64, loop.seed).batch(0).x)
+        network.quantize.spread(z, torch.Generator().manual_seed(loop.seed))
     shown = Batches(source, 8, loop.seed + 1).batch(0).x
     stage = recipe.stage(network, shown, perceptual)
     plan = {
