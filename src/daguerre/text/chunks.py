@@ -6,10 +6,13 @@ the comma moves to the next one, so that a phrase is not torn; BREAK begins a ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from daguerre.text.prompt import Line
-from daguerre.text.tokenizer import SUFFIX, Tokenizer
+from daguerre.text.tokenizer import Tokenizer
+from daguerre.text.wordpiece import WordPiece
 
+AnyTokenizer = Tokenizer | WordPiece
 BACKTRACK = 20  # tokens after the last comma that may move on
 
 
@@ -21,7 +24,7 @@ class Chunk:
     weights: tuple[float, ...]
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tokens: Sequence[int] = (), weights: Sequence[float] = ()) -> "Chunk":
+    def of(cls, tokenizer: AnyTokenizer, tokens: Sequence[int] = (), weights: Sequence[float] = ()) -> "Chunk":
         """The window around at most `max_length - 2` tokens; begin, end and padding have weight 1."""
         padding = tokenizer.max_length - 1 - len(tokens)
         return cls(tuple(tokenizer.window(tokens)), (1.0, *weights, *[1.0] * padding))
@@ -35,9 +38,9 @@ class Word:
     positions: tuple[int, ...]
 
 
-def chunked(tokenizer: Tokenizer, line: Line) -> list[Chunk]:
+def chunked(tokenizer: AnyTokenizer, line: Line) -> list[Chunk]:
     """The windows of a line, one or more; an empty stretch between two BREAKs is an empty window."""
-    room, comma = tokenizer.max_length - 2, tokenizer.vocab.get("," + SUFFIX)
+    room, comma = tokenizer.max_length - 2, tokenizer.comma
     chunks: list[Chunk] = []
     tokens: list[int] = []
     weights: list[float] = []
@@ -67,17 +70,18 @@ def chunked(tokenizer: Tokenizer, line: Line) -> list[Chunk]:
     return chunks
 
 
-def words(tokenizer: Tokenizer, chunks: Sequence[Chunk]) -> list[Word]:
+def words(tokenizer: AnyTokenizer, chunks: Sequence[Chunk]) -> list[Word]:
     """The words of a prompt's windows, tokens of one word together: what an attention map is drawn for."""
     found: list[Word] = []
     ids: list[int] = []
     positions: list[int] = []
-    for place, number in enumerate(number for chunk in chunks for number in chunk.ids):
+    every = [number for chunk in chunks for number in chunk.ids]
+    for place, (number, following) in enumerate(pairwise([*every, tokenizer.eos])):
         if number in (tokenizer.bos, tokenizer.eos, tokenizer.pad):
             continue
         ids.append(number)
         positions.append(place)
-        if tokenizer.ends_word(number):
+        if tokenizer.ends_word(number, following):
             found.append(Word(tokenizer.decode(ids), tuple(positions)))
             ids, positions = [], []
     return found

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIPText
-from daguerre.text.chunks import Chunk, Word, chunked, words
+from daguerre.models.ldm_text import LDMText
+from daguerre.text.chunks import AnyTokenizer, Chunk, Word, chunked, words
 from daguerre.text.prompt import Line, Piece, Prompt
 from daguerre.text.tokenizer import Tokenizer
+from daguerre.text.wordpiece import WordPiece
 
 Emphasis = Literal["restore_mean", "keep"]
 
@@ -79,35 +81,31 @@ class Conditioner(nn.Module, ABC):
         return self.encode([((Piece(text, 1.0),),) for text in texts])
 
 
-class TextConditioner(Conditioner):
-    """A tokenizer and a text tower, read at one layer.
+class WindowedConditioner(Conditioner):
+    """What conditioners of one tokenizer and one text tower share: windows, joined states, weights of words.
 
-    Stable Diffusion 1 reads the last layer and Stable Diffusion 2 the one before, both through the final norm. "Clip skip 2" is
-    layer -2. `emphasis` says whether the mean of weighted states is restored ("restore_mean", the original way) or not ("keep").
+    `emphasis` says whether the mean of weighted states is restored ("restore_mean", the original way) or not ("keep").
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, encoder: CLIPText, *, layer: int = -1, norm: bool = True, emphasis: Emphasis = "restore_mean"
-    ) -> None:
-        """Join the two.
+    def __init__(self, tokenizer: AnyTokenizer, known: int, places: int, *, emphasis: Emphasis = "restore_mean") -> None:
+        """known, places: how many tokens the tower knows, and how many it reads at once.
 
         Raises:
-            DaguerreError: if the tower has no such layer, knows fewer tokens than the tokenizer, or has fewer places than its window.
+            DaguerreError: the tower knows fewer tokens than the tokenizer, or has fewer places than its window.
         """
         super().__init__()
-        depth = encoder.config.layers
-        if not -depth - 1 <= layer <= depth:
-            raise DaguerreError(f"The text tower has layers -1 (the last) to {-depth - 1} (before the first), not {layer}.")
         if emphasis not in ("restore_mean", "keep"):
             raise DaguerreError(f"Weighted prompts are read with emphasis 'restore_mean' or 'keep', not {emphasis!r}.")
-        known = encoder.text_model.embeddings.token_embedding.num_embeddings
-        if len(tokenizer) > known or tokenizer.max_length > encoder.config.length:
+        if len(tokenizer) > known or tokenizer.max_length > places:
             raise DaguerreError(
                 f"The tokenizer has {len(tokenizer)} tokens and a window of {tokenizer.max_length}, the text tower only {known} "
-                f"and {encoder.config.length}: they do not belong together."
+                f"and {places}: they do not belong together."
             )
-        self.tokenizer, self.encoder = tokenizer, encoder
-        self.layer, self.norm, self.emphasis = layer, norm, emphasis
+        self.tokenizer, self.emphasis = tokenizer, emphasis
+
+    @abstractmethod
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
 
     def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
         return Conditioning(context=self.read(self.windows(lines))[0])
@@ -137,13 +135,6 @@ class TextConditioner(Conditioner):
             states = self._weighted(states, weights.to(states.device))
         return states.reshape(len(windows), -1, states.shape[-1]), pooled[::count]
 
-    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The wanted layer's states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
-        states = self.encoder(ids.to(self.encoder.text_model.final_layer_norm.weight.device))
-        hidden = states.hidden[self.layer]
-        hidden = self.encoder.text_model.final_layer_norm(hidden) if self.norm else hidden
-        return hidden, states.pooled if states.projected is None else states.projected
-
     def _weighted(self, states: Tensor, weights: Tensor) -> Tensor:
         """Token states (N, L, D) times their weights (N, L), each window's mean restored where wanted."""
         h = states.float()
@@ -152,3 +143,48 @@ class TextConditioner(Conditioner):
             # Per window, so that a picture does not depend on what else is in its batch.
             weighted = weighted * (h.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True))
         return weighted.to(states.dtype)
+
+
+class TextConditioner(WindowedConditioner):
+    """A tokenizer and CLIP's text tower, read at one layer.
+
+    Stable Diffusion 1 reads the last layer and Stable Diffusion 2 the one before, both through the final norm. "Clip skip 2" is
+    layer -2.
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(
+        self, tokenizer: Tokenizer, encoder: CLIPText, *, layer: int = -1, norm: bool = True, emphasis: Emphasis = "restore_mean"
+    ) -> None:
+        """Join the two.
+
+        Raises:
+            DaguerreError: if the tower has no such layer, knows fewer tokens than the tokenizer, or has fewer places than its window.
+        """
+        depth, known = encoder.config.layers, encoder.text_model.embeddings.token_embedding.num_embeddings
+        super().__init__(tokenizer, known, encoder.config.length, emphasis=emphasis)
+        if not -depth - 1 <= layer <= depth:
+            raise DaguerreError(f"The text tower has layers -1 (the last) to {-depth - 1} (before the first), not {layer}.")
+        self.encoder, self.layer, self.norm = encoder, layer, norm
+
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The wanted layer's states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
+        states = self.encoder(ids.to(self.encoder.text_model.final_layer_norm.weight.device))
+        hidden = states.hidden[self.layer]
+        hidden = self.encoder.text_model.final_layer_norm(hidden) if self.norm else hidden
+        return hidden, states.pooled if states.projected is None else states.projected
+
+
+class LDMTextConditioner(WindowedConditioner):
+    """BERT's tokenizer and the text tower of the first text-to-image latent diffusion."""
+
+    def __init__(self, tokenizer: WordPiece, encoder: LDMText) -> None:
+        """Join the two. Raises DaguerreError where they do not belong together."""
+        # Its states have means near zero, which no weighted ones could be scaled back to.
+        super().__init__(tokenizer, encoder.config.vocab_size, encoder.config.length, emphasis="keep")
+        self.encoder = encoder
+
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.encoder(ids.to(self.encoder.model.layer_norm.weight.device))
+        return states, states[:, 0]

@@ -30,7 +30,7 @@ CLIP_MERGES = 49152 - 256 - 2  # the published file lists more than the publishe
 class Tokenizer:
     """Text to token ids and rows of ids, equal to what transformers' `CLIPTokenizer` makes of the same files.
 
-    `bos`, `eos` and `pad` are ids, `max_length` is the window of the text tower in tokens, begin and end included. The padding
+    `bos`, `eos`, `pad` and `comma` are ids, `max_length` is the window of the text tower in tokens, begin and end included. The padding
     token differs by family: CLIP-L pads with its end token, OpenCLIP's H and bigG with `!`, which has id 0. As in transformers the
     padding token is special, so a `!` in a prompt for these reads as padding's id and not as the word.
 
@@ -63,7 +63,7 @@ class Tokenizer:
             raise DaguerreError(f"Vocabulary and merges do not belong together: {error}.") from error
         self.vocab, self.merges, self.max_length, self.pad_token = dict(vocab), list(merges), max_length, pad
         self.added = dict(sorted((added or {}).items(), key=lambda item: item[1]))
-        self.bos, self.eos, self.pad = vocab[BOS], vocab[EOS], vocab[pad]
+        self.bos, self.eos, self.pad, self.comma = vocab[BOS], vocab[EOS], vocab[pad], vocab.get("," + SUFFIX)
         self._backend = _backend(model)
         self._backend.add_special_tokens(list(dict.fromkeys([BOS, EOS, pad])))
         for word, number in self.added.items():
@@ -161,8 +161,8 @@ class Tokenizer:
         """The ids of a text, without begin, end, cut or padding."""
         return [number for group in self.groups(text) for number in group]
 
-    def ends_word(self, number: int) -> bool:
-        """Whether a word ends with this id."""
+    def ends_word(self, number: int, following: int) -> bool:
+        """Whether a word ends with this id, which it shows itself."""
         return self._names[number].endswith(SUFFIX) or (number in self._groups and number not in self._continued)
 
     def window(self, ids: Sequence[int]) -> list[int]:
