@@ -29,9 +29,10 @@ from daguerre.weights import configs
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.describe import Description, describe, said, with_values
 from daguerre.weights.families import asked_prediction, task_of
-from daguerre.weights.files import listed, put_json, put_safetensors, read_json, read_safetensors
+from daguerre.weights.files import listed, put_json, put_safetensors, read_safetensors
 from daguerre.weights.keys import Rule, Table, UNetLayout, autoencoder_rules, open_clip_rules, rule, unet_rules
 from daguerre.weights.keys_parts import Part, averaged, sort
+from daguerre.weights.layout import SCHEDULERS
 from daguerre.weights.reader import CONFIGS, open_tensors
 from daguerre.weights.single_file import BLANK
 
@@ -42,6 +43,7 @@ PIPELINES = {
     "text-to-image": "StableDiffusionPipeline",
     "inpainting": "StableDiffusionInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
+    "depth": "StableDiffusionDepth2ImgPipeline",
     "upscaler": "StableDiffusionUpscalePipeline",
 }
 XL_PIPELINES = {
@@ -199,7 +201,8 @@ def _write_folder(target: Path, parts: Mapping[str, Part], about: Description, d
             put_json(beside / INDEX, _index(about, written))
             if about.family is not None and about.family.name == "sd2-upscaler":
                 (beside / "low_res_scheduler").mkdir()
-                put_json(beside / "low_res_scheduler" / "scheduler_config.json", LOW_RESOLUTION)
+                low = said(about.file.metadata).get("low_res_scheduler", LOW_RESOLUTION)
+                put_json(beside / "low_res_scheduler" / "scheduler_config.json", low)
 
 
 def _config(part: str, about: Description) -> dict[str, Any]:
@@ -243,8 +246,9 @@ def _index(about: Description, written: Mapping[str, Mapping[str, Any]]) -> dict
     """model_index.json: the pipeline of the field that opens this folder."""
     assert about.family is not None
     assert about.unet is not None
-    if (kept := about.file.path / INDEX).is_file():
-        return read_json(kept)
+    if kept := said(about.file.metadata).get("model_index"):
+        there = {*written, *(TOKENIZERS[part] for part in written if part in TOKENIZERS), *SCHEDULERS}
+        return {name: [None, None] if isinstance(entry, list) and name not in there else entry for name, entry in kept.items()}
     task = "upscaler" if about.family.name == "sd2-upscaler" else task_of(about.family, about.unet)
     extra: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     if about.family.name.startswith("sdxl"):

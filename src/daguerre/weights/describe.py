@@ -54,8 +54,15 @@ class Description:
     prediction_from: str = ""
 
     @property
+    def said(self) -> Mapping[str, Mapping[str, Any]]:
+        """The configs that came with the file, by part; "model_index" is that of a whole folder."""
+        return said(self.file.metadata)
+
+    @property
     def size(self) -> int:
         """Pixels on a side of the pictures that it was trained on."""
+        if (side := self.said.get("unet", {}).get("sample_size")) and self.autoencoder is not None:
+            return (side if isinstance(side, int) else max(side)) * 2 ** (len(self.autoencoder.channels) - 1)
         if self.family is None:
             return 512
         return 768 if self.family.name == "sd2" and self.prediction == "v" else self.family.size

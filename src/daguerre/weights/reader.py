@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
+from daguerre.weights.catalog import INDEX
 from daguerre.weights.files import listed, read_json, unreadable
-from daguerre.weights.layout import CLASSES, PARTS, STEMS
+from daguerre.weights.layout import CLASSES, PARTS, SCHEDULERS, STEMS
 from daguerre.weights.pickle_reader import LEGACY_START, PickledFile, mapped_bytes, typed
 
 CONFIGS = "daguerre.configs"  # the metadata where a file of ours keeps what shapes cannot tell: part -> its config, as JSON
@@ -194,8 +195,8 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
     if not parts:
         raise DaguerreError(f"'{folder}' is not a model: a model is a folder that holds {', '.join(PARTS)}, each with its config.json.")
     said = {part: read_json(folder / part / "config.json") for part in parts}
-    if (scheduler := folder / "scheduler" / "scheduler_config.json").is_file():
-        said["scheduler"] = read_json(scheduler)
+    beside = {"model_index": folder / INDEX} | {name: folder / name / "scheduler_config.json" for name in SCHEDULERS}
+    said |= {name: read_json(path) for name, path in beside.items() if path.is_file()}
     shapes = {f"{part}/{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()}
 
     def tensor(name: str) -> Tensor:

@@ -131,8 +131,9 @@ def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]])
     if about.family.name.startswith("sdxl"):
         towers = [tower("text_encoder", texts["text_encoder"], layer=-2, norm=False)] if "text_encoder" in texts else []
         towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
-        refiner = about.family.name == "sdxl-refiner"
-        return SDXLConditioner(towers, scored=refiner, zero_empty=not refiner).eval()
+        refiner, index = about.family.name == "sdxl-refiner", about.said.get("model_index", {})
+        scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
+        return SDXLConditioner(towers, scored=scored, zero_empty=zero_empty).eval()
     if about.family.name == "ldm-class":
         weight = placed("condition")["embedding.weight"]
         return ClassConditioner(nn.Embedding.from_pretrained(weight)).eval()

@@ -1,0 +1,25 @@
+"""A tiny pipeline of diffusers for each family beside our model of it, made once."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import peers
+import pytest
+
+import daguerre
+from daguerre.models.latent_diffusion import LatentDiffusion
+
+
+@pytest.fixture(scope="session")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path, LatentDiffusion]]:
+    """`peer("sdxl")` is the pipeline, the folder that it saves itself to, and our model of that folder. None is to be changed."""
+
+    @cache
+    def made(name: str) -> tuple[Any, Path, LatentDiffusion]:
+        pipeline = peers.PEERS[name]()
+        folder = peers.saved(pipeline, tmp_path_factory.mktemp("peers") / name)
+        return pipeline, folder, daguerre.load(folder, device="cpu")
+
+    return made

@@ -1,0 +1,155 @@
+"""Words to pictures as diffusers makes them, end to end, in each family: from the folder that diffusers wrote and from one file of ours."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import peers
+import pytest
+import torch
+from torch import Tensor
+
+import daguerre
+from daguerre.diffusion import Denoiser, draw, finish, generators, guide, read_scheduler, start
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.text import PictureSize, PromptPlan
+from daguerre.weights.convert import convert
+
+Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
+FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl")
+SAID = {"prompt": "a red apple, very red", "negative_prompt": "a blue apple"}
+SIZE = {"height": 16, "width": 32}
+STEPS = 5  # divides 1000, as the DDIM of diffusers needs for its trailing steps to meet
+
+# Those that a request names: sampler, spacing and start against a scheduler of diffusers.
+NAMED: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
+    "euler": ({"sampler": "euler"}, diffusers.DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}),
+    "euler_a": (
+        {"sampler": "euler_a", "start": "sigma_max"},
+        diffusers.EulerAncestralDiscreteScheduler,
+        {"timestep_spacing": "trailing"},
+    ),
+    "dpmpp_2m": ({"sampler": "dpmpp_2m"}, diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
+    "euler karras": (
+        {"sampler": "Euler Karras", "start": "sigma_max"},
+        diffusers.EulerDiscreteScheduler,
+        {"use_karras_sigmas": True},
+    ),
+}
+# Configurations as published with the models, and others that a person would choose; read by `read_scheduler`.
+CONFIGURED: list[tuple[type, dict[str, Any]]] = [
+    (diffusers.PNDMScheduler, {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True}),
+    (diffusers.DDIMScheduler, {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}),
+    (diffusers.EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
+    (diffusers.EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    (diffusers.HeunDiscreteScheduler, {}),
+    (diffusers.LMSDiscreteScheduler, {}),
+    (diffusers.KDPM2DiscreteScheduler, {}),
+    (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    (diffusers.DPMSolverSinglestepScheduler, {}),
+    (diffusers.UniPCMultistepScheduler, {}),
+    (diffusers.DEISMultistepScheduler, {}),
+    (diffusers.DDPMScheduler, {"clip_sample": False}),
+]
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
+    """Relative to the spread of what is compared, at the worst place."""
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.05 * theirs.abs().max()  # not a plane that everything would equal
+    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    assert difference < tolerance, difference
+
+
+def scheduled(pipeline: Any, kind: type, options: dict[str, Any]) -> Any:
+    """The pipeline with another scheduler, which keeps the model's own betas and prediction."""
+    kept = {key: pipeline.scheduler.config[key] for key in ("beta_schedule", "beta_start", "beta_end", "prediction_type")}
+    return type(pipeline)(**{**pipeline.components, "scheduler": kind(**kept, **options), **rest(pipeline)})
+
+
+def rest(pipeline: Any) -> dict[str, Any]:
+    if isinstance(pipeline, diffusers.StableDiffusionXLPipeline):
+        return {"force_zeros_for_empty_prompt": pipeline.config.force_zeros_for_empty_prompt, "add_watermarker": False}
+    return {"requires_safety_checker": False}
+
+
+def theirs_latents(pipeline: Any, **options: Any) -> Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    source = torch.Generator().manual_seed(5)
+    given = {**SAID, **SIZE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent", "generator": source, **options}
+    return pipeline(**{name: value for name, value in given.items() if value is not None}).images
+
+
+def ours_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
+    given = {"prompt": SAID["prompt"], "negative": SAID["negative_prompt"], **SIZE, "steps": STEPS, "guidance": 4.0, "seed": 5, **fields}
+    *_, last = daguerre.steps(model, **given)
+    return finish(last.x, torch.tensor(last.sigma))
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_latents_and_pictures_equal_diffusers(peer: Peer, family: str, named: str):
+    pipeline, _, model = peer(family)
+    fields, kind, options = NAMED[named]
+    theirs = theirs_latents(scheduled(pipeline, kind, options))
+    ours = ours_latents(model, **fields)
+    close(ours, theirs)
+    with torch.no_grad():
+        close(model.autoencoder.decode(ours), pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample)
+
+
+@pytest.mark.parametrize(("kind", "options"), CONFIGURED, ids=lambda value: getattr(value, "__name__", "") or "-".join(value))
+@pytest.mark.parametrize("family", ["sd1", "sd2-v"])
+def test_every_configuration_of_a_scheduler_gives_the_same_latents(peer: Peer, family: str, kind: type, options: dict[str, Any]):
+    pipeline, _, model = peer(family)
+    pipeline = scheduled(pipeline, kind, options)
+    theirs = theirs_latents(pipeline)
+    close(configured(model, pipeline.scheduler), theirs)
+
+
+@torch.no_grad()
+def configured(model: LatentDiffusion, scheduler: Any) -> Tensor:
+    """Our latents by what `read_scheduler` makes of a scheduler's configuration."""
+    sampling = read_scheduler(type(scheduler).__name__, dict(scheduler.config))
+    sigmas = sampling.sigmas(model.schedule, STEPS)
+    sources = generators([5])
+    x = start(draw(sources, (4, SIZE["height"] // 2, SIZE["width"] // 2)), sigmas[0], sampling.scale)
+    plan = PromptPlan(model.conditioner, [SAID["prompt"]], [SAID["negative_prompt"]], STEPS)
+    denoise = guide(Denoiser(model.unet, model.schedule, model.prediction, rounding=sampling.rounding), *plan.at(0).guided(4.0))
+    options = sampling.sampler_options(model.schedule, sigmas)
+    noise = lambda x, *_: draw(sources, x.shape[1:])  # noqa: E731
+    *_, (x, _x0) = sampling.sampler(denoise, x, sigmas, noise=noise, **options)
+    return finish(x, sigmas[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_file_of_ours_gives_the_same_latents(peer: Peer, tmp_path: Path, family: str):
+    _, folder, whole = peer(family)
+    model = daguerre.load(convert(folder, tmp_path / "one.safetensors"), device="cpu")
+    assert model.prediction == whole.prediction
+    assert model.schedule.config == whole.schedule.config
+    assert model.size == whole.size
+    assert torch.equal(ours_latents(model, sampler="euler"), ours_latents(whole, sampler="euler"))
+
+
+def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
+    """Sizes and crop of training's pictures are numbers that the network reads."""
+    pipeline, _, model = peer("sdxl")
+    told = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
+    negative = {f"negative_{name}": value for name, value in told.items()}
+    theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
+    size = PictureSize(original=(20, 30), target=(16, 32), crop=(3, 7))
+    fixed = model.conditioner.sized(16, 32, size)
+    fixed.sized = lambda *_: fixed
+    close(ours_latents(replace(model, conditioner=fixed), sampler="euler"), theirs)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_an_empty_negative_prompt_of_sdxl_is_as_the_folder_says(tmp_path: Path, zeros: bool):
+    pipeline = peers.sdxl(zeros=zeros)
+    model = daguerre.load(peers.saved(pipeline, tmp_path / "xl"), device="cpu")
+    theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), negative_prompt=None)
+    close(ours_latents(model, sampler="euler", negative=""), theirs)
