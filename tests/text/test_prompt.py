@@ -111,31 +111,38 @@ def test_and_joins_voices_with_weights():
 
 
 def test_the_tree_is_printed():
-    assert Prompt.parse("a (red:1.3) [cat:dog:.5] AND [x|y] :0.7").tree().splitlines() == [
-        "part × 1",
-        "  text 'a '",
-        "  weight × 1.3",
-        "    text 'red'",
-        "  text ' '",
-        "  for the first .5 of all steps",
-        "    text 'cat'",
-        "  then",
-        "    text 'dog'",
-        "  text ' '",
-        "part × 0.7",
-        "  text ' '",
-        "  in turn, 1 of 2",
-        "    text 'x'",
-        "  in turn, 2 of 2",
-        "    text 'y'",
+    assert Prompt.parse(r"a (red:1.3) [cat:dog:.5] \(BREAK\) AND [x|y] :0.7").tree().splitlines() == [
+        "prompt, its parts sampled together",
+        "├─ part 1 of 2, weight 1",
+        "│  ├─ 'a '",
+        "│  ├─ weight × 1.3",
+        "│  │  └─ 'red'",
+        "│  ├─ changes once",
+        "│  │  ├─ for the first .5 of all steps",
+        "│  │  │  └─ 'cat'",
+        "│  │  └─ then",
+        "│  │     └─ 'dog'",
+        "│  ├─ ' ('",
+        "│  ├─ BREAK: what follows begins a new window",
+        "│  └─ ') '",
+        "└─ part 2 of 2, weight 0.7",
+        "   └─ changes at every step",
+        "      ├─ 1 of 2",
+        "      │  └─ 'x'",
+        "      └─ 2 of 2",
+        "         └─ 'y'",
     ]
-    assert Prompt.parse("").tree() == "nothing"
+    assert Prompt.parse("(a:[1:2:3])").tree().splitlines()[1:4] == [
+        "└─ weight × a number that changes",
+        "   ├─ the number",
+        "   │  └─ changes once",
+    ]
+    assert Prompt.parse("").tree() == "prompt\n└─ nothing"
 
 
 def test_slips_are_noted_with_their_places():
     prompt = Prompt.parse("a (b AND c) [d")
     assert [(slip.at, slip.says[:3]) for slip in prompt.slips] == [(2, "'('"), (10, "')'"), (12, "'['")]
-    assert "note, character 3: '(' is never closed" in prompt.tree()
     assert not Prompt.parse(r"(a) [b] \( x:y").slips
 
 

@@ -11,8 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from daguerre.errors import DaguerreError
-from daguerre.text.syntax import UP, Alternate, Break, Emphasis, Part, Slip, Switch, Text, draw, looks_like_weight, parse, weight
+from daguerre.text.syntax import (
+    UP,
+    Alternate,
+    Break,
+    Emphasis,
+    Part,
+    PromptError,
+    Slip,
+    Switch,
+    Text,
+    branches,
+    draw,
+    looks_like_weight,
+    parse,
+    weight,
+)
 
 LARGEST = 1e6  # a weight beyond this leaves half precision nothing to multiply
 
@@ -71,7 +85,7 @@ class Prompt:
             composed: False for a negative prompt, which is one part; AND is then a word.
 
         Raises:
-            DaguerreError: for a weight that is no number and for brackets nested too deep; the place is told.
+            PromptError: for a weight that is no number and for brackets nested too deep.
         """
         cuts = list(_AND.finditer(source)) if composed else []
         starts = [0, *(cut.end() for cut in cuts)]
@@ -91,18 +105,17 @@ class Prompt:
         """What each voice says at `step`, counted from 0, of so many steps.
 
         Raises:
-            DaguerreError: if nested weights multiply beyond what can be computed.
+            PromptError: if nested weights multiply beyond what can be computed.
         """
         return tuple(voice.at(step, steps) for voice in self.voices)
 
     def tree(self) -> str:
-        """The syntax tree and the slips, printed."""
-        lines = []
-        for voice in self.voices:
-            joined = len(self.voices) > 1
-            lines += [f"part × {voice.weight:.4g}"] if joined else []
-            lines += draw(voice.part, "  " if joined else "") if voice.part else ["  nothing" if joined else "nothing"]
-        return "\n".join([*lines, *(f"note, character {slip.at + 1}: {slip.says}" for slip in self.slips)])
+        """The syntax tree, printed."""
+        names = [f"part {i} of {len(self.voices)}, weight {voice.weight:.4g}" for i, voice in enumerate(self.voices, 1)]
+        trees = [branches(voice.part) for voice in self.voices]
+        if len(self.voices) == 1:
+            return "\n".join(["prompt", *draw(trees[0])])
+        return "\n".join(["prompt, its parts sampled together", *draw(list(zip(names, trees, strict=True)))])
 
 
 def _joined(stretch: list[Piece]) -> Iterator[Piece]:
@@ -138,7 +151,5 @@ def _weighed(piece: Piece | None, factor: float, at: int) -> Piece | None:
     if piece is None:
         return None
     if abs(piece.weight * factor) > LARGEST:
-        raise DaguerreError(
-            f"At character {at + 1} of the prompt the weights multiply to {piece.weight * factor:g}; stay under {LARGEST:g}."
-        )
+        raise PromptError(at, f" the weights multiply to {piece.weight * factor:g}; stay under {LARGEST:g}.")
     return Piece(piece.text, piece.weight * factor)

@@ -11,8 +11,10 @@ its place. Brackets nest; one that is never closed reaches to the end of what ho
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from daguerre.errors import DaguerreError
 
@@ -23,6 +25,14 @@ _LEXEMES = re.compile(r"\\.|\\\Z|[()\[\]|:]|[^\\()\[\]|:]+", re.DOTALL)
 _BREAK = re.compile(r"\bBREAK\b")
 _WEIGHT = re.compile(r"\s*([+-]?[.\d]+)\s*")
 _WHEN = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+
+
+class PromptError(DaguerreError):
+    """A prompt that has no meaning; `at` is the place, counted from 0, which the message counts from 1."""
+
+    def __init__(self, at: int, says: str) -> None:
+        super().__init__(f"At character {at + 1} of the prompt{says}")
+        self.at = at
 
 
 @dataclass(frozen=True)
@@ -109,14 +119,14 @@ def parse(source: str, start: int = 0) -> tuple[Part, tuple[Slip, ...]]:
     """Read one part (a prompt without AND), found at `start` of the whole prompt, into its tree and the slips noticed on the way.
 
     Raises:
-        DaguerreError: for a weight that is made of digits and points and is no number, and for brackets nested too deep.
+        PromptError: for a weight that is made of digits and points and is no number, and for brackets nested too deep.
     """
     stack, slips = [_Open("", start)], []
     for lexeme in _LEXEMES.finditer(source):
         at, text = start + lexeme.start(), lexeme[0]
         if text in ("(", "["):
             if len(stack) > DEEPEST:
-                raise DaguerreError(f"At character {at + 1} of the prompt brackets are nested deeper than {DEEPEST}; take some away.")
+                raise PromptError(at, f" brackets are nested deeper than {DEEPEST}; take some away.")
             stack.append(_Open(text, at))
         elif text in (")", "]"):
             opener = "(" if text == ")" else "["
@@ -203,7 +213,7 @@ def weight(written: str, at: int, near: str = "") -> float:
     """The number that someone wrote.
 
     Raises:
-        DaguerreError: if digits and points make no finite number; the place is told, counted from 1.
+        PromptError: if digits and points make no finite number.
     """
     try:
         number = float(written)
@@ -211,32 +221,59 @@ def weight(written: str, at: int, near: str = "") -> float:
         number = math.nan
     if not math.isfinite(number):
         shown = f", in {near!r}" if near else ""
-        raise DaguerreError(f"At character {at + 1} of the prompt{shown}, {written[:20]!r} is no number; write a weight like (word:1.3).")
+        raise PromptError(at, f"{shown}, {written[:20]!r} is no number; write a weight like (word:1.3).")
     return number
 
 
-def draw(part: Part, indent: str = "") -> Iterator[str]:
+Branch = tuple[str, list["Branch"]]  # a printed node and what hangs below it
+
+
+def branches(part: Part) -> list[Branch]:
+    """A part as a tree of words for people; neighbouring texts are one, and white space alone is left out."""
+    found: list[Branch] = []
+    for plain, nodes in groupby(part, lambda node: isinstance(node, Text)):
+        if plain:
+            text = "".join(node.text for node in nodes if isinstance(node, Text))
+            found += [(repr(text), [])] if text.strip() else []
+        else:
+            found += map(_branch, nodes)
+    return found or [("nothing", [])]
+
+
+def _branch(node: Node) -> Branch:
+    match node:
+        case Text(text):
+            return repr(text), []
+        case Break():
+            return "BREAK: what follows begins a new window", []
+        case Emphasis(inner, float(factor)):
+            return f"weight × {factor:.4g}", branches(inner)
+        case Emphasis(inner, scheduled):
+            assert isinstance(scheduled, tuple)
+            return "weight × a number that changes", [("the number", branches(scheduled[1:])), *branches(inner)]
+        case Switch(before, after, when):
+            first = f"for the first {when} of all steps" if "." in when else f"for the first {when} steps"
+            return "changes once", [(first, branches(before)), ("then", branches(after))]
+        case Alternate(options):
+            return "changes at every step", [(f"{i} of {len(options)}", branches(option)) for i, option in enumerate(options, 1)]
+
+
+def draw(tree: Sequence[Branch], indent: str = "") -> Iterator[str]:
     """The lines of a printed tree."""
-    for node in part:
-        match node:
-            case Text(text):
-                yield f"{indent}text {text!r}"
-            case Break():
-                yield f"{indent}BREAK"
-            case Emphasis(inner, float(factor)):
-                yield f"{indent}weight × {factor:.4g}"
-                yield from draw(inner, indent + "  ")
-            case Emphasis(inner, tuple(scheduled)):
-                yield f"{indent}weight × a number that changes"
-                yield from draw(scheduled[1:], indent + "  number: ")
-                yield from draw(inner, indent + "  ")
-            case Switch(before, after, when):
-                unit = "of all steps" if "." in when else "steps"
-                yield f"{indent}for the first {when} {unit}"
-                yield from draw(before, indent + "  ")
-                yield f"{indent}then"
-                yield from draw(after, indent + "  ")
-            case Alternate(options):
-                for number, option in enumerate(options):
-                    yield f"{indent}in turn, {number + 1} of {len(options)}"
-                    yield from draw(option, indent + "  ")
+    for i, (says, below) in enumerate(tree, 1):
+        last = i == len(tree)
+        yield f"{indent}{'└─ ' if last else '├─ '}{says}"
+        yield from draw(below, indent + ("   " if last else "│  "))
+
+
+def pointed(source: str, at: int, says: str, around: int = 60) -> str:
+    """Two lines: the place in a prompt, with what is near it, and below it a caret and what there is to say."""
+    start = max(at - around // 2, 0)
+    near = re.sub(r"\s", " ", source[start : start + around])
+    before, after = "… " if start else "", " …" if start + around < len(source) else ""
+    return f"{before}{near}{after}\n{' ' * (len(before) + _columns(near[: at - start]))}^ {says}"
+
+
+def _columns(text: str) -> int:
+    """How many columns a terminal gives a text: none to what combines, two to wide signs."""
+    return sum(0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)

@@ -1,4 +1,4 @@
-"""`daguerre inspect FILE`: what a picture says of how it was made, or what is in a checkpoint."""
+"""`daguerre inspect FILE`: what a picture says of how it was made, what is in a checkpoint, or how a prompt is read."""
 
 import json
 from collections.abc import Sequence
@@ -8,18 +8,27 @@ from typing import Annotated
 
 import tyro
 
+from daguerre.apps.commands.txt2img import OptionalText
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata import JSON, TEXT, read_picture
+from daguerre.pipelines.request import Request
+from daguerre.weights.catalog import find
 
 PICTURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Tell what a picture says of itself, or what a checkpoint holds; of a checkpoint only the header is read."""
+    """Tell what a picture says of itself, what a checkpoint holds, or how a prompt is read; of a checkpoint only the header is read."""
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """A picture (.png, .webp, .jpg), a checkpoint's file or its folder."""
+    prompt: OptionalText = None
+    """Instead of a file: print this prompt's syntax tree, what it says at every step, and its tokens."""
+    steps: int = Request.steps
+    """Of the run that the prompt is for."""
+    model: OptionalText = None
+    """Whose tokenizer reads the prompt: a name from `daguerre models`, a folder or a file; the embedded model's if not given."""
     json: bool = False
     """Print one JSON object."""
     hash: bool = False
@@ -29,6 +38,11 @@ class Inspect:
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Inspect, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre inspect")
+    if options.prompt is not None and options.file is None:
+        inspect_prompt(options.prompt, options.steps, options.model, as_json=options.json)
+        return
+    if options.file is None or options.prompt is not None:
+        raise DaguerreError("Give either a picture or a checkpoint, or --prompt with a text.")
     if is_picture(options.file):
         inspect_picture(options.file, as_json=options.json)
         return
@@ -51,6 +65,23 @@ def is_picture(path: Path) -> bool:
             return file.read(4).startswith(PICTURES)
     except OSError as error:
         raise DaguerreError(f"Cannot read '{path}': {error.strerror or error}.") from error
+
+
+def inspect_prompt(prompt: str, steps: int, model: str | None, *, as_json: bool) -> None:
+    """Print how a prompt is read.
+
+    Raises:
+        DaguerreError: it has no meaning, or there is no such model.
+    """
+    folder = find(model) / "tokenizer"
+    if steps < 1:
+        raise DaguerreError(f"steps is {steps}; it must be 1 or more.")
+
+    from daguerre.text import Tokenizer
+    from daguerre.text.explain import explain
+
+    told = explain(prompt, steps, Tokenizer.from_folder(folder) if folder.is_dir() else Tokenizer.clip())  # a file brings none of its own
+    print(json.dumps(told.json(), indent=2, ensure_ascii=False) if as_json else told.text())
 
 
 def inspect_picture(path: Path, *, as_json: bool) -> None:
