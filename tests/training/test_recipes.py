@@ -109,7 +109,7 @@ NEXT = {"autoencoder": "clip", "clip": "diffusion", "diffusion": "model"}
 
 
 def test_another_recipes_folder_is_refused(finished):
-    with pytest.raises(DaguerreError, match=r"holds another run.*Choose another --out"):
+    with pytest.raises(DaguerreError, match=r"belongs to a run with seed 0, not 5\. .* choose another --out"):
         run_latent_recipe(TinyRecipe(finished.parent, seed=5), PLAN, ShapesSource(16), ["x"])
 
 

@@ -31,6 +31,8 @@ def _differences(before: Any, now: Any, name: str) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         inside = {**before, **now}
         return [line for key in inside for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and any(isinstance(each, dict) for each in before):
+        return [line for index, pair in enumerate(zip(before, now, strict=True)) for line in _differences(*pair, f"{name}.{index}")]
     return [] if before == now else [f"{name} {_shown(before)}, not {_shown(now)}"]
 
 

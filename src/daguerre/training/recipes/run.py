@@ -10,10 +10,12 @@ from daguerre.data import Source
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_write
 from daguerre.text import TextConditioner
+from daguerre.training.identity import require_same
 from daguerre.training.options import LatentRecipe, LoopConfig
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
 from daguerre.weights import load, save
+from daguerre.weights.files import read_json
 
 
 def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str]) -> Path:
@@ -53,8 +55,7 @@ def remember(out: Path, recipe: str, source: str, *, size: int, seed: int, base:
     """Write what is trained here to `out/recipe.json`; refuse a folder in which something else was trained."""
     path, identity = out / "recipe.json", {"recipe": recipe, "source": source, "size": size, "seed": seed, "base": base}
     if path.is_file():
-        before = {name: json.loads(path.read_text()).get(name) for name in identity}
-        if before != identity:
-            raise DaguerreError(f"{out} holds another run: {before}, not {identity}. Choose another --out, or remove that folder.")
+        before = read_json(path)
+        require_same({name: before.get(name) for name in identity}, identity, out)
     with atomic_write(path) as file:  # every process writes the same
         file.write(json.dumps(identity | more, indent=1, default=str).encode())

@@ -84,7 +84,8 @@ def train_autoencoder(plan: AutoencoderPlan, source: Source, size: int, seed: in
     batches = Batches(source, plan.loop.batch_size, seed, size)
     shown = Batches(source, 8, seed + 1, size).batch(0).x
     stage = AutoencoderStage(autoencoder, plan.loss, shown, discriminator=critic)
-    train(stage, batches, plan.loop, out, recipe=[asdict(plan.model), asdict(plan.loss), source.key, size, seed])
+    identity = {"model": asdict(plan.model), "loss": asdict(plan.loss), "data": source.key, "size": size, "seed": seed}
+    train(stage, batches, plan.loop, out, recipe=identity)
     return with_measured_scale(autoencoder, Batches(source, 256, seed + 2, size).batch(0).x)
 
 
@@ -115,7 +116,8 @@ def train_clip(plan: ClipPlan, source: Source, size: int, seed: int, out: Path) 
     text = replace(plan.text, vocab_size=len(tokenizer), eos=tokenizer.eos)
     clip = CLIP(CLIPConfig(text=text, vision=plan.vision))
     batches = Batches(source, plan.loop.batch_size, seed, size, siblings=plan.siblings)
-    train(ContrastiveStage(clip, tokenizer), batches, plan.loop, out, recipe=[asdict(text), asdict(plan.vision), source.key, size, seed])
+    identity = {"text": asdict(text), "vision": asdict(plan.vision), "data": source.key, "size": size, "seed": seed}
+    train(ContrastiveStage(clip, tokenizer), batches, plan.loop, out, recipe=identity)
     return clip, tokenizer
 
 
@@ -142,13 +144,14 @@ def fresh_model(
 def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Source, seed: int, out: Path, shown: Sequence[str]) -> None:
     """Train the UNet of `model`, and its text encoder where the plan says so, on cached latents of its autoencoder, which stays."""
     autoencoder, conditioner = trained_parts(model)
-    parts = [source.key, model.size, seed, weights_key(autoencoder)]
+    encoded = {"data": source.key, "size": model.size, "seed": seed, "autoencoder": weights_key(autoencoder)}
     drawn = Batches(source, 64, seed + 3, model.size)
-    latents, captions = cache_latents(drawn, autoencoder, plan.pool, out / "cache", fingerprint(*parts), plan.loop.workers)
-    recipe = [asdict(model.unet.config), asdict(plan.loss), asdict(model.schedule.config), plan.pool, *parts, weights_key(conditioner)]
+    latents, captions = cache_latents(drawn, autoencoder, plan.pool, out / "cache", fingerprint(encoded), plan.loop.workers)
+    learned = {"unet": asdict(model.unet.config), "loss": asdict(plan.loss), "schedule": asdict(model.schedule.config)}
+    identity = encoded | learned | {"pool": plan.pool, "text": weights_key(conditioner)}
     text = conditioner.requires_grad_(True) if plan.trains_text else None
     stage = DiffusionStage(model, plan.loss, conditioner.captions, shown, text=text)
-    train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed), plan.loop, out, recipe=recipe)
+    train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed), plan.loop, out, recipe=identity)
 
 
 def trained_parts(model: LatentDiffusion) -> tuple[AutoencoderKL, Conditioner]:

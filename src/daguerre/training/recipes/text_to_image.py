@@ -43,14 +43,16 @@ def run(recipe: TextToImageRecipe) -> Path:
     torch.manual_seed(loop.seed)
     unet = UNet(model.unet.config) if recipe.fresh else model.unet.float()
     model = replace(model, unet=unet, name=recipe.out.name, size=size)
-    parts = [source.key, size, weights_key(autoencoder), weights_key(conditioner)]
+    encoded = {"data": source.key, "size": size, "autoencoder": weights_key(autoencoder)}
     batches = Batches(source, loop.batch_size, loop.seed, size)
     if recipe.cache:
-        kept = cache_latents(batches, autoencoder, recipe.views * len(source), recipe.out / "cache", fingerprint(*parts))
+        kept = cache_latents(batches, autoencoder, recipe.views * len(source), recipe.out / "cache", fingerprint(encoded))
         batches = CachedLatents(*kept, loop.batch_size, loop.seed)
     stage = DiffusionStage(model, recipe.loss, RememberedCaptions(conditioner.captions), source.captions(8, seed=0))
+    told = {name: getattr(recipe, name) for name in ("fresh", "cache", "views")}
+    identity = encoded | told | {"from": recipe.base, "text": weights_key(conditioner), "loss": asdict(recipe.loss)}
     with checkpointed(unet) if recipe.gradient_checkpointing else nullcontext():
-        train(stage, batches, loop, recipe.out, recipe=[*parts, asdict(recipe.loss), recipe.fresh, recipe.base, recipe.cache, recipe.views])
+        train(stage, batches, loop, recipe.out, recipe=identity)
     if rank() == 0:
         save(model, recipe.out / "model")
     return recipe.out / "model"
