@@ -104,7 +104,7 @@ class PriorStage:
         """Pictures of the shown conditions, always of the same random numbers."""
         B, h, w = self.shown.codes.shape
         sources = [torch.Generator().manual_seed(seed) for seed in range(B)]
-        condition = None if self.shown.condition is None else self.shown.condition.to(self.device)
+        condition = None if self.shown.condition is None else self.shown.condition.long().to(self.device)
         with torch.no_grad():
             *_, codes = self.plain.sample((h, w), uniforms(sources, (h, w)).to(self.device), condition, self.how)
             return labelled_grid(images(self.first_stage.decode_codes(codes)), self.labels)

@@ -1,0 +1,198 @@
+"""A prior over the codes of a first stage, from pictures to a folder that `daguerre sample` and `daguerre txt2img` open.
+
+Every picture is encoded once; the prior learns the grids of codes, each behind what it is told: nothing, a class, a text, the codes of a
+map by a second first stage, or its places. At the end stands the exact code length of pictures that training never saw.
+van den Oord et al. 2017, arXiv:1711.00937, section 4; Esser et al. 2021, arXiv:2012.09841, sections 3.2 and 4.1.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from daguerre.data import Batches, FolderSource
+from daguerre.data.maps import MapKind, Maps, maps_of
+from daguerre.errors import DaguerreError
+from daguerre.files import atomic_write
+from daguerre.metrics import Interval, bootstrap
+from daguerre.models.latent_prior import LatentPrior, Prior
+from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
+from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vq_model import VQModel
+from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
+from daguerre.training.autoencoder import AutoencoderLoss
+from daguerre.training.first_stages import QuantizedStage
+from daguerre.training.loop import LoopConfig, train, weights_key
+from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
+from daguerre.training.prior_data import Encoder, Material, classed, classes, parted
+from daguerre.training.processes import rank
+from daguerre.training.recipes.first_stage import picture_source
+from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.stages import learned_tokenizer
+from daguerre.weights import load_first_stage, save
+from daguerre.weights.latent_priors import codebook
+
+LOOP = LoopConfig(
+    steps=3000, batch_size=32, learning_rate=1e-3, betas=(0.9, 0.95), ema=0.998, precision="bf16", sample_every=1000, checkpoint_every=500
+)
+MAP_CODES, MAP_STEPS = 64, 600
+PLACES = 1024  # numbers that coordinates are told by
+SHOWN = 16  # pictures of the sample grid
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Train a prior over the codes of a VQ-VAE or a VQGAN. Run again with the same values, it goes on where it was stopped."""
+
+    first_stage: Path  # its folder, or a published file
+    data: str  # a folder of pictures, or what the program draws: shapes, emoji
+    out: Path = Path("runs/prior")
+    kind: Literal["transformer", "pixelcnn", "pixelsnail"] = "transformer"
+    condition: Literal["none", "class", "text", "map", "coordinates"] = "none"  # "class": folders' names, or captions; of shapes, the shape
+    map: MapKind = "semantic"  # with condition "map"
+    maps: Path | None = None  # with a folder's semantic maps: where they lie, as PNGs under the pictures' names
+    map_stage: Path | None = None  # first stage of the maps; none: a small one is trained before
+    size: int = 64  # pixels a side
+    pictures: int = 20_000  # that are encoded once, and shown again every epoch
+    measured: int = 1000  # pictures that the code length is measured on, at the end
+    width: int = 192  # channels
+    layers: int = 6
+    heads: int = 6
+    dropout: float = 0.0
+    vocabulary: int = 640  # the most tokens that texts are made of
+    words: int = 24  # tokens of one text, begin and end included
+    keep: float = 1.0  # share of the codes that are read as they are; the others are replaced by random ones
+    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: LOOP)
+
+    def __post_init__(self) -> None:
+        if self.kind != "transformer" and self.condition not in ("none", "class"):
+            raise DaguerreError(f"A {self.kind} is told nothing or a class, not {self.condition}; take --kind transformer.")
+        if self.heads < 1 or self.layers < 1 or self.width % self.heads:
+            raise DaguerreError(
+                f"{self.layers} layers of width {self.width} with {self.heads} heads cannot be: the heads must divide the width."
+            )
+        if self.pictures < self.loop.batch_size or self.measured < 1:
+            raise DaguerreError(
+                f"{self.pictures} pictures, with {self.measured} to measure, are too few; train on {self.loop.batch_size} or more, "
+                "and measure on one or more."
+            )
+        if self.condition != "map" and (self.maps or self.map_stage):
+            raise DaguerreError("--maps and --map-stage say something with --condition map alone; leave them out, or ask for that.")
+
+    @property
+    def network(self) -> dict[str, object]:
+        """What decides the trained weights, beside data, first stage and loop."""
+        names = ("kind", "condition", "map", "size", "pictures", "width", "layers", "heads", "dropout", "vocabulary", "words", "keep")
+        return {name: getattr(self, name) for name in names}
+
+
+def run(recipe: PriorRecipe) -> Path:
+    """Train, and return the folder of the finished model; its code length stands in `nll.json` beside it.
+
+    Raises:
+        DaguerreError: there are no pictures, a size does not fit, or `out` holds another run.
+    """
+    first_stage = codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
+    require_multiple(recipe.size, first_stage, "this first stage")
+    material, seed, key = material_of(recipe), recipe.loop.seed, weights_key(first_stage)
+    plan = {"first stage": key, **recipe.network}
+    remember(recipe.out, "PriorRecipe", material.pictures.key, size=recipe.size, seed=seed, base=f"first stage {key}", plan=plan)
+    prefix = prefix_of(recipe, material, first_stage)
+    trained, measured, unseen = parted(material)
+    encode = Encoder(first_stage, prefix, recipe.out / "cache", recipe.loop.workers)
+    data, _ = encode(trained, recipe.pictures, seed + 3)
+    test, captions = encode(measured, recipe.measured, seed + 1000)
+    torch.manual_seed(seed)
+    prior = fresh_prior(recipe, first_stage, prefix, data)
+    batches = CodeBatches(data.codes, data.condition, recipe.loop.batch_size, seed)
+    stage = PriorStage(prior, first_stage, test[:SHOWN], captions[:SHOWN], keep=recipe.keep)
+    train(stage, batches, recipe.loop, recipe.out, recipe=plan)
+    if rank() == 0:
+        tell(recipe.out, bootstrap(code_lengths(prior, test)), first_stage.downsampling, unseen)
+        save(LatentPrior(prior, first_stage, prefix, recipe.out.name, recipe.size), recipe.out / "model")
+    return recipe.out / "model"
+
+
+def material_of(recipe: PriorRecipe) -> Material:
+    """The pictures of a recipe, with captions where the prior is told by them, and their maps."""
+    told_by_captions = recipe.condition in ("class", "text")
+    if recipe.condition == "class" and recipe.data == "shapes":
+        return Material(classed(recipe.size))
+    if told_by_captions and Path(recipe.data).is_dir():
+        return Material(FolderSource(Path(recipe.data), recipe.size))
+    pictures = picture_source(recipe.data, recipe.size)
+    return Material(pictures, maps_of(pictures, recipe.map, recipe.maps) if recipe.condition == "map" else None)
+
+
+def prefix_of(recipe: PriorRecipe, material: Material, first_stage: VQModel) -> Prefixes:
+    """How the prior is told; a tokenizer, or the first stage of maps, is made where there is none."""
+    source, seed = material.pictures, recipe.loop.seed
+    match recipe.condition:
+        case "none":
+            return NoPrefix()
+        case "class":
+            return ClassPrefix(classes(source))
+        case "text":
+            return TextPrefix(learned_tokenizer(source, recipe.vocabulary, recipe.words, seed, recipe.out / "tokenizer"))
+        case "map":
+            assert material.maps is not None
+            stage = map_stage(recipe, material.maps, first_stage)
+            require_multiple(recipe.size, stage, "the first stage of maps")
+            return MapPrefix(stage.requires_grad_(False), recipe.map, material.maps.palette)
+        case "coordinates":
+            return PlacePrefix(PLACES, first_stage.downsampling)
+
+
+def map_stage(recipe: PriorRecipe, maps: Maps, like: VQModel) -> VQModel:
+    """The first stage of maps: the one that is named, or a small one with the f of another one, trained in the run's folder."""
+    if recipe.map_stage is not None:
+        return codebook(load_first_stage(recipe.map_stage), recipe.map_stage)
+    source, seed = maps.source, recipe.loop.seed
+    torch.manual_seed(seed)
+    network = VQModel(replace(like.config, quantizer=replace(like.config.quantizer, codes=MAP_CODES, kind="average", revive=0.1)))
+    loop = replace(LOOP, steps=MAP_STEPS, batch_size=16, betas=(0.9, 0.99), sample_every=MAP_STEPS, seed=seed)
+    stage = QuantizedStage(network, AutoencoderLoss(), Batches(source, 8, seed + 1).batch(0).x)
+    identity = {"model": asdict(network.config), "maps": source.key}
+    train(stage, Batches(source, loop.batch_size, seed), loop, recipe.out / "map-stage", recipe=identity)
+    return network.eval()
+
+
+def fresh_prior(recipe: PriorRecipe, first_stage: VQModel, prefix: Prefixes, data: CodeBatch) -> Prior:
+    """A prior that knows nothing yet, for such codes and conditions."""
+    codes, (_, h, w) = first_stage.config.quantizer.codes, data.codes.shape
+    shape = {"width": recipe.width, "dropout": recipe.dropout}
+    if recipe.kind == "pixelcnn":
+        return PixelCNN(PixelCNNConfig(codes, layers=recipe.layers, classes=prefix.tokens, **shape))
+    if recipe.kind == "pixelsnail":  # `layers` are shared out over blocks of three convolutions and one attention
+        heads = {"heads": recipe.heads, "key_width": recipe.width // 2 // recipe.heads * recipe.heads}
+        return PixelSNAIL(PixelSNAILConfig(codes, blocks=max(1, recipe.layers // 3), layers=3, classes=prefix.tokens, **heads, **shape))
+    before = 1 if data.condition is None else data.condition[0].numel()
+    config = TransformerPriorConfig(codes, prefix.tokens, before + h * w, (h, w), layers=recipe.layers, heads=recipe.heads, **shape)
+    return TransformerPrior(config)
+
+
+def require_multiple(size: int, first_stage: VQModel, name: str) -> None:
+    """Raise DaguerreError for a size that is no multiple of f."""
+    f = first_stage.downsampling
+    if size < f or size % f:
+        raise DaguerreError(f"size is {size}; for {name} it must be a multiple of {f}, such as {max(round(size / f), 1) * f}.")
+
+
+def tell(out: Path, bits: Interval, downsampling: int, unseen: bool) -> None:
+    """Write the code length to `out/nll.json` and say it."""
+    area, whose = downsampling**2, "that training never saw" if unseen else "that were trained on, for there are too few to keep some"
+    found = {name: getattr(bits, name) for name in ("value", "low", "high")}
+    record = {
+        "bits_per_code": found,
+        "bits_per_pixel": {name: value / area for name, value in found.items()},
+        "pictures": bits.count,
+        "unseen": unseen,
+    }
+    with atomic_write(out / "nll.json") as file:
+        file.write(json.dumps(record, indent=1).encode())
+    print(f"NLL of {bits.count} pictures {whose}: {bits} bits/code, {bits.value / area:.4f} bits/pixel", file=sys.stderr)
