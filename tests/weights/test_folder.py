@@ -138,7 +138,31 @@ def test_a_part_that_is_missing_or_cut_short_is_named(saved: Path, part: str):
     with pytest.raises(DaguerreError, match=f"{PARTS[part]}' is cut short"):
         daguerre.load(saved, device="cpu")
     file.unlink()
-    with pytest.raises(DaguerreError, match=f"There is no .*{PARTS[part]}"):
+    with pytest.raises(DaguerreError, match=f"{part}' holds no weights that can be read"):
+        daguerre.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_pickled_part_is_read_and_nothing_in_it_is_run(tiny_model: LatentDiffusion, saved: Path, part: str):
+    file = saved / part / PARTS[part]
+    pickled = file.with_name("pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin")
+    torch.save(load_file(file), pickled)
+    file.unlink()
+    again = parts(daguerre.load(saved, device="cpu"))[part].state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in parts(tiny_model)[part].state_dict().items())
+    torch.save({"conv_out.bias": Path(saved)}, pickled)  # a path is an object that unpickling would have to make
+    with pytest.raises(DaguerreError, match="is not read as a pickled checkpoint"):
+        daguerre.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_with_nan_or_infinity_is_refused_by_name(saved: Path, part: str):
+    file = saved / part / PARTS[part]
+    tensors = load_file(file)
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[name].flatten()[-1] = float("inf")
+    save_file(tensors, file)
+    with pytest.raises(DaguerreError, match=f"NaN or infinity in 1 tensors .*{name}"):
         daguerre.load(saved, device="cpu")
 
 

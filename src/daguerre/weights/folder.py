@@ -38,7 +38,8 @@ from daguerre.weights.configs import (
     unet_config,
     unet_json,
 )
-from daguerre.weights.files import fill, put_json, put_safetensors, read_json, read_safetensors, shapes_only
+from daguerre.weights.files import fill, put_json, put_safetensors, read_json, shapes_only
+from daguerre.weights.reader import open_tensors, weights_in
 
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -122,7 +123,7 @@ def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
     """The UNet of a part's folder, and the side of the latents it was trained on."""
     given = read_json(folder / CONFIG)
     size = given.get("sample_size") or 64
-    unet = build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype))
+    unet = build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, device=device, dtype=dtype))
     return unet, size if isinstance(size, int) else max(size)
 
 
@@ -138,7 +139,7 @@ def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype:
 
 def read_first_stage(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of an autoencoder's folder under today's names. Raises DaguerreError where a file is missing or cut short."""
-    return {renamed(name): tensor for name, tensor in read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype).items()}
+    return {renamed(name): tensor for name, tensor in read_part(folder, device=device, dtype=dtype).items()}
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
@@ -152,23 +153,28 @@ def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype
     if kind not in TEXT_ENCODERS:
         raise DaguerreError(f"'{folder}' holds a {kind}; a text encoder that can be opened is a {' or '.join(TEXT_ENCODERS)}.")
     config = text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
-    tensors = {_with_level(name): t for name, t in read_part(folder, TEXT_WEIGHTS, device=device, dtype=dtype).items()}
+    tensors = {_with_level(name): t for name, t in read_part(folder, device=device, dtype=dtype).items()}
     return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
 
 
 def read_part(folder: Path, name: str, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of one part: one file, its half-precision variant, or the shards that an index lists.
+    """The tensors of one part. Raises DaguerreError where a file is missing or cut short."""
+    files = part_files(folder, name)
+    return {key: tensor for file in files for key, tensor in read_safetensors(file, device=device, dtype=dtype).items()}
+
+
+def part_files(folder: Path, name: str) -> list[Path]:
+    """The files of one part: one, its half-precision variant, or the shards that an index lists.
 
     Raises:
-        DaguerreError: a file is missing or cut short.
+        DaguerreError: there is none of these.
     """
     stem = name.removesuffix(".safetensors")
     for variant in ("", ".fp16"):
         if (file := folder / f"{stem}{variant}.safetensors").is_file():
-            return read_safetensors(file, device=device, dtype=dtype)
+            return [file]
         if (index := folder / f"{stem}.safetensors.index{variant}.json").is_file():
-            shards = sorted({folder / Path(shard).name for shard in read_json(index).get("weight_map", {}).values()})
-            return {key: tensor for shard in shards for key, tensor in read_safetensors(shard, device=device, dtype=dtype).items()}
+            return sorted({folder / Path(shard).name for shard in read_json(index).get("weight_map", {}).values()})
     raise DaguerreError(f"There is no '{folder / name}', nor a half-precision or sharded form of it; the model is not whole.")
 
 

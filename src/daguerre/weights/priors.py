@@ -70,7 +70,7 @@ def load_prior(
             f"The prior in '{folder}' was trained on the codes of another first stage (sha256 {str(trained_on)[:12]}, not {found[:12]}); "
             "give the one that it was trained with."
         )
-    tensors = read_part(folder, NETWORK_WEIGHTS, device=device, dtype=dtype)
+    tensors = read_part(folder, device=device, dtype=dtype)
     return build(network, _config(config, given, where), folder, tensors)
 
 
