@@ -14,7 +14,7 @@ from daguerre.training.identity import require_same
 from daguerre.training.options import LatentRecipe, LoopConfig
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
-from daguerre.weights import load, save
+from daguerre.weights import load, save, save_clip
 from daguerre.weights.files import read_json
 
 
@@ -27,6 +27,8 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: S
     if recipe.base is None:
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
         clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")
+        if rank() == 0:
+            save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # whole, for who wants its eyes
         conditioner = TextConditioner(tokenizer, clip.text.eval())
         model = fresh_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
     else:
