@@ -33,6 +33,7 @@ from daguerre.weights.first_stages import FirstStage
 MULTIPLES = (1, 2, 3, 4, 4, 4)  # of the width, from full resolution down to 1/32
 LATENT_CHANNELS = {2: 4, 4: 8, 8: 16, 16: 32, 32: 64}  # by f: a latent has about a tenth of its picture's numbers
 GROUPS = 4  # of every norm: with few channels a group it is nearly instance norm, which forgets colour
+DECAY = 0.95  # of the codes' averages: the encoder moves fast at first, and what falls behind shall be found dead soon
 LOOP = LoopConfig(steps=2000, batch_size=16, learning_rate=8e-4, ema=0.998, precision="bf16", sample_every=500, checkpoint_every=500)
 ADVERSARIAL = AutoencoderLoss(adversarial=0.5, adversarial_start=1000, adversarial_ramp=200)
 
@@ -160,7 +161,7 @@ class VQVAERecipe(_Rebuilding):
 
     def network(self) -> VQModel:
         revive = self.revive if self.revive is not None else 0.0 if self.codebook == "gumbel" else 0.1
-        quantizer = QuantizerConfig(self.codes, self.code_width, self.codebook, revive=revive)
+        quantizer = QuantizerConfig(self.codes, self.code_width, self.codebook, decay=DECAY, revive=revive)
         return VQModel(VQModelConfig(quantizer, latent_channels=self.shape["channels"][-1], **self.shape))
 
     def stage(self, network: VQModel, shown: Tensor, perceptual: Perceptual | None) -> QuantizedStage:

@@ -1,0 +1,164 @@
+"""The line that leads from autoencoders to latent diffusion, side by side with plain PyTorch, in one run.
+
+    python -m benchmarks.lineage [--runs 3] [--out benchmarks/lineage.md]
+
+Every figure is a median over `--runs` runs; ours and the plain loop take turns, so that a change in the machine's speed meets both.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from daguerre.data import Batch, Batches, ShapesSource
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.patch_discriminator import PatchDiscriminator
+from daguerre.training.first_stages import bits_per_number
+from daguerre.training.loop import LoopConfig, train
+from daguerre.training.recipes.first_stage import (
+    ADVERSARIAL,
+    LOOP,
+    FirstStageRecipe,
+    KLRecipe,
+    PlainRecipe,
+    VariationalRecipe,
+    VQGANRecipe,
+    VQVAERecipe,
+)
+
+Row = tuple[str, float, float | None, str]  # what, ours, the peer's, the aim
+SIZE, STEPS = 32, 6
+AT_ONCE = replace(ADVERSARIAL, adversarial_start=0, adversarial_ramp=0)  # so that the critic is measured, too
+FIRST_STAGES: dict[str, FirstStageRecipe] = {
+    "autoencoder": PlainRecipe("shapes", size=SIZE),
+    "vae": VariationalRecipe("shapes", size=SIZE),
+    "kl, with a critic": KLRecipe("shapes", size=SIZE, loss=replace(AT_ONCE, kl=1e-3)),
+    "vqvae": VQVAERecipe("shapes", size=SIZE),
+    "vqgan, with a critic": VQGANRecipe("shapes", size=SIZE, loss=AT_ONCE),
+}
+
+
+def first_stages(runs: int) -> list[Row]:
+    """Training pictures a second of each first stage: the whole loop, against one written by hand for the same network and losses.
+
+    Both read the same batches from memory, in bf16 autocast, clip the gradient and average the weights; ours also watches for numbers that
+    are not finite, logs and can be resumed. The first step of each run is not counted.
+    """
+    drawn = [Batches(ShapesSource(SIZE), LOOP.batch_size, 0).batch(step) for step in range(STEPS)]
+    rows = []
+    for name, recipe in FIRST_STAGES.items():
+        speeds = [(ours(recipe, drawn), plain(recipe, drawn)) for _ in range(runs)]
+        a, b = (statistics.median(each) for each in zip(*speeds, strict=True))
+        rows.append((f"training, {name}, f{recipe.f}, {SIZE}×{SIZE}, bf16, pictures/s", a, b, "≥ 1 ×"))
+    return rows
+
+
+class InMemory:
+    """Batches that are there already."""
+
+    def __init__(self, drawn: list[Batch]):
+        self.drawn = drawn
+
+    def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
+        yield from self.drawn[start:]
+
+
+def ours(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
+    """Pictures a second by the log of `train`."""
+    torch.manual_seed(0)
+    stage = recipe.stage(recipe.network(), drawn[0].x[:8], None)
+    config: LoopConfig = replace(LOOP, steps=STEPS, log_every=1, sample_every=0)
+    with tempfile.TemporaryDirectory() as out:
+        train(stage, InMemory(drawn), config, Path(out))
+        seconds = [json.loads(line)["seconds"] for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+    return (STEPS - 1) * LOOP.batch_size / (seconds[-1] - seconds[0])
+
+
+def plain(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
+    """Pictures a second of the loop that one writes by hand."""
+    torch.manual_seed(0)
+    network = recipe.network().train()
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(LOOP.ema))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas)
+    weights = getattr(recipe, "loss", None)
+    critic = PatchDiscriminator(recipe.critic).train() if weights is not None and weights.adversarial else None  # pyright: ignore[reportAttributeAccessIssue]
+    critics = torch.optim.AdamW(critic.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas) if critic is not None else None
+
+    def step(loss: Tensor, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), LOOP.clip)
+        optimizer.step()
+
+    started = 0.0
+    for number, batch in enumerate(drawn):
+        if number == 1:
+            started = time.perf_counter()
+        x = batch.x
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, rebuilt = objective(recipe, network, x)
+            if critic is not None:
+                g = -critic(rebuilt).mean()
+                last = network.last_layer
+                of_rec, of_g = (torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, g))
+                loss = loss + weights.adversarial * (of_rec / (of_g + 1e-4)).clamp(0, 1e4).detach() * g
+        step(loss, network, optimizer)
+        if critic is not None and critics is not None:
+            with torch.autocast("cpu", torch.bfloat16):
+                d = (F.relu(1 - critic(x)).mean() + F.relu(1 + critic(rebuilt.detach())).mean()) / 2
+            step(d, critic, critics)
+        averaged.update_parameters(network)
+    return (STEPS - 1) * LOOP.batch_size / (time.perf_counter() - started)
+
+
+def objective(recipe: FirstStageRecipe, network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A first stage's loss on pictures x, and their reconstruction."""
+    if isinstance(network, AutoencoderKL):
+        noise = torch.randn(len(x), network.config.latent_channels, SIZE // recipe.f, SIZE // recipe.f)
+        rebuilt, posterior = network(x, None if isinstance(recipe, PlainRecipe) else noise)
+        rebuilt = rebuilt.float()
+        if isinstance(recipe, VariationalRecipe):
+            deviation = (x - rebuilt.detach()).square().mean().sqrt()
+            return bits_per_number(x, rebuilt, posterior, deviation).mean(), rebuilt
+        own = posterior.kl().mean() / noise[0].numel() * 1e-3 if isinstance(recipe, KLRecipe) else 0.0
+    else:
+        rebuilt, _, own = network(x)
+        rebuilt = rebuilt.float()
+    error = rebuilt - x
+    slopes = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+    return error.abs().mean() + error.square().mean() + slopes + own, rebuilt
+
+
+MEASURES: tuple[Callable[[int], list[Row]], ...] = (first_stages,)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/lineage.md"))
+    options = parser.parse_args()
+    rows = [row for measure in MEASURES for row in measure(options.runs)]
+    lines = ["| what | daguerre | beside it | ratio | aim |", "|---|---|---|---|---|"]
+    for what, ours, theirs, aim in rows:
+        beside = " | " if theirs is None else f"{theirs:.3g} | {ours / theirs:.2f}"
+        lines.append(f"| {what} | {ours:.3g} | {beside} | {aim} |")
+    table = "\n".join(lines)
+    print(table)
+    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    options.out.write_text(
+        f"# The line that leads here, measured\n\n`python -m benchmarks.lineage`, medians of {options.runs} runs; {threads}.\n\n{table}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
