@@ -1,17 +1,23 @@
 """Processes that train together know each other from the start, share the encoding of pictures, and see the same samples as one."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from daguerre.apps.cli import main
 from daguerre.data import Batches, ShapesSource
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.training.cache import CachedLatents, RememberedCaptions, cache_latents
+from daguerre.training.checkpoint import checkpoints
 
 PROGRAM = f"""
 import sys
@@ -85,6 +91,74 @@ def test_captions_are_read_once():
         assert context is not None
         assert context.flatten().tolist() == [1, 3, 1]
     assert calls == ["a", "bcd"]
+
+
+@pytest.fixture
+def command(tmp_path: Path):
+    """Starts `daguerre train …` in two processes; whatever happens, nothing of it is left running."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "daguerre", "train", *arguments, "--processes", "2"]
+        started.append(subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
+def test_a_mistake_that_every_process_finds_is_one_sentence(command, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    process = command("kl", "--data", str(tmp_path), "--size", "32", "--batch-size", "3", "--out", "out", "--loss.adversarial", "0")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (1, "")
+    assert err == "daguerre: batch_size 3 is not a multiple of 1 parts x 2 processes.\n"
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
+def test_ctrl_c_stops_all_processes_after_one_step_and_leaves_none(command, tmp_path):
+    process = command("shapes", "--out", "out")
+    lines = iter(process.stderr.readline, "")
+    assert next(line for line in lines if line.startswith("autoencoder")).startswith("autoencoder 20/800")
+    children = children_of(process)
+    process.send_signal(signal.SIGINT)
+    *_, last = lines
+    assert process.wait(timeout=300) == 1
+    assert re.fullmatch(r"daguerre: Stopped after step (\d+) of 800; run the same command again to go on from there\.\n", last)
+    assert len(children) >= 2
+    wait_until(lambda: not running(children))
+    assert checkpoints(tmp_path / "out" / "autoencoder" / "checkpoints")
+
+
+def test_no_process_outlives_the_one_that_was_killed(tmp_path):
+    (tmp_path / "mark.py").write_text(
+        "import time\nfrom pathlib import Path\ndef mark():\n    Path(__file__).with_name('here').touch()\n    time.sleep(600)\n"
+    )
+    program = "from daguerre.training.processes import together; from mark import mark; together(1, mark)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
+    wait_until((tmp_path / "here").exists)
+    children = children_of(process)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not running(children))
+
+
+def children_of(process: subprocess.Popen) -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def running(children: list[str]) -> list[str]:
+    return [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("given", ["two", "0", "9999"])
