@@ -17,6 +17,7 @@ from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, open_cli
 
 UNET = UNetConfig(channels=(64, 128), blocks=1, depth=(1, 1), heads=(8, 8), context_width=64)
 AUTOENCODER = AutoencoderKLConfig(channels=(32, 64), blocks=1)
+QUANTIZED = VQModelConfig(QuantizerConfig(codes=16, width=3), latent_channels=3, channels=(32, 64), blocks=1, attention_levels=())
 CLIP = CLIPTextConfig(vocab_size=49408, width=64, layers=2, heads=1, mlp_width=128, activation="gelu")
 OPEN_CLIP = replace(CLIP, layers=3, projection=64)
 
@@ -45,8 +46,7 @@ def autoencoder(config: AutoencoderKLConfig = AUTOENCODER, prefix: str = "first_
 
 
 def quantized(prefix: str = "first_stage_model.") -> dict[str, Tensor]:
-    config = VQModelConfig(QuantizerConfig(codes=16, width=3), latent_channels=3, channels=(32, 64), blocks=1, attention_levels=())
-    return renamed(random(VQModel(config), 5), Table(autoencoder_rules(2, 2)), prefix)
+    return renamed(random(VQModel(QUANTIZED), 5), Table(autoencoder_rules(2, 2)), prefix)
 
 
 def clip(config: CLIPTextConfig = CLIP, prefix: str = "cond_stage_model.transformer.") -> dict[str, Tensor]:

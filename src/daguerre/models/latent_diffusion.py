@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 
 import torch
@@ -27,7 +28,7 @@ class Autoencoder(Protocol):
 @dataclass(frozen=True)
 class LatentDiffusion:
     """conditioner: prompts to what the network is told, one batch entry a prompt. prediction: what the network predicts.
-    size: the side in pixels of the pictures that it was trained on."""
+    size: the side in pixels of the pictures that it was trained on. files: with the weights, where it was read from files."""
 
     unet: UNet
     autoencoder: Autoencoder
@@ -36,6 +37,7 @@ class LatentDiffusion:
     prediction: Prediction
     name: str
     size: int = 512
+    files: tuple[Path, ...] = ()
 
     @property
     def device(self) -> torch.device:

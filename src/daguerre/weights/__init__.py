@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from daguerre.weights.clip_folder import save_clip as save_clip
     from daguerre.weights.first_stages import load_first_stage as load_first_stage
     from daguerre.weights.first_stages import save_first_stage as save_first_stage
+    from daguerre.weights.hashes import identity as identity
     from daguerre.weights.priors import load_prior as load_prior
     from daguerre.weights.priors import save_prior as save_prior
     from daguerre.weights.source import load as load
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from daguerre.weights.source import save as save
 
 __all__ = [
+    "identity",
     "load",
     "load_any",
     "load_clip",
@@ -42,6 +44,8 @@ def __getattr__(name: str) -> Any:
         import daguerre.weights.clip_folder as file
     elif name in ("load_first_stage", "save_first_stage"):
         import daguerre.weights.first_stages as file
+    elif name == "identity":
+        import daguerre.weights.hashes as file
     elif name in ("load_prior", "save_prior"):
         import daguerre.weights.priors as file
     else:

@@ -39,7 +39,7 @@ from daguerre.weights.configs import (
     unet_json,
 )
 from daguerre.weights.files import fill, put_json, put_safetensors, read_json, shapes_only
-from daguerre.weights.reader import open_tensors, weights_in
+from daguerre.weights.reader import open_tensors, weight_files, weights_in
 
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -77,6 +77,7 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
         prediction=prediction,
         name=folder.resolve().name,
         size=size * autoencoder.downsampling,
+        files=weight_files(open_tensors(folder)),
     )
 
 
@@ -157,25 +158,14 @@ def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype
     return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
 
 
-def read_part(folder: Path, name: str, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of one part. Raises DaguerreError where a file is missing or cut short."""
-    files = part_files(folder, name)
-    return {key: tensor for file in files for key, tensor in read_safetensors(file, device=device, dtype=dtype).items()}
-
-
-def part_files(folder: Path, name: str) -> list[Path]:
-    """The files of one part: one, its half-precision variant, or the shards that an index lists.
+def read_part(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of one part: of one file, its half-precision variant, or the shards that an index lists.
 
     Raises:
-        DaguerreError: there is none of these.
+        DaguerreError: a file is missing or cut short, or holds numbers that are not finite.
     """
-    stem = name.removesuffix(".safetensors")
-    for variant in ("", ".fp16"):
-        if (file := folder / f"{stem}{variant}.safetensors").is_file():
-            return [file]
-        if (index := folder / f"{stem}.safetensors.index{variant}.json").is_file():
-            return sorted({folder / Path(shard).name for shard in read_json(index).get("weight_map", {}).values()})
-    raise DaguerreError(f"There is no '{folder / name}', nor a half-precision or sharded form of it; the model is not whole.")
+    tensors = open_tensors(weights_in(folder)).read()
+    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
 
 
 def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:

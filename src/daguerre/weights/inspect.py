@@ -5,7 +5,6 @@
 Only headers are read, unless a hash is asked for.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -19,8 +18,9 @@ from torch import Tensor
 from daguerre.errors import DaguerreError
 from daguerre.weights.describe import Description, describe
 from daguerre.weights.families import task_of
+from daguerre.weights.hashes import file_hash, files_hash
 from daguerre.weights.keys_parts import sort
-from daguerre.weights.reader import CONFIGS, TensorFile, open_tensors, weights_in
+from daguerre.weights.reader import CONFIGS, TensorFile, open_tensors, weight_files
 
 # What people keep beside checkpoints, by a name that only such a file holds.
 ATTACHMENTS = {
@@ -46,6 +46,7 @@ class Report:
 
     prediction_type: epsilon, v or x0; None where the file does not say (`prediction_from` tells how it is known).
     question: what has to be told before the model can be opened, if anything.
+    sha256: of each file, if asked for. identity: of all together, which pictures record.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Report:
     ignored_keys: int
     question: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
+    identity: str | None = None
 
     def json(self) -> str:
         """As a JSON object."""
@@ -81,6 +83,7 @@ class Report:
             **{name: f"{p.network}, {p.dtype}, {p.parameters / 1e6:.1f} million in {p.tensors} tensors" for name, p in self.parts.items()},
             "ignored": f"{self.ignored_keys} keys, on purpose" if self.ignored_keys else None,
             **{f"sha256 {name}": digest for name, digest in self.sha256.items()},
+            "identity": self.identity if len(self.sha256) > 1 else None,
             "question": self.question,
         }
         lines = [f"{name:<16} {value}" for name, value in heads.items() if value]
@@ -112,7 +115,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     kind = next((name for name, sign in ATTACHMENTS.items() if any(sign.match(key) for key in file.shapes)), None)
     if kind is not None and about.unet is None:
         faults["unmatched"] = []  # its names are read where it is attached
-    files = _files(file, variant)
+    files = weight_files(file, variant)
     return Report(
         path=str(path),
         container=file.container,
@@ -136,19 +139,9 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         wrong_shapes=faults["of another shape"],
         ignored_keys=len(about.contents.ignored),
         question=question,
-        sha256={each.name if len(files) == 1 else str(each.relative_to(_home(file))): _sha256(each) for each in files} if hashed else {},
+        sha256={each.name if len(files) == 1 else str(each.relative_to(_home(file))): file_hash(each) for each in files} if hashed else {},
+        identity=files_hash(files) if hashed else None,
     )
-
-
-def _files(file: TensorFile, variant: str | None) -> list[Path]:
-    """The files that hold the tensors."""
-    if file.container == "folder":
-        folders = sorted({file.path / name.partition("/")[0] for name in file.shapes if (file.path / name.partition("/")[0]).is_dir()})
-        return [each for folder in folders or [file.path] for each in _files(open_tensors(weights_in(folder, variant)), variant)]
-    if file.container == "sharded":
-        shards = json.loads(file.path.read_text(encoding="utf-8"))["weight_map"].values()
-        return [file.path.parent / Path(shard).name for shard in sorted(set(shards))]
-    return [file.path]
 
 
 def _home(file: TensorFile) -> Path:
@@ -165,8 +158,3 @@ def _dtype(tensors: Iterable[Tensor]) -> str:
 
 def _parameters(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -225,3 +225,14 @@ def weights_in(folder: Path, variant: str | None = None) -> Path:
     )
     wanted = f"of the variant {variant!r} " if variant else ""
     raise DaguerreError(f"'{folder}' holds no weights {wanted}that can be read; there is {there or 'nothing'}.")
+
+
+def weight_files(file: TensorFile, variant: str | None = None) -> tuple[Path, ...]:
+    """The files that hold the tensors of what `open_tensors` opened with this variant."""
+    if file.container == "folder":
+        folders = sorted({file.path / name.partition("/")[0] for name in file.shapes if (file.path / name.partition("/")[0]).is_dir()})
+        return tuple(each for folder in folders or [file.path] for each in weight_files(open_tensors(weights_in(folder, variant))))
+    if file.container == "sharded":
+        shards = read_json(file.path)["weight_map"].values()
+        return tuple(file.path.parent / Path(shard).name for shard in sorted(set(shards)))
+    return (file.path,)

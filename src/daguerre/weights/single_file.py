@@ -26,7 +26,7 @@ from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import fill, listed, shapes_only
 from daguerre.weights.keys_parts import sort
-from daguerre.weights.reader import open_tensors
+from daguerre.weights.reader import open_tensors, weight_files
 
 BLANK = "!"  # OpenCLIP's padding token, whose id is 0
 
@@ -75,6 +75,7 @@ def load_single_file(
         prediction=about.prediction,
         name=Path(path).stem,
         size=about.size,
+        files=weight_files(file, variant),
     )
 
 

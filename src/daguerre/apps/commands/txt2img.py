@@ -163,7 +163,8 @@ def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "Lat
     channels, wanted = autoencoder.config.latent_channels, model.unet.config.out_channels
     if channels != wanted:
         raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels and the model {model.name!r} makes {wanted}.")
-    return replace(model, autoencoder=autoencoder, name=f"{model.name} + {Path(vae).stem}")  # no model of that name is found by mistake
+    name = f"{model.name} + {Path(vae).stem}"
+    return replace(model, autoencoder=autoencoder, name=name, files=())  # no model of that name is found by mistake
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
