@@ -9,7 +9,7 @@ class DaguerreError(Exception):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the closest of the allowed names, or `""` where none is close."""
-    by_folded = {candidate.casefold(): candidate for candidate in allowed}
+    """Return `" Did you mean 'x'?"` for the closest of the allowed names, the earlier of two alike, or `""` where none is close."""
+    by_folded = {candidate.casefold(): candidate for candidate in reversed([*allowed])}
     close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return f" Did you mean {by_folded[close[0]]!r}?" if close else ""

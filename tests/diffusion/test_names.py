@@ -69,7 +69,13 @@ def test_no_name_means_two_samplers():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("dpmpp_2mm", "Did you mean 'dpmpp_2m'"), ("Euler b", "Did you mean 'Euler a'"), ("ulysses", "there are euler, euler_a, ddpm")],
+    [
+        ("dpmpp_2mm", "Did you mean 'dpmpp_2m'"),
+        ("Euler b", "Did you mean 'Euler a'"),
+        ("eulre", "Did you mean 'euler'"),
+        ("Huen", "Did you mean 'heun'"),
+        ("ulysses", "there are euler, euler_a, ddpm"),
+    ],
 )
 def test_unknown_samplers(name: str, message: str):
     for find in (resolve, get_sampler):

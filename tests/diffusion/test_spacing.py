@@ -136,7 +136,7 @@ def test_where_the_jumps_of_tcd_end():
         ((-3,), {}, "-3 steps"),
         ((1001,), {}, "1001 steps"),
         ((5, "karras"), {"steps_offset": 1}, "has no option 'steps_offset'; it has rho"),
-        ((60, "lcm"), {}, "'lcm' has 50"),
+        ((60, "lcm"), {}, "'lcm', which the samplers lcm and tcd bring along, has 50 at the most"),
         ((5, "align_your_steps"), {"family": "sdx"}, "Did you mean 'sdxl'"),
     ],
 )

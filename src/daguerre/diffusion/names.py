@@ -106,5 +106,4 @@ def _find(plain: str) -> Sampler | None:
 
 
 def _near(name: str) -> str:
-    known = [alias for sampler in SAMPLERS.values() for alias in (sampler.name, *sampler.aliases)]
-    return nearest(name, known)
+    return nearest(name, [*SAMPLERS, *(alias for sampler in SAMPLERS.values() for alias in sampler.aliases)])

@@ -75,7 +75,8 @@ def lcm(schedule: Schedule, steps: int, *, origin_steps: int = 50) -> Tensor:
     """N of the steps a consistency model was distilled on, t = r − 1, 2r − 1, … with r = ⌊T/origin⌋ (Luo et al. 2023, arXiv:2310.04378)."""
     if steps > origin_steps:
         raise DaguerreError(
-            f"{steps} steps were asked for, and the spacing 'lcm' has {origin_steps}; ask for no more, or raise origin_steps."
+            f"{steps} steps were asked for; the spacing 'lcm', which the samplers lcm and tcd bring along, has {origin_steps} at the most: "
+            "ask for no more, or name another spacing."
         )
     chosen = torch.arange(steps) * origin_steps // steps
     return schedule.sigma((origin_steps - chosen) * (len(schedule) // origin_steps) - 1)

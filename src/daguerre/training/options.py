@@ -130,3 +130,8 @@ class EvaluateConfig:
     guidance: float = Request.guidance
     seed: int = 0
     training_pictures: int = 8192  # searched for neighbours
+
+    def __post_init__(self) -> None:
+        for name in ("count", "training_pictures"):
+            if getattr(self, name) < 1:
+                raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
