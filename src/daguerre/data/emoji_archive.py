@@ -9,8 +9,6 @@ Pictures are drawn with Noto Color Emoji (SIL Open Font License 1.1), names and 
 
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from daguerre.errors import DaguerreError
+from daguerre.files import atomic_write
 
 SIDE = 128  # pixels
 _LEAST = 112  # drawn boxes smaller than this keep their size among the others: a small square stays small
@@ -40,20 +39,12 @@ class Entry:
 def write_archive(path: Path, entries: Sequence[Entry], pictures: Sequence[Image.Image]) -> None:
     """Write entries and their RGBA pictures; the same input gives the same bytes. Nothing half written is left behind."""
     lines = ",\n".join(json.dumps(asdict(entry), ensure_ascii=False) for entry in entries)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            _add(archive, "index.json", f"[\n{lines}\n]\n".encode(), zipfile.ZIP_DEFLATED)
-            for number, picture in enumerate(pictures):
-                buffer = io.BytesIO()
-                picture.save(buffer, "WEBP", lossless=True, quality=75, method=6)
-                _add(archive, f"pictures/{number:04}.webp", buffer.getvalue(), zipfile.ZIP_STORED)
-        Path(beside).chmod(0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _add(archive, "index.json", f"[\n{lines}\n]\n".encode(), zipfile.ZIP_DEFLATED)
+        for number, picture in enumerate(pictures):
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", lossless=True, quality=75, method=6)
+            _add(archive, f"pictures/{number:04}.webp", buffer.getvalue(), zipfile.ZIP_STORED)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int) -> None:

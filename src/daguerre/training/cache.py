@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ from daguerre.diffusion import Conditioning
 from daguerre.files import atomic_path
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
+from daguerre.progress import track
 from daguerre.training.processes import inside, rank, state, world
 from daguerre.weights.files import put_safetensors
 
@@ -81,9 +80,8 @@ def _encoded_once(
     if not (path := paths[rank()]).is_file():
         device = next(network.parameters()).device
         encoded, captions = [], []
-        speaking = Console(stderr=True, quiet=rank() > 0)
         drawn = islice(batches.stream(rank() * share, workers, processes=workers > 1), share)
-        for batch in track(drawn, total=share, description="encoding pictures once", console=speaking, transient=True):
+        for batch in track(drawn, "encoding pictures once", share, shown=rank() == 0):
             encoded.append(encode(batch.x.to(device)).cpu())
             captions += batch.captions
         with atomic_path(path) as beside:

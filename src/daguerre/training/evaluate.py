@@ -12,11 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from daguerre.data import Batches, EmojiSource, Trial, held_out_trials, known_trials
@@ -39,6 +36,7 @@ from daguerre.metrics import (
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate, steps
 from daguerre.pipelines.grid import labelled_grid
+from daguerre.progress import track
 from daguerre.training.grids import images
 from daguerre.training.judge import Judge, load_judge
 from daguerre.training.options import EvaluateConfig
@@ -50,7 +48,6 @@ SHOWN = 32  # pictures on a sheet
 SHOWN_NEIGHBOURS = 12
 KNOWN = "known"  # the kind of trial whose prompts training saw
 OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def sample(model: LatentDiffusion, prompts: Sequence[str], request: Request) -> 
     parts = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(AT_ONCE)
     pictures: dict[int, Tensor] = {}
     seeds: dict[int, int] = {}
-    for number, part in enumerate(_watched(parts, f"sampling, {AT_ONCE} prompts at once")):
+    for number, part in enumerate(track(parts, f"sampling, {AT_ONCE} prompts at once")):
         places: list[int] = part.tolist()
         here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, count=1)
         for i, picture in zip(places, generate(model, here), strict=True):
@@ -156,8 +153,8 @@ def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Te
     """
     # A picture's own text comes first among its candidates.
     texts = [(trial.prompt, *trial.distractors) for trial in trials]
-    candidates = torch.stack([judge.texts(each) for each in _watched(texts, "reading prompts")])  # (N, M, P)
-    known = torch.cat([judge.pictures(part) for part in _watched(training.split(256), "judging training pictures")])  # (T, P)
+    candidates = torch.stack([judge.texts(each) for each in track(texts, "reading prompts")])  # (N, M, P)
+    known = torch.cat([judge.pictures(part) for part in track(training.split(256), "judging training pictures")])  # (T, P)
     ours, true = (_judged(judge, x, candidates, training, known) for x in (made.pictures, true_renders(trials)))
     others = judge.pictures(reference)
     report = Report(
@@ -249,7 +246,7 @@ def true_renders(trials: Sequence[Trial]) -> Tensor:
 def first_pictures(batches: Batches, count: int) -> Tensor:
     """The first `count` pictures that training with these batches would see, (count, 3, H, W)."""
     parts = range(-(-count // batches.batch_size))
-    return torch.cat([batches.batch(step).x for step in _watched(parts, "drawing training pictures")])[:count]
+    return torch.cat([batches.batch(step).x for step in track(parts, "drawing training pictures")])[:count]
 
 
 def check_out(folder: Path) -> None:
@@ -257,11 +254,3 @@ def check_out(folder: Path) -> None:
     if folder.exists() and not (folder / "report.json").is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DaguerreError(f"'{folder}' exists and holds no earlier evaluation, so it is not overwritten; name another with --out.")
     check_writable(folder / "report.json")
-
-
-def _watched(items: Sequence[T], description: str) -> Iterator[T]:
-    """Pass items on, showing how many are done and the time that is left, where someone looks on."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(items, description=description)

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.pipelines.develop import to_image
 from daguerre.pipelines.grid import labelled_grid
 
 
 def images(x: Tensor) -> list[Image.Image]:
     """Pictures (B, 3, H, W) in [-1, 1] as Pillow's."""
-    bytes_ = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in bytes_]
+    return [to_image(picture) for picture in x]
 
 
 def paired_grid(before: Tensor, after: Tensor, labels: Sequence[str]) -> Image.Image:

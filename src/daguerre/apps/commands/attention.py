@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_model, parse_size, slug
-from daguerre.apps.terminal import busy, track
 from daguerre.errors import DaguerreError, nearest
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS
 from daguerre.pipelines.picture import check_suffix, write_image
 from daguerre.pipelines.request import Request
+from daguerre.progress import busy, track
 
 if TYPE_CHECKING:
     from daguerre.pipelines.attention import WordMap

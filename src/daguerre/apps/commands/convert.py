@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from daguerre.apps.terminal import busy
+from daguerre.progress import busy
 
 
 @dataclass(frozen=True)

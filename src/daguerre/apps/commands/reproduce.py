@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_any
-from daguerre.apps.terminal import busy, track
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS, Origin, read_origin, write_picture
 from daguerre.pipelines.picture import Picture, Pictures, check_suffix
+from daguerre.progress import busy, track
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 
-from daguerre.apps.terminal import busy, track
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.pipelines.metadata import FORMATS
 from daguerre.pipelines.picture import FILM_FORMATS, check_suffix, save_film, write_image
 from daguerre.pipelines.request import Request
+from daguerre.progress import busy, track
 from daguerre.weights.catalog import find, may_be_on_the_hub
 
 if TYPE_CHECKING:
