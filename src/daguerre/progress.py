@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -27,6 +27,27 @@ def track(items: Iterable[T], description: str, total: int | None = None, *, sho
     """Pass items on while showing how many of `total`, which is their number if not given, are done."""
     with progress(shown=shown) as bar:
         yield from bar.track(items, total=total, description=description)
+
+
+class Counted(Protocol):
+    """A step that knows its place: index counts from 0, total is None where it is not known."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+
+
+S = TypeVar("S", bound=Counted)
+
+
+def stepped(steps: Iterable[S], description: str) -> Iterator[S]:
+    """Pass steps on while showing how many are done, the speed and the time that is left."""
+    with progress() as bar:
+        task = bar.add_task(description, total=None)
+        for step in steps:
+            bar.update(task, completed=step.index + 1, total=step.total)
+            yield step
 
 
 @contextmanager

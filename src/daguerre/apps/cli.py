@@ -13,6 +13,7 @@ from daguerre.errors import DaguerreError, nearest
 
 COMMANDS = {
     "txt2img": "make pictures from words",
+    "sample": "draw pictures code by code, by a class, a text, a map, or from half a picture on",
     "attention": "show where the model looks for each word",
     "models": "list the models inside, or the samplers and spacings",
     "train": "train a model by a recipe",

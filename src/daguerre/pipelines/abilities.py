@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.pipelines.tasks import TASKS, Task
+from daguerre.pipelines.tasks import CODE_BY_CODE, TASKS, Task
 
 EXAMPLES: Mapping[str, str] = {  # of each kind
+    CODE_BY_CODE: "a prior over codes, from `daguerre train prior`",
     "plain": "the embedded model, Stable Diffusion 1, 2 and XL",
     "inpainting": "Stable Diffusion 1.5 inpainting, with nine input channels",
     "instruct-pix2pix": "instruct-pix2pix, with eight input channels",
@@ -19,7 +20,7 @@ EXAMPLES: Mapping[str, str] = {  # of each kind
 def kind(model: LatentDiffusion | LatentPrior) -> str:
     """What a model was trained for, a key of `EXAMPLES`, or another word where nothing here can use it."""
     if isinstance(model, LatentPrior):
-        return "code by code"
+        return CODE_BY_CODE
     Z = model.unet.config.out_channels
     kinds = {0: "plain", Z + 1: "inpainting", Z: "instruct-pix2pix", 1: "depth", 3: "upscaling"}
     return kinds.get(model.unet.config.in_channels - Z, "unknown")

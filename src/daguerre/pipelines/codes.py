@@ -2,6 +2,7 @@
 
     prompt or map ─ prefix ─► tokens ─┐
     seed ─ uniforms in [0, 1) ──────► prior ─► codes, a row at a time ─► decode ─► pictures
+    picture to complete ─► its first rows ─┘
 
 Pictures larger than those trained on are drawn in a window that slides; of smaller ones the middle of a whole window is kept.
 """
@@ -16,10 +17,14 @@ from torch import Tensor
 from daguerre.errors import DaguerreError
 from daguerre.models.codes import Sampling, uniforms
 from daguerre.models.latent_prior import LatentPrior, Told
+from daguerre.pipelines.abilities import check_ability
+from daguerre.pipelines.canvas import Size, fitted, opaque, to_pixels
 from daguerre.pipelines.develop import to_image
-from daguerre.pipelines.metadata import CODE_BY_CODE, Origin
+from daguerre.pipelines.metadata import Origin
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.request import Request
+from daguerre.pipelines.stage import checked_size
+from daguerre.pipelines.tasks import CODE_BY_CODE, Complete, FromMap
 from daguerre.version import VERSION
 
 
@@ -42,7 +47,7 @@ class CodeStep:
 
     @torch.no_grad()
     def decode(self, picture: int = 0) -> Image.Image:
-        """The picture so far; what is not drawn yet shows the first code."""
+        """The picture so far; where nothing is drawn yet it shows the first code."""
         return to_image(self.model.autoencoder.decode_codes(self.codes[picture : picture + 1])[0])
 
     def preview(self, picture: int = 0) -> Image.Image:
@@ -50,50 +55,63 @@ class CodeStep:
         return self.decode(picture).reduce(self.model.autoencoder.downsampling)
 
 
-def code_steps(
-    model: LatentPrior, request: Request, grid: tuple[int, int], *, map: Tensor | None = None, known: Tensor | None = None
-) -> Iterator[CodeStep]:
+def code_steps(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
     """Draw the codes of a request's pictures row by row; the last step carries the pictures.
-
-    Args:
-        grid: rows and columns of codes.
-        map: for priors that are told by one, (1, 3, H, W) in [−1, 1], of the pictures' size.
-        known: the first rows of codes (1, r, w), to be completed.
 
     Raises:
         DaguerreError: at once, for what the prior cannot be told or does not draw.
     """
+    check_ability(model, request.task)
+    width, height = code_picture_size(model, request)
+    f = model.autoencoder.downsampling
+    grid = height // f, width // f
     whole = max(grid[0], model.least[0]), max(grid[1], model.least[1])
-    if whole != grid and (map is not None or known is not None):
-        f = model.autoencoder.downsampling
+    if whole != grid and isinstance(request.task, Complete | FromMap):
         raise DaguerreError(
-            f"With a map or a picture to complete this prior draws {whole[1] * f}×{whole[0] * f} pixels or more, not "
-            f"{grid[1] * f}×{grid[0] * f}."
+            f"By a map, or to complete a picture, this prior draws {whole[1] * f}×{whole[0] * f} pixels or more, not {width}×{height}."
         )
+    known = first_rows(model, request.task, (width, height)) if isinstance(request.task, Complete) else None
+    map = to_pixels(opaque(request.task.picture)) if isinstance(request.task, FromMap) else None
     prompts = [prompt for prompt, _ in request.each]
     condition = model.prefix(Told(prompts, whole, map))
-    sources = [torch.Generator().manual_seed(seed) for _, seed in request.each]
-    u = uniforms(sources, whole).to(model.device)
-    how = Sampling(request.temperature, request.top_k, request.top_p)
+    u = uniforms([torch.Generator().manual_seed(seed) for _, seed in request.each], whole)
     rows = model.prior.sample(
         whole,
-        u,
+        u.to(model.device),
         None if condition is None else condition.to(model.device),
-        how,
-        None if known is None else known.to(model.device).expand(len(prompts), -1, -1),
+        Sampling(request.temperature, request.top_k, request.top_p),
+        None if known is None else known.expand(len(prompts), -1, -1),
     )
-    drawn = whole[0] - (0 if known is None else known.shape[1])
-    if drawn < 1:
-        raise DaguerreError("All rows of the picture are known, so that there is nothing to complete; keep fewer of them.")
-    return _decoded(model, replace(request, sampler=CODE_BY_CODE, spacing=None), grid, rows, drawn)
+    total = whole[0] - (0 if known is None else known.shape[1])
+    return _decoded(model, replace(request, sampler=CODE_BY_CODE, spacing=None), grid, rows, total)
+
+
+def code_picture_size(model: LatentPrior, request: Request) -> Size:
+    """(width, height) in pixels: as the request says, else the map's, else the model's own.
+
+    Raises:
+        DaguerreError: a side is not a multiple of f.
+    """
+    own = request.task.picture.opened.size if isinstance(request.task, FromMap) else (model.size, model.size)
+    return checked_size((request.width or own[0], request.height or own[1]), model.autoencoder.downsampling)
+
+
+@torch.no_grad()
+def first_rows(model: LatentPrior, task: Complete, size: Size) -> Tensor:
+    """The codes of the rows of a picture that stay: (1, r, w), at least one row of codes, and not all."""
+    x = to_pixels(fitted(opaque(task.picture), size, task.fit)).to(model.device, model.dtype)
+    codes = model.autoencoder.codes(x)
+    rows = codes.shape[1]
+    if rows < 2:
+        raise DaguerreError(f"A picture of {size[0]}×{size[1]} pixels has one row of codes, so that nothing is left to complete.")
+    return codes[:, : min(max(round(task.keep * rows), 1), rows - 1)]
 
 
 @torch.no_grad()
 def _decoded(model: LatentPrior, request: Request, grid: tuple[int, int], rows: Iterator[Tensor], total: int) -> Iterator[CodeStep]:
     for index, codes in enumerate(rows):
-        codes = middle(codes, grid)
-        pictures = _pictures(model, request, codes) if index + 1 == total else None
-        yield CodeStep(index, total, codes, pictures, model)
+        seen = middle(codes, grid)
+        yield CodeStep(index, total, seen, _pictures(model, request, seen) if index + 1 == total else None, model)
 
 
 def middle(codes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -103,19 +121,14 @@ def middle(codes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _pictures(model: LatentPrior, request: Request, codes: Tensor) -> Pictures:
-    x = model.autoencoder.decode_codes(codes)  # (B, 3, H, W)
-    return Pictures(
-        Picture(
-            to_image(picture),
-            Origin(
-                request=request,
-                picture=i,
-                model=model.name,
-                version=VERSION,
-                torch=torch.__version__,
-                device=model.device.type,
-                dtype=str(model.dtype).removeprefix("torch."),
-            ),
-        )
-        for i, picture in enumerate(x)
+    origin = Origin(
+        request=request,
+        picture=None,
+        model=model.name,
+        version=VERSION,
+        torch=torch.__version__,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
     )
+    x = model.autoencoder.decode_codes(codes)  # (B, 3, H, W)
+    return Pictures(Picture(to_image(picture), replace(origin, picture=i)) for i, picture in enumerate(x))

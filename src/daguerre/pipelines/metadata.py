@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Request
+from daguerre.pipelines.tasks import CODE_BY_CODE
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 TEXT, JSON = "parameters", "daguerre"
@@ -37,7 +38,6 @@ SAMPLER_LABELS = {  # as other programs spell them
     "plms": "PLMS",
     "unipc": "UniPC",
 }
-CODE_BY_CODE = "code by code"  # the sampler of pictures that a prior over codes drew
 UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 
 

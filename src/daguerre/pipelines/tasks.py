@@ -15,6 +15,8 @@ from daguerre.pipelines.given import Given
 Fit = Literal["crop", "pad", "stretch"]
 Latent = Literal["mean", "sample"]
 Through = Literal["pixels", "latents"]
+CODE_BY_CODE = "code by code"  # the kind of model that is a prior over codes
+MOST_NOISE = 350  # steps of 1000 on the small picture that the ×4 upscaler was trained with
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "fit": ("crop", "pad", "stretch"),
     "latent": ("mean", "sample"),
@@ -69,6 +71,7 @@ class TextToImage(Task):
     """From noise, by words alone."""
 
     name: ClassVar[str] = "txt2img"
+    kinds: ClassVar[tuple[str, ...]] = ("plain", CODE_BY_CODE)
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,100 @@ class Outpaint(Task):
         return self.left, self.top, self.right, self.bottom
 
 
-TASKS: Mapping[str, type[Task]] = {task.name: task for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint)}
-GIVEN = ("picture", "mask")  # the fields that hold a picture
+@dataclass(frozen=True)
+class Complete(Task):
+    """A picture whose lower rows a prior over codes draws anew, given those above (Esser et al. 2021, arXiv:2012.09841, figure 4).
+
+    keep: the share of its rows that stays, above 0 and below 1. fit: as in `ImageToImage`.
+    """
+
+    picture: Given
+    keep: float = 0.5
+    fit: Fit = "crop"
+    name: ClassVar[str] = "complete"
+    kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE,)
+
+    def check(self) -> None:
+        if not isinstance(self.keep, int | float) or not 0 < self.keep < 1:
+            raise DaguerreError(f"keep is {self.keep!r}; it lies between 0 and 1, such as 0.5 for the upper half.")
+
+
+@dataclass(frozen=True)
+class FromMap(Task):
+    """A picture by its map: what is where, edges, or the picture in small, as the prior was trained. The picture is the map."""
+
+    picture: Given
+    name: ClassVar[str] = "from-map"
+    kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE,)
+
+
+@dataclass(frozen=True)
+class InstructPix2Pix(Task):
+    """A picture changed as the prompt, an instruction, says ("make it winter").
+
+    picture_guidance: how much the picture weighs, the scale s_I beside the request's guidance s_T; 1 is not more than the model learned.
+    fit: as in `ImageToImage`.
+    """
+
+    picture: Given
+    picture_guidance: float = 1.5
+    fit: Fit = "crop"
+    name: ClassVar[str] = "pix2pix"
+    kinds: ClassVar[tuple[str, ...]] = ("instruct-pix2pix",)
+
+    def check(self) -> None:
+        if not isinstance(self.picture_guidance, int | float) or not 0 <= self.picture_guidance <= 100:
+            raise DaguerreError(f"picture_guidance is {self.picture_guidance!r}; it is a number from 0 to 100, such as 1.5.")
+
+    def parameters(self) -> dict[str, object]:
+        return {"Image CFG scale": f"{self.picture_guidance:g}"}
+
+
+@dataclass(frozen=True)
+class DepthToImage(Task):
+    """A picture by the depth of its places, and by another picture's colours where one is given.
+
+    depth: a grey map, brighter where things are nearer, 8 or 16 bits or floats in any unit (`Image` of mode "F"); of the picture's shape.
+    picture: what is drawn over, as far as strength says; None begins with noise alone.
+    strength, latent: as in `ImageToImage`.
+    """
+
+    depth: Given
+    picture: Given | None = None
+    strength: float = 0.8
+    latent: Latent = "mean"
+    name: ClassVar[str] = "depth2img"
+    kinds: ClassVar[tuple[str, ...]] = ("depth",)
+
+    def check(self) -> None:
+        check_strength(self.strength)
+
+    def parameters(self) -> dict[str, object]:
+        return {} if self.picture is None else {"Denoising strength": f"{self.strength:g}"}
+
+
+@dataclass(frozen=True)
+class Upscale(Task):
+    """A picture with four times the sides, its details drawn anew by the words.
+
+    noise: how much the small picture is noised before the model sees it, 0 to 350 steps of 1000: more invents more.
+    """
+
+    picture: Given
+    noise: int = 20
+    name: ClassVar[str] = "upscale"
+    kinds: ClassVar[tuple[str, ...]] = ("upscaling",)
+
+    def check(self) -> None:
+        if not isinstance(self.noise, int) or not 0 <= self.noise <= MOST_NOISE:
+            raise DaguerreError(f"noise is {self.noise!r}; it is a whole number from 0 to {MOST_NOISE}, the most that the model learned.")
+
+
+TASKS: Mapping[str, type[Task]] = {
+    task.name: task
+    for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint, InstructPix2Pix, DepthToImage, Upscale, Complete, FromMap)
+}
+GIVEN = ("picture", "mask", "depth")  # the fields that hold a picture
 
 
 def task_from_json(value: Mapping[str, Any]) -> Task:
@@ -182,9 +277,9 @@ def task_from_json(value: Mapping[str, Any]) -> Task:
     Raises:
         DaguerreError: there is no such task, it has no such field, or a picture of it is missing.
     """
-    name = value.get("name")
+    name = str(value.get("name"))
     if name not in TASKS:
-        raise DaguerreError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{nearest(str(name), TASKS)}")
+        raise DaguerreError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{nearest(name, TASKS)}")
     kind = TASKS[name]
     known = [field.name for field in fields(kind)]
     found = {}

@@ -18,14 +18,13 @@ from daguerre.diffusion import Denoise, Denoiser, finish, guide
 from daguerre.diffusion.samplers.registry import check_grid
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.pipelines.abilities import check_ability
 from daguerre.pipelines.codes import CodeStep, code_steps
 from daguerre.pipelines.develop import Developer, to_image
 from daguerre.pipelines.metadata import Origin
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.plans import planned
 from daguerre.pipelines.request import Request, changed
-from daguerre.pipelines.stage import Pass, Plan, Stage, picture_size
+from daguerre.pipelines.stage import Pass, Plan, Stage
 from daguerre.text import Conditioner, PromptPlan
 from daguerre.version import VERSION
 
@@ -82,9 +81,7 @@ def steps(model: Model, request: Request | None = None, **changes: Any) -> Itera
     """
     request = changed(request or Request(), changes)
     if isinstance(model, LatentPrior):
-        check_ability(model, request.task)
-        width, height = (side // model.autoencoder.downsampling for side in picture_size(model, request))
-        return code_steps(model, request, (height, width))
+        return code_steps(model, request)
     stage = Stage.of(model, request)
     plan = planned(stage)
     for each in plan.passes:
@@ -104,7 +101,7 @@ def generate(model: Model, request: Request | None = None, **changes: Any) -> Pi
 @torch.no_grad()
 def _walk(stage: Stage, each: Pass, before: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass begun, from what the pass before made (None for the first); yields (x, x0)."""
-    model, sampler, sigmas = stage.model, stage.sampling.sampler, each.sigmas
+    model, sampler, sigmas = each.model or stage.model, stage.sampling.sampler, each.sigmas
     x = each.begin(stage.noise(each.size).to(model.device), sigmas[0], before)
     if len(sigmas) == 1:  # nothing is walked
         return iter([(x, x)])
@@ -129,18 +126,18 @@ def _developed(stage: Stage, plan: Plan, walk: Iterator[tuple[Tensor, Tensor]]) 
 
 def _guided(stage: Stage, each: Pass) -> Denoise:
     """The model told at every σ what the prompts say there, and what the task tells it besides."""
-    model, request, sigmas = stage.model, stage.request, each.sigmas
+    model, request, sigmas = each.model or stage.model, stage.request, each.sigmas
     denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.each]
     if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words
         return each.around(guide(denoiser, *each.tell(([model.conditioner(prompts)], [1.0]))))
-    width, height = each.size
-    plan = PromptPlan(model.conditioner.sized(height, width), prompts, [request.negative] * len(prompts), len(sigmas) - 1)
+    (width, height), steps = each.size, each.before + len(sigmas) - 1 + each.after
+    plan = PromptPlan(model.conditioner.sized(height, width), prompts, [request.negative] * len(prompts), steps)
     levels = sigmas[1:-1].tolist()
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         step = sum(sigma.item() <= level for level in levels)  # whose interval [σ_step, σ_step+1) this σ lies in
-        return guide(denoiser, *each.tell(plan.at(step).guided(request.guidance)))(x, sigma)
+        return guide(denoiser, *each.tell(plan.at(each.before + step).guided(request.guidance)))(x, sigma)
 
     return each.around(denoise)
 
