@@ -107,8 +107,10 @@ def test_another_autoencoder_changes_the_picture_and_must_fit(run: Run, folder: 
 def test_models_and_samplers_are_listed(run: Run, folder: Path):
     code, out, _ = run("models")
     assert code == 0
-    assert out.startswith("tiny")
-    assert str(folder) in out
+    head, row, *_, last = out.splitlines()
+    assert head.split() == ["model", "kind", "pictures", "on", "disk", "folder"]
+    assert row.split() == ["tiny", "(default)", "StableDiffusionPipeline", "32x32", row.split()[-3], "MiB", str(folder)]
+    assert last.startswith("--model also takes a folder")
     code, out, _ = run("models", "--samplers")
     assert code == 0
     assert all(name in out for name in ("dpmpp_2m", "euler_a", "trailing", "karras"))

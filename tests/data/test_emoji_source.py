@@ -194,7 +194,7 @@ def test_the_whole_split_shows_what_training_never_does():
 
 
 def test_the_hash_is_stable_and_holds_one_in_ten():
-    assert [held_out("colour", "apple", colour) for colour in PAINTS] == [held_out("colour", "apple", colour) for colour in PAINTS]
+    assert [i for i in range(40) if held_out("pair", str(i))] == [5, 18, 19, 25, 30, 31, 32, 33]  # as it was for the model inside
     assert np.mean([held_out("pair", str(i)) for i in range(10_000)]) == pytest.approx(0.1, abs=0.01)
 
 

@@ -1,12 +1,16 @@
 """`daguerre models`: what there is to choose from."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
-from daguerre.weights.catalog import DEFAULT, embedded
+from daguerre.weights.catalog import DEFAULT, INDEX, embedded
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -24,22 +28,42 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def list_models() -> None:
-    """A model a line: name, size on disk, folder."""
-    entries = embedded()
-    for entry in entries:
-        print(f"{entry.name:<12} {entry.size / 2**20:6.1f} MiB  {entry.folder}{'  (default)' if entry.name == DEFAULT else ''}")
-    if not entries:
-        print("There are no models inside this installation; give a folder with --model.")
+    """A model a line: name, what it is, size of its pictures, size on disk, folder; then what else can be named."""
+    rows = [("model", "kind", "pictures", "on disk", "folder")]
+    for entry in embedded():
+        name = f"{entry.name} (default)" if entry.name == DEFAULT else entry.name
+        rows.append((name, _kind(entry.folder), _pictures(entry.folder), f"{entry.size / 2**20:.1f} MiB", str(entry.folder)))
+    _print_table(rows if len(rows) > 1 else [("There are no models inside this installation.",)])
+    print("\n--model also takes a folder, a checkpoint file, or OWNER/NAME on the hub.")
+
+
+def _kind(folder: Path) -> str:
+    return _read(folder / INDEX).get("_class_name", "")
+
+
+def _pictures(folder: Path) -> str:
+    """Width and height in pixels that a latent diffusion model was trained on, "" where its configs do not tell."""
+    latent, channels = _read(folder / "unet" / CONFIG).get("sample_size"), _read(folder / "vae" / CONFIG).get("block_out_channels")
+    if not isinstance(latent, int) or not isinstance(channels, list):
+        return ""
+    side = latent << (len(channels) - 1)
+    return f"{side}x{side}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def list_samplers() -> None:
     """A sampler a line with its order, evaluations a step, use of noise and other names, then the spacings."""
     from daguerre.diffusion import SPACINGS, sampler_rows
 
-    rows = sampler_rows()
+    _print_table(sampler_rows())
+    print()
+    _print_table([("spacing", "noise levels"), *((name, (f.__doc__ or "").strip().splitlines()[0]) for name, f in SPACINGS.items())])
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     for row in rows:
         print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nspacing             noise levels")
-    for name, spacing in SPACINGS.items():
-        print(f"{name:<20}{(spacing.__doc__ or '').strip().splitlines()[0]}")
