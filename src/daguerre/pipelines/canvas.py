@@ -123,11 +123,13 @@ def free_places(mask: Image.Image, size: Size, f: int = 1) -> Tensor:
 def feathered(mask: Image.Image, width: int) -> Tensor:
     """How much of the new shows, (H, W, 1) in [0, 1]: 0 outside the mask, and rising over `width` pixels from its border inwards.
 
-    The rise is that of a cosine, so that it begins flat: the step at the border itself is next to none. Edges of the picture are no border.
+    The rise is 6t⁵ − 15t⁴ + 10t³ (Perlin 2002), so flat at both ends that the step at the border itself is next to none. Edges of the
+    picture are no border.
     """
     share = torch.from_numpy(np.array(mask, dtype=np.float32)) / 255
     depth = torch.from_numpy(_depth(np.array(mask) > 0, width))
-    return (share * (0.5 - 0.5 * (torch.pi * depth / (width + 1)).cos()))[..., None]
+    t = depth / (width + 1)
+    return (share * t**3 * (t * (t * 6 - 15) + 10))[..., None]
 
 
 def _depth(inside: np.ndarray, width: int) -> np.ndarray:

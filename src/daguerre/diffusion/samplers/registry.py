@@ -25,6 +25,8 @@ class Sampler:
     options: the keywords that make this sampler of its function.
     minimum: the fewest steps it can take.
     upwards: whether it goes from the last σ of the grid to the first.
+    apart: whether it weighs ε at two levels within a step, which from the capped σ of zero terminal SNR (4096) to the next magnifies every
+        error of the network; its first step should then be taken apart (`spaced`, terminal).
     brownian: whether its noise is that of a Brownian path, so that more steps make the same picture, better.
     """
 
@@ -38,6 +40,7 @@ class Sampler:
     aliases: tuple[str, ...] = ()
     brownian: bool = False
     upwards: bool = False
+    apart: bool = False
 
     def noise(self, sources: Sequence[torch.Generator]) -> Noise:
         """The noise that suits this sampler, one source for each picture: a Brownian path for those that solve an SDE."""
@@ -134,11 +137,13 @@ _ROWS = (
     Sampler("euler_a", onestep.euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
     Sampler("ddpm", onestep.ddpm, 1, stochastic=True, aliases=("DDPM",)),
     Sampler("ddpm_large", onestep.ddpm, 1, stochastic=True, options={"variance": "large"}),
-    Sampler("heun", onestep.heun, 2, evaluations=2, aliases=("Heun",)),
-    Sampler("dpm2", onestep.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2")),
-    Sampler("dpm2_a", onestep.dpm2, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM2 a", "dpm_2_ancestral")),
-    Sampler("dpm_solver_2s", singlestep.dpm_solver, 2, minimum=2, aliases=("DPM-Solver-2",)),
-    Sampler("dpm_solver_3s", singlestep.dpm_solver, 3, options={"order": 3, "solver": "heun"}, minimum=3, aliases=("DPM-Solver-3",)),
+    Sampler("heun", onestep.heun, 2, evaluations=2, aliases=("Heun",), apart=True),
+    Sampler("dpm2", onestep.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), apart=True),
+    Sampler("dpm2_a", onestep.dpm2, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM2 a", "dpm_2_ancestral"), apart=True),
+    Sampler("dpm_solver_2s", singlestep.dpm_solver, 2, minimum=2, aliases=("DPM-Solver-2",), apart=True),
+    Sampler(
+        "dpm_solver_3s", singlestep.dpm_solver, 3, options={"order": 3, "solver": "heun"}, minimum=3, aliases=("DPM-Solver-3",), apart=True
+    ),
     Sampler("dpmpp_2s", singlestep.dpm_solver, 2, options={"prediction": "x0"}, minimum=2, aliases=("DPM-Solver++(2S)",)),
     Sampler(
         "dpmpp_3s",
@@ -169,8 +174,8 @@ _ROWS = (
     Sampler("unipc_bh1", multistep.unipc, 3, options={"variant": "bh1"}, aliases=("uni_pc_bh1",)),
     Sampler("lms", adams.lms, 4, aliases=("LMS",)),
     Sampler("deis", adams.deis, 3, aliases=("DEIS",)),
-    Sampler("plms", adams.plms, 2, minimum=2, aliases=("PLMS",)),
-    Sampler("pndm", adams.pndm, 2, minimum=4),
+    Sampler("plms", adams.plms, 2, minimum=2, aliases=("PLMS",), apart=True),
+    Sampler("pndm", adams.pndm, 2, minimum=4, apart=True),
     Sampler("ipndm", adams.ipndm, 2),
     Sampler("lcm", consistency.lcm, 1, stochastic=True, aliases=("LCM",)),
     Sampler("tcd", consistency.tcd, 1, stochastic=True, aliases=("TCD",)),
