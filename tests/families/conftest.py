@@ -14,7 +14,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 
 @pytest.fixture(scope="session")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path, LatentDiffusion]]:
-    """`peer("sdxl")` is the pipeline, the folder that it saves itself to, and our model of that folder. None is to be changed."""
+    """`peer("sdxl")` is a pipeline, the folder that it saves itself to, and our model of that folder. Only the scheduler may be changed."""
 
     @cache
     def made(name: str) -> tuple[Any, Path, LatentDiffusion]:

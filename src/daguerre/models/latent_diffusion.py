@@ -28,7 +28,9 @@ class Autoencoder(Protocol):
 @dataclass(frozen=True)
 class LatentDiffusion:
     """conditioner: prompts to what the network is told, one batch entry a prompt. prediction: what the network predicts.
-    size: the side in pixels of the pictures that it was trained on. files: with the weights, where it was read from files."""
+    size: the side in pixels of the pictures that it was trained on. files: with the weights, where it was read from files.
+    low_resolution: of an upscaler, the noise on the small picture that it is shown. refiner: a model of the same latents that walks the
+    last steps."""
 
     unet: UNet
     autoencoder: Autoencoder
@@ -38,6 +40,8 @@ class LatentDiffusion:
     name: str
     size: int = 512
     files: tuple[Path, ...] = ()
+    low_resolution: Schedule | None = None
+    refiner: "LatentDiffusion | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +54,8 @@ class LatentDiffusion:
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The parts that have weights."""
-        return tuple(part for part in (self.unet, self.autoencoder, self.conditioner) if isinstance(part, nn.Module))
+        own = tuple(part for part in (self.unet, self.autoencoder, self.conditioner) if isinstance(part, nn.Module))
+        return own if self.refiner is None else own + self.refiner.modules
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the weights, in place, as torch does; returns the same bundle."""

@@ -55,6 +55,8 @@ class Request:
         start: what the first noise is scaled by: "variance_preserving", √(σ² + 1), or "sigma_max", σ (see `diffusion.start`).
         task: what is made of what: `TextToImage` unless told, or one of the others in `pipelines.tasks`, with its pictures and settings.
         variation: a step towards another seed's noise.
+        refine_at: the share of the noise levels after which a model's refiner takes over (see `pipelines.refiner`); without one it says
+            nothing.
         seamless: whether the pictures continue over their edges as tiles do: "no", "both" ways, "horizontal" or "vertical".
         temperature, top_k, top_p: how a prior over codes draws each of them (see `models.codes.Sampling`). To it steps, sampler, spacing,
             negative and guidance say nothing, nor these to a diffusion model.
@@ -77,6 +79,7 @@ class Request:
     start: Literal["variance_preserving", "sigma_max"] = "variance_preserving"
     task: Task = TextToImage()
     variation: Variation | None = None
+    refine_at: float = 0.8
     seamless: Literal["no", "both", "horizontal", "vertical"] = "no"
     temperature: float = 1.0
     top_k: int | None = None
@@ -101,6 +104,8 @@ class Request:
             raise DaguerreError(f"guidance is {self.guidance:g}; it is a number such as 5, no further from 0 than {MAX_GUIDANCE:g}.")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise DaguerreError(f"eta is {self.eta}; it must be between 0 (no fresh noise) and 1.")
+        if not 0 <= self.refine_at <= 1:
+            raise DaguerreError(f"refine_at is {self.refine_at}; it is between 0 (the refiner walks all) and 1 (nothing), such as 0.8.")
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise DaguerreError(f"{name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(value, allowed)}")

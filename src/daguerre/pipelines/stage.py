@@ -112,6 +112,8 @@ class Pass:
     begin: gives the first x, such as `from_noise` or `from_latents`.
     around: changes the denoiser as a whole, such as keeping what is known.
     tell: changes what the model is told at each step, and the weights.
+    model: whose network walks; None is the stage's own.
+    before, after: steps of the run that this pass is a part of, for prompts that change with the step.
     """
 
     size: Size
@@ -119,6 +121,9 @@ class Pass:
     begin: Begin
     around: Callable[[Denoise], Denoise] = lambda denoise: denoise
     tell: Callable[[Voices], Voices] = lambda voices: voices
+    model: LatentDiffusion | None = None
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ def noised(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 def also_told(stage: Stage, **more: Tensor) -> Callable[[Voices], Voices]:
     """Tell every voice something more: fields of `Conditioning`, (1 or B, *), each for all pictures or for its own."""
-    more = {name: value.to(stage.model.device, stage.model.dtype) for name, value in more.items()}
+    model = stage.model
+    more = {name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in more.items()}
 
     def told(cond: Conditioning) -> Conditioning:
         batch = max(cond.batch or 1, *map(len, more.values()))
@@ -178,7 +184,8 @@ def tiling(model: LatentDiffusion, request: Request) -> LatentDiffusion:
     if request.seamless == "no":
         return model
     autoencoder = circular(model.autoencoder, request.seamless)  # type: ignore[type-var]
-    return replace(model, unet=circular(model.unet, request.seamless), autoencoder=autoencoder)
+    refiner = model.refiner and tiling(model.refiner, request)
+    return replace(model, unet=circular(model.unet, request.seamless), autoencoder=autoencoder, refiner=refiner)
 
 
 def picture_size(model: LatentDiffusion | LatentPrior, request: Request) -> Size:

@@ -22,6 +22,7 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.text import SDXLConditioner, TextConditioner, Tokenizer
 from daguerre.text.tokenizer import EOS
 from daguerre.weights.conditioners import ClassConditioner, Unconditional
+from daguerre.weights.configs import schedule_config
 from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import fill, listed, shapes_only
@@ -76,6 +77,7 @@ def load_single_file(
         name=Path(path).stem,
         size=about.size,
         files=weight_files(file, variant),
+        low_resolution=_low_resolution(about),
     )
 
 
@@ -139,6 +141,14 @@ def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]])
         weight = placed("condition")["embedding.weight"]
         return ClassConditioner(nn.Embedding.from_pretrained(weight)).eval()
     return Unconditional()
+
+
+def _low_resolution(about: Description) -> Schedule | None:
+    """The noise on the small picture of an upscaler: as its folder says, else as the published one has it."""
+    if about.family is None or about.family.name != "sd2-upscaler":
+        return None
+    given = about.said.get("low_res_scheduler")
+    return Schedule(schedule_config(given, about.file.path)[0] if given else about.family.schedule)
 
 
 NEEDS = {

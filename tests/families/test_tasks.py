@@ -1,0 +1,173 @@
+"""The tasks of models that were trained for one, end to end as diffusers' pipelines for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_txt2img import NAMED, SAID, STEPS, close, ours_latents
+
+import daguerre
+from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.refiner import with_refiner
+from daguerre.pipelines.tasks import DepthToImage, ImageToImage, InstructPix2Pix, Upscale
+
+Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
+TENSOR = torch.from_numpy(np.array(PICTURE)).movedim(-1, 0)[None].float() / 127.5 - 1
+SIZE = {"width": 24, "height": 16}
+COMMON = {**SAID, "num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent"}
+
+
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def with_scheduler(pipeline: Any, named: str, **options: Any) -> Any:
+    """The pipeline with the scheduler of a named pair; its others are put back by whoever takes them."""
+    _, kind, given = NAMED[named]
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **given, **options)
+    return pipeline
+
+
+@pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
+def test_instruct_pix2pix_with_its_two_guidances(peer: Peer, named: str):
+    pipeline, _, model = peer("sd1-pix2pix")
+    theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, image_guidance_scale=1.7, generator=source()).images
+    ours = ours_latents(model, task=InstructPix2Pix(PICTURE, picture_guidance=1.7), sampler=named, **SIZE)
+    close(ours, theirs)
+    assert (ours - ours_latents(model, task=InstructPix2Pix(PICTURE), sampler=named, **SIZE)).abs().max() > 0.01  # the scale is heard
+
+
+@pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
+def test_depth_to_image_by_a_map(peer: Peer, named: str):
+    pipeline, _, model = peer("sd2-depth")
+    depth = np.random.default_rng(1).uniform(2, 9, (32, 48)).astype(np.float32)
+    theirs = with_scheduler(pipeline, named)(
+        **COMMON, image=TENSOR, depth_map=torch.from_numpy(depth)[None], strength=0.6, generator=source()
+    ).images
+    task = DepthToImage(Image.fromarray(depth), PICTURE, strength=0.6, latent="sample")
+    close(ours_latents(model, task=task, sampler=named, **SIZE), theirs)
+
+
+@pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
+def test_the_upscaler_with_noise_on_the_small_picture(peer: Peer, named: str):
+    pipeline, _, model = peer("sd2-upscaler")
+    theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, noise_level=120, generator=source()).images
+    task = Upscale(PICTURE, noise=120)
+    ours = ours_latents(model, task=task, sampler=named, width=None, height=None)
+    close(ours, theirs)
+    (picture,) = daguerre.generate(model, prompt="", task=task, steps=1)
+    assert picture.image.size == (96, 64)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.4])
+@pytest.mark.parametrize("kind", [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler])
+def test_sdxl_handed_over_to_its_refiner(peer: Peer, kind: Any, share: float):
+    (base, _, model), (refiner, _, second) = peer("sdxl"), peer("sdxl-refiner")
+    for pipeline in (base, refiner):
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    half = base(**COMMON, **SIZE, denoising_end=share, generator=source()).images
+    theirs = refiner(**COMMON, image=half, denoising_start=share, generator=source()).images
+    fields = {"sampler": "euler", "start": "sigma_max"} if kind is diffusers.EulerDiscreteScheduler else {"sampler": "dpmpp_2m"}
+    ours = ours_latents(with_refiner(model, second), refine_at=share, **fields, **SIZE)
+    close(ours, theirs)
+    assert (ours - ours_latents(model, **fields, **SIZE)).abs().max() > 0.01
+
+
+def test_the_refiner_alone_draws_over_a_picture_by_its_scores(peer: Peer):
+    pipeline, _, model = peer("sdxl-refiner")
+    theirs = with_scheduler(pipeline, "euler")(**COMMON, image=TENSOR, strength=0.6, generator=source()).images
+    task = ImageToImage(PICTURE, strength=0.6, latent="sample")
+    close(ours_latents(model, task=task, sampler="euler", **SIZE), theirs)
+
+
+def test_a_prompt_that_changes_does_so_where_it_would_without_a_refiner(peer: Peer):
+    """The refiner's pass is the end of one run, not a run of its own."""
+    model = with_refiner(peer("sdxl")[2], peer("sdxl-refiner")[2])
+
+    def walked(prompt: str) -> list[torch.Tensor]:
+        return [step.x for step in daguerre.steps(model, prompt=prompt, sampler="euler", steps=STEPS, **SIZE)]
+
+    pairs = zip(walked("[a red apple:a cat:.6]"), walked("a red apple"), strict=True)
+    assert [torch.equal(one, other) for one, other in pairs] == [True, True, True, False, False]
+    pairs = zip(walked("[a red apple:a cat:.8]"), walked("a red apple"), strict=True)
+    assert [torch.equal(one, other) for one, other in pairs] == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        ("sd1-pix2pix", InstructPix2Pix(PICTURE)),
+        ("sd2-depth", DepthToImage(PICTURE.convert("L"), PICTURE)),
+        ("sd2-depth", DepthToImage(PICTURE.convert("L"))),
+        ("sd2-upscaler", Upscale(PICTURE)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_picture_of_a_batch_is_the_picture_made_alone_and_its_request_is_kept(peer: Peer, tmp_path: Path, family: str, task: Any):
+    model = peer(family)[2]
+    request = daguerre.Request(prompt=("a red apple", "a cat"), steps=2, seed=3, count=2, task=task)
+    batch = daguerre.generate(model, request)
+    alone = [daguerre.generate(model, single)[0] for single in request.singles()]
+    for one, other in zip(batch, alone, strict=True):
+        assert np.abs(np.asarray(one.image).astype(int) - np.asarray(other.image)).max() <= 1
+    assert len({picture.image.tobytes() for picture in batch}) == 4
+    again = daguerre.Request.from_json(request.to_json())
+    assert again == request
+    assert again.task.given.keys() == task.given.keys()
+
+
+def test_sides_that_the_network_cannot_halve_are_upscaled_and_cut(peer: Peer):
+    model = peer("sd2-upscaler")[2]
+    (picture,) = daguerre.generate(model, prompt="", task=Upscale(PICTURE.crop((0, 0, 9, 7))), steps=1)
+    assert picture.image.size == (36, 28)
+
+
+# What goes wrong.
+
+FLAT, COLOURS = Image.new("L", (24, 16), 90), Image.fromarray(np.eye(3, dtype=np.uint8)[None].repeat(2, 0) * 255)
+HOLES = Image.fromarray(np.where(np.eye(16, 24) > 0, np.nan, 1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("sd1", {"task": InstructPix2Pix(PICTURE)}, "cannot do pix2pix; .* such as instruct-pix2pix, with eight"),
+        ("sd1", {"task": DepthToImage(PICTURE)}, "cannot do depth2img; .* such as Stable Diffusion 2 depth"),
+        ("sdxl", {"task": Upscale(PICTURE)}, "cannot do upscale; .* the Stable Diffusion x4 upscaler"),
+        ("sd2-depth", {}, "cannot do txt2img; .* This one does depth2img"),
+        ("sd2-depth", {"task": DepthToImage(FLAT)}, "without depth"),
+        ("sd2-depth", {"task": DepthToImage(COLOURS)}, "has colours"),
+        ("sd2-depth", {"task": DepthToImage(HOLES)}, "NaN or infinity"),
+        ("sd2-depth", {"task": DepthToImage(PICTURE.convert("L").resize((16, 16)), PICTURE)}, "map is 16×16 and the picture 24×16"),
+        ("sd2-upscaler", {"task": Upscale(PICTURE), "width": 96}, "leave width and height out"),
+    ],
+)
+def test_what_a_model_cannot_do_is_told_with_what_can(peer: Peer, family: str, fields: dict[str, Any], message: str):
+    with pytest.raises(DaguerreError, match=message):
+        daguerre.generate(peer(family)[2], steps=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Upscale(PICTURE, noise=351), "noise is 351; it is a whole number from 0 to 350"),
+        (lambda: InstructPix2Pix(PICTURE, picture_guidance=float("nan")), "from 0 to 100"),
+        (lambda: DepthToImage(PICTURE, strength=2), "strength is 2"),
+        (lambda: daguerre.Request(refine_at=1.2), "refine_at is 1.2"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make: Callable[[], object], message: str):
+    with pytest.raises(DaguerreError, match=message):
+        make()
+
+
+def test_a_refiner_of_other_latents_is_refused(peer: Peer):
+    with pytest.raises(DaguerreError, match="has 7 input channels where 'sdxl' has 4"):
+        with_refiner(peer("sdxl")[2], peer("sd2-upscaler")[2])
