@@ -45,7 +45,7 @@ class Stage:
         return cls(
             tiling(model, request),
             request,
-            Sampling(choice.sampler, options, spacing),
+            Sampling(choice.sampler, options, spacing, {"terminal": "apart"} if choice.sampler.apart else {}),
             generators([single.seed for single in singles]),
             generators([single.variation.seed for single in singles if single.variation]),
         )
