@@ -32,8 +32,8 @@ RECIPES: dict[str, FirstStageRecipe] = {
     "autoencoder": PlainRecipe(**TINY),
     "vae": VariationalRecipe(**TINY),
     "kl": KLRecipe(**TINY, loss=ADVERSARIAL, critic=CRITIC),
-    "vqvae": VQVAERecipe(**TINY, codes=16, code_width=4),
-    "vqgan": VQGANRecipe(**TINY, codes=16, code_width=4, loss=ADVERSARIAL, critic=CRITIC),
+    "vqvae": VQVAERecipe(**TINY, codes=16, code_width=4, enters=1),
+    "vqgan": VQGANRecipe(**TINY, codes=16, code_width=4, enters=1, loss=ADVERSARIAL, critic=CRITIC),
     "gumbel": VQGANRecipe(**TINY, codes=16, code_width=4, codebook="gumbel", cooling=3, loss=ADVERSARIAL, critic=CRITIC),
 }
 
@@ -54,10 +54,11 @@ def test_every_kind_ends_in_a_folder_that_opens_and_has_unit_variance(kind: str,
     assert (tmp_path / "samples" / "000004.png").is_file()
 
 
-def test_stopped_before_the_critic_and_run_again_it_ends_in_the_same_bits(tmp_path: Path):
-    first = replace(RECIPES["gumbel"], loop=replace(LOOP, steps=3), out=tmp_path / "parts")
+@pytest.mark.parametrize("kind", ["vqgan", "gumbel"])
+def test_stopped_before_the_critic_and_run_again_it_ends_in_the_same_bits(kind: str, tmp_path: Path):
+    first = replace(RECIPES[kind], loop=replace(LOOP, steps=3), out=tmp_path / "parts")
     run(first)
-    whole, parts = run(replace(RECIPES["gumbel"], out=tmp_path / "whole")), run(replace(first, loop=LOOP))
+    whole, parts = run(replace(RECIPES[kind], out=tmp_path / "whole")), run(replace(first, loop=LOOP))
     assert all(torch.equal(value, state(parts)[name]) for name, value in state(whole).items())
 
 
@@ -75,6 +76,7 @@ def test_the_features_that_it_was_trained_with_are_part_of_its_identity(tmp_path
         ({"size": 18, "f": 4}, "size is 18; with f 4 it must be a multiple of 4"),
         ({"loop": replace(LOOP, steps=2)}, "enters at step 2 and has its full weight at step 3, but there are only 2 steps"),
         ({"codebook": "gumbel", "cooling": 9}, "falls for 9 steps, but there are only 4"),
+        ({"enters": 4}, "takes part from step 4 on, but there are only 4"),
         ({"width": 6}, "width is 6; it must be a multiple of 4"),
         ({"loss": replace(ADVERSARIAL, perceptual=1.0)}, "name its weights with --perceptual"),
     ],

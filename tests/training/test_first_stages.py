@@ -162,6 +162,29 @@ def test_the_gumbel_codebook_cools():
     assert temperatures == pytest.approx([1.0, (1 + 1 / 16) / 2, 1 / 16, 1 / 16])
 
 
+@pytest.mark.parametrize("kind", ["nearest", "average"])
+def test_a_codebook_enters_where_the_latents_are(kind: str):
+    torch.manual_seed(0)
+    stage = QuantizedStage(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind=kind))), AutoencoderLoss(), SHOWN, enters=3)
+    book = stage.plain.quantize.get_parameter("embedding.weight")
+    _, loss, logged = next(stage.losses(pictures(), seeded(), step=2))
+    assert logged["codebook"] == 0
+    loss.backward()
+    assert book.grad is None or not book.grad.any()
+    before = book.detach().clone()
+    _, _, logged = next(stage.losses(pictures(), seeded(), step=3))
+    assert logged["codebook"] > 0
+    assert not torch.equal(book, before)
+    with torch.no_grad():
+        latents = stage.plain.eval().encode(pictures().x).movedim(1, -1).flatten(0, -2)
+    assert torch.cdist(book, latents).min(dim=1).values.max() < 0.1  # an average has moved by a hundredth since
+
+
+def test_a_gumbel_codebook_is_not_spread():
+    with pytest.raises(DaguerreError, match="from the first step"):
+        QuantizedStage(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind="gumbel"))), AutoencoderLoss(), SHOWN, enters=3)
+
+
 def test_equivariance_is_refused():
     with pytest.raises(DaguerreError, match="equivariance to 0"):
         QuantizedStage(VQModel(VQ), AutoencoderLoss(equivariance=0.5), SHOWN)

@@ -95,9 +95,10 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def spread(self, z: Tensor, draw: torch.Generator) -> None:
-        """Before training: put each code onto the latent of some place of z (B, D, h, w), so that none starts far from the encoder."""
+        """Put each code onto the latent of some place of z (B, D, h, w), so that none starts far from the encoder."""
         rows = z.float().movedim(1, -1).flatten(0, -2)  # (N, D)
-        self.embedding.weight.copy_(rows[torch.randint(len(rows), (self.config.codes,), generator=draw)])
+        chosen = torch.randint(len(rows), (self.config.codes,), generator=draw)
+        self.embedding.weight.copy_(_of_first_process(rows[chosen.to(rows.device)]))
         if self.config.kind == "average":
             self.embedding.get_buffer("embed_avg").copy_(self.embedding.weight)
 

@@ -8,6 +8,7 @@ codebook, and look the nearest codes up when they decode. Here `encode` and `dec
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
@@ -97,9 +98,13 @@ class VQModel(nn.Module):
         """Pictures (B, 3, H, W) of codes (B, h, w). Raises DaguerreError for a code beyond the codebook."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
 
-    def forward(self, x: Tensor) -> Rebuilt:
-        """For training: x through the codebook and back, with gradients."""
-        z, codes, loss = self.quantize(self._before(x))
+    def forward(self, x: Tensor, quantized: bool = True) -> Rebuilt:
+        """For training: x through the codebook and back, with gradients; or past the codebook, which is then only asked for the codes."""
+        before = self._before(x)
+        if not quantized:
+            zero = torch.stack([0 * each.sum() for each in self.quantize.parameters()]).sum()  # processes that train together miss none
+            return Rebuilt(self.decoder(self.post_quant_conv(before)), self.quantize.nearest(before), zero)
+        z, codes, loss = self.quantize(before)
         return Rebuilt(self.decoder(self.post_quant_conv(z)), codes, loss)
 
     @property

@@ -86,18 +86,28 @@ class QuantizedStage(AutoencoderStage):
         discriminator: nn.Module | None = None,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         temperature: Callable[[int], float] = lambda step: 1.0,
+        enters: int | None = None,
     ):
-        """`temperature` of a Gumbel codebook by step, see `cooled`; the rest as in AutoencoderStage. Raises DaguerreError for options
-        that a codebook does not have."""
+        """Shown, discriminator and perceptual as in AutoencoderStage. Raises DaguerreError for options that a codebook has not.
+
+        temperature: of a Gumbel codebook by step, see `cooled`.
+        enters: the step before which the codebook is passed by, while the latent finds its form, and at which its codes are spread over
+            the latents that there are (compare Łańcucki et al. 2020, arXiv:2005.08520); None for one that takes part at once.
+        """
         if weights.equivariance:
             raise DaguerreError("A vector-quantised latent cannot be scaled or turned between encoder and decoder; set equivariance to 0.")
         super().__init__(autoencoder, weights, shown, discriminator=discriminator, perceptual=perceptual)
-        self.quantizer, self.temperature = autoencoder.quantize, temperature
+        if enters is not None and isinstance(autoencoder.quantize, GumbelQuantizer):
+            raise DaguerreError("A codebook of kind 'gumbel' has no distances to be spread by; let it take part from the first step.")
+        self.quantizer, self.temperature, self.enters = autoencoder.quantize, temperature, enters
 
     def rebuild(self, x: Tensor, draw: torch.Generator, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         if isinstance(self.quantizer, GumbelQuantizer):
             self.quantizer.temperature = self.temperature(step)
-        rebuilt, codes, loss = self.networks["autoencoder"](x)
+        elif step == self.enters:
+            with torch.no_grad():
+                self.quantizer.spread(self.plain.encode(x) / self.plain.config.scaling_factor, draw)
+        rebuilt, codes, loss = self.networks["autoencoder"](x, quantized=step >= (self.enters or 0))
         use = code_use(codes, self.quantizer.config.codes)
         return x, rebuilt, loss, {"codebook": loss, "perplexity": use.perplexity, "use": use.share}
 

@@ -18,7 +18,7 @@ from daguerre.data import Batches, EmojiSource, FolderSource, ShapesSource, Sour
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from daguerre.models.vector_quantizer import QuantizerConfig, VectorQuantizer
+from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from daguerre.training.first_stages import PlainStage, QuantizedStage, VariationalStage, cooled
@@ -149,7 +149,8 @@ class VQVAERecipe(_Rebuilding):
     code_width: int = 16  # numbers in a code's vector
     codebook: Literal["nearest", "average", "gumbel"] = "average"  # moved by the loss, by averages, or drawn from
     revive: float | None = None  # codes that fewer places a batch fall to are moved; none: 0.1, but for "gumbel"
-    cooling: int = 1000  # steps over which a "gumbel" codebook's temperature falls
+    enters: int = 200  # steps before a codebook that is not "gumbel" takes part, in which the latent finds its form
+    cooling: int = 1000  # steps over which the temperature of one that is falls
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +159,11 @@ class VQVAERecipe(_Rebuilding):
                 f"The codebook's temperature falls for {self.cooling} steps, but there are only {self.loop.steps}; "
                 "give more --steps or a shorter --cooling."
             )
+        if self.codebook != "gumbel" and self.enters >= self.loop.steps:
+            raise DaguerreError(
+                f"The codebook takes part from step {self.enters} on, but there are only {self.loop.steps}; give more --steps or a smaller "
+                "--enters."
+            )
 
     def network(self) -> VQModel:
         revive = self.revive if self.revive is not None else 0.0 if self.codebook == "gumbel" else 0.1
@@ -165,7 +171,8 @@ class VQVAERecipe(_Rebuilding):
         return VQModel(VQModelConfig(quantizer, latent_channels=self.shape["channels"][-1], **self.shape))
 
     def stage(self, network: VQModel, shown: Tensor, perceptual: Perceptual | None) -> QuantizedStage:
-        return QuantizedStage(network, self.weights, shown, temperature=cooled(self.cooling), **self.others(perceptual))
+        when = {"temperature": cooled(self.cooling)} if self.codebook == "gumbel" else {"enters": self.enters}
+        return QuantizedStage(network, self.weights, shown, **when, **self.others(perceptual))
 
 
 @dataclass(frozen=True)
@@ -188,10 +195,6 @@ def run(recipe: FirstStageRecipe) -> Path:
     perceptual = load_perceptual(paths) if paths else None
     torch.manual_seed(loop.seed)
     network = recipe.network()
-    if isinstance(network, VQModel) and isinstance(network.quantize, VectorQuantizer):
-        with torch.no_grad():
-            z = network.encode(Batches(source, 64, loop.seed).batch(0).x)
-        network.quantize.spread(z, torch.Generator().manual_seed(loop.seed))
     shown = Batches(source, 8, loop.seed + 1).batch(0).x
     stage = recipe.stage(network, shown, perceptual)
     plan = {
