@@ -1,0 +1,494 @@
+"""The experiments of the VQGAN paper in small, on drawn shapes of 32 pixels (Esser et al. 2021, arXiv:2012.09841, sections 4.1 to 4.4).
+
+    python -m benchmarks.vqgan [--minutes 80] [--work runs/vqgan] [--out docs/vqgan]
+
+`--minutes` are of processor time for all trainings together: the default takes about 45 minutes on two cores. Everything trained or
+measured is kept in `--work`, so that a run that was stopped goes on; the page and its pictures are written anew each time.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from daguerre.data import Batch, ShapesMix, ShapesSource
+from daguerre.data.batches import to_array
+from daguerre.data.maps import shapes_map
+from daguerre.data.shapes import COLOURS, SHAPES
+from daguerre.metrics import bootstrap, frechet_distance, proportion, psnr, ssim
+from daguerre.models.codes import uniforms
+from daguerre.models.latent_prior import Prior
+from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.pipelines.grid import labelled_grid
+from daguerre.training.autoencoder import AutoencoderLoss
+from daguerre.training.first_stages import QuantizedStage
+from daguerre.training.grids import images
+from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
+from daguerre.weights.files import save_safetensors
+
+SIZE, CODES, SEED = 32, 128, 0
+MIX = ShapesMix(count=0, pair=0, background=0.5)  # one shape in each picture, so that what it should be is known
+TRAINED, TESTED, DRAWN = 6000, 500, 128  # pictures
+CHANNELS = (16, 32, 64, 64)  # from full resolution down
+LEVELS = 4  # of each colour channel, where pixels are told as one of 4³ colours
+TRANSFORMER = {"width": 96, "layers": 3, "heads": 4}
+SNAIL = {"width": 56, "blocks": 2, "layers": 3, "heads": 4, "key_width": 16}  # about as many parameters
+SHARES = {  # of the whole budget, before they are scaled to 1
+    "judge": 5,
+    "vqvae f4": 10,
+    "vqgan f4": 10,
+    "vqvae f2": 8,
+    "vqvae f8": 8,
+    "maps f4": 6,
+    "transformer": 7,
+    "pixelsnail": 7,
+    "pixelsnail, equal steps": 7,
+    "codes f2": 7,
+    "pixels": 7,
+    "window f2": 4,
+    "window f4": 4,
+    "window f8": 4,
+    "class": 7,
+    "map": 7,
+}
+
+
+# Data -------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """x, maps: (N, 3, 32, 32) in [−1, 1]; inside: (N, 32, 32), where the shape is; shape, colour: (N,) numbers."""
+
+    x: Tensor
+    maps: Tensor
+    inside: Tensor
+    shape: Tensor
+    colour: Tensor
+
+
+def drawn(count: int, seed: int) -> Shapes:
+    """`count` pictures, each of one shape."""
+    source = ShapesSource(SIZE, mix=MIX)
+    rng = np.random.default_rng(seed)
+    scenes = [source.scene(int(rng.integers(len(source))), rng) for _ in range(count)]
+    return Shapes(
+        torch.from_numpy(np.stack([to_array(source.draw(scene)) for scene in scenes])),
+        torch.from_numpy(np.stack([to_array(shapes_map(source, scene)) for scene in scenes])),
+        torch.from_numpy(np.stack([source.masks(scene)[0] > 0.5 for scene in scenes])),
+        torch.tensor([SHAPES.index(scene.drawn[0].shape) for scene in scenes]),
+        torch.tensor([COLOURS.index(scene.drawn[0].colour) for scene in scenes]),
+    )
+
+
+class Pictures:
+    """Batches of pictures that lie in memory."""
+
+    def __init__(self, x: Tensor, batch_size: int = 16):
+        self.x, self.batch_size = x, batch_size
+
+    def batch(self, step: int) -> Batch:
+        rng = np.random.default_rng([SEED, step])
+        chosen = torch.from_numpy(rng.integers(len(self.x), size=self.batch_size))
+        return Batch(self.x[chosen], [""] * self.batch_size)
+
+
+# Training ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def fit(stage: Any, batches: Any, rate: float, *, seconds: float | None = None, steps: int | None = None) -> dict[str, float]:
+    """Train the networks of a stage for so many seconds of processor time, or steps; returns both."""
+    optimizers = {name: torch.optim.AdamW(network.parameters(), rate, (0.9, 0.95)) for name, network in stage.networks.items()}
+    for network in stage.networks.values():
+        network.train()
+    begun, step, done = time.process_time(), 0, 0.0
+    while done < 1:
+        for name, loss, _ in stage.losses(batches.batch(step), torch.Generator().manual_seed(step), step):
+            for group in optimizers[name].param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / 20, (1 - done) / 0.25)
+            optimizers[name].zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(stage.networks[name].parameters(), 1.0)
+            optimizers[name].step()
+        step += 1
+        done = (time.process_time() - begun) / seconds if seconds is not None else step / (steps or 1)
+    for network in stage.networks.values():
+        network.eval()
+    return {"seconds": time.process_time() - begun, "steps": step}
+
+
+class Judge(nn.Module):
+    """Tells shape and colour; what comes before its heads are the features of the Fréchet distances."""
+
+    name = "judge"
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(4, b), nn.SiLU()) for a, b in ((3, 32), (32, 64), (64, 64))]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 48), nn.SiLU())
+        self.shape, self.colour = nn.Linear(48, len(SHAPES)), nn.Linear(48, len(COLOURS))
+
+    def told(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of shape and colour."""
+        features = self.features(x)
+        return self.shape(features), self.colour(features)
+
+
+class JudgeStage:
+    """Trains a judge, on pictures with a little noise."""
+
+    def __init__(self, judge: Judge):
+        self.judge, self.networks = judge, {"judge": judge}
+
+    def losses(self, batch: Shapes, draw: torch.Generator, step: int):
+        x = batch.x + 0.05 * torch.randn(batch.x.shape, generator=draw)
+        shape, colour = self.judge.told(x)
+        yield "judge", F.cross_entropy(shape, batch.shape) + F.cross_entropy(colour, batch.colour), {}
+
+
+class Labelled:
+    """Batches of shapes with what they are."""
+
+    def __init__(self, data: Shapes):
+        self.data = data
+
+    def batch(self, step: int) -> Shapes:
+        chosen = torch.from_numpy(np.random.default_rng([SEED, step]).integers(len(self.data.x), size=64))
+        return Shapes(*(getattr(self.data, name)[chosen] for name in ("x", "maps", "inside", "shape", "colour")))
+
+
+def vq_config(f: int, codes: int = CODES) -> VQModelConfig:
+    channels = CHANNELS[: f.bit_length()]
+    shape: dict[str, Any] = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 4}
+    return VQModelConfig(QuantizerConfig(codes, 16, "average", revive=0.1), latent_channels=channels[-1], channels=channels, **shape)
+
+
+# The run ----------------------------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """All networks and measurements, each made once and kept in `work`."""
+
+    def __init__(self, work: Path, minutes: float):
+        self.work, self.minutes = work, minutes
+        work.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def train(self) -> Shapes:
+        return drawn(TRAINED, SEED)
+
+    @cached_property
+    def test(self) -> Shapes:
+        return drawn(TESTED, SEED + 1)
+
+    def seconds(self, name: str) -> float:
+        return 60 * self.minutes * SHARES[name] / sum(SHARES.values())
+
+    def trained(self, name: str, network: nn.Module, fitted: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The network with its weights from `work`, or trained now; returns seconds and steps."""
+        weights, record = self.work / f"{name}.safetensors", self.work / f"{name}.json"
+        if record.is_file():
+            network.load_state_dict(load_file(weights), strict=True)
+            network.eval()
+            return json.loads(record.read_text())
+        found = {**fitted(), "parameters": sum(p.numel() for p in network.parameters())}
+        save_safetensors(weights, network.state_dict())
+        record.write_text(json.dumps(found))
+        print(f"{name}: {found['steps']} steps in {found['seconds']:.0f} s, {found['parameters']} parameters", flush=True)
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        torch.manual_seed(SEED)
+        judge = Judge()
+        self.trained("judge", judge, lambda: fit(JudgeStage(judge), Labelled(self.train), 2e-3, seconds=self.seconds("judge")))
+        return judge
+
+    def first_stage(self, name: str) -> VQModel:
+        """ "vqvae f4", "vqgan f4", "maps f4": the same network and budget; the GAN's critic enters at a third of it."""
+        kind, _, f = name.partition(" f")
+        torch.manual_seed(SEED)
+        network = VQModel(vq_config(int(f), 32 if kind == "maps" else CODES))
+        data = self.train.maps if kind == "maps" else self.train.x
+
+        def fitted() -> dict[str, float]:
+            if kind != "vqgan":
+                stage = QuantizedStage(network, AutoencoderLoss(), data[:8])
+                return fit(stage, Pictures(data), 2e-3, seconds=self.seconds(name))
+            # A third of the plain one's steps: with the critic a step costs about twice as much, so it then has half of the time.
+            start = self.steps("vqvae f4") // 3
+            loss = AutoencoderLoss(adversarial=0.5, adversarial_start=start, adversarial_ramp=max(start // 4, 1))
+            critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=24, layers=2))
+            stage = QuantizedStage(network, loss, data[:8], discriminator=critic)
+            return fit(stage, Pictures(data), 2e-3, seconds=self.seconds(name))
+
+        if kind == "vqgan":
+            self.first_stage("vqvae f4")
+        self.trained(name, network, fitted)
+        return network.requires_grad_(False)
+
+    def steps(self, name: str) -> int:
+        return json.loads((self.work / f"{name}.json").read_text())["steps"]
+
+    def prior(self, name: str, network: Prior, data: CodeBatch, batch_size: int = 32, steps: int | None = None) -> dict[str, float]:
+        """A prior trained on codes; the first stage of a stage is only for its samples, which are not asked for here."""
+        like = VQModel(replace(vq_config(2), quantizer=QuantizerConfig(network.config.codes, 4)))
+        stage = PriorStage(network, like, data[:1])
+        batches = CodeBatches(data.codes, data.condition, batch_size, SEED)
+        budget: dict[str, Any] = {"seconds": self.seconds(name)} if steps is None else {"steps": steps}
+        return self.trained(name, network, lambda: fit(stage, batches, 2e-3, **budget))
+
+    def kept(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A measurement from `work`, or made now."""
+        path = self.work / f"measured {name}.json"
+        if not path.is_file():
+            found = measure()
+            path.write_text(json.dumps(found))
+            print(name, found, flush=True)
+        return json.loads(path.read_text())
+
+
+@torch.no_grad()
+def encoded(first_stage: VQModel, x: Tensor) -> Tensor:
+    """The codes (N, h, w) of many pictures."""
+    return torch.cat([first_stage.codes(part) for part in x.split(250)])
+
+
+@torch.no_grad()
+def decoded(first_stage: VQModel, codes: Tensor) -> Tensor:
+    return torch.cat([first_stage.decode_codes(part).clamp(-1, 1) for part in codes.split(250)])
+
+
+def sampled(prior: Prior, grid: tuple[int, int], count: int, condition: Tensor | None = None) -> tuple[Tensor, float]:
+    """`count` grids of codes, and the seconds of processor time for them."""
+    u = uniforms([torch.Generator().manual_seed(SEED + i) for i in range(count)], grid)
+    begun = time.process_time()
+    *_, codes = prior.sample(grid, u, condition)
+    return codes, time.process_time() - begun
+
+
+def transformer(codes: int, grid: tuple[int, int], told: int = 1, condition_codes: int = 0) -> TransformerPrior:
+    torch.manual_seed(SEED)
+    return TransformerPrior(TransformerPriorConfig(codes, condition_codes, told + grid[0] * grid[1], grid, **TRANSFORMER))
+
+
+def interval(values: Tensor) -> dict[str, float]:
+    found = bootstrap(values)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+# Experiments: each returns what it measured, and writes its picture -----------------------------------------------------------------------
+
+
+def rebuilding(run: Run, out: Path) -> dict[str, Any]:
+    """VQ-VAE against VQGAN."""
+    networks = {name: run.first_stage(name) for name in ("vqvae f4", "vqgan f4")}
+    x, (true, other) = run.test.x, halves_of(run)
+    rebuilt = {name: decoded(network, encoded(network, x)) for name, network in networks.items()}
+    rows = images(x[:8]) + [picture for each in rebuilt.values() for picture in images(each[:8])]
+    labels = [name for name in ("given", *rebuilt) for _ in range(8)]
+    save_grid(out / "reconstruction.png", rows, labels, 8)
+    found: dict[str, Any] = {"frechet of true pictures": frechet_distance(true, other)}
+    for name, y in rebuilt.items():
+        found[name] = {
+            "psnr": interval(psnr(x, y)),
+            "ssim": interval(ssim(x, y)),
+            "frechet": frechet_distance(features(run, y), features(run, x)),
+            **run.trained(name, networks[name], dict),
+        }
+    found["psnr difference"] = interval(psnr(x, rebuilt["vqvae f4"]) - psnr(x, rebuilt["vqgan f4"]))
+    return found
+
+
+def against_pixelsnail(run: Run, out: Path) -> dict[str, Any]:
+    """Transformer against PixelSNAIL, on the VQGAN's codes."""
+    first_stage = run.first_stage("vqgan f4")
+    data, test = CodeBatch(encoded(first_stage, run.train.x)), CodeBatch(encoded(first_stage, run.test.x))
+
+    def snail() -> PixelSNAIL:
+        torch.manual_seed(SEED)
+        return PixelSNAIL(PixelSNAILConfig(CODES, **SNAIL))
+
+    priors: dict[str, Prior] = {"transformer": transformer(CODES, (8, 8)), "pixelsnail": snail(), "pixelsnail, equal steps": snail()}
+    found: dict[str, Any] = {}
+    bits: dict[str, Tensor] = {}
+    for name, prior in priors.items():
+        steps = int(found["transformer"]["steps"]) if "equal" in name else None
+        found[name] = run.prior(name, prior, data, steps=steps)
+        bits[name] = code_lengths(prior, test)
+        found[name]["bits/code"] = interval(bits[name])
+    for name in ("pixelsnail", "pixelsnail, equal steps"):
+        found[f"{name}, difference"] = interval(bits[name] - bits["transformer"])
+    x = [decoded(first_stage, sampled(priors[name], (8, 8), 8)[0]) for name in ("transformer", "pixelsnail")]
+    save_grid(out / "priors.png", images(torch.cat(x)), ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
+    return found
+
+
+def pixels_or_codes(run: Run, out: Path) -> dict[str, Any]:
+    """The same transformer over pixels of 64 colours and over codes of f2."""
+    first_stage = run.first_stage("vqvae f2")
+    ways: dict[str, tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+        "codes f2": (CODES, lambda x: encoded(first_stage, x), lambda codes: decoded(first_stage, codes)),
+        "pixels": (LEVELS**3, colours, painted),
+    }
+    found: dict[str, Any] = {}
+    shown: list[Image.Image] = []
+    for name, (size, encode, decode) in ways.items():
+        data, test = CodeBatch(encode(run.train.x)), CodeBatch(encode(run.test.x[:100]))
+        grid = (data.codes.shape[1], data.codes.shape[2])
+        prior = transformer(size, grid)
+        found[name] = run.prior(name, prior, data, batch_size=8)
+        codes, seconds = sampled(prior, grid, 16)
+        area = SIZE * SIZE / (grid[0] * grid[1])
+        found[name] |= {
+            "bits/pixel": interval(code_lengths(prior, test) / area),
+            "seconds/picture": seconds / 16,
+            "psnr": interval(psnr(run.test.x, decode(encode(run.test.x)))),
+            "frechet": frechet_distance(features(run, decode(codes)), features(run, run.test.x)),
+        }
+        shown += images(decode(codes)[:8])
+    save_grid(out / "pixels.png", shown, ["codes f2"] * 8 + ["pixels"] * 8, 8)
+    return found
+
+
+def same_window(run: Run, out: Path) -> dict[str, Any]:
+    """The same transformer with a window of 4×4 codes, over codes of f2, f4 and f8: what it sees at once is 8, 16 or 32 pixels wide."""
+    found: dict[str, Any] = {}
+    shown: list[Image.Image] = []
+    for f in (2, 4, 8):
+        first_stage = run.first_stage(f"vqvae f{f}")
+        corners = np.random.default_rng(SEED).integers(0, SIZE // f - 3, (TRAINED, 2))
+        whole = encoded(first_stage, run.train.x)
+        data = CodeBatch(torch.stack([codes[i : i + 4, j : j + 4] for codes, (i, j) in zip(whole, corners, strict=True)]))
+        prior = transformer(CODES, (4, 4))
+        found[f"f{f}"] = run.prior(f"window f{f}", prior, data)
+        codes, seconds = sampled(prior, (SIZE // f, SIZE // f), DRAWN)
+        x = decoded(first_stage, codes)
+        found[f"f{f}"] |= {
+            "frechet": frechet_distance(features(run, x), features(run, run.test.x)),
+            "frechet of reconstructions": frechet_distance(
+                features(run, decoded(first_stage, encoded(first_stage, run.test.x))), features(run, run.test.x)
+            ),
+            "seconds/picture": seconds / DRAWN,
+        }
+        shown += images(x[:8])
+    save_grid(out / "window.png", shown, [f"f{f}, sees {4 * f} pixels" for f in (2, 4, 8) for _ in range(8)], 8)
+    return found
+
+
+def told(run: Run, out: Path) -> dict[str, Any]:
+    """Transformers that are told the class or the map, against the one that is told nothing; and whether samples show what was told."""
+    first_stage, maps = run.first_stage("vqgan f4"), run.first_stage("maps f4")
+    data, test = encoded(first_stage, run.train.x), encoded(first_stage, run.test.x)
+    conditions = {
+        "class": (run.train.shape[:, None], run.test.shape[:, None], len(SHAPES)),
+        "map": (encoded(maps, run.train.maps), encoded(maps, run.test.maps), 32),
+    }
+    nothing = transformer(CODES, (8, 8))
+    run.prior("transformer", nothing, CodeBatch(data))
+    bits = {"nothing": code_lengths(nothing, CodeBatch(test))}
+    found: dict[str, Any] = {"nothing": {"bits/code": interval(bits["nothing"])}}
+    x: dict[str, Tensor] = {}
+    for name, (trained, tested, tokens) in conditions.items():
+        prior = transformer(CODES, (8, 8), trained[0].numel(), tokens)
+        found[name] = run.prior(name, prior, CodeBatch(data, trained))
+        bits[name] = code_lengths(prior, CodeBatch(test, tested))
+        found[name] |= {"bits/code": interval(bits[name]), "saved": interval(bits["nothing"] - bits[name])}
+        x[name] = decoded(first_stage, sampled(prior, (8, 8), DRAWN, tested[:DRAWN])[0])
+    rebuilt, inside, shapes = decoded(first_stage, test[:DRAWN]), run.test.inside[:DRAWN], run.test.shape[:DRAWN]
+    found["class"]["taken for it"] = share(run.judge.told(x["class"])[0].argmax(1) == shapes)
+    found["class"]["rebuilt taken for it"] = share(run.judge.told(rebuilt)[0].argmax(1) == shapes)
+    found["class"]["true taken for it"] = share(run.judge.told(run.test.x)[0].argmax(1) == run.test.shape)
+    found["map"]["agreement"] = interval(agreement(x["map"], inside))
+    found["map"]["agreement of rebuilt"] = interval(agreement(rebuilt, inside))
+    found["map"]["agreement with another map"] = interval(agreement(x["map"], inside.roll(1, 0)))
+    save_grid(out / "classes.png", images(x["class"][:8]), [SHAPES[n] for n in shapes[:8].tolist()], 8)
+    save_grid(out / "maps.png", images(run.test.maps[:8]) + images(x["map"][:8]), ["map"] * 8 + ["drawn by it"] * 8, 8)
+    return found
+
+
+def agreement(x: Tensor, inside: Tensor) -> Tensor:
+    """Intersection over union, (N,), of where pictures (N, 3, H, W) differ from the colour around the shape, and where the map has it."""
+    found = []
+    for picture, mask in zip(x, inside, strict=True):
+        around = picture[:, ~mask].median(dim=1).values  # (3,)
+        differs = (picture - around[:, None, None]).abs().amax(dim=0) > 0.4
+        found.append((differs & mask).sum() / (differs | mask).sum())
+    return torch.stack(found)
+
+
+def colours(x: Tensor) -> Tensor:
+    """Pixels (N, 3, H, W) as one of 4³ colours each: (N, H, W)."""
+    levels = ((x + 1) / 2 * (LEVELS - 1)).round().long()
+    return (levels[:, 0] * LEVELS + levels[:, 1]) * LEVELS + levels[:, 2]
+
+
+def painted(codes: Tensor) -> Tensor:
+    """The reverse of `colours`: (N, 3, H, W)."""
+    levels = torch.stack([codes // LEVELS**2, codes // LEVELS % LEVELS, codes % LEVELS], dim=1)
+    return levels / (LEVELS - 1) * 2 - 1
+
+
+def features(run: Run, x: Tensor) -> Tensor:
+    judge = run.judge  # perhaps trained here, with gradients
+    with torch.no_grad():
+        return judge.features(x)
+
+
+def halves_of(run: Run) -> tuple[Tensor, Tensor]:
+    """Features of the test pictures, and of as many others: what a distance of zero looks like."""
+    return features(run, run.test.x), features(run, drawn(TESTED, SEED + 2).x)
+
+
+def share(hits: Tensor) -> dict[str, float]:
+    found = proportion(hits)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def save_grid(path: Path, pictures: Sequence[Image.Image], labels: Sequence[str], columns: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled_grid(pictures, labels, columns).save(path, optimize=True)
+
+
+EXPERIMENTS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
+    "reconstruction": rebuilding,
+    "priors": against_pixelsnail,
+    "pixels": pixels_or_codes,
+    "window": same_window,
+    "told": told,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=80.0, help="of processor time for all trainings together")
+    parser.add_argument("--work", type=Path, default=Path("runs/vqgan"), help="where networks and measurements are kept")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "vqgan")
+    given = parser.parse_args(arguments)
+    run = Run(given.work, given.minutes)
+    begun = time.monotonic()
+    found = {name: run.kept(name, lambda measure=measure: measure(run, given.out)) for name, measure in EXPERIMENTS.items()}
+    from benchmarks.vqgan_page import page
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "README.md").write_text(page(found, run.minutes, torch.get_num_threads()))
+    print(f"{given.out / 'README.md'} after {(time.monotonic() - begun) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()
