@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
+from daguerre.models.ldm_text import LDMText, LDMTextConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, open_clip_rules, unet_rules
+from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, ldm_text_rules, open_clip_rules, unet_rules
 
 UNET = UNetConfig(channels=(64, 128), blocks=1, depth=(1, 1), heads=(8, 8), context_width=64)
 AUTOENCODER = AutoencoderKLConfig(channels=(32, 64), blocks=1)
@@ -34,6 +35,14 @@ def random(network: nn.Module, seed: int) -> dict[str, Tensor]:
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return network.state_dict()
+
+
+def condition(network: nn.Module, prefix: str = "cond_stage_model.") -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in random(network, 6).items()}
+
+
+def ldm_text(config: LDMTextConfig, prefix: str = "cond_stage_model.transformer.") -> dict[str, Tensor]:
+    return renamed(random(LDMText(config), 7), Table(ldm_text_rules(config.layers)), prefix)
 
 
 def unet(config: UNetConfig, prefix: str = "model.diffusion_model.") -> dict[str, Tensor]:

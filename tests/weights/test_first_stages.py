@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import checkpoints
-import diffusers
 import pytest
 import torch
+from diffusers import AutoencoderKL as ReferenceKL
+from diffusers.models.autoencoders.vq_model import VQModel as ReferenceVQ
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
@@ -52,7 +54,7 @@ def test_a_codebook_comes_back_with_the_same_codes_and_goes_on_learning(tmp_path
 @pytest.mark.parametrize("kind", ["nearest", "average"])
 def test_diffusers_opens_a_codebook(tmp_path: Path, kind):
     network = vq(replace(VQ, quantizer=QuantizerConfig(16, 6, kind)))
-    theirs = diffusers.VQModel.from_pretrained(save_first_stage(network, tmp_path / "vq", 32))
+    theirs: Any = ReferenceVQ.from_pretrained(save_first_stage(network, tmp_path / "vq", 32))
     x = drawn(1, 3, 32, 32)
     with torch.no_grad():
         h = theirs.encode(x).latents
@@ -64,7 +66,7 @@ def test_diffusers_opens_a_codebook(tmp_path: Path, kind):
 
 def test_what_diffusers_saves_opens_here(tmp_path: Path):
     torch.manual_seed(0)
-    theirs = diffusers.VQModel(
+    theirs: Any = ReferenceVQ(
         block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
@@ -83,7 +85,8 @@ def test_a_kl_autoencoder_comes_back_and_diffusers_opens_it(tmp_path: Path):
     torch.manual_seed(0)
     network = AutoencoderKL(KL).eval()
     folder = save_first_stage(network, tmp_path / "kl", 32)
-    again, theirs = load_first_stage(folder), diffusers.AutoencoderKL.from_pretrained(folder)
+    again = load_first_stage(folder)
+    theirs: Any = ReferenceKL.from_pretrained(folder)
     assert again.config == KL
     x = drawn(1, 3, 32, 32)
     with torch.no_grad():

@@ -1,12 +1,16 @@
-"""How latent diffusion models are told something, or nothing, without words."""
+"""How latent diffusion models are told something, or nothing, without words (Rombach et al. 2022, arXiv:2112.10752, section 4.3)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
+from daguerre.models.ldm_text import LDMText
+from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.text import Conditioner, Word
 from daguerre.text.prompt import Line, says_nothing
 
@@ -21,8 +25,7 @@ class Unconditional:
 class ClassConditioner(Conditioner):
     """Of a class-conditional model: a prompt is a class number, and its embedding is a context of one token.
 
-    The last embedding stands for no class, and an empty prompt for it (Rombach et al. 2022, arXiv:2112.10752, section 4.3; Ho and Salimans
-    2022, arXiv:2207.12598).
+    The last embedding stands for no class, and an empty prompt for it (Ho and Salimans 2022, arXiv:2207.12598).
     """
 
     def __init__(self, embedding: nn.Embedding) -> None:
@@ -41,7 +44,82 @@ class ClassConditioner(Conditioner):
         none = self.embedding.num_embeddings - 1
         if says_nothing(line):
             return none
-        text = " ".join(piece.text for stretch in line for piece in stretch).strip()
+        text = _text(line)
         if not text.isdecimal() or int(text) >= none:
             raise DaguerreError(f"This model draws classes: give a number from 0 to {none - 1} as the prompt, not {text[:60]!r}.")
         return int(text)
+
+
+class LayoutConditioner(Conditioner):
+    """Of a layout-to-image model: a prompt lists objects, `CLASS LEFT TOP RIGHT BOTTOM; …`, with shares of the picture's sides.
+
+        "25 0.1 0.3 0.6 1; 7 0.5 0 1 0.4"
+
+    Each object is three tokens, its class and two corners on a square grid; the last two tokens are the corners of the crop, here of the
+    whole picture, and the last of all tokens stands for no object. An empty prompt has none. (Esser et al.'s coordinates of boxes.)
+    """
+
+    def __init__(self, encoder: LDMText) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objects = (encoder.config.length - 2) // 3
+        self.side = math.isqrt(encoder.config.vocab_size)  # of the grid of places, in tokens
+
+    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+        """Raises DaguerreError where a line is no list of objects, or lists too many."""
+        device = self.encoder.model.layer_norm.weight.device
+        return Conditioning(context=self.encoder(torch.tensor([self.tokens(_text(line)) for line in lines], device=device)))
+
+    def words(self, line: Line) -> list[Word]:
+        return []
+
+    def tokens(self, text: str) -> list[int]:
+        """The ids of a list of objects, one row of the tower's length."""
+        objects = [self._object(entry) for entry in text.replace("\n", ";").split(";") if entry.strip()]
+        if len(objects) > self.objects:
+            raise DaguerreError(f"The layout has {len(objects)} objects; this model is told at most {self.objects}.")
+        none = self.encoder.config.vocab_size - 1
+        padding = [none] * (self.encoder.config.length - 2 - 3 * len(objects))
+        return [*(token for each in objects for token in each), *padding, self._place(0, 0), self._place(1, 1)]
+
+    def _object(self, entry: str) -> tuple[int, int, int]:
+        number, *sides = entry.replace(",", " ").split()
+        try:
+            left, top, right, bottom = map(float, sides)
+            sound = 0 <= left < right <= 1 and 0 <= top < bottom <= 1 and 0 <= int(number) < self.encoder.config.vocab_size - 1
+        except ValueError:
+            sound = False
+        if not sound:
+            raise DaguerreError(
+                f"{entry.strip()[:60]!r} is no object of a layout; write CLASS LEFT TOP RIGHT BOTTOM, a class number and four shares of "
+                "the picture's sides from 0 to 1, such as '25 0.1 0.3 0.6 1', and ';' between objects."
+            )
+        return int(number), self._place(left, top), self._place(right, bottom)
+
+    def _place(self, x: float, y: float) -> int:
+        return round(y * (self.side - 1)) * self.side + round(x * (self.side - 1))
+
+
+class MapConditioner(nn.Module):
+    """Of a model that draws from a map of classes and hears no words: prompts say nothing, and the map stands beside x."""
+
+    def __init__(self, rescaler: SpatialRescaler) -> None:
+        super().__init__()
+        self.rescaler = rescaler
+
+    def forward(self, prompts: Sequence[str]) -> Conditioning:
+        return Conditioning()
+
+    def beside(self, classes: Tensor) -> Tensor:
+        """What stands beside x, (B, C, H/f, W/f), of maps of class numbers (B, H, W). Raises DaguerreError for an unknown class."""
+        known, weight = self.rescaler.config.classes, self.rescaler.channel_mapper.weight
+        if classes.min() < 0 or classes.max() >= known:
+            raise DaguerreError(
+                f"The map has classes from {int(classes.min())} to {int(classes.max())}; this model knows 0 to {known - 1}. "
+                "Each pixel's grey value is its class: save the map as PNG, without smoothing or colours."
+            )
+        return self.rescaler(F.one_hot(classes.to(weight.device), known).movedim(-1, 1).to(weight.dtype))
+
+
+def _text(line: Line) -> str:
+    return " ".join(piece.text for stretch in line for piece in stretch).strip()

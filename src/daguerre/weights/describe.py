@@ -21,10 +21,12 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.ldm_text import LDMText
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.models.transformer_prior import TransformerPrior
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights import configs
+from daguerre.weights.conditioners import ClassConditioner
 from daguerre.weights.families import STABLE_DIFFUSION, Family, family_of, heads_of, prediction_of
 from daguerre.weights.files import shapes_only
 from daguerre.weights.keys_parts import Contents, Part, sort
@@ -34,9 +36,12 @@ from daguerre.weights.shapes import (
     clip_from_shapes,
     ldm_text_from_shapes,
     prior_from_shapes,
+    rescaler_from_shapes,
     unet_from_shapes,
     vq_from_shapes,
 )
+
+BERT_WORDS = 30522
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,12 @@ class Description:
                     return LDMText(ldm_text_from_shapes(tensors))
                 case "gpt":
                     return TransformerPrior(prior_from_shapes(tensors))
+                case "class_embedder":
+                    classes, width = tensors["embedding.weight"].shape
+                    return ClassConditioner(nn.Embedding(classes, width))
+                case "spatial_rescaler":
+                    stages = len(self.autoencoder.channels) - 1 if self.autoencoder else 2
+                    return SpatialRescaler(rescaler_from_shapes(tensors, stages))
                 case "patch_discriminator":
                     return PatchDiscriminator(_discriminator(tensors))
         return None
@@ -137,7 +148,7 @@ def _described(file: TensorFile, prediction: Prediction | None, heads: int | tup
     about = Description(file, contents, texts=texts)
     if "unet" in parts:
         shape = unet_from_shapes(parts["unet"].ours())
-        family = family_of(shape, {name: part.kind.network for name, part in parts.items()})
+        family = family_of(shape, {name: _told_apart(part) for name, part in parts.items()})
         whole = "unet" in known and heads is None
         unet = configs.unet_config(known["unet"], file.path) if whole else replace(shape, heads=heads_of(family, shape, heads))
         if "scheduler" in known:
@@ -154,6 +165,12 @@ def _described(file: TensorFile, prediction: Prediction | None, heads: int | tup
         found = configs.autoencoder_config(known["vae"], file.path) if "vae" in known else _autoencoder(parts["vae"].ours(), scale)
         about = replace(about, autoencoder=found)
     return about
+
+
+def _told_apart(part: Part) -> str:
+    """The kind of a part; of latent diffusion's text towers those that do not read BERT's words read boxes."""
+    kind = part.kind.network
+    return "ldm_boxes" if kind == "ldm_text" and len(part.ours()["model.embed_tokens.weight"]) != BERT_WORDS else kind
 
 
 @contextmanager

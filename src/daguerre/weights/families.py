@@ -44,9 +44,11 @@ FAMILIES = {
         Family("sdxl", head_width=64, scaling_factor=0.13025, size=1024),
         Family("sdxl-refiner", head_width=64, scaling_factor=0.13025, size=1024),
         Family("ldm-text2img", heads=8, size=256),
+        _latent("ldm-text2img-vq", 0.0195, head_width=32),
         _latent("ldm-unconditional", 0.0195, head_width=32),
         _latent("ldm-churches", 0.0155, heads=8),
         _latent("ldm-class", 0.0195, heads=1),
+        _latent("ldm-class-f8", 0.0195, head_width=32),
         _latent("ldm-layout", 0.0205, head_width=32),
         _latent("ldm-semantic", 0.0205, heads=8),
         _latent("ldm-super-resolution", 0.0155, head_width=32),
@@ -63,33 +65,45 @@ SD2_STEPS: dict[str, Prediction] = {"875000": "epsilon", "140000": "v", "110000"
 
 def family_of(unet: UNetConfig, kinds: Mapping[str, str]) -> Family:
     """The family of a UNet that lies beside these networks (part -> kind of network, see `keys_parts`)."""
-    text, condition = kinds.get("text_encoder"), kinds.get("condition")
-    extra = unet.in_channels - unet.out_channels
     if unet.context_width is None:
-        name = "ldm-churches" if unet.resample == "resblock" else "ldm-unconditional"
-        if extra:
-            semantic = condition == "spatial_rescaler" or not any(unet.depth)
-            name = "ldm-inpainting" if extra == 4 else "ldm-semantic" if semantic else "ldm-super-resolution"
+        name = _without_context(unet, kinds.get("condition"))
     elif unet.vector_width:
-        refiner = text is None and ("text_encoder_2" in kinds or unet.context_width == 1280)
+        refiner = "text_encoder" not in kinds and ("text_encoder_2" in kinds or unet.context_width == 1280)
         name = "sdxl-refiner" if refiner else "sdxl"
     elif unet.classes and unet.linear_projection:
         name = "sd2-upscaler"
     elif unet.linear_projection:
         name = "sd2"
-    elif condition == "class_embedder" or (text is None and unet.context_width == 512 and max(unet.depth) == 1):
-        name = "ldm-class"
-    elif text == "ldm_text" or (text is None and unet.context_width in (512, 1280)):
-        name = "ldm-text2img" if unet.context_width == 1280 else "ldm-layout"
     else:
-        name = "sd1"
+        name = _with_context(unet, kinds)
     return FAMILIES[name]
+
+
+def _without_context(unet: UNetConfig, condition: str | None) -> str:
+    match unet.in_channels - unet.out_channels:
+        case 0:
+            return "ldm-churches" if unet.resample == "resblock" else "ldm-unconditional"
+        case 4:
+            return "ldm-inpainting"
+    return "ldm-semantic" if condition == "spatial_rescaler" or not any(unet.depth) else "ldm-super-resolution"
+
+
+def _with_context(unet: UNetConfig, kinds: Mapping[str, str]) -> str:
+    """With cross-attention and nothing that is Stable Diffusion 2's or XL's; where the file has only the UNet, its widths tell."""
+    text, width = kinds.get("text_encoder"), unet.context_width
+    if text == "ldm_boxes" or (text is None and width == 512 and max(unet.depth) > 1):
+        return "ldm-layout"
+    if kinds.get("condition") == "class_embedder" or (text is None and width == 512):
+        return "ldm-class" if unet.out_channels == 3 else "ldm-class-f8"
+    if text == "ldm_text" or (text is None and width in (640, 1280)):
+        return "ldm-text2img-vq" if unet.out_channels == 3 else "ldm-text2img"
+    return "sd1"
 
 
 def task_of(family: Family, unet: UNetConfig) -> str:
     """What a UNet's input channels are for."""
     if family.name.startswith("ldm"):
-        return family.name.removeprefix("ldm-")
+        return family.name.removeprefix("ldm-").removesuffix("-vq").removesuffix("-f8")
     return TASKS.get(unet.in_channels, f"{unet.in_channels} input channels")
 
 

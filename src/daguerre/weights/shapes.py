@@ -14,6 +14,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.clip import CLIPTextConfig
 from daguerre.models.ldm_text import LDMTextConfig
+from daguerre.models.spatial_rescaler import SpatialRescalerConfig
 from daguerre.models.transformer_prior import TransformerPriorConfig
 from daguerre.models.unet import UNetConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
@@ -139,6 +140,12 @@ def ldm_text_from_shapes(tensors: Shapes) -> LDMTextConfig:
         heads=_side(tensors, "model.layers.0.self_attn.q_proj.weight", 0) // 64,
         mlp_width=_side(tensors, "model.layers.0.fc1.weight", 0),
     )
+
+
+def rescaler_from_shapes(tensors: Shapes, stages: int) -> SpatialRescalerConfig:
+    """The config of what makes maps of classes small; `stages` is the autoencoder's, so that they have the latent's size."""
+    channels, classes = _matrix(tensors, "channel_mapper.weight")
+    return SpatialRescalerConfig(classes, channels, stages, bias="channel_mapper.bias" in tensors)
 
 
 def parameters(tensors: Shapes) -> int:
