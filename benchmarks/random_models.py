@@ -55,7 +55,7 @@ def sd15(dtype: torch.dtype = torch.float16, *, tiny: bool = False) -> LatentDif
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--tiny", action="store_true")

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from daguerre import files as disk
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path, atomic_write
 from daguerre.weights.files import fill, read_json, read_metadata, read_safetensors, save_safetensors, write_json
+from daguerre.weights.reader import open_tensors
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path: Path):
@@ -138,3 +141,28 @@ def test_a_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_path: Pat
         beside.mkdir()
     assert (tmp_path / "model" / "one").read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_convolutions_are_laid_out_channels_last_with_the_same_values(tmp_path: Path):
+    tensors = {"conv": torch.randn(8, 4, 3, 3).half(), "linear": torch.randn(70, 70).half(), "ids": torch.arange(3)}
+    save_safetensors(tmp_path / "x.safetensors", tensors)
+    file = open_tensors(tmp_path / "x.safetensors")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        ours = file.laid_out("cpu", dtype)
+        assert ours["conv"].is_contiguous(memory_format=torch.channels_last)
+        assert all(torch.equal(ours[name], tensor.to(ours[name].dtype)) for name, tensor in tensors.items())
+    assert torch.equal(file.tensor("conv"), tensors["conv"])  # pages that were given back are read again
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")
+def test_a_file_and_its_copy_in_another_dtype_are_never_in_memory_together(tmp_path: Path):
+    size = 48 << 20
+    save_safetensors(tmp_path / "x.safetensors", {f"{i}": torch.zeros(size // 16, dtype=torch.float16) for i in range(8)})
+    program = (
+        "import sys, torch; from daguerre.weights.reader import open_tensors\n"
+        "peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) * 1024\n"
+        "file = open_tensors(sys.argv[1]); before = peak()\n"
+        "kept = file.laid_out('cpu', torch.bfloat16); print(peak() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.safetensors")], check=True, capture_output=True, text=True)
+    assert int(run.stdout) < 1.5 * size

@@ -11,4 +11,5 @@ class GroupNormSiLU(nn.GroupNorm):
     """Group norm followed by SiLU, x·σ(x): the pair that stands before every convolution of these networks."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.silu(super().forward(input))
+        y = super().forward(input)
+        return F.silu(y, inplace=not y.requires_grad)

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from daguerre.nn.norm import GroupNormSiLU
 
 
+def plus(h: Tensor, x: Tensor) -> Tensor:
+    """h + x, in the memory of h where no gradient and no wider dtype needs another; h belongs to the caller alone."""
+    return h + x if h.requires_grad or x.requires_grad or h.dtype != x.dtype else h.add_(x)
+
+
 class ResBlock(nn.Module):
     """Two 3×3 convolutions around a shortcut.
 
@@ -55,6 +60,6 @@ class ResBlock(nn.Module):
             scale, shift = e.chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.norm2(h if e is None else h + e)
+            h = self.norm2(h if e is None else plus(h, e))
         h = self.conv2(self.dropout(h))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return plus(h, x if self.conv_shortcut is None else self.conv_shortcut(x))

@@ -4,7 +4,10 @@ A file is eight bytes of header length, a JSON header {name: {dtype, shape, data
 in it can run (https://github.com/huggingface/safetensors, "Format").
 """
 
+import ctypes
 import json
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +54,10 @@ def read_safetensors(path: str | Path, *, device: torch.device | str = "cpu", dt
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: _cast(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            names = file.keys()
+            if dtype is None:
+                return {name: file.get_tensor(name) for name in names}
+            return {name: laid_out(file.get_tensor(name), device, dtype, mapped=str(device) == "cpu") for name in names}
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
 
@@ -160,5 +166,29 @@ def unreadable(path: str | Path, error: Exception) -> DaguerreError:
     return DaguerreError(f"'{path}' is cut short or is not a safetensors file ({error}); fetch or save it again.")
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, mapped: bool = False) -> Tensor:
+    """A tensor where and as a network computes with it.
+
+    On a CPU the kernels of convolutions are laid out channels last, and so are then all feature maps: a tenth to a fifth of a
+    convolution's time. mapped: the tensor lies in the map of a file and is read here for the last time; the pages behind it are given
+    back to the system where a copy was made, so that a file and its copy in another dtype are never in memory together.
+    """
+    dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    last = tensor.ndim == 4 and torch.device(device).type == "cpu"
+    if not last:
+        there = tensor.to(device, dtype)
+    elif tensor.dtype == dtype:
+        there = tensor.contiguous(memory_format=torch.channels_last)
+    else:
+        there = torch.empty(tensor.shape, dtype=dtype, memory_format=torch.channels_last).copy_(tensor)  # twice as fast as `to`
+    if mapped and there.data_ptr() != tensor.data_ptr():
+        _give_back(tensor)
+    return there
+
+
+def _give_back(tensor: Tensor) -> None:
+    """Drop a map's pages that hold nothing but this tensor; they would be read again. Where the system has no such call, nothing."""
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if sys.platform == "linux" and first < last and tensor.is_contiguous():
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)

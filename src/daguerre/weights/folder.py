@@ -164,8 +164,7 @@ def read_part(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
     Raises:
         DaguerreError: a file is missing or cut short, or holds numbers that are not finite.
     """
-    tensors = open_tensors(weights_in(folder)).read()
-    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
+    return open_tensors(weights_in(folder)).laid_out(device, dtype)
 
 
 def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:

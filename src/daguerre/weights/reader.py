@@ -17,7 +17,7 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.files import listed, read_json, unreadable
+from daguerre.weights.files import laid_out, listed, read_json, unreadable
 from daguerre.weights.layout import CLASSES, PARTS, SCHEDULERS, STEMS
 from daguerre.weights.pickle_reader import LEGACY_START, PickledFile, mapped_bytes, typed
 
@@ -55,13 +55,31 @@ class TensorFile:
             DaguerreError: numbers that are not finite; lists the tensors that hold them.
         """
         tensors = {name: self.tensor(name) for name in (self.shapes if names is None else names)}
-        wrong = [name for name, tensor in tensors.items() if not finite(tensor)]
+        self._refuse([name for name, tensor in tensors.items() if not finite(tensor)])
+        return tensors
+
+    def laid_out(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All tensors where and as a network computes with them (see `files.laid_out`), one after the other: the file and a copy of it
+        in another dtype are never in memory together.
+
+        Raises:
+            DaguerreError: numbers that are not finite; lists the tensors that hold them.
+        """
+        tensors, wrong = {}, []
+        for name in self.shapes:
+            tensor = self.tensor(name)
+            if not finite(tensor):
+                wrong.append(name)
+            tensors[name] = laid_out(tensor, device, dtype, mapped=True)
+        self._refuse(wrong)
+        return tensors
+
+    def _refuse(self, wrong: list[str]) -> None:
         if wrong:
             raise DaguerreError(
                 f"'{self.path}' holds NaN or infinity in {len(wrong)} tensors ({listed(wrong)}): it is damaged, or its training diverged. "
                 "Take another file of the model."
             )
-        return tensors
 
 
 def open_tensors(path: str | Path, *, variant: str | None = None) -> TensorFile:

@@ -17,15 +17,17 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.ldm_text import LDMText
+from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.models.unet import UNet
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.text import SDXLConditioner, TextConditioner, Tokenizer
+from daguerre.text import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
 from daguerre.text.tokenizer import EOS
-from daguerre.weights.conditioners import ClassConditioner, Unconditional
+from daguerre.weights.conditioners import ClassConditioner, LayoutConditioner, MapConditioner, Unconditional
 from daguerre.weights.configs import schedule_config
 from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
-from daguerre.weights.files import fill, listed, shapes_only
+from daguerre.weights.files import fill, laid_out, listed, shapes_only
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.reader import open_tensors, weight_files
 
@@ -61,7 +63,9 @@ def load_single_file(
     tensors = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
 
     def placed(part: str) -> dict[str, Tensor]:
-        return {name: _placed(tensor, device, dtype) for name, tensor in about.ours(tensors[part]).items()}
+        return {
+            name: laid_out(tensor, device, dtype, mapped=_mapped(tensor, file.path)) for name, tensor in about.ours(tensors[part]).items()
+        }
 
     unet, autoencoder = about.networks["unet"], about.networks["vae"]
     assert isinstance(unet, UNet)
@@ -105,7 +109,7 @@ def load_first_stage_file(
     tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
     with shapes_only():
         autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
-    fill(autoencoder, {name: _placed(tensor, device, dtype) for name, tensor in tensors.items()}, path)
+    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=_mapped(tensor, file.path)) for name, tensor in tensors.items()}, path)
     return autoencoder.eval()
 
 
@@ -137,9 +141,36 @@ def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]])
         refiner, index = about.family.name == "sdxl-refiner", about.said.get("model_index", {})
         scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
         return SDXLConditioner(towers, scored=scored, zero_empty=zero_empty).eval()
-    if about.family.name == "ldm-class":
-        weight = placed("condition")["embedding.weight"]
-        return ClassConditioner(nn.Embedding.from_pretrained(weight)).eval()
+    return _without_clip(about, placed)
+
+
+def _without_clip(about: Description, placed: Callable[[str], dict[str, Tensor]]) -> Callable[[Sequence[str]], Conditioning]:
+    """The conditioners of latent diffusion before Stable Diffusion."""
+
+    def filled(part: str) -> nn.Module:
+        fill(about.networks[part], placed(part), about.file.path)
+        return about.networks[part].eval()
+
+    assert about.family is not None
+    match about.family.name.split("-")[1]:
+        case "text2img":
+            encoder, beside = filled("text_encoder"), about.file.path / "tokenizer"
+            assert isinstance(encoder, LDMText)
+            length = encoder.config.length
+            tokenizer = WordPiece.from_folder(beside, max_length=length) if beside.is_dir() else WordPiece.bert(max_length=length)
+            return LDMTextConditioner(tokenizer, encoder).eval()
+        case "layout":
+            encoder = filled("text_encoder")
+            assert isinstance(encoder, LDMText)
+            return LayoutConditioner(encoder).eval()
+        case "class":
+            classes = filled("condition")
+            assert isinstance(classes, ClassConditioner)
+            return classes
+        case "semantic":
+            rescaler = filled("condition")
+            assert isinstance(rescaler, SpatialRescaler)
+            return MapConditioner(rescaler).eval()
     return Unconditional()
 
 
@@ -162,7 +193,12 @@ NEEDS = {
     "ldm-super-resolution": (),
     "ldm-inpainting": (),
     "ldm-class": ("condition",),
-}  # the parts beside UNet and autoencoder, of the families that can be opened as a whole
+    "ldm-class-f8": ("condition",),
+    "ldm-semantic": ("condition",),
+    "ldm-layout": ("text_encoder",),
+    "ldm-text2img": ("text_encoder",),
+    "ldm-text2img-vq": ("text_encoder",),
+}  # the parts beside UNet and autoencoder
 
 
 def _check_whole(about: Description) -> None:
@@ -170,12 +206,7 @@ def _check_whole(about: Description) -> None:
     held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no network that is known here"
     if about.family is None:
         raise DaguerreError(f"'{path}' is not a whole model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
-    needs = NEEDS.get(about.family.name)
-    if needs is None:
-        raise DaguerreError(
-            f"'{path}' holds {held}, of the family {about.family.name}; its parts can be read one by one, not yet as a whole."
-        )
-    lost = [name for name in ("vae", *needs) if name not in parts]
+    lost = [name for name in ("vae", *NEEDS[about.family.name]) if name not in parts]
     if lost:
         raise DaguerreError(f"'{path}' holds only {held}; a whole {about.family.name} model also has {', '.join(lost)}.")
     faults = {what: names for what, names in about.faults().items() if names}
@@ -184,5 +215,6 @@ def _check_whole(about: Description) -> None:
         raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
 
 
-def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    return tensor.to(device, dtype if tensor.is_floating_point() else None)
+def _mapped(tensor: Tensor, path: Path) -> bool:
+    """Whether a tensor lies in the map of this whole file, and not in memory of its own."""
+    return path.is_file() and tensor.untyped_storage().nbytes() == path.stat().st_size
