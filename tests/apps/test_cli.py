@@ -97,7 +97,7 @@ def test_another_autoencoder_changes_the_picture_and_must_fit(run: Run, folder: 
     a, b, c = (np.asarray(Image.open(name)) for name in ("a.png", "b.png", "c.png"))
     assert np.array_equal(a, c)
     assert not np.array_equal(a, b)
-    assert "There is no model 'tiny + other'" in run("reproduce", "b.png")[2]
+    assert "was made with the model 'tiny + other', which is not here; give --model" in run("reproduce", "b.png")[2]
     assert run("reproduce", "b.png", "--model", "tiny", "--vae", "other") == (0, "identical\n", "")
     config = json.loads(Path("other/vae/config.json").read_text())
     Path("other/vae/config.json").write_text(json.dumps({**config, "latent_channels": 5}))
@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(run: Run, monkeypatch: pytest.Mo
 
 
 def test_a_fault_of_ours_is_one_sentence_and_debug_shows_it(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("daguerre.apps.commands.txt2img.open_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("daguerre.apps.making.open_any", lambda *_, **__: 1 / 0)
     code, _, err = run("txt2img", "x")
     assert code == 1
     assert err == "daguerre: Unexpected ZeroDivisionError: division by zero. Run it again with --debug to see where.\n"
@@ -197,7 +197,7 @@ def test_an_interruption_ends_quietly(run: Run, monkeypatch: pytest.MonkeyPatch)
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("daguerre.apps.commands.txt2img.open_model", interrupt)
+    monkeypatch.setattr("daguerre.apps.making.open_any", interrupt)
     code, _, err = run("txt2img", "x")
     assert (code, err) == (130, "daguerre: Interrupted; nothing half-written is left.\n")
 

@@ -13,6 +13,12 @@ from daguerre.errors import DaguerreError, nearest
 
 COMMANDS = {
     "txt2img": "make pictures from words",
+    "img2img": "draw over a picture, or a folder of them",
+    "inpaint": "draw the masked part of a picture anew",
+    "outpaint": "continue a picture beyond its edges",
+    "pix2pix": "change a picture as an instruction says",
+    "depth2img": "make pictures as near and as far as a map says",
+    "upscale": "draw a picture with four times its sides",
     "sample": "draw pictures code by code, by a class, a text, a map, or from half a picture on",
     "attention": "show where the model looks for each word",
     "models": "list the models inside, or the samplers and spacings",

@@ -14,13 +14,18 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 MAX_PIXELS = 128_000_000
 # What Pillow's decoders raise on damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 def open_picture(
     file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> Image.Image:
-    """Decode a picture to upright RGB on white.
+    """Decode a picture to upright RGB on white; arguments and errors as in `decoded`."""
+    return opaque(decoded(file, at_least=at_least, max_pixels=max_pixels, name=name)[0])
+
+
+def decoded(file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """Decode a picture as it is, of any mode and not yet turned; of an animation the first frame.
 
     `at_least`: the caller needs no more than this many pixels on the shorter side, so a JPEG may be decoded smaller (much faster).
     Raises DaguerreError, naming the file (or `name`), if it is missing, not a picture of FORMATS, damaged, or has more than `max_pixels`.
@@ -38,16 +43,18 @@ def open_picture(
             if at_least is not None:
                 picture.draft("RGB", (at_least, at_least))
             picture.load()
-            return _opaque(ImageOps.exif_transpose(picture))
+            return ImageOps.exif_transpose(picture), getattr(picture, "n_frames", 1)
     except FileNotFoundError as error:
         raise DaguerreError(f"{name} does not exist.") from error
+    except Image.DecompressionBombError as error:
+        raise DaguerreError(f"{name} has more than {max_pixels / 1e6:.3g} million pixels; make it smaller.") from error
     except Image.UnidentifiedImageError as error:
         raise DaguerreError(f"{name} is not a picture; {', '.join(FORMATS)} can be read.") from error
     except _DAMAGED as error:
         raise DaguerreError(f"{name} is damaged or cut short ({error}); replace or remove it.") from error
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
+def opaque(picture: Image.Image) -> Image.Image:
     """Any mode as RGB; clear parts show white."""
     if picture.mode.startswith("I") or picture.mode == "F":
         return _deep_gray(picture)

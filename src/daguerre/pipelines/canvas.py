@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from daguerre.data import pictures
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.given import Given
 from daguerre.pipelines.tasks import Fit
@@ -19,18 +20,7 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 def opaque(given: Given) -> Image.Image:
     """A given picture as RGB, on white where it is transparent; deep grey (integers are shares of 65535, floats of 1) in 8 bits."""
-    image = given.opened
-    if image.mode == "RGBA":
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return grey(image).convert("RGB") if image.mode != "RGB" else image
-
-
-def grey(image: Image.Image) -> Image.Image:
-    """8 bits of grey of a picture of any mode that `Given` has."""
-    if image.mode in ("RGB", "RGBA"):
-        return image.convert("L")
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64)) / (1 if image.mode == "F" else 65535)
-    return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255)))
+    return pictures.opaque(given.opened)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -100,7 +90,7 @@ def mask_of(picture: Given, mask: Given | None) -> Image.Image:
                 "colour with the part to draw anew transparent."
             )
     else:
-        layer = grey(source)
+        layer = pictures.opaque(source).convert("L")
     size = picture.opened.size
     ratios = [ours / theirs for ours, theirs in zip(size, layer.size, strict=True)]
     if abs(ratios[0] / ratios[1] - 1) > SHAPES_DIFFER:

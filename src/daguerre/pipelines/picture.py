@@ -79,6 +79,7 @@ def save_film(path: str | Path, frames: Sequence[Image.Image]) -> Path:
         DaguerreError: no such format, or the place cannot be written.
     """
     path = check_suffix(path, FILM_FORMATS)
+    frames = [frame if frame.size == frames[-1].size else frame.resize(frames[-1].size) for frame in frames]  # a hires fix grows
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with atomic_write(path) as file:
         frames[0].save(

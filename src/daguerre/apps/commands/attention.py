@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_model, parse_size, slug
+from daguerre.apps.opening import open_model
+from daguerre.apps.options import OptionalPath, OptionalText, parse_size, slug
 from daguerre.errors import DaguerreError, nearest
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, open_any
+from daguerre.apps.inputs import reopened
+from daguerre.apps.opening import open_any
+from daguerre.apps.options import OptionalPath, OptionalText
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS, Origin, read_origin, write_picture
 from daguerre.pipelines.picture import Picture, Pictures, check_suffix
-from daguerre.progress import busy, track
+from daguerre.progress import busy, stepped
+from daguerre.weights.catalog import local
 
 if TYPE_CHECKING:
     from PIL import Image
+
+MAX_STEPS, MAX_PICTURES = 10_000, 1024
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Reproduce:
 
     picture: tyro.conf.Positional[Path]
     """A picture that daguerre saved."""
+    input: OptionalPath = None
+    """The picture that it was made of, if that has moved."""
+    mask: OptionalPath = None
+    """The mask that it was made with, if that has moved."""
     model: OptionalText = None
     """Where the model is, if it is not inside the package or has moved."""
     vae: OptionalText = None
@@ -49,17 +58,19 @@ def run(options: Reproduce) -> None:
         DaguerreError: the pictures differ; says by how much, and what of their origins differs.
     """
     image, origin = read_origin(options.picture)
+    check_sizes(image, origin)
+    named = {"picture": options.input, "mask": options.mask}
+    request = reopened(origin.request, options.picture, {name: path for name, path in named.items() if path is not None})
     if options.out is not None:
         check_writable(check_suffix(options.out, FORMATS))
+    source = options.model or source_of(options.picture, origin)
     with busy("opening the model"):
-        model = open_any(
-            options.model or origin.model, options.vae, options.device or origin.device, origin.dtype, offline=options.offline
-        )
+        model = open_any(source, options.vae, options.device or origin.device, origin.dtype, offline=options.offline)
 
     from daguerre.pipelines import steps
 
     pictures = Pictures()
-    for step in track(steps(model, origin.request), "making", origin.request.steps):
+    for step in stepped(steps(model, request), "making"):
         pictures = step.pictures or pictures
     again = pictures.grid() if origin.picture is None else pictures[origin.picture]
     if options.out is not None:
@@ -67,6 +78,39 @@ def run(options: Reproduce) -> None:
     if difference := differ(image, again, options.picture.suffix.lower()):
         raise DaguerreError(f"'{options.picture}' came out differently ({difference}); {changes(origin, again.origin)}.")
     print("identical")
+
+
+def check_sizes(image: "Image.Image", origin: Origin) -> None:
+    """Raise DaguerreError for a request that cannot be of this picture, or would keep a machine busy for days: files say anything."""
+    request = origin.request
+    count = len(request.prompts) * request.count
+    if request.steps > MAX_STEPS or count > MAX_PICTURES:
+        raise DaguerreError(
+            f"The request inside asks for {count} pictures of {request.steps} steps; up to {MAX_PICTURES} of {MAX_STEPS} are made again."
+        )
+    if (request.width or 0) > image.width or (request.height or 0) > image.height:
+        raise DaguerreError(
+            f"The picture has {image.width}×{image.height} pixels and its request asks for {request.width}×{request.height}: "
+            "one of the two was changed since."
+        )
+
+
+def source_of(picture: Path, origin: Origin) -> str:
+    """Where the model that a picture was made with is now.
+
+    Raises:
+        DaguerreError: it is in none of the places that are known. A file's word is not enough to ask the hub for a model.
+    """
+    if origin.model_path is not None and Path(origin.model_path).exists():
+        return origin.model_path
+    if local(origin.model) is not None:
+        return origin.model
+    place = f" from '{origin.model_path}'" if origin.model_path else ""
+    hashed = f", of hash {origin.model_hash[:10]}" if origin.model_hash else ""
+    raise DaguerreError(
+        f"'{picture}' was made with the model {origin.model!r}{place}{hashed}, which is not here; give --model with the place where it is, "
+        "and --vae where the picture was made with another autoencoder."
+    )
 
 
 def differ(image: "Image.Image", again: Picture, suffix: str) -> str:
@@ -84,11 +128,9 @@ def differ(image: "Image.Image", again: Picture, suffix: str) -> str:
 
 def changes(before: Origin, now: Origin) -> str:
     """What differs between two origins, in words."""
-    names = ("model", "version", "torch", "device", "dtype")
-    changed = [
-        f"{name} was {getattr(before, name)} and is {getattr(now, name)}" for name in names if getattr(before, name) != getattr(now, name)
-    ]
-    return (
-        ", ".join(changed)
-        or "version, torch, device and precision are the same, so it is another machine or the model's weights have changed"
+    names = ("model", "model_hash", "version", "torch", "device", "dtype")
+    both = ((name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names)
+    changed = [f"{name} was {then} and is {here}" for name, then, here in both if then != here and then is not None]
+    return ", ".join(changed) or "model, version, torch, device and precision are the same, so it is another machine" + (
+        "" if before.model_hash else ", or the model's weights have changed"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from PIL import Image
 
-from daguerre.apps.commands.txt2img import OptionalPath, OptionalText, parse_size, slug
+from daguerre.apps.options import OptionalNumber, OptionalPath, OptionalText, parse_size, slug
 from daguerre.data.pictures import open_picture
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
@@ -23,8 +23,6 @@ from daguerre.weights.catalog import find
 
 if TYPE_CHECKING:
     from daguerre.models.latent_prior import LatentPrior
-
-OptionalNumber = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)

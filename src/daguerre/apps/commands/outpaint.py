@@ -1,0 +1,44 @@
+"""`daguerre outpaint PICTURE PROMPT…`: a picture continued beyond its edges; prints a path a line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from daguerre.apps.inputs import read_given
+from daguerre.apps.making import Making, make
+from daguerre.apps.options import OptionalNumber, Prompts
+from daguerre.pipelines.request import Request
+from daguerre.pipelines.tasks import Outpaint as Task
+
+
+@dataclass(frozen=True)
+class Outpaint(Making):
+    """Continue a picture beyond its edges. It stands in the result as it is, pixel by pixel, if that is a .png or .webp."""
+
+    picture: tyro.conf.Positional[Path]
+    """The picture."""
+    prompt: Prompts
+    """What the whole shall show; quote each prompt."""
+    left: int = Task.left
+    """Pixels to add at the left edge."""
+    top: int = Task.top
+    """Pixels to add at the top."""
+    right: int = Task.right
+    """Pixels to add at the right edge."""
+    bottom: int = Task.bottom
+    """Pixels to add at the bottom."""
+    feather: OptionalNumber = Task.feather
+    """Over how many of the new pixels the drawn-out edge goes over into what is drawn; if not given one place of the latents."""
+
+    def request(self) -> Request:
+        """The request that these options are."""
+        return self.request_for(self.prompt, Task(read_given(self.picture), self.left, self.top, self.right, self.bottom, self.feather))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse and run."""
+    options = tyro.cli(Annotated[Outpaint, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre outpaint")
+    make(options, options.request())

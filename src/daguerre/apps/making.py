@@ -1,0 +1,129 @@
+"""What all commands that make pictures share: their options, and the way from a request to files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import randbelow
+from typing import TYPE_CHECKING, Literal
+
+from daguerre.apps.opening import open_any
+from daguerre.apps.options import OptionalPath, OptionalText, parse_size, parse_variation, slug
+from daguerre.errors import DaguerreError
+from daguerre.files import check_writable
+from daguerre.pipelines.grid import labelled_grid
+from daguerre.pipelines.metadata import FORMATS
+from daguerre.pipelines.picture import FILM_FORMATS, check_suffix, save_film, write_image
+from daguerre.pipelines.request import Request
+from daguerre.pipelines.tasks import Task, TextToImage
+from daguerre.progress import busy, stepped
+
+if TYPE_CHECKING:
+    from daguerre.models.latent_diffusion import LatentDiffusion
+    from daguerre.models.latent_prior import LatentPrior
+
+RANDOM = -1
+SAME = "negative", "steps", "sampler", "spacing", "guidance", "count", "seamless"  # options that are fields of a request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """Options of every command that makes pictures."""
+
+    negative: str = Request.negative
+    """What to stay away from."""
+    steps: int = Request.steps
+    """How many noise levels the sampler visits; more is slower and finer."""
+    sampler: str = Request.sampler
+    """How to go from one noise level to the next; `daguerre models --samplers` lists them. "DPM++ 2M Karras" is understood, too."""
+    spacing: OptionalText = Request.spacing
+    """Which noise levels to visit; `daguerre models --samplers` lists them. Trailing if neither this nor the sampler says."""
+    guidance: float = Request.guidance
+    """How much the prompt weighs; 1 is not at all more than the model learned."""
+    seed: int = Request.seed
+    """Of the first picture's noise; the next ones count on from it. -1 draws one."""
+    count: int = Request.count
+    """How many pictures of each prompt."""
+    variation: OptionalText = None
+    """SEED:WEIGHT, such as 8:0.3: how far the noise is moved towards that of another seed; of several pictures that seed counts on."""
+    seamless: Literal["no", "both", "horizontal", "vertical"] = Request.seamless
+    """Pictures that continue over their edges, as tiles do."""
+    size: OptionalText = None
+    """In pixels, one side (64) or WIDTHxHEIGHT (96x64); if not given the model's own, or one that suits the picture it is given."""
+    out: OptionalPath = None
+    """Where to write: .png, .webp or .jpg. Several pictures get -1, -2, … after the name, the grid the name itself."""
+    grid: bool = False
+    """Make a labelled grid of one prompt's pictures, too."""
+    model: OptionalText = None
+    """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
+    vae: OptionalText = None
+    """An autoencoder's folder or file, in place of the model's own."""
+    prediction: Literal["known", "epsilon", "v", "x0"] = "known"
+    """What the model predicts, where its file does not say."""
+    film: OptionalPath = None
+    """Also write an animation of the picture predicted at every step: .webp or .png."""
+    preview: OptionalPath = None
+    """Write a small picture of every step's prediction to this file while it runs."""
+    device: OptionalText = None
+    """cpu or cuda; cuda where there is one if not given."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the networks compute in."""
+    offline: bool = False
+    """Of the hub, look only at what was fetched before."""
+
+    def request_for(self, prompts: Sequence[str], task: Task | None = None) -> Request:
+        """The request that these options are, for prompts and a task."""
+        width, height = parse_size(self.size)
+        return Request(
+            prompt=prompts[0] if len(prompts) == 1 else tuple(prompts),
+            seed=randbelow(2**32) if self.seed == RANDOM else self.seed,
+            variation=parse_variation(self.variation),
+            width=width,
+            height=height,
+            task=task or TextToImage(),
+            **{name: getattr(self, name) for name in SAME},
+        )
+
+
+def make(options: Making, request: Request) -> None:
+    """Make a request's pictures and print where they are; what can be wrong is told before the work begins."""
+    out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}.png")
+    check_places(options, out, request)
+    for path in made(open_for(options), options, request, out):
+        print(path)
+
+
+def check_places(options: Making, out: Path, request: Request) -> None:
+    """Raise DaguerreError where a file cannot be written, or two would be written to one place."""
+    places = {"--out": (out, FORMATS), "--preview": (options.preview, FORMATS), "--film": (options.film, FILM_FORMATS)}
+    taken = {Path(given.path).resolve(): f"the {name} it is made of" for name, given in request.task.given.items() if given.path}
+    for option, (path, formats) in places.items():
+        if path is None:
+            continue
+        check_writable(check_suffix(path, formats))
+        if (other := taken.setdefault(path.resolve(), option)) != option:
+            raise DaguerreError(f"{option} '{path}' is {other}, too; give each its own file.")
+
+
+def open_for(options: Making) -> "LatentDiffusion | LatentPrior":
+    """The model that the options name."""
+    with busy("opening the model"):
+        return open_any(options.model, options.vae, options.device, options.dtype, offline=options.offline, prediction=options.prediction)
+
+
+def made(model: "LatentDiffusion | LatentPrior", options: Making, request: Request, out: Path) -> list[Path]:
+    """Make a request's pictures and write them, with film and preview where they are asked for; returns what was written."""
+    from daguerre.pipelines import Pictures, steps
+
+    frames, pictures, labels = [], Pictures(), [prompt for prompt, _ in request.each]
+    for step in stepped(steps(model, request), "making"):
+        pictures = step.pictures or pictures
+        if options.film:
+            frames.append(labelled_grid([step.decode(i) for i in range(len(labels))], labels) if len(labels) > 1 else step.decode())
+        if options.preview:
+            write_image(options.preview, step.preview())
+    written = pictures.save(out)
+    if len(request.prompts) > 1 or options.grid:
+        written.append(pictures.grid().save(out))
+    if options.film:
+        written.append(save_film(options.film, frames))
+    return written

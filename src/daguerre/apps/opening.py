@@ -1,0 +1,64 @@
+"""The model that a command line names."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from daguerre.errors import DaguerreError
+from daguerre.weights.catalog import find, may_be_on_the_hub
+
+if TYPE_CHECKING:
+    from daguerre.diffusion.denoiser import Prediction
+    from daguerre.models.latent_diffusion import LatentDiffusion
+    from daguerre.models.latent_prior import LatentPrior
+
+
+def open_model(
+    name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "known"
+) -> "LatentDiffusion":
+    """The diffusion model of the command line's options, with another autoencoder where one is named.
+
+    Raises:
+        DaguerreError: there is no such model, or the autoencoder's latents are not the model's.
+    """
+    model = open_any(name, vae, device, dtype, offline=offline, prediction=prediction)
+    from daguerre.models.latent_diffusion import LatentDiffusion
+
+    if not isinstance(model, LatentDiffusion):
+        raise DaguerreError(f"'{name}' is a prior over codes, where a diffusion model is needed; `daguerre sample {name}` draws from it.")
+    return model
+
+
+def open_any(
+    name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "known"
+) -> "LatentDiffusion | LatentPrior":
+    """As `open_model`, and priors over codes, too."""
+    if not may_be_on_the_hub(name):
+        find(name)  # before torch is imported, which takes a second that a wrong name need not cost
+
+    import torch
+
+    from daguerre.models.latent_diffusion import LatentDiffusion
+    from daguerre.weights import load_any
+
+    told = cast("Prediction | None", None if prediction == "known" else prediction)
+    model = load_any(name, device=device, dtype=getattr(torch, dtype), offline=offline, prediction=told)
+    if vae is None:
+        return model
+    if not isinstance(model, LatentDiffusion):
+        raise DaguerreError(f"'{name}' is a prior over the codes of its own first stage; leave out --vae.")
+    return _with_autoencoder(model, vae, offline)
+
+
+def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":
+    from daguerre.models.autoencoder_kl import AutoencoderKL
+    from daguerre.weights import load_vae
+
+    own = model.autoencoder
+    scale = own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0  # of the latents that this model makes
+    autoencoder = load_vae(vae, device=model.device, dtype=model.dtype, offline=offline, scaling_factor=scale)
+    channels, wanted = autoencoder.config.latent_channels, model.unet.config.out_channels
+    if channels != wanted:
+        raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels and the model {model.name!r} makes {wanted}.")
+    name = f"{model.name} + {Path(vae).stem}"
+    return replace(model, autoencoder=autoencoder, name=name, files=())  # no model of that name is found by mistake
