@@ -20,12 +20,11 @@ from daguerre.models.latent_prior import LatentPrior, Told
 from daguerre.pipelines.abilities import check_ability
 from daguerre.pipelines.canvas import Size, fitted, opaque, to_pixels
 from daguerre.pipelines.develop import to_image
-from daguerre.pipelines.metadata import Origin
+from daguerre.pipelines.origins import origin_of
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.stage import checked_size
 from daguerre.pipelines.tasks import CODE_BY_CODE, Complete, FromMap
-from daguerre.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -121,14 +120,6 @@ def middle(codes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _pictures(model: LatentPrior, request: Request, codes: Tensor) -> Pictures:
-    origin = Origin(
-        request=request,
-        picture=None,
-        model=model.name,
-        version=VERSION,
-        torch=torch.__version__,
-        device=model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    origin = origin_of(model, request)
     x = model.autoencoder.decode_codes(codes)  # (B, 3, H, W)
     return Pictures(Picture(to_image(picture), replace(origin, picture=i)) for i, picture in enumerate(x))

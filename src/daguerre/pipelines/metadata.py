@@ -4,12 +4,17 @@
     Negative prompt: …
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Trailing, CFG scale: 5, Seed: 7, Size: 64x64, Model: emoji, Version: …
 
-PNG keeps both as text chunks; JPEG and WebP keep the text as EXIF UserComment and the JSON as ImageDescription.
+PNG keeps both as text chunks; JPEG and WebP keep the text as EXIF UserComment and the JSON as ImageDescription. What other programs write,
+and where, is read too (see `pipelines.foreign`).
 """
 
+import html
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +43,10 @@ SAMPLER_LABELS = {  # as other programs spell them
     "plms": "PLMS",
     "unipc": "UniPC",
 }
+MAX_PIXELS = 128_000_000
+MAX_XMP = 1 << 20  # characters that are searched
+MAX_JPEG_EXIF = 65_533  # bytes, what one segment of a JPEG holds
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 
 
@@ -45,7 +54,11 @@ UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 class Origin:
     """Where a picture comes from: all that the same bytes depend on.
 
-    `picture` is its place among the pictures of the request, None for a grid of them all.
+    Attributes:
+        picture: its place among the pictures of the request, None for a grid of them all.
+        model: the model's name.
+        model_hash: of its files (see `weights.hashes.identity`), None of a model that did not come from files.
+        model_path: where these were, None where the name is enough to find them.
     """
 
     request: Request
@@ -55,17 +68,26 @@ class Origin:
     torch: str
     device: str
     dtype: str
+    model_hash: str | None = None
+    model_path: str | None = None
+
+    def __post_init__(self) -> None:
+        texts = self.model, self.version, self.torch, self.device, self.dtype, self.model_hash or "", self.model_path or ""
+        known = self.picture is None or (type(self.picture) is int and 0 <= self.picture < len(self.request.prompts) * self.request.count)
+        if not known or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPES:
+            raise TypeError("an origin's fields are texts, and its picture is one of the request's")
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` gives it back."""
-        return {**asdict(self), "request": self.request.to_json()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "request": self.request.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Origin":
         """Read what `to_json` wrote. Raises DaguerreError where it is something else."""
         try:
             return cls(**{**value, "request": Request.from_json(value["request"])})
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DaguerreError("The picture's request cannot be read; it was written by another version or changed since.") from error
 
 
@@ -76,6 +98,7 @@ def parameters(origin: Origin, size: tuple[int, int]) -> str:
         **(_drawing(request) if request.sampler == CODE_BY_CODE else _walking(request)),
         "Seed": request.seed,
         **({} if origin.picture is None else {"Size": f"{size[0]}x{size[1]}"}),  # a grid has no size that one could ask for
+        **({} if origin.model_hash is None else {"Model hash": origin.model_hash[:10]}),
         "Model": origin.model,
         "Version": f"daguerre {origin.version}",
     }
@@ -87,11 +110,15 @@ def parameters(origin: Origin, size: tuple[int, int]) -> str:
 
 
 def _walking(request: Request) -> dict[str, object]:
+    variation = request.variation
     return {
         "Steps": request.steps,
         "Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler),
         **({"Schedule type": request.spacing.replace("_", " ").capitalize()} if request.spacing else {}),
         "CFG scale": f"{request.guidance:g}",
+        **request.task.parameters(),
+        **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.weight:g}"}),
+        **({} if request.seamless == "no" else {"Tiling": True}),
     }
 
 
@@ -101,7 +128,11 @@ def _drawing(request: Request) -> dict[str, object]:
 
 
 def write_picture(file: BinaryIO, image: Image.Image, suffix: str, origin: Origin) -> None:
-    """Encode a picture with its origin inside; `suffix` is a key of `FORMATS`."""
+    """Encode a picture with its origin inside; `suffix` is a key of `FORMATS`.
+
+    Raises:
+        DaguerreError: the origin is longer than a JPEG can hold.
+    """
     text, data = parameters(origin, image.size), json.dumps(origin.to_json())
     if FORMATS[suffix] == "PNG":
         chunks = PngImagePlugin.PngInfo()
@@ -112,31 +143,70 @@ def write_picture(file: BinaryIO, image: Image.Image, suffix: str, origin: Origi
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = data
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + text.encode("utf-16-be")
+    if FORMATS[suffix] == "JPEG" and (length := len(exif.tobytes())) > MAX_JPEG_EXIF:
+        raise DaguerreError(f"The request is {length} bytes long, and a JPEG holds {MAX_JPEG_EXIF}; save the picture as .png or .webp.")
     image.save(file, FORMATS[suffix], exif=exif, **({"lossless": True} if FORMATS[suffix] == "WEBP" else {"quality": 95}))
 
 
 def read_picture(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
-    """A picture and the texts it carries (`parameters`, `daguerre` and, in a PNG, any other).
+    """A picture and the texts it carries, by their names in a PNG: `parameters`, `daguerre`, those of other programs.
 
     Raises:
-        DaguerreError: the file is missing, or is no whole picture.
+        DaguerreError: the file is missing, is no whole picture, or is larger than pictures are.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own warning of large pictures; ours is an error
+            with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
+                image.load()
+                return image, dict(_texts(image))
     except UnidentifiedImageError as error:
-        raise DaguerreError(f"'{path}' is not a picture that can be read.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DaguerreError(f"'{path}' is not a picture that can be read; PNG, JPEG and WebP can.") from error
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise DaguerreError(f"Cannot read the picture '{path}': {reason}.") from error
-    texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+
+
+def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
+    """Names and texts, from wherever the three formats keep them; of one name the last counts."""
+    xmp = image.info.get("xmp", image.info.get("XML:com.adobe.xmp", b""))
+    xmp = xmp.decode("utf-8", errors="replace") if isinstance(xmp, bytes) else str(xmp)
+    for tag in ("dc:description", "exif:UserComment"):
+        for found in re.findall(rf"<{tag}>.*?<rdf:li[^>]*>(.*?)</rdf:li>", xmp[:MAX_XMP], re.DOTALL):
+            yield TEXT, html.unescape(found)
+    if isinstance(comment := image.info.get("comment"), bytes):  # of a JPEG
+        yield "Comment", comment.decode("utf-8", errors="replace")
     exif = image.getexif()
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if isinstance(comment, bytes) and comment.startswith(UNICODE):
-        texts[TEXT] = comment.removeprefix(UNICODE).decode("utf-16-be", errors="replace")
-    if isinstance(description := exif.get(ExifTags.Base.ImageDescription), str):
-        texts[JSON] = description
-    return image, texts
+    for tag in (ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software):
+        if isinstance(text := exif.get(tag), str):
+            name, _, rest = text.partition(":")  # ComfyUI puts "prompt:{…}" and "workflow:{…}" into any of them
+            graph = name in ("prompt", "workflow") and rest.startswith("{")
+            ours = tag == ExifTags.Base.ImageDescription and text.startswith('{"request"')
+            yield (name, rest) if graph else (JSON if ours else tag.name, text)
+    if isinstance(comment := exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment), bytes | str):
+        yield TEXT, _comment(comment)
+    yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
+
+
+def _comment(comment: bytes | str) -> str:
+    """An EXIF comment, which begins with eight bytes that name its letters; UTF-16 is found in either order of bytes."""
+    if isinstance(comment, str):
+        return comment
+    if not comment.startswith(UNICODE):
+        return comment[8:].decode("utf-8", errors="replace").rstrip("\0")
+    texts = [comment[8:].decode(order, errors="replace") for order in ("utf-16-be", "utf-16-le")]
+    return max(texts, key=lambda text: sum(sign.isascii() for sign in text))
+
+
+def own(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Our JSON among the texts of a picture, None where there is none."""
+    try:
+        value = json.loads(texts[JSON])
+    except (KeyError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_origin(path: str | Path) -> tuple[Image.Image, Origin]:
@@ -146,10 +216,8 @@ def read_origin(path: str | Path) -> tuple[Image.Image, Origin]:
         DaguerreError: the file is no picture, or one that was not made here.
     """
     image, texts = read_picture(path)
-    try:
-        data = json.loads(texts[JSON])
-    except (KeyError, ValueError) as error:
-        raise DaguerreError(f"'{path}' carries no request of ours; only a picture that daguerre saved can be made again.") from error
+    if (data := own(texts)) is None:
+        raise DaguerreError(f"'{path}' carries no request of ours; only a picture that daguerre saved can be made again.")
     return image, Origin.from_json(data)
 
 

@@ -20,13 +20,12 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.pipelines.codes import CodeStep, code_steps
 from daguerre.pipelines.develop import Developer, to_image
-from daguerre.pipelines.metadata import Origin
+from daguerre.pipelines.origins import origin_of
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.plans import planned
 from daguerre.pipelines.request import Request, changed
 from daguerre.pipelines.stage import Pass, Plan, Stage
 from daguerre.text import Conditioner, PromptPlan
-from daguerre.version import VERSION
 
 Model = LatentDiffusion | LatentPrior
 
@@ -143,14 +142,5 @@ def _guided(stage: Stage, each: Pass) -> Denoise:
 
 
 def _pictures(stage: Stage, images: Sequence[Image.Image]) -> Pictures:
-    model = stage.model
-    origin = Origin(
-        request=stage.request,
-        picture=None,
-        model=model.name,
-        version=VERSION,
-        torch=torch.__version__,
-        device=model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    origin = origin_of(stage.model, stage.request)
     return Pictures(Picture(image, replace(origin, picture=i)) for i, image in enumerate(images))

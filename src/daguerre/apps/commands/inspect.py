@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from daguerre.apps.commands.txt2img import OptionalText
+from daguerre.apps.options import OptionalText
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.metadata import JSON, TEXT, read_picture
+from daguerre.pipelines.foreign import read_foreign
+from daguerre.pipelines.metadata import TEXT, own, read_picture
 from daguerre.pipelines.request import Request
 from daguerre.weights.catalog import find
 
@@ -85,14 +86,22 @@ def inspect_prompt(prompt: str, steps: int, model: str | None, *, as_json: bool)
 
 
 def inspect_picture(path: Path, *, as_json: bool) -> None:
-    """Print the size, the `parameters` text and our own request."""
+    """Print the size, the `parameters` text and our own request, or what another program says of its picture, as a command."""
     image, texts = read_picture(path)
-    ours = json.loads(texts[JSON]) if JSON in texts else None
+    ours = own(texts)
+    foreign = None if ours else read_foreign(texts)
     if as_json:
         told = {"width": image.width, "height": image.height, "parameters": texts.get(TEXT), "daguerre": ours}
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps({**told, "foreign": None if foreign is None else asdict(foreign)}, indent=2, ensure_ascii=False))
         return
     print(f"{path}: {image.width}×{image.height} pixels")
-    print(texts.get(TEXT, "It carries no generation parameters."))
+    if foreign is None:
+        print(texts.get(TEXT, "It carries no generation parameters."))
     if ours:
         print(json.dumps(ours, indent=2, ensure_ascii=False))
+    if foreign:
+        print(f"made by {foreign.tool}{f' with the model {foreign.model}' if foreign.model else ''}")
+        print(f"  {foreign.command()}")
+        if foreign.unused:
+            print("has no place in a request here:")
+            print("\n".join(f"  {name}: {value}" for name, value in foreign.unused.items()))

@@ -34,10 +34,14 @@ class Reproduce:
     """The picture that it was made of, if that has moved."""
     mask: OptionalPath = None
     """The mask that it was made with, if that has moved."""
+    depth: OptionalPath = None
+    """The map of depth that it was made with, if that has moved."""
     model: OptionalText = None
     """Where the model is, if it is not inside the package or has moved."""
     vae: OptionalText = None
     """The autoencoder, if the picture was made with another than the model's own."""
+    refiner: OptionalText = None
+    """The refiner, if one walked the last steps."""
     out: OptionalPath = None
     """Also write the new picture here."""
     device: OptionalText = None
@@ -59,13 +63,14 @@ def run(options: Reproduce) -> None:
     """
     image, origin = read_origin(options.picture)
     check_sizes(image, origin)
-    named = {"picture": options.input, "mask": options.mask}
+    named = {"picture": options.input, "mask": options.mask, "depth": options.depth}
     request = reopened(origin.request, options.picture, {name: path for name, path in named.items() if path is not None})
     if options.out is not None:
         check_writable(check_suffix(options.out, FORMATS))
     source = options.model or source_of(options.picture, origin)
     with busy("opening the model"):
-        model = open_any(source, options.vae, options.device or origin.device, origin.dtype, offline=options.offline)
+        device = options.device or origin.device
+        model = open_any(source, options.vae, device, origin.dtype, offline=options.offline, refiner=options.refiner)
 
     from daguerre.pipelines import steps
 
@@ -109,7 +114,7 @@ def source_of(picture: Path, origin: Origin) -> str:
     hashed = f", of hash {origin.model_hash[:10]}" if origin.model_hash else ""
     raise DaguerreError(
         f"'{picture}' was made with the model {origin.model!r}{place}{hashed}, which is not here; give --model with the place where it is, "
-        "and --vae where the picture was made with another autoencoder."
+        "--vae where the picture was made with another autoencoder, and --refiner where one finished it."
     )
 
 
