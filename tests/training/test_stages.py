@@ -53,6 +53,28 @@ def test_each_loss_of_the_adversarial_pair_moves_only_its_own_network():
     assert next(yielded, None) is None
 
 
+def test_the_autoencoders_gradient_is_that_of_the_whole_sum():
+    torch.manual_seed(0)
+    weights = AutoencoderLoss(kl=0.0, adversarial=0.7, adversarial_start=0, adversarial_ramp=1)
+    critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
+    stage = AutoencoderStage(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+    batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
+    _, loss, logged = next(stage.losses(batch, seeded(), step=5))
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in stage.plain.named_parameters()}
+    stage.plain.zero_grad()
+    draw = seeded()
+    torch.rand((), generator=draw)  # whether the latent is changed is drawn before its noise
+    noise = torch.randn(4, 4, 8, 8, generator=draw)
+    rebuilt, _ = stage.plain(batch.x, noise)
+    whole = stage._reconstruction(batch.x, rebuilt) - 0.7 * logged["lambda"] * critic(rebuilt).mean()
+    torch.testing.assert_close(loss, whole)
+    whole.backward()
+    assert stage.plain.last_layer.grad.abs().max() > 1e-3
+    for name, p in stage.plain.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_the_critic_waits_for_its_start_and_rises():
     weights = AutoencoderLoss(adversarial=1.0, adversarial_start=10, adversarial_ramp=4)
     critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
@@ -120,8 +142,9 @@ def test_the_diffusion_loss_of_a_perfect_network_is_zero(loss):
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
     stage = DiffusionStage(model, loss, lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
     batch = Batch(x0.expand(64, -1, -1, -1), ["abc"] * 64, latent=True)
-    (name, value, _), *rest = stage.losses(batch, seeded(3), step=0)
+    (name, value, values), *rest = stage.losses(batch, seeded(3), step=0)
     assert (name, rest) == ("unet", [])
+    assert ("mse" in values) == (loss.min_snr is not None)  # without weights it is the loss itself
     assert value.item() < 1e-6
     network.x0 = x0 + 1.0
     assert next(stage.losses(batch, seeded(3), step=0))[1].item() > 1e-2

@@ -80,8 +80,9 @@ class AutoencoderStage:
         if critic is not None:
             with frozen(critic):
                 g = -critic(rebuilt).mean()
+            rec, g = linear(rec, rebuilt), linear(g, rebuilt)  # critic and perceptual network are gone back through only here
             lam = adaptive_weight(rec, g, self.plain.last_layer, self.weights.largest_lambda)
-            loss = loss + rise * self.weights.adversarial * lam * g
+            loss = rec + regularizer + rise * self.weights.adversarial * lam * g
             logged |= {"g": g, "lambda": lam}
         yield "autoencoder", loss, {k: v.detach() for k, v in logged.items()}
         if critic is not None:
@@ -131,6 +132,13 @@ def adaptive_weight(rec: Tensor, g: Tensor, last_layer: Tensor, largest: float =
     (of_rec,) = torch.autograd.grad(rec, last_layer, retain_graph=True)
     (of_g,) = torch.autograd.grad(g, last_layer, retain_graph=True)
     return (of_rec.norm() / (of_g.norm() + 1e-4)).clamp(0, largest).detach()
+
+
+def linear(value: Tensor, x: Tensor) -> Tensor:
+    """A scalar of the same value and the same gradient at x, whose graph begins there: what computed it need not be gone through again."""
+    (slope,) = torch.autograd.grad(value, x)
+    change = (slope * x).sum()
+    return value.detach() + (change - change.detach())
 
 
 def latent_change(draw: torch.Generator) -> Callable[[Tensor], Tensor]:
