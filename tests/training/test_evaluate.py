@@ -195,6 +195,12 @@ def test_the_judge_is_the_clip_of_its_folder(judge_folder: Path, monkeypatch: py
     assert judge.name.endswith("/judge")
 
 
+@pytest.mark.parametrize("folder", ["none", "."])
+def test_a_folder_without_a_judge(folder: str, tmp_path: Path):
+    with pytest.raises(DaguerreError, match=r"There is no judge at .*daguerre train judge"):
+        load_judge(tmp_path / folder)
+
+
 def test_the_judge_resizes_as_pillow_does(judge_folder: Path):
     judge = load_judge(judge_folder)
     smooth = torch.nn.functional.interpolate(some_pictures(2), size=(4 * SIDE, 4 * SIDE), mode="bilinear")

@@ -113,6 +113,13 @@ def test_another_recipes_folder_is_refused(finished):
         run_latent_recipe(TinyRecipe(finished.parent, seed=5), PLAN, ShapesSource(16), ["x"])
 
 
+def test_a_model_that_is_not_there_leaves_nothing(tmp_path):
+    """Or the folder would remember the wrong name, and refuse the right one."""
+    with pytest.raises(DaguerreError, match="no model 'none'"):
+        run_latent_recipe(TinyRecipe(tmp_path / "out", base="none"), PLAN, ShapesSource(16), ["x"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_steps_of_a_preset_can_be_changed():
     plan = shortened(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
     assert (plan.autoencoder.loop.steps, plan.diffusion.loop.steps) == (7, 9)
@@ -155,7 +162,7 @@ def test_text_to_image_learns_the_pictures(finished, folder, tmp_path):
 
     loop = replace(LOOP, steps=150, batch_size=8, learning_rate=2e-3, sample_every=0, log_every=50)
     run_text_to_image(TextToImageRecipe(folder, tmp_path / "out", base=str(finished), fresh=True, loop=loop))
-    losses = [json.loads(line)["mse"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["unet"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] * 0.8
 
 

@@ -80,7 +80,8 @@ class DiffusionStage:
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
         error = (self.networks["unet"](x_t, t.to(device), told).float() - target).square().mean((1, 2, 3))  # (B,)
         weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.min_snr, floor=self.weights.weight_floor)
-        yield "unet", (weight * error).mean(), {"mse": error.detach().mean()}
+        unweighed = {} if self.weights.min_snr is None else {"mse": error.detach().mean()}  # else it is the loss itself
+        yield "unet", (weight * error).mean(), unweighed
 
     def sample(self) -> Image.Image:
         """The shown prompts, pictured with the weights as they are."""

@@ -13,6 +13,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP
 from daguerre.text import Tokenizer
 from daguerre.weights import load_clip
+from daguerre.weights.clip_folder import CONFIG
 
 AT_ONCE = 128  # pictures or texts in one call
 T = TypeVar("T", Tensor, Sequence[str])
@@ -55,7 +56,7 @@ def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> Jud
         DaguerreError: there is none, or its files are not whole.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not (folder / CONFIG).is_file():
         raise DaguerreError(f"There is no judge at '{folder}'. Train one with `daguerre train judge`, or name its folder with --judge.")
     clip, tokenizer = load_clip(folder, device=device)
     whole = folder.resolve()

@@ -22,9 +22,9 @@ MIX = EmojiMix(recoloured=0.4, background=0.25, pair=0.35)  # it is asked about 
 def run(recipe: JudgeRecipe) -> Path:
     """Train, and return the judge's folder."""
     source = EmojiSource(recipe.size, split="all", mix=MIX)
-    remember(recipe.out, "JudgeRecipe", source.key, size=recipe.size, seed=recipe.seed)
     loop: LoopConfig = PLAN.loop if recipe.steps is None else replace(PLAN.loop, steps=recipe.steps)
     plan = replace(PLAN, loop=loop, vision=replace(PLAN.vision, size=recipe.size, patch=recipe.size // 8))
+    remember(recipe.out, "JudgeRecipe", source.key, size=recipe.size, seed=recipe.seed)
     clip, tokenizer = train_clip(plan, source, recipe.size, recipe.seed, recipe.out)
     if rank() == 0:
         save_clip(clip, tokenizer, recipe.out / "model")

@@ -21,10 +21,11 @@ from daguerre.weights.files import read_json
 def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str]) -> Path:
     """Train the stages of `plan` on `source` under `recipe.out`; return `out/model`, the finished folder."""
     plan = shortened(plan, recipe)
-    remember(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.base, plan=asdict(plan))
     if recipe.base is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
         raise DaguerreError("With --from only the last stage is trained; leave out --autoencoder-steps and --clip-steps, or --from.")
-    if recipe.base is None:
+    base = None if recipe.base is None else load(recipe.base)
+    remember(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.base, plan=asdict(plan))
+    if base is None:
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
         clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")
         if rank() == 0:
@@ -32,7 +33,7 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: S
         conditioner = TextConditioner(tokenizer, clip.text.eval())
         model = fresh_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
     else:
-        model = replace(load(recipe.base), name=recipe.out.name)
+        model = replace(base, name=recipe.out.name)
     train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", shown)
     if rank() == 0:
         save(model, recipe.out / "model")

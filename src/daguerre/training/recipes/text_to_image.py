@@ -29,14 +29,14 @@ def run(recipe: TextToImageRecipe) -> Path:
     """
     model = load(recipe.base)
     autoencoder, conditioner = trained_parts(model)
-    size, loop = recipe.size or model.size, recipe.loop
+    size, loop = model.size if recipe.size is None else recipe.size, recipe.loop
     if recipe.views < 1:
         raise DaguerreError(f"views is {recipe.views}; each picture is encoded at least once.")
-    if size % autoencoder.downsampling:
+    if size < 1 or size % autoencoder.downsampling:
         raise DaguerreError(f"size is {size}; for {model.name} it must be a multiple of {autoencoder.downsampling}.")
     source = FolderSource(recipe.data, size, skip_bad=recipe.skip_bad)
-    for path, why in source.bad:
-        print(f"skipped {path}: {why}", file=sys.stderr)
+    for _, why in source.bad:
+        print(f"skipped: {why}", file=sys.stderr)
     if source.bad:
         print(f"{len(source.bad)} skipped, {len(source)} pictures left", file=sys.stderr)
     remember(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.base)
