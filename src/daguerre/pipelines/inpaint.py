@@ -41,12 +41,23 @@ def filled(stage: Stage, image: Image.Image, mask: Image.Image, strength: float,
     z = stage.encode(x, sample=latent == "sample")
     begin, sigmas = from_latents(stage, z, strength), stage.sigmas(strength)
     if kind(stage.model) == "inpainting":
-        masked = stage.encode(x * (1 - free_places(mask, size)))  # grey where it is to be drawn
-        run = Pass(size, sigmas, begin, tell=also_told(stage, concat=torch.cat([free.to(masked), masked], dim=1)))
+        run = Pass(size, sigmas, begin, tell=also_told(stage, concat=around_hole(stage, x, free_places(mask, size), free.to(z))))
     else:
         run = keeping(Pass(size, sigmas, begin), z, free.to(z))
     share = feathered(mask, stage.f * image.width // size[0] if feather is None else feather)
     return Plan((run,), lambda new: pasted(new, image, share))
+
+
+def around_hole(stage: Stage, x: Tensor, hole: Tensor, free: Tensor) -> Tensor:
+    """What a network that fills in is told, (1, 1 + Z, h, w): the mask `free` (1, 1, h, w), and latents of the picture x (1, 3, H, W)
+    without its `hole` (1, 1, H, W).
+
+    Stable Diffusion's have the mask first, and the hole is grey. Latent diffusion's own hears no words; its hole is black, and its mask is
+    last and in [−1, 1].
+    """
+    if stage.model.unet.config.context_width is None:
+        return torch.cat([stage.encode(x * (1 - hole) - hole), 2 * free - 1], dim=1)
+    return torch.cat([free, stage.encode(x * (1 - hole))], dim=1)
 
 
 def keeping(run: Pass, known: Tensor, free: Tensor) -> Pass:

@@ -10,8 +10,20 @@ from daguerre.pipelines.img2img import img2img
 from daguerre.pipelines.inpaint import inpaint, outpaint
 from daguerre.pipelines.pix2pix import instruct_pix2pix
 from daguerre.pipelines.refiner import handed_over
+from daguerre.pipelines.semantic import from_map
 from daguerre.pipelines.stage import Pass, Plan, Stage, from_noise
-from daguerre.pipelines.tasks import DepthToImage, Hires, ImageToImage, Inpaint, InstructPix2Pix, Outpaint, Task, TextToImage, Upscale
+from daguerre.pipelines.tasks import (
+    DepthToImage,
+    FromMap,
+    Hires,
+    ImageToImage,
+    Inpaint,
+    InstructPix2Pix,
+    Outpaint,
+    Task,
+    TextToImage,
+    Upscale,
+)
 from daguerre.pipelines.upscale import upscale
 
 
@@ -29,6 +41,7 @@ PLANS: Mapping[type[Task], Callable[[Stage, Any], Plan]] = {
     InstructPix2Pix: instruct_pix2pix,
     DepthToImage: depth_to_image,
     Upscale: upscale,
+    FromMap: from_map,
 }
 
 

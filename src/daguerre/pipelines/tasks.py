@@ -195,11 +195,14 @@ class Complete(Task):
 
 @dataclass(frozen=True)
 class FromMap(Task):
-    """A picture by its map: what is where, edges, or the picture in small, as the prior was trained. The picture is the map."""
+    """A picture by its map: what is where, edges, or the picture in small, as the model was trained. The picture is the map.
+
+    A latent diffusion model of semantic synthesis takes a map whose grey values are numbers of classes.
+    """
 
     picture: Given
     name: ClassVar[str] = "from-map"
-    kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE,)
+    kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE, "semantic")
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,8 @@ class DepthToImage(Task):
 class Upscale(Task):
     """A picture with four times the sides, its details drawn anew by the words.
 
-    noise: how much the small picture is noised before the model sees it, 0 to 350 steps of 1000: more invents more.
+    noise: how much the small picture is noised before the model sees it, 0 to 350 steps of 1000: more invents more. Latent diffusion's own
+        super-resolution, which hears no words, sees it as it is.
     """
 
     picture: Given

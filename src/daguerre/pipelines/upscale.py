@@ -8,6 +8,7 @@ Latents have the small picture's own size, and its colours stand beside them.
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from daguerre.diffusion import draw, noisy
 from daguerre.errors import DaguerreError
@@ -24,13 +25,20 @@ def upscale(stage: Stage, task: Upscale) -> Plan:
     multiple = 2 ** (len(stage.model.unet.config.channels) - 1)  # what the network halves must be even each time
     canvas = extended(image, (0, 0, -image.width % multiple, -image.height % multiple))
     small = to_pixels(canvas)  # (1, 3, h, w)
-    noise = draw(stage.sources, small.shape[1:])  # (B, 3, h, w)
-    level = torch.full((len(noise),), task.noise)
-    schedule = stage.model.low_resolution or stage.model.schedule
-    tell = also_told(stage, concat=noisy(small, noise, schedule.alpha_bars[level]), label=level)
+    tell = also_told(stage, **shown(stage, small, task.noise))
     large = canvas.width * stage.f, canvas.height * stage.f
     box = 0, 0, image.width * stage.f, image.height * stage.f
     return Plan((Pass(large, stage.sigmas(), from_noise(stage), tell=tell),), finish=lambda picture: cut(picture, box))
+
+
+def shown(stage: Stage, small: Tensor, steps: int) -> dict[str, Tensor]:
+    """What the network is told of a small picture (1, 3, h, w): fields of `Conditioning`. One without labels sees it as it is."""
+    if stage.model.unet.config.classes is None:
+        return {"concat": small}
+    noise = draw(stage.sources, small.shape[1:])  # (B, 3, h, w)
+    level = torch.full((len(noise),), steps)
+    schedule = stage.model.low_resolution or stage.model.schedule
+    return {"concat": noisy(small, noise, schedule.alpha_bars[level]), "label": level}
 
 
 def cut(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
