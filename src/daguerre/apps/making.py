@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daguerre.models.latent_prior import LatentPrior
 
 RANDOM = -1
-SAME = "negative", "steps", "sampler", "spacing", "guidance", "count", "seamless"  # options that are fields of a request
+SAME = "negative", "steps", "sampler", "spacing", "guidance", "count", "seamless", "refine_at"  # options that are fields of a request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,10 @@ class Making:
     """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
     vae: OptionalText = None
     """An autoencoder's folder or file, in place of the model's own."""
+    refiner: OptionalText = None
+    """A model of the same latents that walks the last steps: SDXL's refiner, named as --model is."""
+    refine_at: float = Request.refine_at
+    """With --refiner, the share of the noise levels after which it takes over."""
     prediction: Literal["known", "epsilon", "v", "x0"] = "known"
     """What the model predicts, where its file does not say."""
     film: OptionalPath = None
@@ -107,7 +111,15 @@ def check_places(options: Making, out: Path, request: Request) -> None:
 def open_for(options: Making) -> "LatentDiffusion | LatentPrior":
     """The model that the options name."""
     with busy("opening the model"):
-        return open_any(options.model, options.vae, options.device, options.dtype, offline=options.offline, prediction=options.prediction)
+        return open_any(
+            options.model,
+            options.vae,
+            options.device,
+            options.dtype,
+            offline=options.offline,
+            prediction=options.prediction,
+            refiner=options.refiner,
+        )
 
 
 def made(model: "LatentDiffusion | LatentPrior", options: Making, request: Request, out: Path) -> list[Path]:

@@ -30,9 +30,16 @@ def open_model(
 
 
 def open_any(
-    name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "known"
+    name: str | None,
+    vae: str | None,
+    device: str | None,
+    dtype: str,
+    *,
+    offline: bool,
+    prediction: str = "known",
+    refiner: str | None = None,
 ) -> "LatentDiffusion | LatentPrior":
-    """As `open_model`, and priors over codes, too."""
+    """As `open_model`, and priors over codes, too; a diffusion model with its refiner where one is named."""
     if not may_be_on_the_hub(name):
         find(name)  # before torch is imported, which takes a second that a wrong name need not cost
 
@@ -43,11 +50,16 @@ def open_any(
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
     model = load_any(name, device=device, dtype=getattr(torch, dtype), offline=offline, prediction=told)
-    if vae is None:
+    if vae is None and refiner is None:
         return model
     if not isinstance(model, LatentDiffusion):
-        raise DaguerreError(f"'{name}' is a prior over the codes of its own first stage; leave out --vae.")
-    return _with_autoencoder(model, vae, offline)
+        raise DaguerreError(f"'{name}' is a prior over the codes of its own first stage; leave out --vae and --refiner.")
+    model = model if vae is None else _with_autoencoder(model, vae, offline)
+    if refiner is None:
+        return model
+    from daguerre.pipelines.refiner import with_refiner
+
+    return with_refiner(model, open_model(refiner, None, device, dtype, offline=offline))
 
 
 def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":
