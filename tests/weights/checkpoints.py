@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.ldm_text import LDMText, LDMTextConfig
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, ldm_text_rules, open_clip_rules, unet_rules
+from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, gpt_rules, ldm_text_rules, open_clip_rules, unet_rules
 
 UNET = UNetConfig(channels=(64, 128), blocks=1, depth=(1, 1), heads=(8, 8), context_width=64)
 AUTOENCODER = AutoencoderKLConfig(channels=(32, 64), blocks=1)
@@ -54,8 +55,13 @@ def autoencoder(config: AutoencoderKLConfig = AUTOENCODER, prefix: str = "first_
     return renamed(random(AutoencoderKL(config), 2), table, prefix)
 
 
-def quantized(prefix: str = "first_stage_model.") -> dict[str, Tensor]:
-    return renamed(random(VQModel(QUANTIZED), 5), Table(autoencoder_rules(2, 2)), prefix)
+def gpt(config: TransformerPriorConfig, prefix: str = "transformer.") -> dict[str, Tensor]:
+    tensors = renamed(random(TransformerPrior(config), 8), Table(gpt_rules(config.layers)), prefix)
+    return tensors | {f"{prefix}blocks.{i}.attn.mask": torch.ones(1, 1, 2, 2) for i in range(config.layers)}
+
+
+def quantized(prefix: str = "first_stage_model.", config: VQModelConfig = QUANTIZED) -> dict[str, Tensor]:
+    return renamed(random(VQModel(config), 5), Table(autoencoder_rules(2, 2)), prefix)
 
 
 def clip(config: CLIPTextConfig = CLIP, prefix: str = "cond_stage_model.transformer.") -> dict[str, Tensor]:

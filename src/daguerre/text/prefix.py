@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from daguerre.errors import DaguerreError, nearest
@@ -16,7 +17,7 @@ from daguerre.models.transformer_prior import coordinates
 from daguerre.models.vq_model import VQModel
 from daguerre.text.tokenizer import Tokenizer
 
-MapKind = Literal["semantic", "edges", "small"]
+MapKind = Literal["semantic", "edges", "small", "depth"]
 LISTED = 12  # class names that an error shows
 
 
@@ -76,7 +77,7 @@ class TextPrefix:
 
 @dataclass(frozen=True)
 class MapPrefix:
-    """The codes of a map, by the first stage of maps: what things are where, their edges, or the picture in small.
+    """The codes of a map, by the first stage of maps: what things are where, their edges, depth, or the picture in small.
 
     palette: the only colours that a semantic map may have; where it is empty, any.
     """
@@ -102,7 +103,7 @@ class MapPrefix:
         if self.palette:
             check_palette(told.map, self.palette)
         where = next(self.autoencoder.parameters())
-        return self.autoencoder.codes(told.map.to(where)).expand(len(told), -1, -1)
+        return self.autoencoder.codes(in_channels(told.map, self.autoencoder.config.in_channels).to(where)).expand(len(told), -1, -1)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,17 @@ class PlacePrefix:
         height, width = (side * self.downsampling for side in told.grid)
         places = coordinates(height, width, codes=self.tokens, downsampling=self.downsampling)
         return places.clamp(max=self.tokens - 1).expand(len(told), -1, -1)
+
+
+def in_channels(map: Tensor, channels: int) -> Tensor:
+    """A map (B, 3, H, W) in [−1, 1] as a first stage of so many channels reads it: as it is, or each class as a channel of its own, its
+    number being the grey value. Raises DaguerreError for a class that there is not."""
+    if channels == map.shape[1]:
+        return map
+    classes = ((map[:, 0].float() + 1) * 127.5).round().long()  # (B, H, W)
+    if classes.max() >= channels or (map != map[:, :1]).any():
+        raise DaguerreError(f"The map is no map of classes: its pixels must be grey, the numbers of classes from 0 to {channels - 1}.")
+    return F.one_hot(classes, channels).movedim(-1, 1)
 
 
 def check_palette(map: Tensor, palette: Sequence[tuple[int, int, int]]) -> None:

@@ -33,7 +33,7 @@ IGNORED = {
     ),
     "places and masks that follow from the shape": r"(.+[./])?(position_ids|attn\.mask|attn_mask)",
     "the temperature of CLIP's training": r"(.+[./])?logit_scale",
-    "networks that only a loss or a depth estimate needs": r"(.+\.)?(loss\.(perceptual_loss\..+|logvar)|depth_model\..+)",
+    "what only a loss, a depth estimate or a display needs": r"(.+\.)?(loss\.(perceptual_loss\..+|logvar)|depth_model\..+|colorize)",
 }
 _IGNORED = re.compile("|".join(f"(?:{pattern})" for pattern in IGNORED.values()))
 

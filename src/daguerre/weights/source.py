@@ -1,7 +1,7 @@
 """One door to every model: a name, a folder or a file in, a whole model out."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR, find, may_be_on_the_hub
 from daguerre.weights.files import read_json
 from daguerre.weights.folder import PIPELINES, load_folder, save_folder
+
+if TYPE_CHECKING:
+    from daguerre.weights.reader import TensorFile
 
 
 def load_any(
@@ -28,14 +31,19 @@ def load_any(
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
     """
-    path = _located(source, offline, options.get("variant"))
-    if not _is_latent_prior(path):
-        return load(source, device=device, dtype=dtype, offline=offline, **options)
-    from daguerre.weights.latent_priors import load_latent_prior
-
+    path, place = _located(source, offline, options.get("variant")), default_device(device)
+    taming = _taming(path)
+    if taming is None and not _is_latent_prior(path):
+        return load(source, device=place, dtype=dtype, offline=offline, **options)
     if given := [name for name, value in options.items() if value is not None]:
         raise DaguerreError(f"'{path}' is a prior over codes, which has no {' or '.join(given)}; leave that out.")
-    return load_latent_prior(path, device=default_device(device), dtype=dtype or torch.float32)
+    if taming is not None:
+        from daguerre.weights.taming import load_taming
+
+        return load_taming(taming, device=place, dtype=dtype or torch.float32)
+    from daguerre.weights.latent_priors import load_latent_prior
+
+    return load_latent_prior(path, device=place, dtype=dtype or torch.float32)
 
 
 def load(
@@ -131,6 +139,16 @@ def default_device(device: torch.device | str | None) -> torch.device:
 
 def _is_latent_prior(path: Path) -> bool:
     return (path / INDEX).is_file() and read_json(path / INDEX).get("_class_name") == LATENT_PRIOR
+
+
+def _taming(path: Path) -> "TensorFile | None":
+    """The file of a first stage with its transformer, opened; None where it is anything else."""
+    if not path.is_file():
+        return None
+    from daguerre.weights.reader import open_tensors
+
+    file = open_tensors(path)
+    return file if "transformer.tok_emb.weight" in file.shapes else None
 
 
 def _located(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:
