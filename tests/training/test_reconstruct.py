@@ -52,6 +52,12 @@ def test_a_continuous_latent_is_measured_as_bytes_and_as_it_is(latents: Path, co
     assert report.codes is None
 
 
+def test_a_codec_without_a_file_so_small_is_left_out_and_named(codes: Path, tmp_path: Path):
+    report = run(ReconstructConfig("shapes", str(codes), tmp_path, size=16, count=2))
+    assert [row.name for row in report.rows] == ["codes"]
+    assert "JPEG and WebP: no file" in report.markdown()
+
+
 def test_bytes_are_evenly_spread():
     z = torch.linspace(-3, 5, 10_000)
     rounded = in_bytes(z)

@@ -30,11 +30,12 @@ class Coded:
     bytes: int
 
 
-def coded(x: Tensor, codec: str, budget: int) -> Coded:
-    """Pictures x (N, 3, H, W) in [−1, 1] through a `codec` of OPTIONS, in at most `budget` bytes together, as well as it can.
+def coded(x: Tensor, codec: str, budget: int) -> Coded | None:
+    """Pictures x (N, 3, H, W) in [−1, 1] through a `codec` of OPTIONS, in at most `budget` bytes together, as well as it can; None where
+    it has no file that small.
 
     Raises:
-        DaguerreError: they are too many for one sheet, or the budget is too small for any picture at all.
+        DaguerreError: they are too many for one sheet.
     """
     N, _, H, W = x.shape
     columns = math.ceil(N**0.5)
@@ -49,9 +50,7 @@ def coded(x: Tensor, codec: str, budget: int) -> Coded:
         y = torch.from_numpy(np.array(back)).float() / 127.5 - 1
         y = y.reshape(rows, H, columns, W, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)[:N]
         found.append(Coded(y, size))
-    if not found:
-        raise DaguerreError(f"{budget} bytes are too few for a {codec} of {N} pictures of {W}×{H}, however small; compare more at a time.")
-    return min(found, key=lambda each: (each.x - x.float().cpu()).square().mean().item())
+    return min(found, key=lambda each: (each.x - x.float().cpu()).square().mean().item(), default=None)
 
 
 def _fitting(picture: Image.Image, codec: str, budget: int) -> Iterator[tuple[Image.Image, int]]:

@@ -93,6 +93,8 @@ class Reconstruction:
         for row in self.rows:
             bits = "–" if row.bits_per_pixel is None else f"{row.bits_per_pixel:.3f}"
             lines.append(f"| {row.name} | {bits} | {row.psnr} | {row.ssim or '–'} | {row.perceptual} | {row.frechet:.4f} |")
+        if missing := OPTIONS.keys() - {row.name for row in self.rows}:
+            lines += ["", f"{' and '.join(sorted(missing))}: no file of all pictures is as small as this."]
         if self.codes:
             lines += [
                 "",
@@ -144,8 +146,8 @@ def reconstruct(first_stage: FirstStage, x: Tensor, eyes: Perceptual, config: Re
         ways[f"{name}, a byte a number"] = (_by_parts(first_stage.decode, in_bytes(z)), bits / pixels)
         ways[f"{name}, unrounded"] = (_by_parts(first_stage.decode, z), None)
     for codec in OPTIONS:
-        kept = coded(x, codec, math.ceil(bits / 8))
-        ways[codec] = (kept.x, 8 * kept.bytes / pixels)
+        if kept := coded(x, codec, math.ceil(bits / 8)):
+            ways[codec] = (kept.x, 8 * kept.bytes / pixels)
     embedded = _by_parts(eyes.embed, x)
     rows = tuple(_row(name, size, x, y, eyes, embedded) for name, (y, size) in ways.items())
     report = Reconstruction(config.model, config.data, config.size, len(x), eyes.name, rows, use)

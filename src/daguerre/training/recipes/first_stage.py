@@ -76,6 +76,11 @@ class FirstStageRecipe:
 class _Continuous(FirstStageRecipe):
     latent_channels: int | None = None  # none: 4 at f2, then twice as many with each level
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latent_channels is not None and self.latent_channels < 1:
+            raise DaguerreError(f"latent_channels is {self.latent_channels}; it must be 1 or more.")
+
     def network(self) -> AutoencoderKL:
         channels = self.latent_channels or LATENT_CHANNELS[self.f]
         return AutoencoderKL(AutoencoderKLConfig(latent_channels=channels, quant_conv=False, post_quant_conv=False, **self.shape))
