@@ -18,7 +18,7 @@ from daguerre.data.captions import OPPOSITE, RELATIONS, on_background, pick, rel
 from daguerre.data.colours import HUES, PAINTS, colour_of, hue_turn, main_hue, shade, turn_hues
 from daguerre.data.emoji_archive import ARCHIVE, SIDE, read_pictures
 from daguerre.data.emoji_things import Thing, read_things
-from daguerre.data.source import Sample, Split, held_out
+from daguerre.data.source import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError
 
 _VERSION = 1  # raise it when the same (index, rng) would give another sample
@@ -104,8 +104,7 @@ class EmojiSource:
         return Sample(self.draw(scene), scene.caption, scene.meaning, scene.contrary)
 
     def captions(self, count: int, seed: int) -> list[str]:
-        order = np.random.default_rng(seed)
-        return [self.scene(int(order.integers(len(self))), np.random.default_rng([seed, i])).caption for i in range(count)]
+        return some_captions(lambda index, rng: self.scene(index, rng).caption, len(self), count, seed)
 
     # What to draw
 

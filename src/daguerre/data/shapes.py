@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from daguerre.data.captions import RELATIONS, article, on_background, pick
+from daguerre.data.captions import RELATIONS, article, on_background, pick, related
 from daguerre.data.colours import PAINTS, shade
-from daguerre.data.source import Sample, Split, held_out
+from daguerre.data.source import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError
 
 _VERSION = 1  # raise it when the same (index, rng) would give another sample
@@ -129,8 +129,7 @@ class ShapesSource:
         return Sample(self.draw(scene), scene.caption)
 
     def captions(self, count: int, seed: int) -> list[str]:
-        order = np.random.default_rng(seed)
-        return [self.scene(int(order.integers(len(self))), np.random.default_rng([seed, i])).caption for i in range(count)]
+        return some_captions(lambda index, rng: self.scene(index, rng).caption, len(self), count, seed)
 
     def allowed(self, kind: str, *parts: str) -> bool:
         """Whether this split may show a combination."""
@@ -193,7 +192,7 @@ class ShapesSource:
             drawn.append(Drawn(name, paint, shade(rng, paint), (left, top, left + side, top + side)))
         background, after = self._background((colour, other_colour), (shape, other), rng)
         words = pick(rng, RELATIONS[relation])
-        caption = _said(rng, f"{article(f'{colour} {shape}')} {words} {article(f'{other_colour} {other}')}") + after
+        caption = _said(rng, related(f"{colour} {shape}", words, f"{other_colour} {other}")) + after
         return ShapesScene("pair", tuple(drawn), caption, background, shade(rng, background), relation=relation)
 
     def _side(self, rng: np.random.Generator, size: str) -> int:

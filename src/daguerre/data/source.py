@@ -69,8 +69,13 @@ class View:
         return self.draw(self.indices[index], rng)
 
     def captions(self, count: int, seed: int) -> list[str]:
-        order = np.random.default_rng(seed)
-        return [self.sample(int(order.integers(len(self))), np.random.default_rng([seed, i])).caption for i in range(count)]
+        return some_captions(lambda index, rng: self.sample(index, rng).caption, len(self), count, seed)
+
+
+def some_captions(say: Callable[[int, np.random.Generator], str], length: int, count: int, seed: int) -> list[str]:
+    """`count` captions of any of the indices 0 ≤ index < length, as `say(index, rng)` gives them."""
+    order = np.random.default_rng(seed)
+    return [say(int(order.integers(length)), np.random.default_rng([seed, i])) for i in range(count)]
 
 
 def held_out(kind: str, *parts: str) -> bool:
