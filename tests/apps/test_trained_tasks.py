@@ -1,0 +1,92 @@
+"""Commands for models that were trained for one task, and for two models in a row."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import daguerre
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNet
+
+Run = Callable[..., tuple[int, str, str]]
+CHANNELS = {"pix2pix": 6, "depth": 1, "upscaler": 3, "refiner": 0}  # beside the latent's
+
+
+@pytest.fixture
+def models(tiny_model: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`models("depth")` is the folder of a tiny model of that kind."""
+
+    def made(kind: str) -> str:
+        config = replace(tiny_model.unet.config, in_channels=6 + CHANNELS[kind], classes=1000 if kind == "upscaler" else None)
+        return str(daguerre.save(replace(tiny_model, unet=UNet(config)), tmp_path_factory.mktemp("trained") / kind))
+
+    return made
+
+
+@pytest.fixture
+def given(run: Run) -> None:
+    """A picture and a map of depth in the empty folder where commands run."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("picture.png")
+    Image.fromarray(np.uint16(np.linspace(0, 65535, 32 * 48)).reshape(32, 48)).save("depth.png")
+
+
+@pytest.mark.usefixtures("given")
+@pytest.mark.parametrize(
+    ("kind", "command", "size"),
+    [
+        ("pix2pix", ["pix2pix", "picture.png", "make it blue", "--picture-guidance", "2"], (48, 32)),
+        ("depth", ["depth2img", "depth.png", "a hill"], (48, 32)),
+        ("depth", ["depth2img", "depth.png", "a hill", "--picture", "picture.png", "--strength", "0.5"], (48, 32)),
+        ("upscaler", ["upscale", "picture.png", "--noise", "50"], (192, 128)),
+    ],
+)
+def test_a_task_makes_a_picture_that_is_made_again(run: Run, models: Callable[[str], str], kind: str, command: list[str], size: tuple[int]):
+    assert run(*command, "--model", models(kind), "--steps", "2", "--out", "new.png") == (0, "new.png\n", "")
+    assert Image.open("new.png").size == size
+    assert run("reproduce", "new.png") == (0, "identical\n", "")
+
+
+@pytest.mark.usefixtures("given")
+def test_an_upscaled_picture_is_named_after_the_one_given(run: Run, models: Callable[[str], str]):
+    assert run("upscale", "picture.png", "--model", models("upscaler"), "--steps", "1") == (0, "picture-x4.png\n", "")
+
+
+@pytest.mark.usefixtures("given")
+def test_a_map_of_depth_that_moved_is_asked_for(run: Run, models: Callable[[str], str]):
+    assert run("depth2img", "depth.png", "a hill", "--model", models("depth"), "--steps", "1", "--out", "new.png")[0] == 0
+    Path("depth.png").rename("deep.png")
+    code, _, err = run("reproduce", "new.png")
+    assert code == 1
+    assert "name its file with --depth" in err
+    assert run("reproduce", "new.png", "--depth", "deep.png") == (0, "identical\n", "")
+
+
+@pytest.mark.usefixtures("given")
+def test_the_embedded_model_says_who_can(run: Run):
+    for command in (["pix2pix", "picture.png", "make it blue"], ["depth2img", "depth.png", "a hill"], ["upscale", "picture.png"]):
+        code, out, err = run(*command)
+        assert (code, out) == (1, "")
+        assert f"cannot do {command[0]}; take a model that can, such as" in err
+    assert sorted(path.name for path in Path().iterdir()) == ["depth.png", "picture.png"]
+
+
+def test_a_refiner_walks_the_last_steps(run: Run, models: Callable[[str], str]):
+    refiner = models("refiner")
+    fields = ["txt2img", "a red apple", "--steps", "4"]
+    assert run(*fields, "--out", "alone.png")[0] == 0
+    for share in ("1", "0.5", "0"):
+        assert run(*fields, "--refiner", refiner, "--refine-at", share, "--out", f"{share}.png") == (0, f"{share}.png\n", "")
+    assert run(*fields, "--model", refiner, "--out", "refiner.png")[0] == 0
+    pixels = {name: np.asarray(Image.open(f"{name}.png")) for name in ("alone", "1", "0.5", "0", "refiner")}
+    assert np.array_equal(pixels["1"], pixels["alone"])
+    assert np.array_equal(pixels["0"], pixels["refiner"])
+    assert not np.array_equal(pixels["0.5"], pixels["alone"])
+    assert not np.array_equal(pixels["0.5"], pixels["refiner"])
+    code, _, err = run(*fields, "--refiner", models("depth"))
+    assert code == 1
+    assert "has 7 input channels where 'tiny' has 6" in err
