@@ -160,9 +160,13 @@ def test_a_tenth_of_the_captions_is_dropped():
 
 
 def test_times_cover_the_schedule():
-    uniform, normal = (draw_times(20_000, 1000, kind, seeded()) for kind in ("uniform", "logit_normal"))
+    uniform, normal, shifted = (
+        draw_times(20_000, 1000, loss, seeded())
+        for loss in (DiffusionLoss(), DiffusionLoss(times="logit_normal"), DiffusionLoss(shift=4.0))
+    )
     assert (uniform.min(), uniform.max()) == (0, 999)
     assert uniform.float().mean().item() == pytest.approx(499.5, abs=8)
+    assert (shifted >= 800).float().mean().item() == pytest.approx(0.5, abs=0.01)  # 4·½ / (1 + 3·½)
     # sigmoid of a standard normal lies in the middle half with P(|n| < ln 3)
     assert ((normal > 250) & (normal < 750)).float().mean().item() == pytest.approx(math.erf(math.log(3) / math.sqrt(2)), abs=0.01)
 

@@ -2,7 +2,8 @@
 
     x_t = √ᾱ·x0 + √(1 − ᾱ)·ε,   L = w(t)·‖F(x_t, t, c) − target‖²      (Ho et al. 2020, arXiv:2006.11239, eq. 14)
 
-Times are drawn uniformly or logit-normally (Esser et al. 2024, arXiv:2403.03206, section 3.1); w is 1 or min-SNR's
+Times are drawn uniformly or logit-normally and may be shifted towards noise (Esser et al. 2024, arXiv:2403.03206, sections 3.1 and 5.3.2):
+where latents are few, a picture is soon told from the noisy one, and only under much noise are words needed. w is 1 or min-SNR's
 (Hang et al. 2023, arXiv:2303.09556). A share of the captions is dropped, so that guidance has an unconditional model to push away from.
 The text encoder stays as it is, or learns on with the UNet, as that of the first latent diffusion model for text did (Rombach et al. 2022,
 arXiv:2112.10752, section 4.3.1).
@@ -74,7 +75,7 @@ class DiffusionStage:
             dropped = torch.rand(len(batch), generator=draw) < self.weights.dropout
             told = self.read(["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)])
         x0, prediction = x0.float(), self.model.prediction
-        t = draw_times(len(batch), len(self.model.schedule.alpha_bars), self.weights.times, draw)
+        t = draw_times(len(batch), len(self.model.schedule.alpha_bars), self.weights, draw)
         alpha_bar = self.model.schedule.alpha_bars[t].float().to(device)  # (B,)
         eps = torch.randn(x0.shape, generator=draw).to(device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
@@ -88,8 +89,10 @@ class DiffusionStage:
         return generate(self.model, prompt=self.shown, steps=20, guidance=self.guidance).grid().image
 
 
-def draw_times(count: int, timesteps: int, times: str, draw: torch.Generator) -> Tensor:
+def draw_times(count: int, timesteps: int, weights: DiffusionLoss, draw: torch.Generator) -> Tensor:
     """`count` integer times in [0, timesteps)."""
-    if times == "uniform":
-        return torch.randint(timesteps, (count,), generator=draw)
-    return (torch.randn(count, generator=draw).sigmoid() * timesteps).long().clamp(max=timesteps - 1)
+    if weights.times == "uniform":
+        u = torch.rand(count, generator=draw, dtype=torch.float64)
+    else:
+        u = torch.randn(count, generator=draw, dtype=torch.float64).sigmoid()
+    return (weights.shift * u / (1 + (weights.shift - 1) * u) * timesteps).long().clamp(max=timesteps - 1)

@@ -58,6 +58,7 @@ class DiffusionLoss:
     """How noise levels are drawn and weighed."""
 
     times: Literal["uniform", "logit_normal"] = "uniform"
+    shift: float = 1.0  # s: a share u of all times becomes s·u / (1 + (s − 1)·u); above 1 there is more noise
     min_snr: float | None = None  # γ, 5 in the paper; None weighs every level alike
     weight_floor: float = 0.05  # min-SNR's weight of pure noise, 0 in the paper, where sampling from zero terminal SNR starts
     dropout: float = 0.1  # share of captions replaced by the empty one
@@ -106,15 +107,17 @@ class TextToImageRecipe:
 
     data: Path
     out: Path = Path("runs/text-to-image")
-    base: Annotated[str | None, tyro.conf.arg(name="from")] = None  # model whose parts are used; none: the embedded one
+    base: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None  # whose parts are used; none: the embedded one
     fresh: bool = False  # start the UNet anew instead of continuing
     size: int | None = None  # pixels a side; none: the model's own
     views: int = 4  # crops of each picture that are encoded
     cache: bool = True  # encode pictures once; without it every step draws new crops
     gradient_checkpointing: bool = False  # less memory, a third slower
     skip_bad: bool = False  # skip and count unreadable pictures and missing captions instead of stopping
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="bf16"))
-    loss: DiffusionLoss = field(default_factory=DiffusionLoss)
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
+        default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="bf16")
+    )
+    loss: tyro.conf.OmitArgPrefixes[DiffusionLoss] = field(default_factory=DiffusionLoss)
 
 
 @dataclass(frozen=True)

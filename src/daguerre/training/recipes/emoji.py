@@ -8,7 +8,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminatorConfig
 from daguerre.models.unet import UNetConfig
 from daguerre.training.autoencoder import AutoencoderLoss
-from daguerre.training.options import EmojiRecipe, LoopConfig
+from daguerre.training.options import DiffusionLoss, EmojiRecipe, LoopConfig
 from daguerre.training.recipes.run import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
 
@@ -42,7 +42,8 @@ CPU = Plan(
             heads=(3, 4),
             context_width=256,
         ),
-        LoopConfig(steps=6000, batch_size=64, learning_rate=6e-4, precision="bf16", ema=0.999),
+        LoopConfig(steps=6000, batch_size=64, learning_rate=1e-3, precision="bf16", ema=0.999),
+        DiffusionLoss(shift=4.0),
         trains_text=True,
     ),
 )
@@ -80,6 +81,7 @@ GPU = Plan(
     diffusion=DiffusionPlan(
         replace(CPU.diffusion.unet, channels=(192, 256), depth=(1, 1)),
         LoopConfig(steps=40_000, workers=12, batch_size=256, learning_rate=6e-4, precision="bf16", ema=0.9998, compile=True),
+        DiffusionLoss(shift=4.0),
         pool=400_000,
         trains_text=True,
     ),
