@@ -38,6 +38,7 @@ from daguerre.training.recipes.first_stage import (
 Row = tuple[str, float, float | None, str]  # what, ours, the peer's, the aim
 SIZE, STEPS = 32, 8
 AT_ONCE = replace(ADVERSARIAL, adversarial_start=0, adversarial_ramp=0)  # so that the critic is measured, too
+CRITIC = KLRecipe("shapes").critic
 FIRST_STAGES: dict[str, FirstStageRecipe] = {
     "autoencoder": PlainRecipe("shapes", size=SIZE),
     "vae": VariationalRecipe("shapes", size=SIZE),
@@ -95,8 +96,8 @@ def plain(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
     network = recipe.network().train()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(LOOP.ema))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas)
-    weights = getattr(recipe, "loss", None)
-    critic = PatchDiscriminator(recipe.critic).train() if weights is not None and weights.adversarial else None  # pyright: ignore[reportAttributeAccessIssue]
+    adversarial = recipe.loss.adversarial if isinstance(recipe, KLRecipe | VQGANRecipe) else 0.0
+    critic = PatchDiscriminator(CRITIC).train() if adversarial else None
     critics = torch.optim.AdamW(critic.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas) if critic is not None else None
 
     def step(loss: Tensor, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -114,7 +115,7 @@ def plain(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
                 g = -critic(rebuilt).mean()
                 last = network.last_layer
                 of_rec, of_g = (torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, g))
-                loss = loss + weights.adversarial * (of_rec / (of_g + 1e-4)).clamp(0, 1e4).detach() * g
+                loss = loss + adversarial * (of_rec / (of_g + 1e-4)).clamp(0, 1e4).detach() * g
         step(loss, network, optimizer)
         if critic is not None and critics is not None:
             with torch.autocast("cpu", torch.bfloat16):
@@ -146,7 +147,7 @@ MEASURES: tuple[Callable[[int], list[Row]], ...] = (first_stages,)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/lineage.md"))
     options = parser.parse_args()

@@ -84,7 +84,8 @@ def _kept_apart(source: Source) -> tuple[Source, Source]:
         return source, source
     kept = range(0, len(source), KEPT)
     rest = [index for index in range(len(source)) if index not in kept]
-    return tuple(View(source.size, f"{source.key} {len(part)}", source.sample, part) for part in (rest, kept))
+    train, measure = (View(source.size, f"{source.key} {len(part)}", source.sample, part) for part in (rest, kept))
+    return train, measure
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
 from daguerre.training.processes import main_first
 from daguerre.weights.files import shapes_only
 
-F = TypeVar("F", AutoencoderKL, VQModel)
+F = TypeVar("F", bound=AutoencoderKL | VQModel)
 
 
 @dataclass(frozen=True)
