@@ -131,8 +131,18 @@ def _depth(inside: np.ndarray, width: int) -> np.ndarray:
     return depth
 
 
-def pasted(new: Image.Image, old: Image.Image, share: Tensor) -> Image.Image:
-    """The old picture with the new one over it by its share (H, W, 1); where that is 0 each byte is the old one's."""
-    new = new if new.size == old.size else new.resize(old.size, Image.Resampling.LANCZOS)
-    below, above = (torch.from_numpy(np.array(image, dtype=np.float32)) for image in (old, new))
-    return Image.fromarray(torch.lerp(below, above, share).round().to(torch.uint8).numpy())
+def around(mask: Image.Image) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) that holds all of a mask, and one pixel more where there is one."""
+    left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+    return max(left - 1, 0), max(top - 1, 0), min(right + 1, mask.width), min(bottom + 1, mask.height)
+
+
+def pasted(new: Image.Image, old: Image.Image, share: Tensor, box: tuple[int, int, int, int]) -> Image.Image:
+    """The old picture, with the new one over it in a box by its share (H, W, 1) there; where that is 0 each byte is the old one's."""
+    left, top, right, bottom = box
+    across, down = new.width / old.width, new.height / old.height
+    patch = new.resize((right - left, bottom - top), Image.Resampling.LANCZOS, (left * across, top * down, right * across, bottom * down))
+    below, above = (torch.from_numpy(np.array(image, dtype=np.float32)) for image in (old.crop(box), patch))
+    result = old.copy()
+    result.paste(Image.fromarray(torch.lerp(below, above, share).round().to(torch.uint8).numpy()), (left, top))
+    return result

@@ -36,11 +36,14 @@ class Given:
     def of(cls, pixels: "Given | Image.Image | np.ndarray", path: str | None = None) -> "Given":
         """Take a picture of Pillow's, or an array: (H, W), (H, W, 3) or (H, W, 4), uint8 or floats in [0, 1].
 
+        path: where it came from; what Pillow opened from a file knows that itself.
+
         Raises:
             DaguerreError: it is something else.
         """
         if isinstance(pixels, Given):
             return pixels
+        path = path or str(getattr(pixels, "filename", "")) or None
         image = upright(pixels if isinstance(pixels, Image.Image) else _image(pixels))
         content = f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes()
         return cls(hashlib.sha256(content).hexdigest(), path, image)

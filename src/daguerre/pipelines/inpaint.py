@@ -15,7 +15,7 @@ from torch import Tensor
 
 from daguerre.diffusion import keep_known
 from daguerre.pipelines.abilities import kind
-from daguerre.pipelines.canvas import extended, feathered, free_places, mask_of, opaque, pasted, to_pixels
+from daguerre.pipelines.canvas import around, extended, feathered, free_places, mask_of, opaque, pasted, to_pixels
 from daguerre.pipelines.stage import Pass, Plan, Stage, also_told, from_latents, noised
 from daguerre.pipelines.tasks import Inpaint, Latent, Outpaint
 
@@ -44,8 +44,9 @@ def filled(stage: Stage, image: Image.Image, mask: Image.Image, strength: float,
         run = Pass(size, sigmas, begin, tell=also_told(stage, concat=around_hole(stage, x, free_places(mask, size), free.to(z))))
     else:
         run = keeping(Pass(size, sigmas, begin), z, free.to(z))
-    share = feathered(mask, stage.f * image.width // size[0] if feather is None else feather)
-    return Plan((run,), lambda new: pasted(new, image, share))
+    box = around(mask)
+    share = feathered(mask.crop(box), stage.f * image.width // size[0] if feather is None else feather)
+    return Plan((run,), lambda new: pasted(new, image, share, box))
 
 
 def around_hole(stage: Stage, x: Tensor, hole: Tensor, free: Tensor) -> Tensor:
