@@ -1,20 +1,22 @@
 """`daguerre attention PROMPT…`: pictures, and where the model looked for each word; prints a path a line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from daguerre.apps.inputs import read_given
 from daguerre.apps.opening import open_model
-from daguerre.apps.options import OptionalPath, OptionalText, parse_size, slug
+from daguerre.apps.options import Dtype, OptionalPath, OptionalText, parse_size, slug
 from daguerre.errors import DaguerreError, nearest
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS
 from daguerre.pipelines.picture import check_suffix, write_image
 from daguerre.pipelines.request import Request
-from daguerre.progress import busy, track
+from daguerre.pipelines.tasks import ImageToImage, Inpaint, Task, TextToImage
+from daguerre.progress import busy, stepped
 
 if TYPE_CHECKING:
     from daguerre.pipelines.attention import WordMap
@@ -47,23 +49,39 @@ class Attention:
     """In pixels, one side (64) or WIDTHxHEIGHT (96x64); the model's own if not given."""
     out: OptionalPath = None
     """Where to write the sheet: .png, .webp or .jpg. Several pictures get -1, -2, … after the name."""
+    picture: OptionalPath = None
+    """Draw over this picture, as `daguerre img2img` does."""
+    mask: OptionalPath = None
+    """Draw only what is white in this mask of the picture, as `daguerre inpaint` does."""
+    strength: float | None = None
+    """How much of the picture is drawn anew, 0 to 1; what those commands take if not given."""
     apart: bool = False
     """Also write every overlay alone, in the picture's size: the sheet's name with -WORD after it."""
     model: OptionalText = None
     """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
     device: OptionalText = None
     """cpu or cuda; cuda where there is one if not given."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "auto"
     """What the networks compute in."""
     offline: bool = False
     """Of the hub, look only at what was fetched before."""
+
+    def task(self) -> Task:
+        """What is drawn of what. Raises DaguerreError for a mask or a strength without a picture."""
+        if self.picture is None:
+            if self.mask is not None or self.strength is not None:
+                raise DaguerreError("--mask and --strength are about a picture; give it with --picture.")
+            return TextToImage()
+        picture = read_given(self.picture)
+        task = ImageToImage(picture) if self.mask is None else Inpaint(picture, read_given(self.mask))
+        return task if self.strength is None else replace(task, strength=self.strength)
 
     def request(self) -> Request:
         """The request that these options are."""
         width, height = parse_size(self.size)
         prompt = self.prompt[0] if len(self.prompt) == 1 else self.prompt
         fields = {name: getattr(self, name) for name in ("negative", "steps", "sampler", "guidance", "seed", "count")}
-        return Request(prompt=prompt, width=width, height=height, **fields)
+        return Request(prompt=prompt, width=width, height=height, task=self.task(), **fields)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -88,7 +106,7 @@ def run(options: Attention) -> None:
 
     pictures, count = Pictures(), len(request.each)
     with recorded(model, count) as record:
-        for step in track(steps(model, request), "making", request.steps):
+        for step in stepped(steps(model, request), "making"):
             pictures = step.pictures or pictures
     for i, picture in enumerate(pictures):
         words = _chosen(record.words(i), options.words)
