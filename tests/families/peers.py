@@ -30,6 +30,7 @@ SDXL_UNET = {
 UPSCALER_UNET = {
     **SD2_UNET,
     "in_channels": 7,
+    "cross_attention_dim": 128,  # another width than the upper level's, as in the published one, where it tells what that attends to
     "attention_head_dim": 8,
     "num_class_embeds": 1000,
     "only_cross_attention": (True, False),
@@ -137,7 +138,7 @@ def upscaler() -> Any:
         diffusers.StableDiffusionUpscalePipeline(
             unet=unet(**UPSCALER_UNET),
             vae=autoencoder(3, 0.08333),
-            text_encoder=text(activation="gelu"),
+            text_encoder=text(128, activation="gelu"),
             tokenizer=tokenizer("!"),
             low_res_scheduler=diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02),
             scheduler=diffusers.DDIMScheduler(

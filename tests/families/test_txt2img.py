@@ -9,11 +9,14 @@ import diffusers
 import peers
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import daguerre
 from daguerre.diffusion import Denoiser, draw, finish, generators, guide, read_scheduler, start
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.tasks import Upscale
 from daguerre.text import PictureSize, PromptPlan
 from daguerre.weights.convert import convert
 
@@ -133,6 +136,20 @@ def test_one_file_of_ours_gives_the_same_latents(peer: Peer, tmp_path: Path, fam
     assert model.schedule.config == whole.schedule.config
     assert model.size == whole.size
     assert torch.equal(ours_latents(model, sampler="euler"), ours_latents(whole, sampler="euler"))
+
+
+@pytest.mark.parametrize("family", ["sd2", "sd2-v", "sdxl-refiner", "sd2-upscaler"])
+def test_a_file_as_published_without_our_configs_gives_the_same(peer: Peer, tmp_path: Path, family: str):
+    """Names and shapes tell all but what Stable Diffusion 2 predicts. (The others have a CLIP tower that only its true width tells.)"""
+    _, folder, whole = peer(family)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(convert(folder, tmp_path / "ours.safetensors")), bare)
+    model = daguerre.load(bare, device="cpu", prediction=whole.prediction if family in ("sd2", "sd2-v") else None)
+    assert (model.prediction, model.schedule.config) == (whole.prediction, whole.schedule.config)
+    assert model.unet.config == whole.unet.config
+    fields = {"width": None, "height": None, "task": Upscale(Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 50))}
+    fields = fields if family == "sd2-upscaler" else {}
+    assert torch.equal(ours_latents(model, sampler="euler", **fields), ours_latents(whole, sampler="euler", **fields))
 
 
 def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
