@@ -43,7 +43,7 @@ from daguerre.weights.files import save_safetensors
 
 SIZE, CODES, SEED = 32, 128, 0
 MIX = ShapesMix(count=0, pair=0, background=0.5)  # one shape in each picture, so that what it should be is known
-TRAINED, TESTED, DRAWN = 6000, 500, 128  # pictures
+TRAINED, TESTED, DRAWN = 4000, 500, 128  # pictures
 CHANNELS = (16, 32, 64, 64)  # from full resolution down
 LEVELS = 4  # of each colour channel, where pixels are told as one of 4³ colours
 TRANSFORMER = {"width": 96, "layers": 3, "heads": 4}

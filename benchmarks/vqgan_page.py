@@ -13,7 +13,7 @@ def page(found: Mapping[str, Found], minutes: float, threads: int) -> str:
             "# The experiments of the VQGAN paper, in small",
             "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each picture, "
             "half of "
-            f"them on a coloured background; 6000 to train on, 500 others to measure on, one training seed (0). All trainings together had "
+            f"them on a coloured background; 4000 to train on, 500 others to measure on, one training seed (0). All trainings together had "
             f"**{minutes:g} minutes of processor time** on {threads} thread{'s' if threads > 1 else ''}, shared out as `SHARES` in "
             "`benchmarks/vqgan.py` says; the default is 80 minutes. `python -m benchmarks.vqgan` makes this page again. Brackets are 95 % "
             "bootstrap intervals over the measured pictures; they say nothing about another training seed. Fréchet distances are "
