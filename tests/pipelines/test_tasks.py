@@ -27,14 +27,14 @@ from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint, Tex
 WORDS = {"prompt": "a red apple", "negative": "a blue apple", "guidance": 3.0, "seed": 5}
 
 
-def smooth(width: int = 32, height: int = 32) -> Image.Image:
+def smooth(width: int = 32, height: int = 32) -> Any:
     """A picture of slow waves."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / width * 3 + i) * 60 + np.cos(y / height * 2 - i) * 50 + 128 for i in range(3)]
     return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
 
 
-def half(width: int = 32, height: int = 32) -> Image.Image:
+def half(width: int = 32, height: int = 32) -> Any:
     """A mask of the right half."""
     mask = Image.new("L", (width, height))
     mask.paste(255, (width // 2, 0, width, height))

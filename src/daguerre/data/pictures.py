@@ -24,8 +24,10 @@ def open_picture(
     return opaque(decoded(file, at_least=at_least, max_pixels=max_pixels, name=name)[0])
 
 
-def decoded(file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """Decode a picture as it is, of any mode and not yet turned; of an animation the first frame.
+def decoded(
+    file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> tuple[Image.Image, int]:
+    """Decode a picture upright, in whatever mode it has: its first frame, and how many there are.
 
     `at_least`: the caller needs no more than this many pixels on the shorter side, so a JPEG may be decoded smaller (much faster).
     Raises DaguerreError, naming the file (or `name`), if it is missing, not a picture of FORMATS, damaged, or has more than `max_pixels`.

@@ -3,6 +3,7 @@
 A network of such convolutions commutes with rolling its input (by multiples of what it downsamples), so what it makes tiles without a seam.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch.nn.functional as F
@@ -28,13 +29,12 @@ def circular(network: M, axes: Axes) -> M:
     return twin
 
 
-def _forward(module: nn.Module, axes: Axes):
+def _forward(module: nn.Module, axes: Axes) -> Callable[..., Tensor] | None:
     """What a module does on a torus, None where that is what it does anyway."""
-    if isinstance(module, nn.Conv2d) and any(module.padding):
-        (top, left), stride = module.padding, module.stride
-        return lambda x: F.conv2d(
-            wrapped(x, (left, left, top, top), axes), module.weight, module.bias, stride, 0, module.dilation, module.groups
-        )
+    if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str) and any(module.padding):
+        top, left = module.padding
+        rest = module.stride, 0, module.dilation, module.groups
+        return lambda x: F.conv2d(wrapped(x, (left, left, top, top), axes), module.weight, module.bias, *rest)
     if isinstance(module, Downsample) and not module.padding:
         return lambda x: module.conv(wrapped(x, (0, 1, 0, 1), axes))
     if isinstance(module, Upsample):  # which otherwise goes past its convolution

@@ -83,7 +83,7 @@ def mask_of(picture: Given, mask: Given | None) -> Image.Image:
     source = (mask or picture).opened
     if source.mode == "RGBA":
         layer = source.getchannel("A").point(lambda alpha: 255 - alpha)
-        flat = all(low == high for low, high in source.convert("RGB").getextrema())
+        flat = not np.ptp(np.asarray(source)[..., :3], axis=(0, 1)).any()
         if mask is not None and not flat:
             raise DaguerreError(
                 "The mask is partly transparent and has different colours, so that it says two things; make it black and white, or one "

@@ -78,8 +78,8 @@ def upright(image: Image.Image) -> Image.Image:
         return image
     if "A" in image.mode.upper().replace("LAB", "") or "transparency" in image.info:
         image = image.convert("RGBA")
-        lowest, _ = image.getchannel("A").getextrema()
-        return image if lowest < 255 else image.convert("RGB")
+        clear = image.getchannel("A").point(lambda alpha: 255 - alpha)
+        return image if clear.getbbox() else image.convert("RGB")
     return image.convert("RGB")
 
 

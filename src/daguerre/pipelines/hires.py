@@ -14,7 +14,7 @@ from daguerre.pipelines.tasks import Hires
 def hires(stage: Stage, task: Hires) -> Plan:
     """One pass from noise, and one from its enlarged pictures under noise."""
     small = stage.size
-    large = tuple(max(round(side * task.scale / stage.f), 1) * stage.f for side in small)
+    large = round(small[0] * task.scale / stage.f) * stage.f, round(small[1] * task.scale / stage.f) * stage.f
 
     def begin(noise: Tensor, sigma: Tensor, before: Tensor | None) -> Tensor:
         assert before is not None
