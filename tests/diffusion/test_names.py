@@ -34,6 +34,8 @@ JOINED = {
     "uni_pc_bh2": ("unipc", None),
     "LCM": ("lcm", "lcm"),
     "DPM-Solver++(2M)": ("dpmpp_2m", None),
+    "dpmpp_2m_sde_gpu": ("dpmpp_2m_sde", None),
+    "dpmpp_3m_sde_gpu_karras": ("dpmpp_3m_sde", "karras"),
     "dpmpp_3m_sde_sgm_uniform": ("dpmpp_3m_sde", "sgm_uniform"),
     "Euler beta": ("euler", "beta"),
     "DPM++ 2M AYS": ("dpmpp_2m", "align_your_steps"),

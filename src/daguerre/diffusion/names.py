@@ -100,8 +100,9 @@ def sampler_rows() -> list[tuple[str, ...]]:
 
 
 def _find(plain: str) -> Sampler | None:
-    """The sampler of a folded name, with or without k-diffusion's "k" before it."""
+    """The sampler of a folded name, with or without k-diffusion's "k" before it and the "gpu" behind it that tells where noise is drawn."""
     names = {folded(known): sampler for sampler in SAMPLERS.values() for known in (sampler.name, *sampler.aliases)}
+    plain = plain.removesuffix("gpu")
     return names.get(plain) or names.get(plain.removeprefix("k"))
 
 
