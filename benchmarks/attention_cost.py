@@ -1,4 +1,4 @@
-"""What recording attention costs: the same work with and without it, taking turns, medians.
+"""What recording attention costs: the same work with and without it, taking turns; medians of seconds of the processor.
 
     python -m benchmarks.attention_cost [--runs 5] [--large]
 
@@ -23,14 +23,14 @@ from daguerre.pipelines.attention import recorded
 
 
 def timed(tasks: list[Callable[[], object]], runs: int) -> list[float]:
-    """The median seconds of each task after one run to warm up; they take turns."""
+    """The median seconds of the processor of each task after one run to warm up; they take turns."""
     seconds: list[list[float]] = [[] for _ in tasks]
     for run in range(runs + 1):
         for task, times in zip(tasks, seconds, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             task()
             if run:
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
     return [statistics.median(times) for times in seconds]
 
 

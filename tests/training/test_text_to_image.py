@@ -33,13 +33,13 @@ def folder(tmp_path: Path) -> Path:
 def score(model: LatentDiffusion, folder: Path) -> float:
     """The mean squared error on the folder's pictures under their captions, at the same noise each time."""
     stage = DiffusionStage(model, DiffusionLoss(dropout=0), model.conditioner.captions, ["x"])  # pyright: ignore
-    batch = Batches(FolderSource(folder, model.size), 32, 0, model.size).batch(0)
+    batch = Batches(FolderSource(folder, model.size), 16, 0, model.size).batch(0)
     ((_, loss, _),) = stage.losses(batch, torch.Generator().manual_seed(0), 0)
     return loss.item()
 
 
 def test_the_embedded_model_knows_the_pictures_better_afterwards(folder: Path, tmp_path: Path):
-    loop = LoopConfig(steps=24, batch_size=4, learning_rate=2e-4, warmup=4, ema=0, precision="bf16", sample_every=0)
+    loop = LoopConfig(steps=10, batch_size=4, learning_rate=4e-4, warmup=2, ema=0, precision="bf16", sample_every=0)
     before = score(daguerre.load(), folder)  # pyright: ignore[reportArgumentType]
     out = run(TextToImageRecipe(folder, tmp_path / "doors", views=1, loop=loop))
     after = score(daguerre.load(out), folder)  # pyright: ignore[reportArgumentType]

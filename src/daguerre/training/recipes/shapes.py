@@ -14,17 +14,17 @@ PLAN = Plan(
     size=SIZE,
     autoencoder=AutoencoderPlan(
         replace(CPU.autoencoder.model, latent_channels=8, channels=(32, 64, 96), norm_groups=4),
-        replace(CPU.autoencoder.loop, steps=800, sample_every=200, checkpoint_every=200),
+        replace(CPU.autoencoder.loop, steps=1200, sample_every=300, checkpoint_every=300),
         CPU.autoencoder.loss,
     ),
     clip=ClipPlan(
         tiny_text(vocab_size=640, width=128, layers=2),
         tiny_vision(SIZE, patch=4, width=128, layers=3, projection=128),
-        replace(CPU.clip.loop, steps=800, batch_size=128, checkpoint_every=200),
+        replace(CPU.clip.loop, steps=600, batch_size=128, checkpoint_every=200),
     ),
     diffusion=DiffusionPlan(
-        replace(CPU.diffusion.unet, in_channels=8, out_channels=8, channels=(128, 192), heads=(2, 3), context_width=128),
-        replace(CPU.diffusion.loop, steps=2000, ema=0.997, sample_every=400, checkpoint_every=400),
+        replace(CPU.diffusion.unet, in_channels=8, out_channels=8, channels=(96, 128), heads=(2, 2), context_width=128),
+        replace(CPU.diffusion.loop, steps=2500, batch_size=32, ema=0.997, sample_every=500, checkpoint_every=250),
         CPU.diffusion.loss,
         pool=20_000,
     ),
