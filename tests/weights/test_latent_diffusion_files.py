@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
 
 import daguerre
+from daguerre.apps.cli import main
 from daguerre.diffusion import draw, generators
 from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
@@ -274,3 +275,21 @@ def test_semantic_synthesis(tmp_path: Path):
             drawn(model, task=FromMap(wrong))
     with pytest.raises(DaguerreError, match=r"of the kind semantic.*does from-map"):
         drawn(model)
+
+
+def test_the_command_places_objects_and_reads_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    boxes = checkpoints.write(
+        tmp_path / "boxes.safetensors", checkpoints.unet(TOLD) | checkpoints.quantized() | checkpoints.ldm_text(BOXES)
+    )
+    rescaler = SpatialRescaler(SpatialRescalerConfig(classes=9, stages=1))
+    semantic = checkpoints.unet(replace(PLAIN, in_channels=6, heads=(8, 8))) | checkpoints.quantized() | checkpoints.condition(rescaler)
+    maps = checkpoints.write(tmp_path / "maps.safetensors", semantic)
+    Image.fromarray(np.full((SIZE, SIZE), 4, dtype=np.uint8)).save(tmp_path / "map.png")
+    rest = ["--size", str(SIZE), "--steps", "2", "--device", "cpu"]
+    assert main(["layout", "25 0 0 1 1", "7 0 0.5 1 1", "--model", str(boxes), "--out", str(tmp_path / "a.png"), *rest]) == 0
+    assert main(["layout", "--map", str(tmp_path / "map.png"), "--model", str(maps), "--out", str(tmp_path / "b.png"), *rest]) == 0
+    for name in ("a", "b"):
+        with Image.open(tmp_path / f"{name}.png") as made:
+            assert made.size == (SIZE, SIZE)
+    assert main(["layout", "--model", str(boxes)]) == 1
+    assert "by objects such as" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
+from daguerre.models.clip import CLIPVision
 from daguerre.models.ldm_text import LDMText
 from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.text import Conditioner, Word
@@ -83,17 +84,15 @@ class LayoutConditioner(Conditioner):
         return [*(token for each in objects for token in each), *padding, self._place(0, 0), self._place(1, 1)]
 
     def _object(self, entry: str) -> tuple[int, int, int]:
-        number, *sides = entry.replace(",", " ").split()
         try:
-            left, top, right, bottom = map(float, sides)
-            sound = 0 <= left < right <= 1 and 0 <= top < bottom <= 1 and 0 <= int(number) < self.encoder.config.vocab_size - 1
+            number, left, top, right, bottom = map(float, entry.replace(",", " ").split())
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1 and number in range(self.encoder.config.vocab_size - 1)):
+                raise ValueError
         except ValueError:
-            sound = False
-        if not sound:
             raise DaguerreError(
                 f"{entry.strip()[:60]!r} is no object of a layout; write CLASS LEFT TOP RIGHT BOTTOM, a class number and four shares of "
                 "the picture's sides from 0 to 1, such as '25 0.1 0.3 0.6 1', and ';' between objects."
-            )
+            ) from None
         return int(number), self._place(left, top), self._place(right, bottom)
 
     def _place(self, x: float, y: float) -> int:
@@ -119,6 +118,24 @@ class MapConditioner(nn.Module):
                 "Each pixel's grey value is its class: save the map as PNG, without smoothing or colours."
             )
         return self.rescaler(F.one_hot(classes.to(weight.device), known).movedim(-1, 1).to(weight.dtype))
+
+
+class PictureConditioner(nn.Module):
+    """Of a model that is told pictures by their CLIP embedding, a context of one token, and hears no words: prompts say nothing."""
+
+    def __init__(self, encoder: CLIPVision) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, prompts: Sequence[str]) -> Conditioning:
+        weight = self.encoder.vision_model.embeddings.class_embedding
+        return Conditioning(context=torch.zeros(len(prompts), 1, self.encoder.config.projection or 0).to(weight))
+
+    def see(self, x: Tensor) -> Tensor:
+        """Contexts (B, 1, D) of pictures (B, 3, size, size), normalised as CLIP's are."""
+        embeds = self.encoder(x.to(self.encoder.vision_model.embeddings.class_embedding)).projected
+        assert embeds is not None
+        return embeds[:, None]
 
 
 def _text(line: Line) -> str:

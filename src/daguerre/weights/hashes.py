@@ -84,5 +84,5 @@ def network_hash(network: nn.Module | Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach()
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         flat = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().cpu().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
