@@ -68,7 +68,12 @@ def test_a_map_of_depth_that_moved_is_asked_for(run: Run, models: Callable[[str]
 
 @pytest.mark.usefixtures("given")
 def test_the_embedded_model_says_who_can(run: Run):
-    for command in (["pix2pix", "picture.png", "make it blue"], ["depth2img", "depth.png", "a hill"], ["upscale", "picture.png"]):
+    for command in (
+        ["pix2pix", "picture.png", "make it blue"],
+        ["depth2img", "depth.png", "a hill"],
+        ["upscale", "picture.png"],
+        ["variations", "picture.png"],
+    ):
         code, out, err = run(*command)
         assert (code, out) == (1, "")
         assert f"cannot do {command[0]}; take a model that can, such as" in err

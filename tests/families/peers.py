@@ -156,6 +156,24 @@ def upscaler() -> Any:
     )
 
 
+def variations() -> Any:
+    config = transformers.CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=48
+    )
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return quiet(
+        diffusers.StableDiffusionImageVariationPipeline(
+            unet=unet(**{**SD1_UNET, "cross_attention_dim": 48}),
+            vae=autoencoder(),
+            image_encoder=randomized(transformers.CLIPVisionModelWithProjection(config), 7),
+            scheduler=diffusers.DDIMScheduler(**BASE, clip_sample=False, timestep_spacing="trailing"),
+            safety_checker=None,
+            feature_extractor=processor,
+            requires_safety_checker=False,
+        )
+    )
+
+
 def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -168,6 +186,7 @@ PEERS: Mapping[str, Callable[[], Any]] = {
     "sdxl": sdxl,
     "sdxl-refiner": refiner,
     "sd2-upscaler": upscaler,
+    "sd1-variations": variations,
     "sd1-pix2pix": lambda: sd(diffusers.StableDiffusionInstructPix2PixPipeline, in_channels=8),
     "sd2-depth": lambda: sd(diffusers.StableDiffusionDepth2ImgPipeline, second=True, in_channels=5),
 }

@@ -15,7 +15,7 @@ import daguerre
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.refiner import with_refiner
-from daguerre.pipelines.tasks import DepthToImage, ImageToImage, InstructPix2Pix, Upscale
+from daguerre.pipelines.tasks import DepthToImage, ImageToImage, InstructPix2Pix, Upscale, Variations
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
@@ -78,6 +78,19 @@ def test_sdxl_handed_over_to_its_refiner(peer: Peer, kind: Any, share: float):
     ours = ours_latents(with_refiner(model, second), refine_at=share, **fields, **SIZE)
     close(ours, theirs)
     assert (ours - ours_latents(model, **fields, **SIZE)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("size", [(40, 64), (90, 33)])
+def test_variations_of_a_picture_by_its_embedding(peer: Peer, size: tuple[int, int]):
+    pipeline, _, model = peer("sd1-variations")
+    picture = PICTURE.resize(size, Image.Resampling.BICUBIC)
+    common = {name: value for name, value in COMMON.items() if name not in SAID}
+    theirs = with_scheduler(pipeline, "euler")(**common, **SIZE, image=picture, generator=source()).images
+    fields = {"prompt": "", "negative": "", "sampler": "euler", **SIZE}
+    ours = ours_latents(model, task=Variations(picture), **fields)
+    close(ours, theirs)
+    other = ours_latents(model, task=Variations(picture.rotate(180)), **fields)
+    assert (ours - other).abs().max() > 0.01  # the picture is seen
 
 
 def test_the_refiner_alone_draws_over_a_picture_by_its_scores(peer: Peer):
@@ -146,6 +159,9 @@ HOLES = Image.fromarray(np.where(np.eye(16, 24) > 0, np.nan, 1).astype(np.float3
         ("sd2-depth", {"task": DepthToImage(COLOURS)}, "has colours"),
         ("sd2-depth", {"task": DepthToImage(HOLES)}, "NaN or infinity"),
         ("sd2-depth", {"task": DepthToImage(PICTURE.convert("L").resize((16, 16)), PICTURE)}, "map is 16×16 and the picture 24×16"),
+        ("sd1-variations", {"task": Variations(PICTURE), "prompt": "a cat"}, "hears no words"),
+        ("sd1-variations", {}, "cannot do txt2img; .* This one does variations"),
+        ("sd1", {"task": Variations(PICTURE)}, "cannot do variations; .* Stable Diffusion image variations"),
         ("sd2-upscaler", {"task": Upscale(PICTURE), "width": 96}, "leave width and height out"),
     ],
 )

@@ -19,6 +19,7 @@ COMMANDS = {
     "pix2pix": "change a picture as an instruction says",
     "depth2img": "make pictures as near and as far as a map says",
     "upscale": "draw a picture with four times its sides",
+    "variations": "make pictures that mean what another one means",
     "sample": "draw pictures code by code, by a class, a text, a map, or from half a picture on",
     "attention": "show where the model looks for each word",
     "models": "list the models inside, or the samplers and spacings",

@@ -6,13 +6,14 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.pipelines.tasks import CODE_BY_CODE, TASKS, Task
-from daguerre.weights.conditioners import MapConditioner
+from daguerre.weights.conditioners import MapConditioner, PictureConditioner
 
 EXAMPLES: Mapping[str, str] = {  # of each kind
     CODE_BY_CODE: "a prior over codes, from `daguerre train prior`",
     "plain": "the embedded model, Stable Diffusion 1, 2 and XL",
     "inpainting": "Stable Diffusion 1.5 inpainting, with nine input channels",
     "semantic": "latent diffusion's semantic synthesis, with a map of classes beside its latents",
+    "variations": "Stable Diffusion image variations, with CLIP's picture tower",
     "instruct-pix2pix": "instruct-pix2pix, with eight input channels",
     "depth": "Stable Diffusion 2 depth, with five input channels",
     "upscaling": "the Stable Diffusion x4 upscaler, with seven input channels",
@@ -25,6 +26,8 @@ def kind(model: LatentDiffusion | LatentPrior) -> str:
         return CODE_BY_CODE
     if isinstance(model.conditioner, MapConditioner):
         return "semantic"
+    if isinstance(model.conditioner, PictureConditioner):
+        return "variations"
     Z = model.unet.config.out_channels
     kinds = {0: "plain", Z + 1: "inpainting", Z: "instruct-pix2pix", 1: "depth", 3: "upscaling"}
     return kinds.get(model.unet.config.in_channels - Z, "unknown")

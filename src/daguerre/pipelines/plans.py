@@ -23,8 +23,10 @@ from daguerre.pipelines.tasks import (
     Task,
     TextToImage,
     Upscale,
+    Variations,
 )
 from daguerre.pipelines.upscale import upscale
+from daguerre.pipelines.variations import variations
 
 
 def txt2img(stage: Stage, _task: TextToImage) -> Plan:
@@ -41,6 +43,7 @@ PLANS: Mapping[type[Task], Callable[[Stage, Any], Plan]] = {
     InstructPix2Pix: instruct_pix2pix,
     DepthToImage: depth_to_image,
     Upscale: upscale,
+    Variations: variations,
     FromMap: from_map,
 }
 

@@ -268,9 +268,21 @@ class Upscale(Task):
             raise DaguerreError(f"noise is {self.noise!r}; it is a whole number from 0 to {MOST_NOISE}, the most that the model learned.")
 
 
+@dataclass(frozen=True)
+class Variations(Task):
+    """Pictures that mean what another means, told by its CLIP embedding; the model hears no words, and colours and places are its own.
+
+    picture: its middle square is looked at.
+    """
+
+    picture: Given
+    name: ClassVar[str] = "variations"
+    kinds: ClassVar[tuple[str, ...]] = ("variations",)
+
+
 TASKS: Mapping[str, type[Task]] = {
     task.name: task
-    for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint, InstructPix2Pix, DepthToImage, Upscale, Complete, FromMap)
+    for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint, InstructPix2Pix, DepthToImage, Upscale, Variations, Complete, FromMap)
 }
 GIVEN = ("picture", "mask", "depth")  # the fields that hold a picture
 

@@ -23,11 +23,13 @@ from daguerre.diffusion.schedule import Schedule
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from daguerre.models.clip import CLIPText
+from daguerre.models.clip import CLIPText, CLIPVision
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.text import TextConditioner, Tokenizer
 from daguerre.weights.catalog import INDEX
+from daguerre.weights.clip_folder import vision_config
+from daguerre.weights.conditioners import PictureConditioner
 from daguerre.weights.configs import (
     autoencoder_config,
     autoencoder_json,
@@ -43,7 +45,8 @@ from daguerre.weights.reader import open_tensors, weight_files, weights_in
 
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
-PIPELINES = ("StableDiffusionPipeline",)
+VARIATIONS = "StableDiffusionImageVariationPipeline"  # told pictures in the place of words
+PIPELINES = ("StableDiffusionPipeline", VARIATIONS)
 TEXT_ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}  # whether it has a projection
 
 # Autoencoders saved before these layers were renamed, and text encoders that were saved with the positions 0, 1, 2, … .
@@ -68,16 +71,22 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     schedule, prediction = schedule_config(read_json(where), where)
     unet, size = load_unet(folder / "unet", device=device, dtype=dtype)
     autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
-    encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=dtype)
+    files = weight_files(open_tensors(folder))
+    if kind == VARIATIONS:
+        conditioner = PictureConditioner(load_picture_encoder(folder / "image_encoder", device=device, dtype=dtype))
+        files += weight_files(open_tensors(folder / "image_encoder"))
+    else:
+        encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=dtype)
+        conditioner = TextConditioner(Tokenizer.from_folder(folder / "tokenizer"), encoder)
     return LatentDiffusion(
         unet=unet,
         autoencoder=autoencoder,
-        conditioner=TextConditioner(Tokenizer.from_folder(folder / "tokenizer"), encoder).eval(),
+        conditioner=conditioner.eval(),
         schedule=Schedule(schedule),
         prediction=prediction,
         name=folder.resolve().name,
         size=size * autoencoder.downsampling,
-        files=weight_files(open_tensors(folder)),
+        files=files,
     )
 
 
@@ -156,6 +165,13 @@ def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype
     config = text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
     tensors = {_with_level(name): t for name, t in read_part(folder, device=device, dtype=dtype).items()}
     return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
+
+
+def load_picture_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> CLIPVision:
+    """The vision tower of a part's folder, with its projection. Raises DaguerreError where there is none, or it does not fit."""
+    config = vision_config(read_json(folder / CONFIG), folder / CONFIG)
+    tensors = read_part(folder, device=device, dtype=dtype)
+    return build(CLIPVision, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
 
 
 def read_part(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
