@@ -20,6 +20,7 @@ COMMANDS = {
     "depth2img": "make pictures as near and as far as a map says",
     "upscale": "draw a picture with four times its sides",
     "variations": "make pictures that mean what another one means",
+    "layout": "make pictures with things in their places, by boxes or a map",
     "sample": "draw pictures code by code, by a class, a text, a map, or from half a picture on",
     "attention": "show where the model looks for each word",
     "models": "list the models inside, or the samplers and spacings",
