@@ -7,7 +7,7 @@ from secrets import randbelow
 from typing import TYPE_CHECKING, Literal
 
 from daguerre.apps.opening import open_any
-from daguerre.apps.options import OptionalPath, OptionalText, parse_size, parse_variation, slug
+from daguerre.apps.options import Dtype, OptionalPath, OptionalText, parse_size, parse_variation, slug
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.grid import labelled_grid
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from daguerre.models.latent_prior import LatentPrior
 
 RANDOM = -1
-SAME = "negative", "steps", "sampler", "spacing", "guidance", "count", "seamless", "refine_at"  # options that are fields of a request
+SAME = (
+    "negative",
+    "steps",
+    "sampler",
+    "spacing",
+    "guidance",
+    "count",
+    "seamless",
+    "refine_at",
+    "low_memory",
+)  # options that are fields of a request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +79,10 @@ class Making:
     """Write a small picture of every step's prediction to this file while it runs."""
     device: OptionalText = None
     """cpu or cuda; cuda where there is one if not given."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the networks compute in."""
+    dtype: Dtype = "auto"
+    """What the networks compute in; auto is what is fastest here."""
+    low_memory: bool = Request.low_memory
+    """Take less memory and more time: one condition at a time, decoding in tiles. Done unasked where a run would not fit."""
     offline: bool = False
     """Of the hub, look only at what was fetched before."""
 

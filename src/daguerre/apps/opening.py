@@ -47,9 +47,11 @@ def open_any(
 
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.weights import load_any
+    from daguerre.weights.source import default_device, default_dtype
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
-    model = load_any(name, device=device, dtype=getattr(torch, dtype), offline=offline, prediction=told)
+    computed = default_dtype(default_device(device)) if dtype == "auto" else getattr(torch, dtype)
+    model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told)
     if vae is None and refiner is None:
         return model
     if not isinstance(model, LatentDiffusion):

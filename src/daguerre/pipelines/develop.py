@@ -10,21 +10,29 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.precision import finite
+from daguerre.pipelines.sparing import in_tiles
 
 PLACES, KINDS = 16, 4  # the map is fitted on latents of 16×16 places, of four kinds of roughness
 
 
 class Developer:
-    """Develops the latents (B, Z, h, w) of one model; the linear map is fitted at the first glance, by decoding four small latents."""
+    """Develops the latents (B, Z, h, w) of one model, with low memory in tiles.
 
-    def __init__(self, model: LatentDiffusion) -> None:
-        self._model = model
+    The linear map is fitted at the first glance, by decoding four small latents.
+    """
+
+    def __init__(self, model: LatentDiffusion, *, low_memory: bool = False) -> None:
+        self._model, self._low_memory = model, low_memory
         self._map: Tensor | None = None
 
     @torch.no_grad()
     def full(self, z: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in float32, about [−1, 1], of scaled latents z (B, Z, h, w)."""
-        return self._model.autoencoder.decode(z.to(self._model.device, self._model.dtype)).float()
+        autoencoder = self._model.autoencoder
+        decode = finite(autoencoder, autoencoder.decode, "autoencoder")
+        z = z.to(self._model.device, self._model.dtype)
+        return in_tiles(decode, z) if self._low_memory else decode(z).float()
 
     @torch.no_grad()
     def glance(self, z: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class Request:
         seamless: whether the pictures continue over their edges as tiles do: "no", "both" ways, "horizontal" or "vertical".
         temperature, top_k, top_p: how a prior over codes draws each of them (see `models.codes.Sampling`). To it steps, sampler, spacing,
             negative and guidance say nothing, nor these to a diffusion model.
+        low_memory: one picture and one condition at a time, and decoding in tiles, whatever memory there is (see `pipelines.sparing`).
 
     Raises:
         DaguerreError: a value that no model could meet.
@@ -84,6 +85,7 @@ class Request:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    low_memory: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, list):
@@ -176,4 +178,6 @@ def _fits(value: object, kind: type) -> bool:
     """Whether a value is of a field's type; whole numbers are numbers, and truth is none."""
     if isinstance(value, tuple):
         return all(isinstance(text, str) for text in value)
-    return not isinstance(value, bool) and (isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind)))
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))

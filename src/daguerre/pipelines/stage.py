@@ -14,6 +14,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.nn.circular import circular
 from daguerre.pipelines.canvas import Size, working_size
+from daguerre.pipelines.precision import finite
 from daguerre.pipelines.request import Request
 
 DEFAULT_SPACING = "trailing"  # the one that is right under zero terminal SNR, and good elsewhere
@@ -94,10 +95,11 @@ class Stage:
         """Scaled latents (B, Z, h, w), float32, of pictures x (B, 3, H, W) in [−1, 1]: the mean of what is encoded, or draws of it, one of
         (1, 3, H, W) for each picture of the request."""
         x = x.to(self.model.device, self.model.dtype)
+        encode = finite(self.model.autoencoder, self.model.autoencoder.encode, "autoencoder")
         if not sample:
-            return self.model.autoencoder.encode(x).float()
+            return encode(x).float()
         noise = draw(self.sources, self.shape((x.shape[-1], x.shape[-2]))).to(x)
-        return self.model.autoencoder.encode(x.expand(len(noise), -1, -1, -1), noise).float()
+        return encode(x.expand(len(noise), -1, -1, -1), noise).float()
 
 
 Begin = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noise, the first σ, what the pass before made -> x at that σ

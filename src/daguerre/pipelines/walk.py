@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, overload
 
 import torch
@@ -23,7 +24,9 @@ from daguerre.pipelines.develop import Developer, to_image
 from daguerre.pipelines.origins import origin_of
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.plans import planned
+from daguerre.pipelines.precision import finite
 from daguerre.pipelines.request import Request, changed
+from daguerre.pipelines.sparing import in_turns, settled
 from daguerre.pipelines.stage import Pass, Plan, Stage
 from daguerre.text import Conditioner, PromptPlan
 
@@ -83,6 +86,8 @@ def steps(model: Model, request: Request | None = None, **changes: Any) -> Itera
         return code_steps(model, request)
     stage = Stage.of(model, request)
     plan = planned(stage)
+    largest = max((each.size for each in plan.passes), key=prod)
+    stage = replace(stage, request=settled(stage.model, stage.request, largest))
     for each in plan.passes:
         if len(each.sigmas) > 1:
             check_grid(each.sigmas, stage.sampling.sampler)
@@ -110,7 +115,7 @@ def _walk(stage: Stage, each: Pass, before: Tensor | None) -> Iterator[tuple[Ten
 
 @torch.no_grad()
 def _developed(stage: Stage, plan: Plan, walk: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Step]:
-    developer, total, index, before = Developer(stage.model), plan.steps, 0, None
+    developer, total, index, before = Developer(stage.model, low_memory=stage.request.low_memory), plan.steps, 0, None
     for number, each in enumerate(plan.passes):
         walk = walk if number == 0 else _walk(stage, each, before)
         ahead = each.sigmas[1:] if len(each.sigmas) > 1 else each.sigmas
@@ -126,7 +131,8 @@ def _developed(stage: Stage, plan: Plan, walk: Iterator[tuple[Tensor, Tensor]]) 
 def _guided(stage: Stage, each: Pass) -> Denoise:
     """The model told at every σ what the prompts say there, and what the task tells it besides."""
     model, request, sigmas = each.model or stage.model, stage.request, each.sigmas
-    denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
+    network = finite(model.unet, model.unet, "UNet")
+    denoiser = Denoiser(in_turns(network) if request.low_memory else network, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.each]
     if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words
         return each.around(guide(denoiser, *each.tell(([model.conditioner(prompts)], [1.0]))))
