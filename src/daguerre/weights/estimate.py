@@ -23,6 +23,7 @@ from daguerre.weights.files import shapes_only
 
 SLACK = 1.25  # what allocators and the reordered copies inside convolutions add to the live tensors; measured on a CPU
 KEPT_FREE = 0.1  # of the free memory, for everything else
+PLAIN_ATTENTION = 8  # states alive in an attention block: its input, the norm, queries, keys, values and answers, and what they become
 TILE = 64  # latents on a side of a tile, where decoding is cut into tiles
 
 
@@ -126,10 +127,10 @@ def unet_peak(config: UNetConfig, height: int, width: int) -> float:
     held, x, peak = skips[0], config.channels[0], 0.0  # held: what the caller keeps, the input of the level
 
     def block(level: int, inside: int, out: int, depth: int) -> float:
-        work = _resblock(inside, out, embedded=True)
+        work = _resblock(inside, out, scale_shift=config.scale_shift)
         if depth:
             # GEGLU: input, its norm, 8C, and two products of 4C; around it the map and the block's first state.
-            work = max(work, (20 if config.context_width else 7) * out)
+            work = max(work, (20 if config.context_width else PLAIN_ATTENTION) * out)
         return work * N[level]
 
     for level, out in enumerate(config.channels):
@@ -155,7 +156,8 @@ def unet_peak(config: UNetConfig, height: int, width: int) -> float:
 def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
     """Elements alive at once while a latent of this size is decoded."""
     last = len(config.channels) - 1
-    x, held, peak = config.channels[-1], 0.0, 0.0
+    x, held = config.channels[-1], 0.0
+    peak = float(PLAIN_ATTENTION * x * height * width) if config.mid_attention else 0.0
     for level in range(last, -1, -1):
         N = height * width * 4 ** (last - level)
         out = config.channels[level]
@@ -177,12 +179,13 @@ def encoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
         first, others = _resblock(x, out), _resblock(out, out) + x  # the level's input stays with the caller
         peak = max(peak, (max(first, others) if config.blocks > 1 else first) * N)
         x = out
-    return peak
+    middle = x * height * width / 4 ** (len(config.channels) - 1)
+    return max(peak, PLAIN_ATTENTION * middle) if config.mid_attention else peak
 
 
-def _resblock(inside: int, out: int, *, embedded: bool = False) -> int:
-    """Its input with norm and activation of it; or the input with two states of the output's width, and the sum they make."""
-    return max(3 * inside, inside + (4 if embedded else 3) * out)
+def _resblock(inside: int, out: int, *, scale_shift: bool = False) -> int:
+    """Its input, the norm of it and the first convolution's output; or its input with states of the output's width."""
+    return max(2 * inside + out, inside + (3 if scale_shift else 2) * out)
 
 
 def _text_peak(config: CLIPTextConfig) -> float:
@@ -221,6 +224,7 @@ def way(
     dtype: torch.dtype = torch.float32,
     loaded: int = 0,
     low_memory: bool = False,
+    droppable: bool = True,
 ) -> Way:
     """The plainest way of doing a run that fits; arguments as for `estimate`.
 
@@ -228,13 +232,15 @@ def way(
         free: bytes that can be taken.
         loaded: bytes of the model's weights that are in memory already, which the run need not take again.
         low_memory: take the smallest way, whether it is needed or not.
+        droppable: parts can be dropped and loaded again; not so where they are in memory and stay there.
 
     Raises:
         DaguerreError: no way fits; tells what is needed and what there is.
     """
     room = free * (1 - KEPT_FREE) + loaded
-    smallest = Way(guidance_in_turns=conditions > 1, tiled=True, in_order=True)
+    smallest = Way(guidance_in_turns=conditions > 1, tiled=True, in_order=droppable)
     ways = [Way(), Way(tiled=True), Way(guidance_in_turns=True, tiled=True), replace(smallest, guidance_in_turns=False), smallest]
+    ways = [plan for plan in ways if droppable or not plan.in_order]
     peak = 0
     for plan in [smallest] if low_memory else ways:
         turns = 1 if plan.guidance_in_turns else conditions
