@@ -54,10 +54,11 @@ def load_latent_prior(folder: Path, *, device: torch.device | str = "cpu", dtype
     index = read_json(folder / INDEX)
     if index.get("_class_name") != LATENT_PRIOR or not isinstance(index.get("prefix"), dict) or not isinstance(index.get("size"), int):
         raise DaguerreError(f"'{folder / INDEX}' does not describe a prior over codes; `daguerre train prior` writes one that does.")
-    autoencoder = codebook(load_first_stage(folder / FIRST_STAGE, device=device, dtype=dtype), folder / FIRST_STAGE)
-    prior = load_prior(folder / PRIOR, autoencoder, device=device, dtype=dtype)
-    prefix = _prefix(index["prefix"], folder, autoencoder, device=device, dtype=dtype)
-    return LatentPrior(prior, autoencoder, prefix, folder.resolve().name, index["size"])
+    # In full precision first, for the prior knows its first stage by a hash that rounding changes.
+    autoencoder = codebook(load_first_stage(folder / FIRST_STAGE, device=device), folder / FIRST_STAGE)
+    prior = load_prior(folder / PRIOR, autoencoder, device=device)
+    prefix = _prefix(index["prefix"], folder, autoencoder, device)
+    return LatentPrior(prior, autoencoder, prefix, folder.resolve().name, index["size"]).to(dtype=dtype)
 
 
 def codebook(network: object, where: object) -> VQModel:
@@ -84,7 +85,7 @@ def _put_prefix(model: LatentPrior, folder: Path) -> dict[str, Any]:
     raise DaguerreError(f"A prior that is told by a {type(prefix).__name__} has no place in a folder.")
 
 
-def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, **place: Any) -> Prefixes:
+def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, device: torch.device | str) -> Prefixes:
     match given:
         case {"kind": "none"}:
             return NoPrefix()
@@ -93,7 +94,7 @@ def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, **plac
         case {"kind": "text"}:
             return TextPrefix(Tokenizer.from_folder(folder / TOKENIZER))
         case {"kind": "map", "map": kind, "palette": palette}:
-            maps = codebook(load_first_stage(folder / MAPS, **place), folder / MAPS)
+            maps = codebook(load_first_stage(folder / MAPS, device=device), folder / MAPS)
             return MapPrefix(maps, kind, tuple((r, g, b) for r, g, b in palette))
         case {"kind": "coordinates", "tokens": tokens}:
             return PlacePrefix(tokens, autoencoder.downsampling)

@@ -1,0 +1,71 @@
+"""`daguerre sample` and `txt2img` on a prior: files, labelled sheets, the same picture again, and errors in one sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from daguerre.apps.cli import main
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix
+from daguerre.weights import save
+
+SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
+
+
+def folder(path: Path, kind: str) -> str:
+    torch.manual_seed(0)
+    first_stage = VQModel(VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **SHAPE)).eval()
+    prefix = {"none": NoPrefix(), "class": ClassPrefix(("cat", "dog")), "map": MapPrefix(first_stage, "edges")}[kind]
+    prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, 32, (4, 4), width=8, layers=1, heads=2)).eval()
+    return str(save(LatentPrior(prior, first_stage, prefix, kind, 16), path / kind))
+
+
+def test_pictures_of_a_class_and_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = folder(tmp_path, "class")
+    out = tmp_path / "dogs.png"
+    assert main(["sample", model, "--class", "dog", "--count", "2", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in ("dogs-1.png", "dogs-2.png", "dogs.png")]
+    assert Image.open(out).width > 2 * 16
+    assert main(["txt2img", "dog", "--model", model, "--seed", "1", "--dtype", "float32", "--out", str(tmp_path / "one.png")]) == 0
+    assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "dogs-2.png").tobytes()
+    assert main(["reproduce", str(tmp_path / "one.png"), "--model", model]) == 0
+
+
+def test_a_map_and_a_completed_picture_stand_on_the_sheet(tmp_path: Path):
+    given = tmp_path / "given.png"
+    Image.new("RGB", (16, 16), "red").save(given)
+    assert main(["sample", folder(tmp_path, "map"), "--map", str(given), "--out", str(tmp_path / "m.png")]) == 0
+    assert main(["sample", folder(tmp_path, "none"), "--complete", str(given), "--keep", "0.25", "--out", str(tmp_path / "c.png")]) == 0
+    for name in ("m", "c"):
+        assert Image.open(tmp_path / f"{name}.png").size == (16, 16)
+        assert Image.open(tmp_path / f"{name}-grid.png").width > 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("class", ["--class", "dgo"], "Did you mean 'dog'"),
+        ("class", ["--class", "dog", "--prompt", "a dog"], "give one of them"),
+        ("map", [], "give one with --map"),
+        ("map", ["--map", "none.png"], "none.png does not exist"),
+        ("none", ["--size", "18"], "18 is not a multiple of 4"),
+        ("none", ["--size", "x"], "neither one side"),
+        ("none", ["--top-p", "2"], "top_p is 2"),
+        ("none", ["--out", "picture.txt"], "does not end in a format"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, options: list[str], message: str):
+    assert main(["sample", folder(tmp_path, kind), *options]) == 1
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_no_such_folder(capsys: pytest.CaptureFixture[str]):
+    assert main(["sample", "nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err
