@@ -264,6 +264,8 @@ def _index(about: Description, written: Mapping[str, Mapping[str, Any]]) -> dict
         name = PIPELINES.get(task, PIPELINES["text-to-image"])
         if task == "upscaler":
             extra = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+        elif task == "depth":
+            extra = {"depth_estimator": [None, None], "feature_extractor": [None, None]}
     networks = {part: ["transformers", config["architectures"][0]] for part, config in written.items() if part in TOKENIZERS}
     networks |= {TOKENIZERS[part]: ["transformers", "CLIPTokenizer"] for part in written if part in TOKENIZERS}
     parts = {
