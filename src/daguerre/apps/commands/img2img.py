@@ -10,7 +10,7 @@ import tyro
 
 from daguerre.apps.inputs import read_given
 from daguerre.apps.making import Making, check_places, made, make, open_for
-from daguerre.apps.options import Prompts
+from daguerre.apps.options import PictureFile, Prompts
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.request import Request
@@ -24,7 +24,7 @@ class Img2Img(Making):
     Of a folder every picture is drawn over with the same options; the results go to the folder --out under their old names.
     """
 
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """The picture, or a folder of pictures."""
     prompt: Prompts
     """What it shall become; quote each prompt."""

@@ -9,7 +9,7 @@ import tyro
 
 from daguerre.apps.inputs import read_given
 from daguerre.apps.making import Making, make
-from daguerre.apps.options import OptionalNumber, Prompts
+from daguerre.apps.options import OptionalNumber, PictureFile, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Inpaint as Task
 from daguerre.pipelines.tasks import Latent
@@ -24,9 +24,9 @@ class Inpaint(Making):
     Write .png or .webp; a .jpg changes pixels everywhere.
     """
 
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """The picture."""
-    mask: tyro.conf.Positional[Path]
+    mask: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASK")]
     """Its mask: white is drawn anew, black is kept, grey is a blend. Or "alpha": what is transparent in the picture is drawn anew."""
     prompt: Prompts
     """What the picture shall show; quote each prompt."""

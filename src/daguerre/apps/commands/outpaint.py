@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from daguerre.apps.inputs import read_given
 from daguerre.apps.making import Making, make
-from daguerre.apps.options import OptionalNumber, Prompts
+from daguerre.apps.options import OptionalNumber, PictureFile, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Outpaint as Task
 
@@ -18,7 +17,7 @@ from daguerre.pipelines.tasks import Outpaint as Task
 class Outpaint(Making):
     """Continue a picture beyond its edges. It stands in the result as it is, pixel by pixel, if that is a .png or .webp."""
 
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """The picture."""
     prompt: Prompts
     """What the whole shall show; quote each prompt."""
