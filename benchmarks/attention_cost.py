@@ -3,7 +3,7 @@
     python -m benchmarks.attention_cost [--runs 5] [--large]
 
 The embedded model makes one picture in 20 steps. `--large` measures one guided call of a UNet of Stable Diffusion 1's size with random
-weights in bfloat16 at 64×64 latents, for which about 3 GB of memory are needed.
+weights in bfloat16 at 32×32 latents, for which about 3 GB of memory are needed.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def large() -> list[Callable[[], object]]:
     unet = unet.to_empty(device="cpu").to(torch.bfloat16).eval()
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    cond, x = Conditioning(torch.randn(2, 77, 768, dtype=torch.bfloat16)), torch.randn(2, 4, 64, 64)
+    cond, x = Conditioning(torch.randn(2, 77, 768, dtype=torch.bfloat16)), torch.randn(2, 4, 32, 32)
     denoiser = Denoiser(unet, Schedule(ScheduleConfig()), "epsilon", torch.bfloat16)
 
     @torch.no_grad()
