@@ -6,6 +6,7 @@ As Stable Diffusion's autoencoder was tuned after its UNet had been trained (sta
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,7 @@ class DecoderStage(AutoencoderStage):
 
     def __init__(self, first_stage: AutoencoderKL | VQModel, shown: Tensor, perceptual: nn.Module | None = None, weight: float = 0.1):
         """`weight` of the distance `perceptual`, where there is one; `shown` as in AutoencoderStage."""
-        loss = AutoencoderLoss(l1=LOSS.l1, l2=LOSS.l2, gradient=LOSS.gradient, perceptual=weight if perceptual else 0.0)
-        super().__init__(first_stage, loss, shown, perceptual=perceptual)
+        super().__init__(first_stage, replace(LOSS, perceptual=weight if perceptual else 0.0), shown, perceptual=perceptual)
         self.networks = {"decoder": first_stage.decoder}
 
     def to(self, device: torch.device) -> None:

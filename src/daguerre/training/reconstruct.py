@@ -31,7 +31,8 @@ from daguerre.weights import load_first_stage
 from daguerre.weights.catalog import DEFAULT, find
 from daguerre.weights.first_stages import FirstStage
 
-AT_ONCE = 16  # pictures in one call
+AT_ONCE = 1 << 18  # pixels in one call
+EQUAL = 99.0  # decibels that equal pictures count as
 SHOWN = 8  # pictures on the sheet
 LEVELS = 255  # steps between the least and the largest number of a latent, for a byte each
 
@@ -134,22 +135,24 @@ def run(config: ReconstructConfig) -> Reconstruction:
 def reconstruct(first_stage: FirstStage, x: Tensor, eyes: Perceptual, config: ReconstructConfig) -> tuple[Reconstruction, Image.Image]:
     """The report of pictures x (N, 3, H, W), and the first of them side by side with what comes back."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    name, use, ways = Path(config.model).resolve().name, None, {}
+    count = max(1, AT_ONCE // (x.shape[2] * x.shape[3]))
+    path, use, ways = Path(config.model).resolve(), None, {}
+    name = path.parent.name if path.name == "model" else path.name  # a recipe's result is always called model
     if isinstance(first_stage, VQModel):
-        codes = torch.cat([first_stage.codes(part) for part in x.split(AT_ONCE)])
+        codes = _by_parts(count, first_stage.codes, x)
         bits = codes.numel() * math.log2(first_stage.config.quantizer.codes)
-        ways[name] = (_by_parts(first_stage.decode_codes, codes), bits / pixels)
+        ways[name] = (_by_parts(count, first_stage.decode_codes, codes), bits / pixels)
         use = _used(codes, first_stage.config.quantizer.codes, pixels)
     else:
-        z = _by_parts(first_stage.encode, x)
+        z = _by_parts(count, first_stage.encode, x)
         bits = 8 * z.numel()
-        ways[f"{name}, a byte a number"] = (_by_parts(first_stage.decode, in_bytes(z)), bits / pixels)
-        ways[f"{name}, unrounded"] = (_by_parts(first_stage.decode, z), None)
+        ways[f"{name}, a byte a number"] = (_by_parts(count, first_stage.decode, in_bytes(z)), bits / pixels)
+        ways[f"{name}, unrounded"] = (_by_parts(count, first_stage.decode, z), None)
     for codec in OPTIONS:
         if kept := coded(x, codec, math.ceil(bits / 8)):
             ways[codec] = (kept.x, 8 * kept.bytes / pixels)
-    embedded = _by_parts(eyes.embed, x)
-    rows = tuple(_row(name, size, x, y, eyes, embedded) for name, (y, size) in ways.items())
+    embedded = _by_parts(count, eyes.embed, x)
+    rows = tuple(_row(name, size, x, y, eyes, embedded, count) for name, (y, size) in ways.items())
     report = Reconstruction(config.model, config.data, config.size, len(x), eyes.name, rows, use)
     return report, _side_by_side(x[:SHOWN], {name: y[:SHOWN] for name, (y, _) in ways.items()})
 
@@ -167,20 +170,20 @@ def _used(codes: Tensor, size: int, pixels: int) -> dict[str, float]:
     return {"size": size, "use": use.share.item(), "perplexity": use.perplexity.item(), "bits per pixel": bits}
 
 
-def _by_parts(change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([change(part) for part in x.split(AT_ONCE)])
+def _by_parts(count: int, change: Callable[..., Tensor], *whole: Tensor) -> Tensor:
+    """`change` of `count` pictures, latents or grids of codes at a time, of each of `whole` the same."""
+    return torch.cat([change(*parts) for parts in zip(*(each.split(count) for each in whole), strict=True)])
 
 
-def _row(name: str, bits: float | None, x: Tensor, y: Tensor, eyes: Perceptual, embedded: Tensor) -> Row:
+def _row(name: str, bits: float | None, x: Tensor, y: Tensor, eyes: Perceptual, embedded: Tensor, count: int) -> Row:
     y = y.clamp(-1, 1)
-    distances = torch.cat([eyes.distance(a, b) for a, b in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)])
     return Row(
         name,
         bits,
-        bootstrap(psnr(x, y)),
+        bootstrap(psnr(x, y).clamp(max=EQUAL)),
         bootstrap(ssim(x, y)) if min(x.shape[-2:]) >= WINDOW else None,
-        bootstrap(distances),
-        frechet_distance(embedded, _by_parts(eyes.embed, y)),
+        bootstrap(_by_parts(count, eyes.distance, x, y)),
+        frechet_distance(embedded, _by_parts(count, eyes.embed, y)),
     )
 
 
