@@ -31,7 +31,7 @@ def test_its_vocabulary_comes_back(ours: WordPiece, tmp_path: Path):
     (tmp_path / "vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(DaguerreError, match="not BERT's"):
         WordPiece.from_folder(tmp_path)
-    with pytest.raises(DaguerreError, match=r"vocab\.txt is missing"):
+    with pytest.raises(DaguerreError, match=r"neither vocab\.txt nor tokenizer\.json"):
         WordPiece.from_folder(tmp_path / "nowhere")
 
 

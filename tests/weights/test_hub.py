@@ -11,6 +11,8 @@ import huggingface_hub
 import pytest
 
 from daguerre.errors import DaguerreError
+from daguerre.weights import load_any
+from daguerre.weights.catalog import may_be_on_the_hub
 from daguerre.weights.hub import chosen, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -137,3 +139,33 @@ def test_offline_works_where_there_is_no_network_at_all(tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "0"},
     )
     assert run.stdout.strip() == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("me/parts", True),
+        ("me/parts@main", True),
+        ("me/parts/sd-v1.ckpt", True),
+        ("me/parts/deep/sd-v1.safetensors@main", True),
+        ("me/parts/readme", False),
+        ("./me/parts", False),
+        ("~/me", False),
+        ("there/parts", False),
+        ("me", False),
+        ("", False),
+    ],
+)
+def test_only_what_looks_like_an_id_is_asked_for(tmp_path, monkeypatch, source, asked):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()  # a slip in a path is no id
+    assert may_be_on_the_hub(source) is asked
+
+
+@pytest.mark.usefixtures("no_socket")
+@pytest.mark.parametrize("source", ["me/parts", "me/parts@main", "me/parts/sd-v1.ckpt"])
+def test_the_one_door_asks_the_cache_alone_when_offline(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DaguerreError, match="was not fetched before, and the hub is not asked offline"):
+        load_any(source, offline=True)

@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL as ReferenceKL
-from diffusers import DDIMScheduler, LDMSuperResolutionPipeline, LDMTextToImagePipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, LDMPipeline, LDMSuperResolutionPipeline, LDMTextToImagePipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.models.autoencoders.vq_model import VQModel as ReferenceVQ
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
 
@@ -293,3 +294,54 @@ def test_the_command_places_objects_and_reads_maps(tmp_path: Path, capsys: pytes
             assert made.size == (SIZE, SIZE)
     assert main(["layout", "--model", str(boxes)]) == 1
     assert "by objects such as" in capsys.readouterr().err
+
+
+# The same models in folders, as the reference saves them.
+
+
+def saved(pipeline: Any, folder: Path) -> LatentDiffusion:
+    pipeline.save_pretrained(folder)
+    model = daguerre.load(folder, device="cpu")
+    assert isinstance(model, LatentDiffusion)
+    return model
+
+
+def test_a_text_to_image_folder(tmp_path: Path):
+    unet = replace(TOLD, in_channels=4, out_channels=4, heads=(4, 4))  # not what its family has: the config says it
+    model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder() | checkpoints.ldm_text(WORDS), "ldm-text2img", heads=4)
+    bert = LDMBertModel(LDMBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
+    bert.load_state_dict(model.conditioner.encoder.state_dict())  # pyright: ignore[reportFunctionMemberAccess]
+    WordPiece.bert().save(tmp_path)
+    pipeline = LDMTextToImagePipeline(
+        vqvae=reference_first_stage(model),
+        bert=bert,
+        tokenizer=BertTokenizerFast(str(tmp_path / "vocab.txt")),
+        unet=reference_unet(model),
+        scheduler=ddim(model.schedule.config),
+    )
+    again = saved(pipeline, tmp_path / "folder")
+    assert again.unet.config.heads == (4, 4)
+    assert again.size == 32
+    assert torch.equal(drawn(again, "a fish", 3.0), drawn(model, "a fish", 3.0))
+
+
+def test_folders_without_words_and_with_old_names(tmp_path: Path):
+    model = opened(tmp_path, checkpoints.unet(PLAIN) | checkpoints.quantized(), "ldm-unconditional")
+    pipeline = LDMPipeline(reference_first_stage(model), reference_unet(model), ddim(model.schedule.config))
+    assert torch.equal(drawn(saved(pipeline, tmp_path / "folder")), drawn(model))
+    for path in ((tmp_path / "folder/unet"), (tmp_path / "folder/vqvae")):
+        file = path / "diffusion_pytorch_model.safetensors"
+        old = {}
+        for name, tensor in load_file(file).items():
+            for new, before in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+                name = name.replace(f".{new}.", f".{before}.")
+            old[name] = tensor
+        checkpoints.write(file, old)
+    assert torch.equal(drawn(load(tmp_path / "folder", device="cpu")), drawn(model))
+
+
+def test_a_super_resolution_folder(tmp_path: Path):
+    model = opened(tmp_path, checkpoints.unet(replace(PLAIN, in_channels=6)) | checkpoints.quantized(), "ldm-super-resolution")
+    pipeline = LDMSuperResolutionPipeline(reference_first_stage(model), reference_unet(model), ddim(model.schedule.config))
+    again = saved(pipeline, tmp_path / "folder")
+    assert torch.equal(*(drawn(each, size=None, task=Upscale(picture(16))) for each in (again, model)))

@@ -6,6 +6,7 @@ longest pieces that the vocabulary knows, the later ones marked `##`. A word wit
 """
 
 import gzip
+import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -53,15 +54,21 @@ class WordPiece:
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, max_length: int = 77) -> "WordPiece":
-        """Read `vocab.txt`.
+        """Read `vocab.txt`, or `tokenizer.json` where it is missing.
 
         Raises:
-            DaguerreError: it is missing, or is not BERT's.
+            DaguerreError: both are missing, or are not BERT's.
         """
-        file = Path(folder) / "vocab.txt"
-        if not file.is_file():
-            raise DaguerreError(f"'{folder}' holds no tokenizer of this model: vocab.txt is missing.")
-        return cls(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), max_length=max_length)
+        lines, whole = Path(folder) / "vocab.txt", Path(folder) / "tokenizer.json"
+        if lines.is_file():
+            return cls(lines.read_text(encoding="utf-8").rstrip("\n").split("\n"), max_length=max_length)
+        if not whole.is_file():
+            raise DaguerreError(f"'{folder}' holds no tokenizer of this model: neither vocab.txt nor tokenizer.json.")
+        try:
+            ids = json.loads(whole.read_text(encoding="utf-8"))["model"]["vocab"]
+            return cls(sorted(ids, key=ids.__getitem__), max_length=max_length)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DaguerreError(f"'{whole}' is no tokenizer that can be read ({error}).") from error
 
     def save(self, folder: str | Path) -> None:
         """Write the file that `from_folder` and transformers' `BertTokenizer` read."""

@@ -9,6 +9,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model_index.json"
 LATENT_PRIOR = "LatentPrior"  # the class that the index of a first stage with a prior names
 DEFAULT = "emoji"
+CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def find(source: str | Path | None = None, assets: Path = ASSETS) -> Path:
 
 
 def may_be_on_the_hub(source: str | Path | None) -> bool:
-    """Whether only the hub can tell what this is: no embedded model, no path nor a slip in one, and of the form OWNER/NAME."""
-    if not isinstance(source, str) or source.count("/") != 1 or source[0] in "./~":
+    """Whether only the hub can tell what this is: no embedded model, no path nor a slip in one, and of the form OWNER/NAME, perhaps with
+    the /FILE of a checkpoint and a @REVISION."""
+    if not isinstance(source, str) or source[:1] in ("", ".", "/", "~") or local(source) is not None or Path(source.split("/")[0]).exists():
         return False
-    return local(source) is None and not Path(source).parent.exists()
+    name, _, revision = source.partition("@")
+    parts = name.count("/") + 1
+    return parts == 2 or (parts > 2 and (bool(revision) or name.endswith(CHECKPOINTS)))

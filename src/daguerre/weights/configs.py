@@ -6,6 +6,7 @@ programs that write these files give them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
 from daguerre.diffusion.denoiser import Prediction
@@ -53,6 +54,13 @@ UNET_FIXED: Mapping[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+PLAIN_FIXED: Mapping[str, tuple[object, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "mid_block_scale_factor": (1,),
+    "time_embedding_type": ("positional",),
+}
 AUTOENCODER_FIXED: Mapping[str, tuple[object, ...]] = {"act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,)}
 
 
@@ -88,6 +96,26 @@ def unet_config(given: Mapping[str, Any], where: object) -> UNetConfig:
         linear_projection=given.get("use_linear_projection", False),
         cross_only_levels=tuple(level for level, only in enumerate(cross_only) if only),
         scale_shift=chosen(given.get("resnet_time_scale_shift", "default"), {"default": False, "scale_shift": True}, "time scale", where),
+        downsample_padding=given.get("downsample_padding", 1),
+        dropout=given.get("dropout", 0.0),
+        norm_groups=given.get("norm_num_groups", 32),
+        norm_eps=given.get("norm_eps", 1e-5),
+        time_cos_first=given.get("flip_sin_to_cos", True),
+        time_frequency_shift=given.get("freq_shift", 0),
+    )
+
+
+def plain_unet_config(given: Mapping[str, Any], shape: UNetConfig, where: object) -> UNetConfig:
+    """The config of a `UNet2DModel`, which hears no words, of this shape. Its `attention_head_dim` is a head's width.
+
+    Raises:
+        DaguerreError: an option that our UNet does not have.
+    """
+    check_fixed(given, PLAIN_FIXED, where)
+    width = given.get("attention_head_dim", 8)
+    return replace(
+        shape,
+        heads=tuple(channels // width if width else 1 for channels in shape.channels),
         downsample_padding=given.get("downsample_padding", 1),
         dropout=given.get("dropout", 0.0),
         norm_groups=given.get("norm_num_groups", 32),

@@ -29,6 +29,7 @@ from daguerre.weights import configs
 from daguerre.weights.conditioners import ClassConditioner
 from daguerre.weights.families import STABLE_DIFFUSION, Family, family_of, heads_of, prediction_of
 from daguerre.weights.files import shapes_only
+from daguerre.weights.first_stages import vq_config
 from daguerre.weights.keys_parts import Contents, Part, sort
 from daguerre.weights.reader import CONFIGS, TensorFile
 from daguerre.weights.shapes import (
@@ -150,7 +151,10 @@ def _described(file: TensorFile, prediction: Prediction | None, heads: int | tup
         shape = unet_from_shapes(parts["unet"].ours())
         family = family_of(shape, {name: _told_apart(part) for name, part in parts.items()})
         whole = "unet" in known and heads is None
-        unet = configs.unet_config(known["unet"], file.path) if whole else replace(shape, heads=heads_of(family, shape, heads))
+        if whole and known["unet"].get("_class_name") == "UNet2DModel":
+            unet = configs.plain_unet_config(known["unet"], shape, file.path)
+        else:
+            unet = configs.unet_config(known["unet"], file.path) if whole else replace(shape, heads=heads_of(family, shape, heads))
         if "scheduler" in known:
             schedule, found = configs.schedule_config(known["scheduler"], file.path)
             why = "the scheduler's config"
@@ -162,7 +166,10 @@ def _described(file: TensorFile, prediction: Prediction | None, heads: int | tup
         about = replace(about, prediction=prediction, prediction_from="the caller")
     if "vae" in parts:
         scale = about.family.scaling_factor if about.family else 0.18215
-        found = configs.autoencoder_config(known["vae"], file.path) if "vae" in known else _autoencoder(parts["vae"].ours(), scale)
+        if known.get("vae", {}).get("_class_name") == "VQModel":
+            found = vq_config(known["vae"], file.path)
+        else:
+            found = configs.autoencoder_config(known["vae"], file.path) if "vae" in known else _autoencoder(parts["vae"].ours(), scale)
         about = replace(about, autoencoder=found)
     return about
 

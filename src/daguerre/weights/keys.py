@@ -243,6 +243,14 @@ def old_autoencoder_rules(levels: int, blocks: int) -> Iterator[Rule]:
             yield rule(f"{place}.{theirs}.", f"{place}.{ours}.")
 
 
+def folder_unet_rules(names: Collection[str]) -> Iterator[Rule]:
+    """A folder's UNet, whose plain attention has the autoencoder's old names where it is from before 2023."""
+    yield rule("", "")
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    found = {match[1] for name in names if (match := re.match(r"(.+\.attentions\.\d+\.)(query|key|value|proj_attn)\.", name))}
+    yield from (rule(f"{place}{theirs}.", f"{place}{ours}.") for place in sorted(found) for theirs, ours in old.items())
+
+
 def bare_clip_rules() -> Iterator[Rule]:
     """transformers' CLIP text tower as some early files have it, without its outer level."""
     yield from (rule(name, f"text_model.{name}") for name in ("embeddings.", "encoder.", "final_layer_norm."))

@@ -16,6 +16,7 @@ from daguerre.weights.keys import (
     UNetLayout,
     autoencoder_rules,
     bare_clip_rules,
+    folder_unet_rules,
     gpt_rules,
     ldm_text_rules,
     old_autoencoder_rules,
@@ -84,7 +85,7 @@ class Kind:
 
 KINDS = (
     Kind("unet", "output_blocks.0.0.in_layers.0.weight", lambda names: unet_rules(UNetLayout.found(names)), "unet"),
-    Kind("unet", "mid_block.resnets.0.time_emb_proj.weight", _same, "unet"),
+    Kind("unet", "mid_block.resnets.0.time_emb_proj.weight", folder_unet_rules, "unet"),
     Kind("autoencoder", "encoder.down.0.block.0.norm1.weight", _autoencoder, "vae"),
     Kind("autoencoder", "encoder.down_blocks.0.resnets.0.norm1.weight", _folder_autoencoder, "vae"),
     Kind("clip_text", "text_model.embeddings.token_embedding.weight", _same, "text_encoder"),
@@ -93,6 +94,7 @@ KINDS = (
          lambda names: open_clip_rules(_count(names, r"transformer\.resblocks\.(\d+)")), "text_encoder"),
     Kind("ldm_text", "attn_layers.layers.0.0.weight",
          lambda names: ldm_text_rules(_count(names, r"attn_layers\.layers\.(\d+)") // 2), "text_encoder"),
+    Kind("ldm_text", "model.layers.0.self_attn_layer_norm.weight", _same, "text_encoder"),
     Kind("gpt", "tok_emb.weight", lambda names: gpt_rules(_count(names, r"blocks\.(\d+)")), "transformer"),
     Kind("patch_discriminator", "main.0.weight", _same, "discriminator"),
     Kind("class_embedder", "embedding.weight", _same, "condition"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from daguerre.errors import DaguerreError
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.files import laid_out, listed, read_json, unreadable
-from daguerre.weights.layout import CLASSES, PARTS, SCHEDULERS, STEMS
+from daguerre.weights.layout import ALIASES, CLASSES, PARTS, SCHEDULERS, STEMS
 from daguerre.weights.pickle_reader import LEGACY_START, PickledFile, mapped_bytes, typed
 
 CONFIGS = "daguerre.configs"  # the metadata where a file of ours keeps what shapes cannot tell: part -> its config, as JSON
@@ -209,10 +209,11 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
         said = read_json(config)
         part = CLASSES.get(str(said.get("_class_name") or next(iter(said.get("architectures") or []), "")), "text_encoder")
         return TensorFile(folder, "folder", whole.shapes, {**whole.metadata, CONFIGS: json.dumps({part: said})}, whole.tensor)
-    parts = {part: open_tensors(weights_in(folder / part, variant)) for part in PARTS if (folder / part / "config.json").is_file()}
+    places = {part: place for part in PARTS if ((place := part_folder(folder, part)) / "config.json").is_file()}
+    parts = {part: open_tensors(weights_in(place, variant)) for part, place in places.items()}
     if not parts:
         raise DaguerreError(f"'{folder}' is not a model: a model is a folder that holds {', '.join(PARTS)}, each with its config.json.")
-    said = {part: read_json(folder / part / "config.json") for part in parts}
+    said = {part: read_json(place / "config.json") for part, place in places.items()}
     beside = {"model_index": folder / INDEX} | {name: folder / name / "scheduler_config.json" for name in SCHEDULERS}
     said |= {name: read_json(path) for name, path in beside.items() if path.is_file()}
     shapes = {f"{part}/{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()}
@@ -222,6 +223,12 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
         return parts[part].tensor(inner)
 
     return TensorFile(folder, "folder", shapes, {CONFIGS: json.dumps(said)}, tensor)
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part of a model lies in its folder."""
+    other = folder / ALIASES.get(part, part)
+    return other if other.is_dir() else folder / part
 
 
 def weights_in(folder: Path, variant: str | None = None) -> Path:
@@ -248,7 +255,8 @@ def weights_in(folder: Path, variant: str | None = None) -> Path:
 def weight_files(file: TensorFile, variant: str | None = None) -> tuple[Path, ...]:
     """The files that hold the tensors of what `open_tensors` opened with this variant."""
     if file.container == "folder":
-        folders = sorted({file.path / name.partition("/")[0] for name in file.shapes if (file.path / name.partition("/")[0]).is_dir()})
+        places = {part_folder(file.path, name.partition("/")[0]) for name in file.shapes}
+        folders = sorted(place for place in places if place.is_dir())
         return tuple(each for folder in folders or [file.path] for each in weight_files(open_tensors(weights_in(folder, variant))))
     if file.container == "sharded":
         shards = read_json(file.path)["weight_map"].values()
