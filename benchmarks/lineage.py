@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.priors import Row, priors
 from daguerre.data import Batch, Batches, ShapesSource
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.patch_discriminator import PatchDiscriminator
@@ -35,7 +36,6 @@ from daguerre.training.recipes.first_stage import (
     VQVAERecipe,
 )
 
-Row = tuple[str, float, float | None, str]  # what, ours, the peer's, the aim
 SIZE, STEPS = 32, 8
 AT_ONCE = replace(ADVERSARIAL, adversarial_start=0, adversarial_ramp=0)  # so that the critic is measured, too
 CRITIC = KLRecipe("shapes").critic
@@ -143,7 +143,7 @@ def objective(recipe: FirstStageRecipe, network: nn.Module, x: Tensor) -> tuple[
     return error.abs().mean() + error.square().mean() + slopes + own, rebuilt
 
 
-MEASURES: tuple[Callable[[int], list[Row]], ...] = (first_stages,)
+MEASURES: tuple[Callable[[int], list[Row]], ...] = (first_stages, priors)
 
 
 def main() -> None:
