@@ -6,6 +6,13 @@ from typing import Any
 Found = Mapping[str, Any]
 
 
+THIN = (
+    "> With so little time the first stages are blurred and the priors have only begun to learn: read this page as a check that every "
+    "experiment runs, and its verdicts as those of the first seconds of training. "
+    "The default budget is what the relations should be judged by."
+)
+
+
 def page(found: Mapping[str, Found], minutes: float, threads: int) -> str:
     """The whole page as Markdown."""
     return "\n\n".join(
@@ -19,7 +26,8 @@ def page(found: Mapping[str, Found], minutes: float, threads: int) -> str:
             "bootstrap intervals over the measured pictures; they say nothing about another training seed. Fréchet distances are "
             "between 48 "
             "features of a small classifier of shape and colour that was trained here, and not comparable with published FIDs.",
-            *(section(found[name]) for name, section in SECTIONS.items()),
+            *([THIN] if minutes < 20 else []),
+            *(section(found[name]) for name, section in SECTIONS.items() if name in found),
             "",
         ]
     )
