@@ -37,17 +37,18 @@ def crossing(unet: UNet) -> list[Attention]:
 
 def test_a_map_is_the_mean_over_heads_layers_and_steps(tiny_model: LatentDiffusion):
     """Recomputed from what every layer's two projections put out, one layer and one step at a time."""
-    asked, kept = "a green circle on a white background", []
+    asked, kept, queries = "a green circle on a white background", [], {}
 
     def keep(attention: Attention):
         def hook(_to_k, inputs, k):
-            q = hook.q
-            q, k = (y[:1].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for y in (q, k))  # the prompt's half of the batch
+            q, k = (
+                y[:1].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for y in (queries[attention], k)
+            )  # the prompt's half of the batch
             weights = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1).mean(1)[0].T  # (tokens, H·W)
             side = round(weights.shape[1] ** 0.5)
             kept.append(F.interpolate(weights.reshape(1, -1, side, side), size=(8, 8), mode="bicubic")[0])
 
-        attention.to_q.register_forward_hook(lambda _to_q, _inputs, q: setattr(hook, "q", q))
+        attention.to_q.register_forward_hook(lambda _to_q, _inputs, q: queries.update({attention: q}))
         return attention.to_k.register_forward_hook(hook)
 
     hooks = [keep(attention) for attention in crossing(tiny_model.unet)]
@@ -60,7 +61,8 @@ def test_a_map_is_the_mean_over_heads_layers_and_steps(tiny_model: LatentDiffusi
     assert len(kept) == 3 * len(hooks) > 3
     mean = torch.stack(kept).mean(0)  # (tokens, 8, 8)
     (line,) = Prompt.parse(asked).at(0, 3)
-    words = tiny_model.conditioner.words(line)  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(tiny_model.conditioner, TextConditioner)
+    words = tiny_model.conditioner.words(line)
     assert [word.text for word in found] == [word.text for word in words] == asked.split()
     for word, place in zip(found, words, strict=True):
         torch.testing.assert_close(word.heat, mean[list(place.positions)].sum(0), rtol=1e-4, atol=1e-6)
