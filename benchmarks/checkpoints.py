@@ -4,7 +4,8 @@
     python -m benchmarks.checkpoints FOLDER [--rows unet-bfloat16 vae512-bfloat16 …] [--rounds 3] [--out benchmarks/checkpoints.md]
 
 Every figure is of a process of its own, imports left out of the time and counted in the memory; the two programs take turns and medians
-are taken. Times are processor time, which other programs on the machine disturb least; set OMP_NUM_THREADS=1, as waiting threads count. "Opening" ends with the first answer of the UNet (batch 2, 64×64 latents); "one call" is the next one.
+are taken. Times are processor time, which other programs disturb least; set OMP_NUM_THREADS=1, as waiting threads count.
+"Opening" ends with the first answer of the UNet (batch 2, 64×64 latents); "one call" is the next one.
 """
 
 import argparse
