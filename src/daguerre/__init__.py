@@ -11,7 +11,7 @@ The names below load their rooms on first use, so that `import daguerre` costs n
 
 from typing import TYPE_CHECKING, Any
 
-from daguerre.version import VERSION as __version__
+from daguerre.version import VERSION
 
 if TYPE_CHECKING:
     from daguerre.pipelines import Request as Request
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from daguerre.weights import load_any as load
     from daguerre.weights import save as save
 
+__version__ = VERSION
 __all__ = ["Request", "Step", "__version__", "generate", "load", "save", "steps"]
 
 
