@@ -122,12 +122,12 @@ def test_a_mistake_that_every_process_finds_is_one_sentence(command, tmp_path):
 def test_ctrl_c_stops_all_processes_after_one_step_and_leaves_none(command, tmp_path):
     process = command("shapes", "--out", "out")
     lines = iter(process.stderr.readline, "")
-    assert next(line for line in lines if line.startswith("autoencoder")).startswith("autoencoder 20/800")
+    assert next(line for line in lines if line.startswith("autoencoder")).startswith("autoencoder 20/")
     children = children_of(process)
     process.send_signal(signal.SIGINT)
     *_, last = lines
     assert process.wait(timeout=300) == 1
-    assert re.fullmatch(r"daguerre: Stopped after step (\d+) of 800; run the same command again to go on from there\.\n", last)
+    assert re.fullmatch(r"daguerre: Stopped after step (\d+) of \d+; run the same command again to go on from there\.\n", last)
     assert len(children) >= 2
     wait_until(lambda: not running(children))
     assert checkpoints(tmp_path / "out" / "autoencoder" / "checkpoints")
