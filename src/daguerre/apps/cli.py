@@ -1,6 +1,7 @@
 """The command `daguerre`: one table of subcommands, each loaded only when it is called, and one place where errors end.
 
-Neither this file nor any help text imports torch, so that asking costs a fraction of a second.
+Neither this file nor a command's help imports torch, so that asking costs a fraction of a second; only the help of those recipes of `train`
+that are told a network's configuration does.
 """
 
 import os
