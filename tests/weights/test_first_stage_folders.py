@@ -91,7 +91,7 @@ def test_a_kl_autoencoder_comes_back_and_diffusers_opens_it(tmp_path: Path):
     x = drawn(1, 3, 32, 32)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
     with torch.no_grad():
-        torch.testing.assert_close(again.encode(x), network.encode(x), atol=1e-6, rtol=0)  # the kernels' layout in memory differs
+        torch.testing.assert_close(again.encode(x), network.encode(x), atol=1e-5, rtol=0)  # the kernels' layout in memory differs
         torch.testing.assert_close(theirs.encode(x).latent_dist.mean, network.moments(x).mean, atol=1e-5, rtol=0)
 
 
