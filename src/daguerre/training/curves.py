@@ -20,11 +20,11 @@ RGB = 3  # the protocol's word for it
 
 
 class Curves:
-    """One file of events in `folder`; of what earlier files hold after step `start`, tensorboard shows nothing. Raises OSError."""
+    """One file of events in `folder`, named so that it is read after those before; of what earlier files hold after step `start`, tensorboard shows nothing. Raises OSError."""
 
     def __init__(self, folder: Path, start: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"events.out.tfevents.{time.time():.0f}.{uuid4().hex[:8]}").open("wb")
+        self._file = (folder / f"events.out.tfevents.{time.time():.6f}.{uuid4().hex[:8]}").open("wb")
         self._records = RecordWriter(self._file)
         self._write(file_version=FORMAT)
         self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
