@@ -20,7 +20,10 @@ RGB = 3  # the protocol's word for it
 
 
 class Curves:
-    """One file of events in `folder`, named so that it is read after those before; of what earlier files hold after step `start`, tensorboard shows nothing. Raises OSError."""
+    """One file of events in `folder`, whose name puts it behind those before.
+
+    Of what earlier files hold after step `start`, tensorboard shows nothing. Raises OSError.
+    """
 
     def __init__(self, folder: Path, start: int):
         folder.mkdir(parents=True, exist_ok=True)
