@@ -21,7 +21,7 @@ from daguerre.data.emoji_things import Thing, read_things
 from daguerre.data.source import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError
 
-_VERSION = 1  # raise it when the same (index, rng) would give another sample
+_VERSION = 2  # raise it when the same (index, rng) would give another sample
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EmojiMix:
     own_colour: float = 0.2  # of the recoloured: nothing changed, its own colour named ("a yellow banana")
     background: float = 0.15
     pair: float = 0.15
-    centred: float = 0.5  # of the single things: in the middle, as large as fits, not mirrored
+    centred: float = 0.5  # in the middle, as large as fits, not mirrored; of pairs: each in the middle of its half
     mirrored: float = 0.25  # of the others, where mirroring changes no meaning
     other_name: float = 0.25  # of the things that have another name
     and_pair: float = 0.2  # of the pairs: "a cat and a pizza", placed anyhow
@@ -132,16 +132,15 @@ class EmojiSource:
         return [colour for colour in HUES if colour not in thing.own_colours and self._turn(thing, colour) is not None]
 
     def _single(self, thing: Thing, rng: np.random.Generator) -> Scene:
-        placed = Placed(thing) if rng.random() < self.mix.centred else self._somewhere(thing, rng)
-        return Scene("single", (placed,), worded(rng, self._name(thing, rng)))
+        return Scene("single", (self._placed(thing, rng),), worded(rng, self._name(thing, rng)))
 
     def _recoloured(self, thing: Thing, rng: np.random.Generator) -> Scene | None:
         if rng.random() < self.mix.own_colour and thing.colour is not None and thing.base == thing.name:
-            return Scene("recoloured", (self._somewhere(thing, rng),), worded(rng, f"{thing.colour} {thing.name}"))
+            return Scene("recoloured", (self._placed(thing, rng),), worded(rng, f"{thing.colour} {thing.name}"))
         for colour in rng.permutation(list(HUES)):
             if colour in thing.own_colours or not self.allowed("colour", thing.base, colour) or self._turn(thing, colour) is None:
                 continue
-            return Scene("recoloured", (self._somewhere(thing, rng, str(colour)),), worded(rng, f"{colour} {thing.base}"))
+            return Scene("recoloured", (self._placed(thing, rng, str(colour)),), worded(rng, f"{colour} {thing.base}"))
         return None
 
     def _on_background(self, thing: Thing, rng: np.random.Generator) -> Scene | None:
@@ -150,7 +149,7 @@ class EmojiSource:
             return None
         colour = pick(rng, choices)
         caption = worded(rng, self._name(thing, rng), on_background(colour))
-        return Scene("background", (self._somewhere(thing, rng),), caption, colour, shade(rng, colour))
+        return Scene("background", (self._placed(thing, rng),), caption, colour, shade(rng, colour))
 
     def _pair(self, thing: Thing, rng: np.random.Generator) -> Scene | None:
         for _ in range(20):
@@ -169,14 +168,18 @@ class EmojiSource:
     def pair_places(self, first: Thing, relation: str, second: Thing, rng: np.random.Generator) -> tuple[Placed, Placed]:
         """Two things so that the first is "left", "right", "above" or "below" the second; their boxes never overlap."""
         along = 0.25 if relation in ("left", "above") else 0.75
+        centred = rng.random() < self.mix.centred
         places = []
         for thing, centre in ((first, along), (second, 1 - along)):
-            side, aside = rng.uniform(0.42, 0.49), 0.5 + rng.uniform(-0.1, 0.1)
+            side, aside = (0.46, 0.5) if centred else (rng.uniform(0.42, 0.49), 0.5 + rng.uniform(-0.1, 0.1))
             x, y = (centre, aside) if relation in ("left", "right") else (aside, centre)
-            places.append(Placed(thing, x, y, side, self._mirrored(thing, rng)))
+            places.append(Placed(thing, x, y, side, not centred and self._mirrored(thing, rng)))
         return places[0], places[1]
 
-    def _somewhere(self, thing: Thing, rng: np.random.Generator, colour: str | None = None) -> Placed:
+    def _placed(self, thing: Thing, rng: np.random.Generator, colour: str | None = None) -> Placed:
+        """A thing in the middle, or somewhere."""
+        if rng.random() < self.mix.centred:
+            return Placed(thing, colour=colour)
         side = rng.uniform(0.74, 0.98)
         free = (1 - side) / 2
         x, y = 0.5 + rng.uniform(-free, free), 0.5 + rng.uniform(-free, free)

@@ -87,7 +87,8 @@ GPU = Plan(
     ),
 )
 
-MIX = EmojiMix(recoloured=0.25, background=0.18, pair=0.2)
+# Most things keep one place: a picture of 8×8 latents has little room to learn each thing anew wherever it stands.
+MIX = EmojiMix(recoloured=0.25, background=0.18, pair=0.2, centred=0.8)
 PRESETS = {"cpu": CPU, "gpu": GPU}
 SHOWN = (
     "a red apple",
