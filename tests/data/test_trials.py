@@ -7,7 +7,7 @@ import pytest
 
 from daguerre.data import EmojiSource, held_out, held_out_trials, known_trials
 from daguerre.data.emoji import Placed, Scene
-from daguerre.data.trials import Trial
+from daguerre.data.trials import WHOLE, Trial
 from daguerre.errors import DaguerreError
 
 
@@ -24,9 +24,9 @@ def trials(source: EmojiSource) -> list[Trial]:
 def test_each_prompt_is_told_from_99_others_half_of_its_thing(trials: list[Trial], source: EmojiSource):
     bases = {thing.base for thing in source.things}
     for trial in trials:
-        assert len(set(trial.distractors) | {trial.prompt}) == 100
+        assert len({claim.prompt for claim in trial.candidates}) == 100
         things = [base for base in bases if base in trial.prompt]
-        assert all(any(base in distractor for base in things) for distractor in trial.distractors[:49])
+        assert all(any(base in distractor.prompt for base in things) for distractor in trial.distractors[:49])
     kinds = [trial.kind for trial in trials]
     assert {kind: kinds.count(kind) for kind in kinds} == {"known": 12, "colour": 8, "background": 8, "pair": 8}
 
@@ -68,6 +68,15 @@ def test_a_pairs_render_has_its_things_where_the_prompt_says(source: EmojiSource
             alone = np.asarray(source.draw(replace(scene, placed=(placed,))), dtype=float)
             centres.append(np.argwhere(alone.min(-1) < 200).mean(0)[axis])
         assert sign * (centres[0] - centres[1]) > 20
+
+
+def test_a_pairs_claim_speaks_of_the_two_places(trials: list[Trial]):
+    boxes = {" to the left of ": ((0, 0.25, 0.5, 0.75), (0.5, 0.25, 1, 0.75)), " above ": ((0.25, 0, 0.75, 0.5), (0.25, 0.5, 0.75, 1))}
+    boxes |= {" to the right of ": boxes[" to the left of "][::-1], " below ": boxes[" above "][::-1]}
+    for claim in trials[-1].candidates:
+        word = next((word for word in boxes if word in claim.prompt), None)
+        expected = ((WHOLE, claim.prompt),) if word is None else tuple(zip(boxes[word], claim.prompt.split(word), strict=True))
+        assert claim.parts == expected
 
 
 def test_the_same_seed_gives_the_same_trials(source: EmojiSource):

@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from daguerre.data import Trial
+from daguerre.data import WHOLE, Box, Claim, Trial
 from daguerre.data.batches import to_array
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -56,11 +56,15 @@ def solid(name: str) -> Image.Image:
     return Image.new("RGB", (SIDE, SIDE), COLOURS[name])
 
 
+def whole(text: str) -> Claim:
+    return Claim(text, ((WHOLE, text),))
+
+
 def trials(count: int = 12) -> list[Trial]:
     """Prompts of two held-out kinds and a known one, each with all the other colours as distractors."""
     kinds = ["known", "background", "colour"]
     return [
-        Trial(f"{name} {i}", solid(name), kinds[i % 3], tuple(f"{other} {i}" for other in NAMES if other != name))
+        Trial(whole(f"{name} {i}"), solid(name), kinds[i % 3], tuple(whole(f"{other} {i}") for other in NAMES if other != name))
         for i, name in ((i, NAMES[i % len(NAMES)]) for i in range(count))
     ]
 
@@ -108,6 +112,23 @@ def test_a_painter_that_knows_only_red():
     assert report.frechet.generated > 2 * report.frechet.true
 
 
+def test_places_are_judged_where_they_are():
+    """Red beside blue has one mean colour whichever is left; each half tells."""
+    halves: tuple[Box, Box] = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+    sides = {f"{a} beside {b}": Claim(f"{a} beside {b}", ((halves[0], a), (halves[1], b))) for a, b in (("red", "blue"), ("blue", "red"))}
+    flag = Image.new("RGB", (SIDE, SIDE), COLOURS["blue"])
+    flag.paste(COLOURS["red"], (0, 0, SIDE // 2, SIDE))
+    asked = [
+        Trial(sides[name], flag, kind, (*(c for c in sides.values() if c.prompt != name), whole("magenta")))
+        for name, kind in (("red beside blue", "pair"), ("blue beside red", "known"))
+    ]
+    made = Made(true_renders(asked), (0, 1), "painter", Request(steps=3), 1.5)
+    report = evaluate(ColourJudge(), asked, made, reference=some_pictures(12), training=some_pictures(12)).report  # type: ignore[arg-type]
+    assert [prompt.rank for prompt in report.prompts] == [0, 2]
+    assert report.prompts[1].taken_for == "red beside blue"
+    assert report.kinds[0].score.value == pytest.approx(2.5, abs=1e-6)
+
+
 def test_a_painter_that_copies():
     """Every picture is a training picture, which the true renders are not."""
     training = true_renders(trials()) + 0.05 * some_pictures(12)
@@ -147,7 +168,7 @@ def test_what_is_written_is_what_was_found(tmp_path: Path):
         "neighbours.png"
     }
     with Image.open(tmp_path / "out" / "samples-colour.png") as sheet:
-        found_colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
+        found_colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20) or ()}
     assert COLOURS["red"] in found_colours
     assert COLOURS["blue"] not in found_colours
 

@@ -6,11 +6,14 @@ from daguerre.data.folder import FolderSource
 from daguerre.data.pictures import fit, open_picture
 from daguerre.data.shapes import ShapesMix, ShapesSource
 from daguerre.data.source import Sample, Source, held_out
-from daguerre.data.trials import Trial, held_out_trials, known_trials
+from daguerre.data.trials import WHOLE, Box, Claim, Trial, held_out_trials, known_trials
 
 __all__ = [
+    "WHOLE",
     "Batch",
     "Batches",
+    "Box",
+    "Claim",
     "EmojiMix",
     "EmojiSource",
     "FolderSource",

@@ -3,6 +3,9 @@
 R-precision (Xu et al. 2018, arXiv:1711.10485, section 4): a judge ranks the prompt of a generated picture among 100. Here half of the
 others share its thing and differ in colour, background, place or company, and half are of the same kind with other things, so that
 neither the thing alone nor its colour alone is enough.
+
+A prompt of two things with their places says one thing of each half of the picture, and is judged there: an embedding of the whole knows
+what is in a picture long before it knows where.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,14 +29,35 @@ _SAME_THING = 49  # of them
 _PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "above": (0.5, 0.25), "below": (0.5, 0.75)}
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture's sides
+WHOLE: Box = (0, 0, 1, 1)
+
+
 @dataclass(frozen=True)
-class Trial:
-    """A prompt, its true render (RGB), what it measures ("known" or a HeldOut), and the prompts it is ranked among."""
+class Claim:
+    """A prompt, and what it says of each part of a picture that it speaks of: of the whole, or of the places of two things."""
 
     prompt: str
+    parts: tuple[tuple[Box, str], ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A claim, its true render (RGB), what it measures ("known" or a HeldOut), and the claims it is ranked among."""
+
+    claim: Claim
     picture: Image.Image
     kind: str
-    distractors: tuple[str, ...]
+    distractors: tuple[Claim, ...]
+
+    @property
+    def prompt(self) -> str:
+        return self.claim.prompt
+
+    @property
+    def candidates(self) -> tuple[Claim, ...]:
+        """All that it is ranked among, its own claim first."""
+        return (self.claim, *self.distractors)
 
 
 def known_trials(source: EmojiSource, count: int, seed: int) -> list[Trial]:
@@ -125,17 +149,28 @@ def _trial(source: EmojiSource, rng: np.random.Generator, scene: Scene, kind: st
     taken = {scene.caption}
     distractors = [*_first_new(_same_thing(source, rng, scene), _SAME_THING, taken)]
     distractors += _first_new(_same_kind(source, rng, scene), DISTRACTORS - _SAME_THING, taken)
-    return Trial(scene.caption, source.draw(scene), kind, tuple(distractors))
+    return Trial(_claim(scene), source.draw(scene), kind, tuple(_claim(other) for other in distractors))
 
 
-def _first_new(scenes: Iterator[Scene], count: int, taken: set[str]) -> list[str]:
-    """The first `count` captions that were not taken yet, now taken."""
-    found: list[str] = []
+def _claim(scene: Scene) -> Claim:
+    """What a scene of this module says: of a pair, each thing's name in its half, which is a square; else the caption of the whole."""
+    if scene.kind != "pair":
+        return Claim(scene.caption, ((WHOLE, scene.caption),))
+    return Claim(scene.caption, tuple((_around(placed), with_article(placed.thing.name)) for placed in scene.placed))
+
+
+def _around(placed: Placed) -> Box:
+    return placed.x - 0.25, placed.y - 0.25, placed.x + 0.25, placed.y + 0.25
+
+
+def _first_new(scenes: Iterator[Scene], count: int, taken: set[str]) -> list[Scene]:
+    """The first `count` scenes whose captions were not taken yet, now taken."""
+    found: list[Scene] = []
     while len(found) < count:
-        caption = next(scenes).caption
-        if caption not in taken:
-            taken.add(caption)
-            found.append(caption)
+        scene = next(scenes)
+        if scene.caption not in taken:
+            taken.add(scene.caption)
+            found.append(scene)
     return found
 
 

@@ -9,14 +9,14 @@ judge doesn't recognise the true renders, its word on the model counts for nothi
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from daguerre.data import Batches, EmojiSource, Trial, held_out_trials, known_trials
+from daguerre.data import Batches, Box, EmojiSource, Trial, held_out_trials, known_trials
 from daguerre.data.batches import to_array
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path, check_writable
@@ -151,17 +151,15 @@ def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Te
             renders are set against.
         training: pictures (T, 3, H, W) that the model was trained on, to search for neighbours.
     """
-    # A picture's own text comes first among its candidates.
-    texts = [(trial.prompt, *trial.distractors) for trial in trials]
-    candidates = torch.stack([judge.texts(each) for each in track(texts, "reading prompts")])  # (N, M, P)
     known = torch.cat([judge.pictures(part) for part in track(training.split(256), "judging training pictures")])  # (T, P)
-    ours, true = (_judged(judge, x, candidates, training, known) for x in (made.pictures, true_renders(trials)))
+    said = [_said(judge, trial) for trial in track(trials, "reading prompts")]
+    ours, true = (_judged(judge, x, said, training, known) for x in (made.pictures, true_renders(trials)))
     others = judge.pictures(reference)
     report = Report(
         model=made.model,
         judge=judge.name,
         settings={field.name: getattr(made.request, field.name) for field in fields(Request) if field.name not in ("prompt", "count")},
-        candidates=candidates.shape[1],
+        candidates=ours.scores.shape[1],
         kinds=tuple(_kind_report(kind, ours, true, here) for kind, here in _kinds(trials)),
         frechet=Apart(frechet_distance(ours.features, others), frechet_distance(true.features, others)),
         kid=Apart(kernel_distance(ours.features, others).mean, kernel_distance(true.features, others).mean),
@@ -172,7 +170,7 @@ def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Te
                 prompt=trial.prompt,
                 seed=made.seeds[i],
                 rank=int(ours.rank[i]),
-                taken_for=texts[i][int(ours.scores[i].argmax())],
+                taken_for=trial.candidates[int(ours.scores[i].argmax())].prompt,
                 true_rank=int(true.rank[i]),
                 nearest_in_features=ours.by_features.distance[i, 0].item(),
                 nearest_in_pixels=ours.by_pixels.distance[i, 0].item(),
@@ -185,28 +183,59 @@ def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Te
 
 
 @dataclass(frozen=True)
+class _Said:
+    """What the claims of one trial say, K parts in all: of which claim each is, where it is looked at, and its text's embedding (K, P)."""
+
+    claim: Tensor  # (K,)
+    boxes: list[Box]
+    texts: Tensor
+
+    def scores(self, seen: Mapping[Box, Tensor]) -> Tensor:
+        """The cosines (M,) of each claim with one picture, whose embedding (P,) in each box is given: the mean over the claim's parts."""
+        cosines = cosine(torch.stack([seen[box] for box in self.boxes])[:, None], self.texts[:, None])[:, 0, 0]
+        counts = self.claim.bincount()
+        return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.claim, cosines) / counts
+
+
+def _said(judge: Judge, trial: Trial) -> _Said:
+    claims = trial.candidates
+    boxes, texts = zip(*(part for claim in claims for part in claim.parts), strict=True)
+    return _Said(torch.arange(len(claims)).repeat_interleave(torch.tensor([len(c.parts) for c in claims])), list(boxes), judge.texts(texts))
+
+
+@dataclass(frozen=True)
 class _Judged:
-    """What is known of N pictures, each with M candidate texts, the first its own."""
+    """What is known of N pictures, each with M candidate claims, the first its own."""
 
     features: Tensor  # (N, P)
-    score: Tensor  # (N,), CLIP score with its own text
-    scores: Tensor  # (N, M), cosines
-    rank: Tensor  # (N,), of its own text
+    scores: Tensor  # (N, M), cosines with each claim, the mean over its parts
+    rank: Tensor  # (N,), of its own claim
     by_features: Neighbours
     by_pixels: Neighbours
 
 
-def _judged(judge: Judge, x: Tensor, candidates: Tensor, training: Tensor, training_features: Tensor) -> _Judged:
+def _judged(judge: Judge, x: Tensor, said: Sequence[_Said], training: Tensor, training_features: Tensor) -> _Judged:
     features = judge.pictures(x)
-    scores = cosine(features[:, None], candidates)[:, 0]
+    scores = _claim_scores(judge, x, said)
     return _Judged(
         features=features,
-        score=clip_score(features, candidates[:, 0]),
         scores=scores,
         rank=ranks(scores, torch.zeros(len(x), dtype=torch.long)),
         by_features=nearest_neighbours(features, training_features),
         by_pixels=nearest_neighbours(x, training, chunk=512),
     )
+
+
+def _claim_scores(judge: Judge, x: Tensor, said: Sequence[_Said]) -> Tensor:
+    """How well each picture of x (N, 3, H, W) shows each claim of its trial: (N, M) cosines."""
+    seen = {box: judge.pictures(cut(x, box)) for box in dict.fromkeys(box for each in said for box in each.boxes)}
+    return torch.stack([each.scores({box: features[i] for box, features in seen.items()}) for i, each in enumerate(said)])
+
+
+def cut(x: Tensor, box: Box) -> Tensor:
+    """The part of pictures (N, 3, H, W) inside a box, in whole pixels."""
+    (height, width), (left, top, right, bottom) = x.shape[-2:], box
+    return x[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
 def _kinds(trials: Sequence[Trial]) -> Iterator[tuple[str, Tensor]]:
@@ -226,8 +255,8 @@ def _kind_report(kind: str, made: _Judged, true: _Judged, here: Tensor) -> KindR
         at_5=proportion(within(made.rank[here], 5)),
         true_at_1=proportion(within(true.rank[here], 1)),
         true_at_5=proportion(within(true.rank[here], 5)),
-        score=bootstrap(made.score[here]),
-        true_score=bootstrap(true.score[here]),
+        score=bootstrap(clip_score(made.scores[here, 0])),
+        true_score=bootstrap(clip_score(true.scores[here, 0])),
         in_features=copying(made.by_features.distance[here, 0], true.by_features.distance[here, 0]),
         in_pixels=copying(made.by_pixels.distance[here, 0], true.by_pixels.distance[here, 0]),
     )
