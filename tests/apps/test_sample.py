@@ -36,14 +36,21 @@ def test_pictures_of_a_class_and_a_sheet(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["reproduce", str(tmp_path / "one.png"), "--model", model]) == 0
 
 
-def test_a_map_and_a_completed_picture_stand_on_the_sheet(tmp_path: Path):
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "I;16"])
+def test_a_map_and_a_completed_picture_stand_on_the_sheet_and_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str):
     given = tmp_path / "given.png"
-    Image.new("RGB", (16, 16), "red").save(given)
+    Image.linear_gradient("L").resize((16, 16)).convert(mode).save(given)
     assert main(["sample", folder(tmp_path, "map"), "--map", str(given), "--out", str(tmp_path / "m.png")]) == 0
     assert main(["sample", folder(tmp_path, "none"), "--complete", str(given), "--keep", "0.25", "--out", str(tmp_path / "c.png")]) == 0
     for name in ("m", "c"):
         assert Image.open(tmp_path / f"{name}.png").size == (16, 16)
         assert Image.open(tmp_path / f"{name}-grid.png").width > 2 * 16
+        capsys.readouterr()
+        assert main(["reproduce", str(tmp_path / f"{name}.png")]) == 0
+        assert capsys.readouterr().out == "identical\n"
+    given.unlink()
+    assert main(["reproduce", str(tmp_path / "c.png")]) == 1
+    assert "name its file with --input" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ VQ-VAE with PixelCNN (van den Oord et al. 2017, arXiv:1711.00937), VQGAN with a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 
 import torch
@@ -49,13 +50,14 @@ class Prefix(Protocol):
 
 @dataclass(frozen=True)
 class LatentPrior:
-    """size: the side in pixels of the pictures that the prior was trained on."""
+    """size: the side in pixels of the pictures that the prior was trained on. files: with the weights, where it was read from files."""
 
     prior: Prior
     autoencoder: VQModel
     prefix: Prefix
     name: str
     size: int
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         codes = self.autoencoder.config.quantizer.codes

@@ -16,7 +16,6 @@ from daguerre.weights.hashes import files_hash
 
 def origin_of(model: LatentDiffusion | LatentPrior, request: Request) -> Origin:
     """The origin that the pictures of a request share; each then has its place in it."""
-    files = model.files if isinstance(model, LatentDiffusion) else ()
     return Origin(
         request=request,
         picture=None,
@@ -25,8 +24,8 @@ def origin_of(model: LatentDiffusion | LatentPrior, request: Request) -> Origin:
         torch=torch.__version__,
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
-        model_hash=files_hash(files) if files else None,
-        model_path=_place(files),
+        model_hash=files_hash(model.files) if model.files else None,
+        model_path=_place(model.files),
     )
 
 

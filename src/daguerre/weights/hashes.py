@@ -25,7 +25,7 @@ REMEMBERED = 500
 
 def identity(model: LatentDiffusion | LatentPrior) -> str:
     """A model's hash: of its file, of all its files together, or, where it did not come from files, of its networks."""
-    if isinstance(model, LatentDiffusion) and model.files:
+    if model.files:
         return files_hash(model.files)
     return _joined(network_hash(module) for module in model.modules)
 

@@ -23,6 +23,7 @@ from daguerre.text.tokenizer import Tokenizer
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.files import put_json, read_json
 from daguerre.weights.first_stages import load_first_stage, put_first_stage
+from daguerre.weights.folder import NETWORK_WEIGHTS
 from daguerre.weights.priors import load_prior, put_prior
 
 FIRST_STAGE, PRIOR, TOKENIZER, MAPS = "vqvae", "prior", "tokenizer", "map_vqvae"
@@ -58,7 +59,8 @@ def load_latent_prior(folder: Path, *, device: torch.device | str = "cpu", dtype
     autoencoder = codebook(load_first_stage(folder / FIRST_STAGE, device=device), folder / FIRST_STAGE)
     prior = load_prior(folder / PRIOR, autoencoder, device=device)
     prefix = _prefix(index["prefix"], folder, autoencoder, device)
-    return LatentPrior(prior, autoencoder, prefix, folder.resolve().name, index["size"]).to(dtype=dtype)
+    files = tuple(path for part in (FIRST_STAGE, PRIOR, MAPS) if (path := folder / part / NETWORK_WEIGHTS).is_file())
+    return LatentPrior(prior, autoencoder, prefix, folder.resolve().name, index["size"], files).to(dtype=dtype)
 
 
 def codebook(network: object, where: object) -> VQModel:

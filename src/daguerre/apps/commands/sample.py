@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from PIL import Image
 
+from daguerre.apps.inputs import read_given
 from daguerre.apps.options import OptionalNumber, OptionalPath, OptionalText, parse_size, slug
-from daguerre.data.pictures import open_picture
+from daguerre.data.pictures import opaque
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
-from daguerre.pipelines.given import Given
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.pipelines.metadata import FORMATS
 from daguerre.pipelines.picture import Pictures, check_suffix, write_image
@@ -74,9 +74,9 @@ class Sample:
 
     def _task(self) -> Task:
         if self.map is not None:
-            return FromMap(Given.of(open_picture(self.map), str(self.map)))
+            return FromMap(read_given(self.map))
         if self.complete is not None:
-            return Complete(Given.of(open_picture(self.complete), str(self.complete)), self.keep)
+            return Complete(read_given(self.complete), self.keep)
         return TextToImage()
 
 
@@ -111,7 +111,7 @@ def run(options: Sample) -> None:
 def beside_given(request: Request, pictures: Pictures) -> Image.Image:
     """All pictures on one sheet, each over its seed; before them what was given, at their size."""
     size = pictures[0].image.size
-    given = {name: picture.opened.convert("RGB").resize(size) for name, picture in request.task.given.items()}
+    given = {name: opaque(picture.opened).resize(size) for name, picture in request.task.given.items()}
     what = {"complete": "given", "from-map": "map"}.get(request.task.name, "")
     labels = [f"{prompt} · {seed}" if prompt else f"seed {seed}" for prompt, seed in request.each]
     return labelled_grid([*given.values(), *(picture.image for picture in pictures)], [*[what] * len(given), *labels])
