@@ -1,14 +1,18 @@
-"""Makes every picture of these pages with the embedded model: `python docs/tasks/make.py [NAME …]`, a few minutes on two cores."""
+"""Makes every picture of these pages with the embedded model: `python docs/tasks/make.py [NAME …]`, a few minutes on two cores.
+
+What is given to a task is drawn from the archive that the model learned from; what was made of it is the model's.
+"""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 import daguerre
+from daguerre.data.colours import PAINTS
+from daguerre.data.emoji_archive import ARCHIVE, read_index, read_pictures
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.pipelines.request import Variation
@@ -28,33 +32,36 @@ def apple(model: LatentDiffusion) -> Any:
     return draw(model, **APPLE)
 
 
-def disc(left: int, top: int, right: int, bottom: int) -> Any:
-    """A mask of the pictures' size, white in an ellipse."""
-    y, x = np.mgrid[0:64, 0:64]
-    inside = ((2 * x - left - right) / (right - left)) ** 2 + ((2 * y - top - bottom) / (bottom - top)) ** 2 <= 1
-    return Image.fromarray(np.uint8(inside) * 255)
+def emoji(name: str, background: str = "white") -> Image.Image:
+    """A thing as the model's training pictures show it, 64 pixels a side."""
+    place = next(i for i, entry in enumerate(read_index()) if name in entry.names)
+    thing = Image.fromarray(read_pictures(ARCHIVE)[place], "RGBa").convert("RGBA").resize((56, 56), Image.Resampling.LANCZOS)
+    picture = Image.new("RGB", (64, 64), PAINTS[background])
+    picture.paste(thing, (4, 4), thing)
+    return picture
 
 
 def img2img(model: LatentDiffusion) -> Image.Image:
-    strengths = 0, 0.4, 0.6, 0.8, 1
-    new = [draw(model, prompt="a green apple", seed=3, task=ImageToImage(apple(model), s)) for s in strengths]
-    return labelled_grid([apple(model), *new], ["given", *(f"strength {s:g}" for s in strengths)], columns=6)
+    strengths, given = (0, 0.4, 0.6, 0.8, 1), emoji("red apple")
+    new = [draw(model, prompt="a green apple", seed=3, task=ImageToImage(given, s)) for s in strengths]
+    return labelled_grid([given, *new], ["given", *(f"strength {s:g}" for s in strengths)], columns=6)
 
 
 def inpaint(model: LatentDiffusion) -> Image.Image:
-    face, mask = draw(model, prompt="a grinning face", seed=1), disc(8, 34, 56, 60)
-    new = [draw(model, prompt=prompt, seed=1, task=Inpaint(face, mask, strength)) for prompt, strength in FACES]
-    return labelled_grid([face, mask.convert("RGB"), *new], ["given", "mask", *(f"{prompt}, {s:g}" for prompt, s in FACES)], columns=5)
-
-
-FACES = (("a crying face", 1.0), ("an angry face", 1.0), ("an angry face", 0.7))
+    heart, mask = emoji("red heart"), Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    prompts = "a blue heart", "a green heart", "a purple heart"
+    new = [draw(model, prompt=prompt, seed=1, task=Inpaint(heart, mask)) for prompt in prompts]
+    return labelled_grid([heart, mask.convert("RGB"), *new], ["given", "mask", *prompts], columns=5)
 
 
 def outpaint(model: LatentDiffusion) -> Image.Image:
-    wide = Image.new("RGB", (96, 64), "white")
-    wide.paste(apple(model), (0, 0))
-    new = [draw(model, prompt="two red apples", seed=seed, task=Outpaint(apple(model), right=32)) for seed in (0, 1, 2)]
-    return labelled_grid([wide, *new], ["given", *(f"32 pixels at the right, seed {seed}" for seed in (0, 1, 2))], columns=4)
+    rocket, seeds = emoji("rocket", "blue"), (0, 1)
+    given = Image.new("RGB", (96, 64), "white")
+    given.paste(rocket, (16, 0))
+    task = Outpaint(rocket, left=16, right=16)
+    new = [draw(model, prompt="a rocket on a blue background", seed=seed, task=task) for seed in seeds]
+    return labelled_grid([given, *new], ["given", *(f"16 pixels at both sides, seed {seed}" for seed in seeds)], columns=3)
 
 
 def hires(model: LatentDiffusion) -> Image.Image:
