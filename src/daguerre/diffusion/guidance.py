@@ -6,6 +6,7 @@ the same sum holds for ε and v, so it does not matter what the network predicts
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 from torch import Tensor
@@ -35,12 +36,16 @@ def guide(
     if not callable(weights):
         _check(conditions, weights)
 
+    @cache
+    def together(batch: int, *voices: int) -> Conditioning:
+        """The very same object at each call, so that a network may see that it is told nothing new."""
+        return Conditioning.cat([conditions[i].expand(batch) for i in voices])
+
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         now = at(sigma.item())
         _check(conditions, now)
         voices = [i for i, weight in enumerate(now) if weight != 0 or (i == 0 and rescale)]
-        together = Conditioning.cat([conditions[i].expand(len(x)) for i in voices])
-        answers = denoiser(x.repeat(len(voices), *[1] * (x.ndim - 1)), sigma, together)  # (len(voices)·B, *)
+        answers = denoiser(x.repeat(len(voices), *[1] * (x.ndim - 1)), sigma, together(len(x), *voices))  # (len(voices)·B, *)
         parts = answers.unflatten(0, (len(voices), len(x))).unbind()
         total = now[voices[0]] * parts[0]
         for i, part in zip(voices[1:], parts[1:], strict=True):

@@ -4,29 +4,21 @@ A network of such convolutions commutes with rolling its input (by multiples of 
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daguerre.nn.encoder_decoder import Decoder
 from daguerre.nn.resample import Downsample, Upsample
+from daguerre.nn.twin import M, twin
 
 Axes = Literal["both", "horizontal", "vertical"]
-M = TypeVar("M", bound=nn.Module)
 
 
 def circular(network: M, axes: Axes) -> M:
-    """A twin of a network that shares its weights, its hooks and everything else, but pads its convolutions circularly along `axes`.
-
-    The network itself stays as it is, so there is nothing to undo.
-    """
-    twin = network.__new__(type(network))
-    twin.__dict__ = network.__dict__.copy()
-    twin._modules = {name: None if child is None else circular(child, axes) for name, child in network._modules.items()}
-    forward = _forward(twin, axes)
-    if forward is not None:
-        twin.forward = forward
-    return twin
+    """A twin of a network that pads its convolutions circularly along `axes`."""
+    return twin(network, lambda module: _forward(module, axes))
 
 
 def _forward(module: nn.Module, axes: Axes) -> Callable[..., Tensor] | None:
@@ -37,6 +29,8 @@ def _forward(module: nn.Module, axes: Axes) -> Callable[..., Tensor] | None:
         return lambda x: F.conv2d(wrapped(x, (left, left, top, top), axes), module.weight, module.bias, *rest)
     if isinstance(module, Downsample) and not module.padding:
         return lambda x: module.conv(wrapped(x, (0, 1, 0, 1), axes))
+    if isinstance(module, Decoder):  # which otherwise shows its convolutions some rows of a map alone
+        return module.whole
     if isinstance(module, Upsample):  # which otherwise goes past its convolution
         return lambda x, size=None: module.conv(F.interpolate(x, size=size or [2 * side for side in x.shape[-2:]]))
     return None

@@ -22,7 +22,7 @@ def watched(network: nn.Module, see: See) -> Iterator[None]:
             look = _Look(see)
             hooks.append(transformer.register_forward_pre_hook(look.enter))
             for block in transformer.transformer_blocks:
-                for attention in _crossing(block):
+                for attention in crossing(block):
                     attention.attend = look
                     changed.append(attention)
         yield
@@ -33,7 +33,7 @@ def watched(network: nn.Module, see: See) -> Iterator[None]:
             del attention.attend  # the instance's; the class's shows again
 
 
-def _crossing(block: nn.Module) -> list[Attention]:
+def crossing(block: nn.Module) -> list[Attention]:
     """The attentions of a block that look at the context."""
     assert isinstance(block, TransformerBlock)
     return [block.attn1, block.attn2] if block.cross_only else [block.attn2]

@@ -19,6 +19,7 @@ from daguerre.diffusion import Denoise, Denoiser, finish, guide
 from daguerre.diffusion.samplers.registry import check_grid
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
+from daguerre.nn.packing import packed
 from daguerre.pipelines.codes import CodeStep, code_steps
 from daguerre.pipelines.develop import Developer, to_image
 from daguerre.pipelines.origins import origin_of
@@ -131,7 +132,7 @@ def _developed(stage: Stage, plan: Plan, walk: Iterator[tuple[Tensor, Tensor]]) 
 def _guided(stage: Stage, each: Pass) -> Denoise:
     """The model told at every σ what the prompts say there, and what the task tells it besides."""
     model, request, sigmas = each.model or stage.model, stage.request, each.sigmas
-    network = finite(model.unet, model.unet, "UNet")
+    network = finite(model.unet, model.unet if request.low_memory else packed(model.unet), "UNet")
     denoiser = Denoiser(in_turns(network) if request.low_memory else network, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.each]
     if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words
@@ -139,10 +140,14 @@ def _guided(stage: Stage, each: Pass) -> Denoise:
     (width, height), steps = each.size, each.before + len(sigmas) - 1 + each.after
     plan = PromptPlan(model.conditioner.sized(height, width), prompts, [request.negative] * len(prompts), steps)
     levels = sigmas[1:-1].tolist()
+    known: dict[int, Denoise] = {}  # by what is said, which the plan keeps
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         step = sum(sigma.item() <= level for level in levels)  # whose interval [σ_step, σ_step+1) this σ lies in
-        return guide(denoiser, *each.tell(plan.at(each.before + step).guided(request.guidance)))(x, sigma)
+        voices = plan.at(each.before + step)
+        if id(voices) not in known:
+            known[id(voices)] = guide(denoiser, *each.tell(voices.guided(request.guidance)))
+        return known[id(voices)](x, sigma)
 
     return each.around(denoise)
 
