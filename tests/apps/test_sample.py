@@ -11,6 +11,7 @@ from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.pipelines.metadata import read_origin
 from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix
 from daguerre.weights import save
 
@@ -31,7 +32,7 @@ def test_pictures_of_a_class_and_a_sheet(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["sample", model, "--class", "dog", "--count", "2", "--out", str(out)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in ("dogs-1.png", "dogs-2.png", "dogs.png")]
     assert Image.open(out).width > 2 * 16
-    assert main(["txt2img", "dog", "--model", model, "--seed", "1", "--dtype", "float32", "--out", str(tmp_path / "one.png")]) == 0
+    assert main(["txt2img", "dog", "--model", model, "--seed", "1", "--out", str(tmp_path / "one.png")]) == 0
     assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "dogs-2.png").tobytes()
     assert main(["reproduce", str(tmp_path / "one.png"), "--model", model]) == 0
 
@@ -48,7 +49,14 @@ def test_a_map_and_a_completed_picture_stand_on_the_sheet_and_are_made_again(tmp
         capsys.readouterr()
         assert main(["reproduce", str(tmp_path / f"{name}.png")]) == 0
         assert capsys.readouterr().out == "identical\n"
+    both = tmp_path / "both.png"
+    assert main(["sample", str(tmp_path / "map"), "--map", str(given), "--complete", str(given), "--out", str(both)]) == 0
+    assert Image.open(both.with_stem("both-grid")).width > 3 * 16
+    capsys.readouterr()
+    assert main(["reproduce", str(both)]) == 0
+    assert capsys.readouterr().out == "identical\n"
     given.unlink()
+    assert main(["reproduce", str(both), "--input", str(tmp_path / "c.png")]) == 1
     assert main(["reproduce", str(tmp_path / "c.png")]) == 1
     assert "name its file with --input" in capsys.readouterr().err
 
@@ -71,6 +79,37 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     complaint = capsys.readouterr().err
     assert message in complaint
     assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--negative", "cats"],
+        ["--sampler", "ddim"],
+        ["--guidance", "7"],
+        ["--steps", "50"],
+        ["--spacing", "karras"],
+        ["--variation", "3:0.2"],
+        ["--seamless", "both"],
+    ],
+)
+def test_what_only_diffusion_heeds_is_not_taken_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]):
+    model, out = folder(tmp_path, "class"), tmp_path / "dog.png"
+    assert main(["txt2img", "dog", "--model", model, "--out", str(out), *option]) == 1
+    assert f"has no {option[0][2:]}; leave that out" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_networks_compute_in_what_is_asked(tmp_path: Path, dtype: str):
+    out = tmp_path / "cat.png"
+    assert main(["sample", folder(tmp_path, "class"), "--class", "cat", "--dtype", dtype, "--out", str(out)]) == 0
+    assert read_origin(out)[1].dtype == dtype
+
+
+def test_a_diffusion_model_is_named_as_one(capsys: pytest.CaptureFixture[str]):
+    assert main(["sample", "emoji"]) == 1
+    assert "diffusion model" in capsys.readouterr().err
 
 
 def test_no_such_folder(capsys: pytest.CaptureFixture[str]):

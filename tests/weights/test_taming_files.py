@@ -19,7 +19,7 @@ from daguerre.models.latent_prior import LatentPrior, Told
 from daguerre.models.transformer_prior import TransformerPriorConfig, coordinates
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.tasks import FromMap
-from daguerre.text.prefix import ClassPrefix, MapPrefix, PlacePrefix
+from daguerre.text.prefix import ClassPrefix, LayoutPrefix, MapPrefix, PlacePrefix
 from daguerre.weights import load_first_stage
 from daguerre.weights.inspect import inspect
 
@@ -58,6 +58,22 @@ def test_a_class(tmp_path: Path):
         daguerre.generate(model, prompt="16")
 
 
+def test_boxes(tmp_path: Path):
+    model = opened(tmp_path, **checkpoints.gpt(replace(GPT, length=256 + 92)))
+    assert isinstance(model.prefix, LayoutPrefix)
+    (row,) = model.prefix(Told(["3 0 0 0.5 1; 7 0.4 0 1 0.3"], (16, 16))).tolist()
+    # 16 tokens are a grid of 4×4 places, numbered from the left and from the top; 15 is no object; the crop is the whole picture.
+    assert row == [3, 0, 2 + 3 * 4, 7, 1, 3 + 1 * 4, *[15] * 84, 0, 15]
+    (picture,) = daguerre.generate(model, prompt="3 0 0 0.5 1", seed=1)
+    assert picture.image.size == (32, 32)
+    again = daguerre.load(daguerre.save(model, tmp_path / "folder"), device="cpu")
+    assert daguerre.generate(again, prompt="3 0 0 0.5 1", seed=1)[0].image.tobytes() == picture.image.tobytes()
+    with pytest.raises(DaguerreError, match="no object of a layout"):
+        daguerre.generate(model, prompt="a fox")
+    with pytest.raises(DaguerreError, match="31 objects; this model is told at most 30"):
+        daguerre.generate(model, prompt=";".join(["3 0 0 1 1"] * 31))
+
+
 def test_depth(tmp_path: Path):
     model = opened(tmp_path, **checkpoints.gpt(GPT), **DEPTH)
     assert isinstance(model.prefix, MapPrefix)
@@ -86,8 +102,8 @@ def test_what_is_missing_or_unknown_is_told(tmp_path: Path):
     path = checkpoints.write(tmp_path / "a.safetensors", checkpoints.gpt(GPT))
     with pytest.raises(DaguerreError, match=r"holds only transformer; .* also has vae"):
         daguerre.load(path)
-    path = checkpoints.write(tmp_path / "b.safetensors", checkpoints.quantized() | checkpoints.gpt(replace(GPT, length=348)))
-    with pytest.raises(DaguerreError, match="348 places for 256 codes"):
+    path = checkpoints.write(tmp_path / "b.safetensors", checkpoints.quantized() | checkpoints.gpt(replace(GPT, length=300)))
+    with pytest.raises(DaguerreError, match="300 places for 256 codes"):
         daguerre.load(path)
     path = checkpoints.write(tmp_path / "c.safetensors", checkpoints.autoencoder() | checkpoints.gpt(GPT))
     with pytest.raises(DaguerreError, match="without a codebook"):

@@ -7,7 +7,7 @@
 Pictures larger than those trained on are drawn in a window that slides; of smaller ones the middle of a whole window is kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,11 +20,25 @@ from daguerre.models.latent_prior import LatentPrior, Told
 from daguerre.pipelines.abilities import check_ability
 from daguerre.pipelines.canvas import Size, fitted, opaque, to_pixels
 from daguerre.pipelines.develop import to_image
+from daguerre.pipelines.given import Given
 from daguerre.pipelines.origins import origin_of
 from daguerre.pipelines.picture import Picture, Pictures
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.stage import checked_size
-from daguerre.pipelines.tasks import CODE_BY_CODE, Complete, FromMap
+from daguerre.pipelines.tasks import CODE_BY_CODE, Complete, FromMap, Task
+
+OF_NOISE: Mapping[str, tuple[object, ...]] = {  # what only diffusion heeds, with values beside the default that say nothing
+    "negative": (),
+    "steps": (),
+    "sampler": (CODE_BY_CODE,),  # as pictures of priors have it
+    "spacing": (),
+    "guidance": (1.0,),
+    "eta": (),
+    "start": (),
+    "variation": (),
+    "refine_at": (),
+    "seamless": (),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,7 @@ def code_steps(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
         DaguerreError: at once, for what the prior cannot be told or does not draw.
     """
     check_ability(model, request.task)
+    refuse_noise(request)
     width, height = code_picture_size(model, request)
     f = model.autoencoder.downsampling
     grid = height // f, width // f
@@ -70,9 +85,9 @@ def code_steps(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
             f"By a map, or to complete a picture, this prior draws {whole[1] * f}×{whole[0] * f} pixels or more, not {width}×{height}."
         )
     known = first_rows(model, request.task, (width, height)) if isinstance(request.task, Complete) else None
-    map = to_pixels(opaque(request.task.picture)) if isinstance(request.task, FromMap) else None
+    map = map_of(request.task)
     prompts = [prompt for prompt, _ in request.each]
-    condition = model.prefix(Told(prompts, whole, map))
+    condition = model.prefix(Told(prompts, whole, map and to_pixels(opaque(map))))
     u = uniforms([torch.Generator().manual_seed(seed) for _, seed in request.each], whole)
     rows = model.prior.sample(
         whole,
@@ -85,13 +100,36 @@ def code_steps(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
     return _decoded(model, replace(request, sampler=CODE_BY_CODE, spacing=None), grid, rows, total)
 
 
+def map_of(task: Task) -> Given | None:
+    """The map that a task tells the prior."""
+    match task:
+        case FromMap():
+            return task.picture
+        case Complete():
+            return task.map
+        case _:
+            return None
+
+
+def refuse_noise(request: Request) -> None:
+    """Raise DaguerreError where a request says how noise is to be taken away, of which there is none here."""
+    plain = Request()
+    given = [name for name in OF_NOISE if getattr(request, name) not in (getattr(plain, name), *OF_NOISE[name])]
+    if given:
+        raise DaguerreError(
+            f"A prior over codes draws them one by one and has no {' or '.join(name.replace('_', ' ') for name in given)}; leave that out. "
+            "What it heeds is temperature, top_k and top_p."
+        )
+
+
 def code_picture_size(model: LatentPrior, request: Request) -> Size:
     """(width, height) in pixels: as the request says, else the map's, else the model's own.
 
     Raises:
         DaguerreError: a side is not a multiple of f.
     """
-    own = request.task.picture.opened.size if isinstance(request.task, FromMap) else (model.size, model.size)
+    map = map_of(request.task)
+    own = (model.size, model.size) if map is None else map.opened.size
     return checked_size((request.width or own[0], request.height or own[1]), model.autoencoder.downsampling)
 
 

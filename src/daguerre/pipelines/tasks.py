@@ -180,11 +180,13 @@ class Complete(Task):
     """A picture whose lower rows a prior over codes draws anew, given those above (Esser et al. 2021, arXiv:2012.09841, figure 4).
 
     keep: the share of its rows that stays, above 0 and below 1. fit: as in `ImageToImage`.
+    map: of the whole picture, for a prior that is told by maps; of the picture's size.
     """
 
     picture: Given
     keep: float = 0.5
     fit: Fit = "crop"
+    map: Given | None = None
     name: ClassVar[str] = "complete"
     kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE,)
 
@@ -284,7 +286,7 @@ TASKS: Mapping[str, type[Task]] = {
     task.name: task
     for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint, InstructPix2Pix, DepthToImage, Upscale, Variations, Complete, FromMap)
 }
-GIVEN = ("picture", "mask", "depth")  # the fields that hold a picture
+GIVEN = ("picture", "mask", "depth", "map")  # the fields that hold a picture
 
 
 def task_from_json(value: Mapping[str, Any]) -> Task:

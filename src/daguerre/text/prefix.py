@@ -1,6 +1,6 @@
 """What a prior over codes is told, as the tokens that stand before a picture's codes (Esser et al. 2021, arXiv:2012.09841, section 3.2).
 
-Nothing, a class, a text, the codes that a second first stage gives of a map of the picture, or each code's place in the picture.
+Nothing, a class, a text, boxes of objects, the codes that a second first stage gives of a map of the picture, or each code's place in it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from daguerre.errors import DaguerreError, nearest
 from daguerre.models.latent_prior import Told
 from daguerre.models.transformer_prior import coordinates
 from daguerre.models.vq_model import VQModel
+from daguerre.text.layouts import layout_tokens
 from daguerre.text.tokenizer import Tokenizer
 
 MapKind = Literal["semantic", "edges", "small", "depth"]
@@ -73,6 +74,19 @@ class TextPrefix:
         """(B, max_length)."""
         _refuse(told, map=True, instead="give a prompt")
         return self.tokenizer(told.prompts)
+
+
+@dataclass(frozen=True)
+class LayoutPrefix:
+    """Boxes of objects, which a prompt lists, as a row of `length` tokens (see `text.layouts`)."""
+
+    tokens: int
+    length: int
+
+    def __call__(self, told: Told) -> Tensor:
+        """(B, length)."""
+        _refuse(told, map=True, instead="list objects and their boxes")
+        return torch.tensor([layout_tokens(prompt, self.length, self.tokens) for prompt in told.prompts])
 
 
 @dataclass(frozen=True)
@@ -160,4 +174,4 @@ def _refuse(told: Told, *, words: bool = False, map: bool = False, instead: str)
         raise DaguerreError(f"This prior is not told by a map; {instead}.")
 
 
-Prefixes = NoPrefix | ClassPrefix | TextPrefix | MapPrefix | PlacePrefix
+Prefixes = NoPrefix | ClassPrefix | TextPrefix | LayoutPrefix | MapPrefix | PlacePrefix

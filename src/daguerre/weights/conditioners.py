@@ -1,6 +1,5 @@
 """How latent diffusion models are told something, or nothing, without words (Rombach et al. 2022, arXiv:2112.10752, section 4.3)."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,7 @@ from daguerre.models.clip import CLIPVision
 from daguerre.models.ldm_text import LDMText
 from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.text import Conditioner, Word
+from daguerre.text.layouts import layout_tokens
 from daguerre.text.prompt import Line, says_nothing
 
 
@@ -52,19 +52,11 @@ class ClassConditioner(Conditioner):
 
 
 class LayoutConditioner(Conditioner):
-    """Of a layout-to-image model: a prompt lists objects, `CLASS LEFT TOP RIGHT BOTTOM; …`, with shares of the picture's sides.
-
-        "25 0.1 0.3 0.6 1; 7 0.5 0 1 0.4"
-
-    Each object is three tokens, its class and two corners on a square grid; the last two tokens are the corners of the crop, here of the
-    whole picture, and the last of all tokens stands for no object. An empty prompt has none. (Esser et al.'s coordinates of boxes.)
-    """
+    """Of a layout-to-image model: a prompt lists objects (see `text.layouts`); an empty one has none."""
 
     def __init__(self, encoder: LDMText) -> None:
         super().__init__()
         self.encoder = encoder
-        self.objects = (encoder.config.length - 2) // 3
-        self.side = math.isqrt(encoder.config.vocab_size)  # of the grid of places, in tokens
 
     def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
         """Raises DaguerreError where a line is no list of objects, or lists too many."""
@@ -76,27 +68,7 @@ class LayoutConditioner(Conditioner):
 
     def tokens(self, text: str) -> list[int]:
         """The ids of a list of objects, one row of the tower's length."""
-        objects = [self._object(entry) for entry in text.replace("\n", ";").split(";") if entry.strip()]
-        if len(objects) > self.objects:
-            raise DaguerreError(f"The layout has {len(objects)} objects; this model is told at most {self.objects}.")
-        none = self.encoder.config.vocab_size - 1
-        padding = [none] * (self.encoder.config.length - 2 - 3 * len(objects))
-        return [*(token for each in objects for token in each), *padding, self._place(0, 0), self._place(1, 1)]
-
-    def _object(self, entry: str) -> tuple[int, int, int]:
-        try:
-            number, left, top, right, bottom = map(float, entry.replace(",", " ").split())
-            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1 and number in range(self.encoder.config.vocab_size - 1)):
-                raise ValueError
-        except ValueError:
-            raise DaguerreError(
-                f"{entry.strip()[:60]!r} is no object of a layout; write CLASS LEFT TOP RIGHT BOTTOM, a class number and four shares of "
-                "the picture's sides from 0 to 1, such as '25 0.1 0.3 0.6 1', and ';' between objects."
-            ) from None
-        return int(number), self._place(left, top), self._place(right, bottom)
-
-    def _place(self, x: float, y: float) -> int:
-        return round(y * (self.side - 1)) * self.side + round(x * (self.side - 1))
+        return layout_tokens(text, self.encoder.config.length, self.encoder.config.vocab_size)
 
 
 class MapConditioner(nn.Module):

@@ -18,7 +18,7 @@ from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.vq_model import VQModel
-from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
+from daguerre.text.prefix import ClassPrefix, LayoutPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
 from daguerre.text.tokenizer import Tokenizer
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.files import put_json, read_json
@@ -79,6 +79,8 @@ def _put_prefix(model: LatentPrior, folder: Path) -> dict[str, Any]:
         case TextPrefix():
             prefix.tokenizer.save(folder / TOKENIZER)
             return {"kind": "text"}
+        case LayoutPrefix():
+            return {"kind": "layout", "tokens": prefix.tokens, "length": prefix.length}
         case MapPrefix():
             put_first_stage(prefix.autoencoder, folder / MAPS, model.size)
             return {"kind": "map", "map": prefix.kind, "palette": [list(colour) for colour in prefix.palette]}
@@ -95,6 +97,8 @@ def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, device
             return ClassPrefix(tuple(names))
         case {"kind": "text"}:
             return TextPrefix(Tokenizer.from_folder(folder / TOKENIZER))
+        case {"kind": "layout", "tokens": tokens, "length": length}:
+            return LayoutPrefix(tokens, length)
         case {"kind": "map", "map": kind, "palette": palette}:
             maps = codebook(load_first_stage(folder / MAPS, device=device), folder / MAPS)
             return MapPrefix(maps, kind, tuple((r, g, b) for r, g, b in palette))

@@ -1,8 +1,8 @@
 """Published files of a VQGAN with its transformer, as taming-transformers wrote them: `transformer.`, `first_stage_model.`, and, where the
 transformer is told by a map (depth, segmentation), `cond_stage_model.` (Esser et al. 2021, arXiv:2012.09841, table 8).
 
-Where there is no such network, the transformer's places tell what stands before the picture's 16×16 codes: as many coordinates, or one
-class.
+Where there is no such network, the transformer's places tell what stands before the picture's 16×16 codes: as many coordinates, one class,
+or the boxes of up to 30 objects.
 """
 
 from pathlib import Path
@@ -13,13 +13,14 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
-from daguerre.text.prefix import ClassPrefix, MapPrefix, PlacePrefix, Prefixes
+from daguerre.text.prefix import ClassPrefix, LayoutPrefix, MapPrefix, PlacePrefix, Prefixes
 from daguerre.weights.describe import Description, describe
 from daguerre.weights.files import fill, listed
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.reader import TensorFile
 
 CLASSES = 1000  # ImageNet's
+LAYOUT = 3 * 30 + 2  # tokens of 30 objects and of the crop
 
 
 def load_taming(file: TensorFile, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentPrior:
@@ -55,7 +56,9 @@ def _prefix(about: Description, prior: TransformerPriorConfig, first_stage: VQMo
         return PlacePrefix(first_stage.config.quantizer.codes, first_stage.downsampling)
     if prior.length == cells:
         return ClassPrefix(tuple(str(number) for number in range(min(CLASSES, prior.codes))))
+    if prior.length == cells + LAYOUT:
+        return LayoutPrefix(prior.codes, LAYOUT)
     raise DaguerreError(
         f"'{about.file.path}' has a transformer of {prior.length} places for {cells} codes; what stands before them is not known here: "
-        "those of coordinates, of maps and of classes are."
+        "those of coordinates, of maps, of classes and of boxes are."
     )

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.apps.inputs import reopened
+from daguerre.apps.making import walked
 from daguerre.apps.opening import open_any
 from daguerre.apps.options import OptionalPath, OptionalText
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS, Origin, read_origin, write_picture
-from daguerre.pipelines.picture import Picture, Pictures, check_suffix
-from daguerre.progress import busy, stepped
+from daguerre.pipelines.picture import Picture, check_suffix
+from daguerre.progress import busy
 from daguerre.weights.catalog import local
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Reproduce:
     """The mask that it was made with, if that has moved."""
     depth: OptionalPath = None
     """The map of depth that it was made with, if that has moved."""
+    map: OptionalPath = None
+    """The map that a completed picture was made with, if that has moved."""
     model: OptionalText = None
     """Where the model is, if it is not inside the package or has moved."""
     vae: OptionalText = None
@@ -63,7 +66,7 @@ def run(options: Reproduce) -> None:
     """
     image, origin = read_origin(options.picture)
     check_sizes(image, origin)
-    named = {"picture": options.input, "mask": options.mask, "depth": options.depth}
+    named = {"picture": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
     request = reopened(origin.request, options.picture, {name: path for name, path in named.items() if path is not None})
     if options.out is not None:
         check_writable(check_suffix(options.out, FORMATS))
@@ -72,11 +75,7 @@ def run(options: Reproduce) -> None:
         device = options.device or origin.device
         model = open_any(source, options.vae, device, origin.dtype, offline=options.offline, refiner=options.refiner)
 
-    from daguerre.pipelines import steps
-
-    pictures = Pictures()
-    for step in stepped(steps(model, request), "making"):
-        pictures = step.pictures or pictures
+    pictures = walked(model, request)
     again = pictures.grid() if origin.picture is None else pictures[origin.picture]
     if options.out is not None:
         print(again.save(options.out))

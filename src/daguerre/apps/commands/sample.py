@@ -9,7 +9,9 @@ import tyro
 from PIL import Image
 
 from daguerre.apps.inputs import read_given
-from daguerre.apps.options import OptionalNumber, OptionalPath, OptionalText, parse_size, slug
+from daguerre.apps.making import walked
+from daguerre.apps.opening import open_any
+from daguerre.apps.options import Dtype, OptionalNumber, OptionalPath, OptionalText, parse_size, slug
 from daguerre.data.pictures import opaque
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
@@ -18,7 +20,7 @@ from daguerre.pipelines.metadata import FORMATS
 from daguerre.pipelines.picture import Pictures, check_suffix, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Complete, FromMap, Task, TextToImage
-from daguerre.progress import busy, stepped
+from daguerre.progress import busy
 from daguerre.weights.catalog import find
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Sample:
     Several pictures make a labelled grid beside them. The paths of what was written are printed, one a line.
     """
 
-    model: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[str]
     """The prior's folder."""
     class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME", help_behavior_hint="")] = None
     """What class to draw, of a prior that is told classes."""
@@ -41,7 +43,7 @@ class Sample:
     map: OptionalPath = None
     """A map of what is to be drawn, of a prior that is told by maps; in its pixels' size unless --size says another."""
     complete: OptionalPath = None
-    """A picture whose lower part is drawn anew, each time otherwise."""
+    """A picture whose lower part is drawn anew, each time otherwise; of a prior that is told by maps, with the --map of the whole."""
     keep: float = 0.5
     """With --complete, the share of its rows that stays."""
     temperature: float = Request.temperature
@@ -60,24 +62,23 @@ class Sample:
     """Where to write: .png, .webp or .jpg. Several pictures get -1, -2, … after the name, the grid the name itself."""
     device: OptionalText = None
     """cpu or cuda; cuda where there is one if not given."""
+    dtype: Dtype = "auto"
+    """What the networks compute in; auto is what is fastest here."""
 
     def request(self) -> Request:
         """The request that these options are. Raises DaguerreError for options that do not go together, and for unreadable pictures."""
         if self.class_ is not None and self.prompt is not None:
             raise DaguerreError("--class and --prompt are two ways to say what to draw; give one of them.")
-        if self.map is not None and self.complete is not None:
-            raise DaguerreError("--map and --complete cannot go together yet; give one of them.")
         width, height = parse_size(self.size)
         fields = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "count", "seed")}
         prompt = self.class_ if self.class_ is not None else self.prompt or ""
         return Request(prompt=prompt, width=width, height=height, task=self._task(), **fields)
 
     def _task(self) -> Task:
-        if self.map is not None:
-            return FromMap(read_given(self.map))
+        map = None if self.map is None else read_given(self.map)
         if self.complete is not None:
-            return Complete(read_given(self.complete), self.keep)
-        return TextToImage()
+            return Complete(read_given(self.complete), self.keep, map=map)
+        return TextToImage() if map is None else FromMap(map)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,16 +90,12 @@ def run(options: Sample) -> None:
     """Draw the pictures and print where they are; what can be wrong with the options is told before the work begins."""
     find(options.model)
     request = options.request()
-    out = options.out or Path(f"{slug(request.prompts[0] or options.model.resolve().name)}-{request.seed}.png")
+    out = options.out or Path(f"{slug(request.prompts[0] or Path(options.model).resolve().name)}-{request.seed}.png")
     check_writable(check_suffix(out, FORMATS))
     with busy("opening the model"):
-        model = open_prior(options.model, options.device)
+        model = open_prior(options)
 
-    from daguerre.pipelines.codes import code_steps
-
-    pictures = Pictures()
-    for step in stepped(code_steps(model, request), "drawing rows"):
-        pictures = step.pictures or pictures
+    pictures = walked(model, request)
     written = pictures.save(out)
     if len(pictures) > 1 or request.task.given:
         sheet = out if len(pictures) > 1 else out.with_stem(f"{out.stem}-grid")
@@ -112,17 +109,18 @@ def beside_given(request: Request, pictures: Pictures) -> Image.Image:
     """All pictures on one sheet, each over its seed; before them what was given, at their size."""
     size = pictures[0].image.size
     given = {name: opaque(picture.opened).resize(size) for name, picture in request.task.given.items()}
-    what = {"complete": "given", "from-map": "map"}.get(request.task.name, "")
+    names = ["map" if name == "map" or isinstance(request.task, FromMap) else "given" for name in given]
     labels = [f"{prompt} · {seed}" if prompt else f"seed {seed}" for prompt, seed in request.each]
-    return labelled_grid([*given.values(), *(picture.image for picture in pictures)], [*[what] * len(given), *labels])
+    return labelled_grid([*given.values(), *(picture.image for picture in pictures)], [*names, *labels])
 
 
-def open_prior(folder: Path, device: str | None) -> "LatentPrior":
-    """The prior in a folder. Raises DaguerreError where there is none."""
+def open_prior(options: Sample) -> "LatentPrior":
+    """The prior that the options name. Raises DaguerreError where there is none."""
+    model = open_any(options.model, None, options.device, options.dtype, offline=True)
     from daguerre.models.latent_prior import LatentPrior
-    from daguerre.weights import load_any
 
-    model = load_any(folder, device=device)
     if not isinstance(model, LatentPrior):
-        raise DaguerreError(f"'{folder}' is a diffusion model, not a prior over codes; `daguerre txt2img --model {folder}` draws from it.")
+        raise DaguerreError(
+            f"'{options.model}' is a diffusion model, not a prior over codes; `daguerre txt2img --model {options.model}` draws from it."
+        )
     return model
