@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from daguerre.data import EmojiSource, held_out, held_out_trials, known_trials
+from daguerre.data import EmojiSource, ShapesSource, held_out, held_out_trials, known_trials, shape_trials
+from daguerre.data.colours import PAINTS
 from daguerre.data.emoji import Placed, Scene
+from daguerre.data.shapes import SHAPES
 from daguerre.data.trials import WHOLE, Trial
 from daguerre.errors import DaguerreError
 
@@ -90,3 +92,30 @@ def test_more_than_there_are_is_refused(source: EmojiSource):
         known_trials(source, 2000, seed=0)
     with pytest.raises(DaguerreError, match="held-out background prompts were asked for; there are"):
         held_out_trials(source, 5000, seed=0, kinds=("background",))
+
+
+def test_shapes_are_told_from_all_that_differ_in_one_thing_and_the_render_shows_what_is_asked():
+    found = shape_trials(32, 12, seed=3)
+    assert [trial.kind for trial in found] == [kind for kind in ("known", "colour", "background", "count") for _ in range(12)]
+    trained = ShapesSource(32, split="train")
+    for trial in found:
+        assert len({claim.prompt for claim in trial.candidates}) == 100
+        words = trial.prompt.split()
+        colour = words[1]
+        shape = next(name for name in SHAPES if words[2].startswith(name))
+        others = [other.prompt for other in trial.distractors]
+        assert sum(shape in prompt and colour not in prompt for prompt in others) >= 8
+        assert sum(colour in prompt and shape not in prompt for prompt in others) >= 8
+        assert trained.allowed("shape colour", colour, shape) == (trial.kind != "colour")
+        ground = words[-2] if "background" in words else "white"
+        assert trained.allowed("shape background", shape, ground) or trial.kind != "known"
+        pixels = np.asarray(trial.picture).reshape(-1, 3).astype(int)
+        shown = (np.abs(pixels - PAINTS[colour]).max(axis=1) < 60).mean()  # a paint varies a little
+        assert shown > 0.03
+        assert (np.abs(pixels - PAINTS[ground]).max(axis=1) == 0).mean() > 0.2
+
+
+def test_shapes_are_asked_for_again_where_there_are_few():
+    again = [trial for trial in shape_trials(32, 20, seed=0) if trial.kind == "colour"]
+    assert len(again) == 20 > len({trial.prompt for trial in again})
+    assert len({trial.picture.tobytes() for trial in again}) == 20

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from daguerre.data import Batches, Box, EmojiSource, Trial, held_out_trials, known_trials
+from daguerre.data import Batches, Box, EmojiSource, ShapesSource, Trial, held_out_trials, known_trials, shape_trials
 from daguerre.data.batches import to_array
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path, check_writable
@@ -34,6 +35,7 @@ from daguerre.metrics import (
     within,
 )
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.latent_prior import LatentPrior
 from daguerre.pipelines import Request, generate, steps
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.progress import track
@@ -41,12 +43,13 @@ from daguerre.training.grids import images
 from daguerre.training.judge import Judge, load_judge
 from daguerre.training.options import EvaluateConfig
 from daguerre.training.report import Apart, KindReport, PromptReport, Report
-from daguerre.weights import load
+from daguerre.weights import load_any
 
 AT_ONCE = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
 SHOWN = 32  # pictures on a sheet
 SHOWN_NEIGHBOURS = 12
 KNOWN = "known"  # the kind of trial whose prompts training saw
+SOURCES = {"emoji": EmojiSource, "shapes": ShapesSource}
 OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
 
 
@@ -90,15 +93,11 @@ def run(config: EvaluateConfig) -> Report:
     """
     request = Request(steps=config.steps, sampler=config.sampler, guidance=config.guidance, seed=config.seed)
     check_out(config.out)
-    model = load(config.model)
+    model = load_any(config.model)
     steps(model, request)  # says at once if the model can't do what is asked
     judge = load_judge(config.judge, device=model.device)
-    source = EmojiSource(model.size, split="all")
-    trials, others = (
-        known_trials(source, config.count, seed) + held_out_trials(source, config.count, seed)
-        for seed in (config.seed, config.seed + OTHER_PROMPTS)
-    )
-    training = Batches(EmojiSource(model.size, split="train"), 64, config.seed)
+    trials, others = (trials_of(config.data, model.size, config.count, seed) for seed in (config.seed, config.seed + OTHER_PROMPTS))
+    training = Batches(SOURCES[config.data](model.size, split="train"), 64, config.seed)
     evaluation = evaluate(
         judge,
         trials,
@@ -108,6 +107,14 @@ def run(config: EvaluateConfig) -> Report:
     )
     evaluation.save(config.out)
     return evaluation.report
+
+
+def trials_of(data: Literal["emoji", "shapes"], size: int, count: int, seed: int) -> list[Trial]:
+    """`count` prompts of each kind that there is of emoji, or of shapes."""
+    if data == "shapes":
+        return shape_trials(size, count, seed)
+    source = EmojiSource(size, split="all")
+    return known_trials(source, count, seed) + held_out_trials(source, count, seed)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Made:
     seconds: float
 
 
-def sample(model: LatentDiffusion, prompts: Sequence[str], request: Request) -> Made:
+def sample(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], request: Request) -> Made:
     """Generate a picture for each prompt.
 
     Prompts are drawn `AT_ONCE` at a time by one request with one seed, which is one more for the next. They are shuffled before, so that

@@ -96,7 +96,8 @@ class JudgeRecipe:
     """Train the CLIP that `daguerre evaluate` measures with."""
 
     out: Path = Path("runs/judge")
-    size: int = 64  # pixels
+    data: Literal["emoji", "shapes"] = "emoji"
+    size: int | None = None  # pixels; None: as large as the data's recipe has them, 64 and 32
     steps: int | None = None  # None: the preset's
     seed: int = 1000
 
@@ -126,6 +127,7 @@ class EvaluateConfig:
 
     model: str | None = None  # a name or a folder; the embedded model if not given
     judge: Path = Path("runs/judge/model")  # a folder from `daguerre train judge`
+    data: Literal["emoji", "shapes"] = "emoji"  # what the model draws; the judge must know it, too
     out: Path = Path("runs/evaluation")  # report.json, report.md and sheets of pictures
     count: int = 125  # prompts of each of the four kinds
     steps: int = 20
