@@ -1,15 +1,21 @@
 """The experiments of the VQGAN paper in small, on drawn shapes of 32 pixels (Esser et al. 2021, arXiv:2012.09841, sections 4.1 to 4.4).
 
-    python -m benchmarks.vqgan [--minutes 80] [--work runs/vqgan] [--out docs/vqgan]
+    python -m benchmarks.vqgan [--minutes 80] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out docs/vqgan]
 
-`--minutes` are of processor time for all trainings together: the default takes about 45 minutes on two cores. Everything trained or
-measured is kept in `--work`, so that a run that was stopped goes on; the page and its pictures are written anew each time.
+Every network is trained once for each seed, which draws its first weights and the order of its pictures; pictures, maps and the judge are
+the same for all. `--minutes` are of processor time for the trainings of all seeds together, each on one thread, so that a busy machine
+changes nothing but the wait: the default takes about 45 minutes on two cores. Everything trained or measured is kept in `--work`, so that a
+run that was stopped goes on.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +32,7 @@ from daguerre.data import Batch, ShapesMix, ShapesSource
 from daguerre.data.batches import to_array
 from daguerre.data.maps import shapes_map
 from daguerre.data.shapes import COLOURS, SHAPES
+from daguerre.errors import DaguerreError
 from daguerre.metrics import bootstrap, frechet_distance, proportion, psnr, ssim
 from daguerre.models.codes import uniforms
 from daguerre.models.latent_prior import Prior
@@ -41,15 +48,18 @@ from daguerre.training.grids import images
 from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
 from daguerre.weights.files import save_safetensors
 
-SIZE, CODES, SEED = 32, 128, 0
+SIZE, CODES, SEED = 32, 128, 0  # the seed of the pictures; those of the trainings are 0, 1, …
 MIX = ShapesMix(count=0, pair=0, background=0.5)  # one shape in each picture, so that what it should be is known
-TRAINED, TESTED, DRAWN = 4000, 500, 128  # pictures
+TRAINED, TESTED, DRAWN = 16000, 500, 128  # pictures
+REDRAWS = 300  # of a bootstrap of Fréchet distances
 CHANNELS = (16, 32, 64, 64)  # from full resolution down
+ENTERS = 150  # steps before the codebook takes part
+RATE, PRIOR_RATE = 2e-3, 4e-3
 LEVELS = 4  # of each colour channel, where pixels are told as one of 4³ colours
 TRANSFORMER = {"width": 96, "layers": 3, "heads": 4}
 SNAIL = {"width": 56, "blocks": 2, "layers": 3, "heads": 4, "key_width": 16}  # about as many parameters
 SHARES = {  # of the whole budget, before they are scaled to 1
-    "judge": 5,
+    "judge": 8,
     "vqvae f4": 10,
     "vqgan f4": 10,
     "vqvae f2": 8,
@@ -99,11 +109,11 @@ def drawn(count: int, seed: int) -> Shapes:
 class Pictures:
     """Batches of pictures that lie in memory."""
 
-    def __init__(self, x: Tensor, batch_size: int = 16):
-        self.x, self.batch_size = x, batch_size
+    def __init__(self, x: Tensor, seed: int, batch_size: int = 16):
+        self.x, self.seed, self.batch_size = x, seed, batch_size
 
     def batch(self, step: int) -> Batch:
-        rng = np.random.default_rng([SEED, step])
+        rng = np.random.default_rng([self.seed, step])
         chosen = torch.from_numpy(rng.integers(len(self.x), size=self.batch_size))
         return Batch(self.x[chosen], [""] * self.batch_size)
 
@@ -175,18 +185,20 @@ class Labelled:
 def vq_config(f: int, codes: int = CODES) -> VQModelConfig:
     channels = CHANNELS[: f.bit_length()]
     shape: dict[str, Any] = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 4}
-    return VQModelConfig(QuantizerConfig(codes, 16, "average", revive=0.1), latent_channels=channels[-1], channels=channels, **shape)
+    quantizer = QuantizerConfig(codes, 16, "average", decay=0.95, revive=0.1)
+    return VQModelConfig(quantizer, latent_channels=channels[-1], channels=channels, **shape)
 
 
 # The run ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class Run:
-    """All networks and measurements, each made once and kept in `work`."""
+    """The networks and measurements of one training seed, each made once and kept in its folder of `work`; the judge serves all seeds."""
 
-    def __init__(self, work: Path, minutes: float):
-        self.work, self.minutes = work, minutes
-        work.mkdir(parents=True, exist_ok=True)
+    def __init__(self, work: Path, minutes: float, seeds: int, seed: int):
+        self.shared, self.work, self.seed = work, work / f"seed {seed}", seed
+        self.share = 60 * minutes / (seeds * sum(SHARES.values()) - (seeds - 1) * SHARES["judge"])  # in seconds
+        self.work.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def train(self) -> Shapes:
@@ -197,11 +209,12 @@ class Run:
         return drawn(TESTED, SEED + 1)
 
     def seconds(self, name: str) -> float:
-        return 60 * self.minutes * SHARES[name] / sum(SHARES.values())
+        return self.share * SHARES[name]
 
     def trained(self, name: str, network: nn.Module, fitted: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The network with its weights from `work`, or trained now; returns seconds and steps."""
-        weights, record = self.work / f"{name}.safetensors", self.work / f"{name}.json"
+        folder = self.shared if name == "judge" else self.work
+        weights, record = folder / f"{name}.safetensors", folder / f"{name}.json"
         if record.is_file():
             network.load_state_dict(load_file(weights), strict=True)
             network.eval()
@@ -209,37 +222,38 @@ class Run:
         found = {**fitted(), "parameters": sum(p.numel() for p in network.parameters())}
         save_safetensors(weights, network.state_dict())
         record.write_text(json.dumps(found))
-        print(f"{name}: {found['steps']} steps in {found['seconds']:.0f} s, {found['parameters']} parameters", flush=True)
+        print(f"seed {self.seed}: {name}: {found['steps']} steps in {found['seconds']:.0f} s, {found['parameters']} parameters", flush=True)
         return found
 
     @cached_property
     def judge(self) -> Judge:
         torch.manual_seed(SEED)
         judge = Judge()
-        self.trained("judge", judge, lambda: fit(JudgeStage(judge), Labelled(self.train), 2e-3, seconds=self.seconds("judge")))
+        self.trained("judge", judge, lambda: fit(JudgeStage(judge), Labelled(self.train), RATE, seconds=self.seconds("judge")))
         return judge
 
     def first_stage(self, name: str) -> VQModel:
         """ "vqvae f4", "vqgan f4", "maps f4": the same network and budget; the GAN's critic enters at a third of it."""
         kind, _, f = name.partition(" f")
-        torch.manual_seed(SEED)
+        torch.manual_seed(self.seed)
         network = VQModel(vq_config(int(f), 32 if kind == "maps" else CODES))
         data = self.train.maps if kind == "maps" else self.train.x
 
         def fitted() -> dict[str, float]:
             if kind != "vqgan":
-                stage = QuantizedStage(network, AutoencoderLoss(), data[:8])
-                return fit(stage, Pictures(data), 2e-3, seconds=self.seconds(name))
+                stage = QuantizedStage(network, AutoencoderLoss(), data[:8], enters=ENTERS)
+                return fit(stage, Pictures(data, self.seed), RATE, seconds=self.seconds(name))
             # A third of the plain one's steps: with the critic a step costs about twice as much, so it then has half of the time.
-            start = self.steps("vqvae f4") // 3
+            start = max(self.steps("vqvae f4") // 3, ENTERS)
             loss = AutoencoderLoss(adversarial=0.5, adversarial_start=start, adversarial_ramp=max(start // 4, 1))
             critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=24, layers=2))
-            stage = QuantizedStage(network, loss, data[:8], discriminator=critic)
-            return fit(stage, Pictures(data), 2e-3, seconds=self.seconds(name))
+            stage = QuantizedStage(network, loss, data[:8], discriminator=critic, enters=ENTERS)
+            return fit(stage, Pictures(data, self.seed), RATE, seconds=self.seconds(name))
 
         if kind == "vqgan":
             self.first_stage("vqvae f4")
-        self.trained(name, network, fitted)
+        if self.trained(name, network, fitted)["steps"] <= ENTERS:
+            raise DaguerreError(f"The codebook of '{name}' takes part from step {ENTERS} on, which was not reached; give more --minutes.")
         return network.requires_grad_(False)
 
     def steps(self, name: str) -> int:
@@ -249,9 +263,9 @@ class Run:
         """A prior trained on codes; the first stage of a stage is only for its samples, which are not asked for here."""
         like = VQModel(replace(vq_config(2), quantizer=QuantizerConfig(network.config.codes, 4)))
         stage = PriorStage(network, like, data[:1])
-        batches = CodeBatches(data.codes, data.condition, batch_size, SEED)
+        batches = CodeBatches(data.codes, data.condition, batch_size, self.seed)
         budget: dict[str, Any] = {"seconds": self.seconds(name)} if steps is None else {"steps": steps}
-        return self.trained(name, network, lambda: fit(stage, batches, 2e-3, **budget))
+        return self.trained(name, network, lambda: fit(stage, batches, PRIOR_RATE, **budget))
 
     def kept(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A measurement from `work`, or made now."""
@@ -259,7 +273,7 @@ class Run:
         if not path.is_file():
             found = measure()
             path.write_text(json.dumps(found))
-            print(name, found, flush=True)
+            print(f"seed {self.seed}: {name}", found, flush=True)
         return json.loads(path.read_text())
 
 
@@ -282,9 +296,34 @@ def sampled(prior: Prior, grid: tuple[int, int], count: int, condition: Tensor |
     return codes, time.process_time() - begun
 
 
-def transformer(codes: int, grid: tuple[int, int], told: int = 1, condition_codes: int = 0) -> TransformerPrior:
-    torch.manual_seed(SEED)
+def transformer(run: Run, codes: int, grid: tuple[int, int], told: int = 1, condition_codes: int = 0) -> TransformerPrior:
+    torch.manual_seed(run.seed)
     return TransformerPrior(TransformerPriorConfig(codes, condition_codes, told + grid[0] * grid[1], grid, **TRANSFORMER))
+
+
+def distances(run: Run, true: Tensor, sets: Mapping[str, Tensor], *, paired: bool) -> dict[str, Any]:
+    """Fréchet distances of sets of pictures to true ones, with how far they move when the pictures are drawn again; and of each set but
+    the first, how much farther than the first it is. Every redraw takes the same rows of all sets, of the true ones too where `paired`.
+
+    A redrawn distance is biased upwards as the distance itself is, once more: so the interval is its spread, laid around the distance.
+    """
+    first, generator = next(iter(sets)), torch.Generator().manual_seed(SEED)
+    x, y = features(run, true), {name: features(run, each) for name, each in sets.items()}
+    found = {name: frechet_distance(each, x) for name, each in y.items()}
+    redrawn: dict[str, list[float]] = {name: [] for name in sets}
+    for _ in range(REDRAWS):
+        rows = torch.randint(len(y[first]), (len(y[first]),), generator=generator)
+        to = x[rows] if paired else x[torch.randint(len(x), (len(x),), generator=generator)]
+        for name, each in y.items():
+            redrawn[name].append(frechet_distance(each[rows], to))
+    spread = {name: torch.tensor(values) for name, values in redrawn.items()}
+    farther = {f"{name}, farther": around(found[name] - found[first], spread[name] - spread[first]) for name in sets if name != first}
+    return {name: around(found[name], spread[name]) for name in sets} | farther
+
+
+def around(value: float, redrawn: Tensor) -> dict[str, float]:
+    low, high = (redrawn.quantile(torch.tensor([0.025, 0.975])) - redrawn.mean()).tolist()
+    return {"value": value, "low": value + low, "high": value + high}
 
 
 def interval(values: Tensor) -> dict[str, float]:
@@ -295,36 +334,34 @@ def interval(values: Tensor) -> dict[str, float]:
 # Experiments: each returns what it measured, and writes its picture -----------------------------------------------------------------------
 
 
-def rebuilding(run: Run, out: Path) -> dict[str, Any]:
+def rebuilding(run: Run) -> dict[str, Any]:
     """VQ-VAE against VQGAN."""
-    networks = {name: run.first_stage(name) for name in ("vqvae f4", "vqgan f4")}
-    x, (true, other) = run.test.x, halves_of(run)
+    networks = {name: run.first_stage(name) for name in ("vqgan f4", "vqvae f4")}
+    x = run.test.x
     rebuilt = {name: decoded(network, encoded(network, x)) for name, network in networks.items()}
-    rows = images(x[:8]) + [picture for each in rebuilt.values() for picture in images(each[:8])]
     labels = [name for name in ("given", *rebuilt) for _ in range(8)]
-    save_grid(out / "reconstruction.png", rows, labels, 8)
-    found: dict[str, Any] = {"frechet of true pictures": frechet_distance(true, other)}
+    save_grid(run.work / "reconstruction.png", images(torch.cat([each[:8] for each in (x, *rebuilt.values())])), labels, 8)
+    found: dict[str, Any] = {"frechet": distances(run, x, rebuilt, paired=True)}
     for name, y in rebuilt.items():
         found[name] = {
             "psnr": interval(psnr(x, y)),
             "ssim": interval(ssim(x, y)),
-            "frechet": frechet_distance(features(run, y), features(run, x)),
             **run.trained(name, networks[name], dict),
         }
     found["psnr difference"] = interval(psnr(x, rebuilt["vqvae f4"]) - psnr(x, rebuilt["vqgan f4"]))
     return found
 
 
-def against_pixelsnail(run: Run, out: Path) -> dict[str, Any]:
+def against_pixelsnail(run: Run) -> dict[str, Any]:
     """Transformer against PixelSNAIL, on the VQGAN's codes."""
     first_stage = run.first_stage("vqgan f4")
     data, test = CodeBatch(encoded(first_stage, run.train.x)), CodeBatch(encoded(first_stage, run.test.x))
 
     def snail() -> PixelSNAIL:
-        torch.manual_seed(SEED)
+        torch.manual_seed(run.seed)
         return PixelSNAIL(PixelSNAILConfig(CODES, **SNAIL))
 
-    priors: dict[str, Prior] = {"transformer": transformer(CODES, (8, 8)), "pixelsnail": snail(), "pixelsnail, equal steps": snail()}
+    priors: dict[str, Prior] = {"transformer": transformer(run, CODES, (8, 8)), "pixelsnail": snail(), "pixelsnail, equal steps": snail()}
     found: dict[str, Any] = {}
     bits: dict[str, Tensor] = {}
     for name, prior in priors.items():
@@ -335,11 +372,11 @@ def against_pixelsnail(run: Run, out: Path) -> dict[str, Any]:
     for name in ("pixelsnail", "pixelsnail, equal steps"):
         found[f"{name}, difference"] = interval(bits[name] - bits["transformer"])
     x = [decoded(first_stage, sampled(priors[name], (8, 8), 8)[0]) for name in ("transformer", "pixelsnail")]
-    save_grid(out / "priors.png", images(torch.cat(x)), ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
+    save_grid(run.work / "priors.png", images(torch.cat(x)), ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
     return found
 
 
-def pixels_or_codes(run: Run, out: Path) -> dict[str, Any]:
+def pixels_or_codes(run: Run) -> dict[str, Any]:
     """The same transformer over pixels of 64 colours and over codes of f2."""
     first_stage = run.first_stage("vqvae f2")
     ways: dict[str, tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -347,78 +384,80 @@ def pixels_or_codes(run: Run, out: Path) -> dict[str, Any]:
         "pixels": (LEVELS**3, colours, painted),
     }
     found: dict[str, Any] = {}
-    shown: list[Image.Image] = []
+    x: dict[str, Tensor] = {}
     for name, (size, encode, decode) in ways.items():
         data, test = CodeBatch(encode(run.train.x)), CodeBatch(encode(run.test.x[:100]))
         grid = (data.codes.shape[1], data.codes.shape[2])
-        prior = transformer(size, grid)
+        prior = transformer(run, size, grid)
         found[name] = run.prior(name, prior, data, batch_size=8)
-        codes, seconds = sampled(prior, grid, 16)
+        codes, seconds = sampled(prior, grid, DRAWN)
+        x[name] = decode(codes)
         area = SIZE * SIZE / (grid[0] * grid[1])
         found[name] |= {
             "bits/pixel": interval(code_lengths(prior, test) / area),
-            "seconds/picture": seconds / 16,
+            "seconds/picture": seconds / DRAWN,
             "psnr": interval(psnr(run.test.x, decode(encode(run.test.x)))),
-            "frechet": frechet_distance(features(run, decode(codes)), features(run, run.test.x)),
         }
-        shown += images(decode(codes)[:8])
-    save_grid(out / "pixels.png", shown, ["codes f2"] * 8 + ["pixels"] * 8, 8)
+    found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
+    save_grid(run.work / "pixels.png", images(torch.cat([each[:8] for each in x.values()])), ["codes f2"] * 8 + ["pixels"] * 8, 8)
     return found
 
 
-def same_window(run: Run, out: Path) -> dict[str, Any]:
+def same_window(run: Run) -> dict[str, Any]:
     """The same transformer with a window of 4×4 codes, over codes of f2, f4 and f8: what it sees at once is 8, 16 or 32 pixels wide."""
     found: dict[str, Any] = {}
-    shown: list[Image.Image] = []
-    for f in (2, 4, 8):
-        first_stage = run.first_stage(f"vqvae f{f}")
+    x: dict[str, Tensor] = {}
+    rebuilt: dict[str, Tensor] = {}
+    for f in (8, 4, 2):
+        name, first_stage = f"f{f}", run.first_stage(f"vqvae f{f}")
         corners = np.random.default_rng(SEED).integers(0, SIZE // f - 3, (TRAINED, 2))
         whole = encoded(first_stage, run.train.x)
         data = CodeBatch(torch.stack([codes[i : i + 4, j : j + 4] for codes, (i, j) in zip(whole, corners, strict=True)]))
-        prior = transformer(CODES, (4, 4))
-        found[f"f{f}"] = run.prior(f"window f{f}", prior, data)
+        prior = transformer(run, CODES, (4, 4))
+        found[name] = run.prior(f"window f{f}", prior, data)
         codes, seconds = sampled(prior, (SIZE // f, SIZE // f), DRAWN)
-        x = decoded(first_stage, codes)
-        found[f"f{f}"] |= {
-            "frechet": frechet_distance(features(run, x), features(run, run.test.x)),
-            "frechet of reconstructions": frechet_distance(
-                features(run, decoded(first_stage, encoded(first_stage, run.test.x))), features(run, run.test.x)
-            ),
-            "seconds/picture": seconds / DRAWN,
-        }
-        shown += images(x[:8])
-    save_grid(out / "window.png", shown, [f"f{f}, sees {4 * f} pixels" for f in (2, 4, 8) for _ in range(8)], 8)
+        x[name], rebuilt[name] = decoded(first_stage, codes), decoded(first_stage, encoded(first_stage, run.test.x))
+        found[name]["seconds/picture"] = seconds / DRAWN
+        found[name]["to rebuilt"] = distances(run, rebuilt[name], {"samples": x[name]}, paired=False)["samples"]
+    found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
+    found["rebuilt"] = distances(run, run.test.x, rebuilt, paired=True)
+    labels = [f"{name}, sees {4 * int(name[1:])} pixels" for name in x for _ in range(8)]
+    save_grid(run.work / "window.png", images(torch.cat([each[:8] for each in x.values()])), labels, 8)
     return found
 
 
-def told(run: Run, out: Path) -> dict[str, Any]:
+def told(run: Run) -> dict[str, Any]:
     """Transformers that are told the class or the map, against the one that is told nothing; and whether samples show what was told."""
     first_stage, maps = run.first_stage("vqgan f4"), run.first_stage("maps f4")
     data, test = encoded(first_stage, run.train.x), encoded(first_stage, run.test.x)
     conditions = {
-        "class": (run.train.shape[:, None], run.test.shape[:, None], len(SHAPES)),
+        "class": (kinds(run.train), kinds(run.test), len(SHAPES) * len(COLOURS)),
         "map": (encoded(maps, run.train.maps), encoded(maps, run.test.maps), 32),
     }
-    nothing = transformer(CODES, (8, 8))
+    nothing = transformer(run, CODES, (8, 8))
     run.prior("transformer", nothing, CodeBatch(data))
     bits = {"nothing": code_lengths(nothing, CodeBatch(test))}
     found: dict[str, Any] = {"nothing": {"bits/code": interval(bits["nothing"])}}
     x: dict[str, Tensor] = {}
     for name, (trained, tested, tokens) in conditions.items():
-        prior = transformer(CODES, (8, 8), trained[0].numel(), tokens)
+        prior = transformer(run, CODES, (8, 8), trained[0].numel(), tokens)
         found[name] = run.prior(name, prior, CodeBatch(data, trained))
         bits[name] = code_lengths(prior, CodeBatch(test, tested))
         found[name] |= {"bits/code": interval(bits[name]), "saved": interval(bits["nothing"] - bits[name])}
         x[name] = decoded(first_stage, sampled(prior, (8, 8), DRAWN, tested[:DRAWN])[0])
-    rebuilt, inside, shapes = decoded(first_stage, test[:DRAWN]), run.test.inside[:DRAWN], run.test.shape[:DRAWN]
-    found["class"]["taken for it"] = share(run.judge.told(x["class"])[0].argmax(1) == shapes)
-    found["class"]["rebuilt taken for it"] = share(run.judge.told(rebuilt)[0].argmax(1) == shapes)
-    found["class"]["true taken for it"] = share(run.judge.told(run.test.x)[0].argmax(1) == run.test.shape)
-    found["map"]["agreement"] = interval(agreement(x["map"], inside))
+    rebuilt, inside = decoded(first_stage, test[:DRAWN]), run.test.inside[:DRAWN]
+    for which, y in (("drawn", x["class"]), ("rebuilt", rebuilt), ("true", run.test.x[:DRAWN])):
+        with torch.no_grad():
+            shape, colour = (logits.argmax(1) for logits in run.judge.told(y))
+        found["class"][f"{which}, shape"] = share(shape == run.test.shape[:DRAWN])
+        found["class"][f"{which}, colour"] = share(colour == run.test.colour[:DRAWN])
+    own, other = agreement(x["map"], inside), agreement(x["map"], inside.roll(1, 0))
+    found["map"]["agreement"], found["map"]["agreement with another map"] = interval(own), interval(other)
+    found["map"]["agreement above another's"] = interval(own - other)
     found["map"]["agreement of rebuilt"] = interval(agreement(rebuilt, inside))
-    found["map"]["agreement with another map"] = interval(agreement(x["map"], inside.roll(1, 0)))
-    save_grid(out / "classes.png", images(x["class"][:8]), [SHAPES[n] for n in shapes[:8].tolist()], 8)
-    save_grid(out / "maps.png", images(run.test.maps[:8]) + images(x["map"][:8]), ["map"] * 8 + ["drawn by it"] * 8, 8)
+    names = [f"{COLOURS[c]} {SHAPES[s]}" for c, s in zip(run.test.colour[:8].tolist(), run.test.shape[:8].tolist(), strict=True)]
+    save_grid(run.work / "classes.png", images(x["class"][:8]), names, 8)
+    save_grid(run.work / "maps.png", images(run.test.maps[:8]) + images(x["map"][:8]), ["map"] * 8 + ["drawn by it"] * 8, 8)
     return found
 
 
@@ -450,9 +489,14 @@ def features(run: Run, x: Tensor) -> Tensor:
         return judge.features(x)
 
 
-def halves_of(run: Run) -> tuple[Tensor, Tensor]:
-    """Features of the test pictures, and of as many others: what a distance of zero looks like."""
-    return features(run, run.test.x), features(run, drawn(TESTED, SEED + 2).x)
+def others() -> Tensor:
+    """As many other true pictures as are sampled: how far true pictures are from true ones."""
+    return drawn(DRAWN, SEED + 2).x
+
+
+def kinds(data: Shapes) -> Tensor:
+    """Colour and shape as one class each: (N, 1)."""
+    return (data.shape * len(COLOURS) + data.colour)[:, None]
 
 
 def share(hits: Tensor) -> dict[str, float]:
@@ -465,7 +509,7 @@ def save_grid(path: Path, pictures: Sequence[Image.Image], labels: Sequence[str]
     labelled_grid(pictures, labels, columns).save(path, optimize=True)
 
 
-EXPERIMENTS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
+EXPERIMENTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "reconstruction": rebuilding,
     "priors": against_pixelsnail,
     "pixels": pixels_or_codes,
@@ -474,19 +518,37 @@ EXPERIMENTS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
 }
 
 
+def measured(work: Path, minutes: float, seeds: int, seed: int) -> dict[str, Any]:
+    """All experiments with one training seed, on one thread."""
+    torch.set_num_threads(1)
+    run = Run(work, minutes, seeds, seed)
+    return {name: run.kept(name, lambda measure=measure: measure(run)) for name, measure in EXPERIMENTS.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=80.0, help="of processor time for all trainings together")
+    parser.add_argument("--seeds", type=int, default=2, help="how often everything is trained")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="how many seeds are trained at once")
     parser.add_argument("--work", type=Path, default=Path("runs/vqgan"), help="where networks and measurements are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "vqgan")
     given = parser.parse_args(arguments)
-    run = Run(given.work, given.minutes)
-    begun = time.monotonic()
-    found = {name: run.kept(name, lambda measure=measure: measure(run, given.out)) for name, measure in EXPERIMENTS.items()}
+    plan, path = {"minutes": given.minutes, "seeds": given.seeds}, given.work / "plan.json"
+    if path.is_file() and json.loads(path.read_text()) != plan:
+        parser.error(f"{given.work} holds a run of {json.loads(path.read_text())}; go on with that, or give another --work.")
+    torch.set_num_threads(1)
+    begun, run = time.monotonic(), Run(given.work, given.minutes, given.seeds, 0)
+    path.write_text(json.dumps(plan))
+    _ = run.judge  # before the seeds that share it
+    with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(measured, given.work, given.minutes, given.seeds, seed) for seed in range(given.seeds)]
+        found = [job.result() for job in jobs]
     from benchmarks.vqgan_page import page
 
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "README.md").write_text(page(found, run.minutes, torch.get_num_threads()))
+    for picture in run.work.glob("*.png"):
+        shutil.copy(picture, given.out)
+    (given.out / "README.md").write_text(page(found, given.minutes))
     print(f"{given.out / 'README.md'} after {(time.monotonic() - begun) / 60:.0f} minutes")
 
 
