@@ -1,7 +1,7 @@
 """What all commands that make pictures share: their options, and the way from a request to files."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Literal
@@ -20,24 +20,15 @@ from daguerre.progress import busy, stepped
 if TYPE_CHECKING:
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
+    from daguerre.pipelines import Pictures, Step
+    from daguerre.pipelines.codes import CodeStep
 
 RANDOM = -1
-SAME = (
-    "negative",
-    "steps",
-    "sampler",
-    "spacing",
-    "guidance",
-    "count",
-    "seamless",
-    "refine_at",
-    "low_memory",
-)  # options that are fields of a request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """Options of every command that makes pictures."""
+class Drawing:
+    """Options of every command by which a diffusion model draws: what is asked for, of which model, and where it goes."""
 
     negative: str = Request.negative
     """What to stay away from."""
@@ -45,26 +36,50 @@ class Making:
     """How many noise levels the sampler visits; more is slower and finer."""
     sampler: str = Request.sampler
     """How to go from one noise level to the next; `daguerre models --samplers` lists them. "DPM++ 2M Karras" is understood, too."""
-    spacing: OptionalText = Request.spacing
-    """Which noise levels to visit; `daguerre models --samplers` lists them. Trailing if neither this nor the sampler says."""
     guidance: float = Request.guidance
     """How much the prompt weighs; 1 is not at all more than the model learned."""
     seed: int = Request.seed
     """Of the first picture's noise; the next ones count on from it. -1 draws one."""
     count: int = Request.count
     """How many pictures of each prompt."""
+    size: OptionalText = None
+    """In pixels, one side (64) or WIDTHxHEIGHT (96x64); if not given the model's own, or one that suits the picture it is given."""
+    out: OptionalPath = None
+    """Where to write: .png, .webp or .jpg. Several pictures get -1, -2, … after the name."""
+    model: OptionalText = None
+    """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
+    device: OptionalText = None
+    """cpu or cuda; cuda where there is one if not given."""
+    dtype: Dtype = "auto"
+    """What the networks compute in; auto is what is fastest here."""
+    offline: bool = False
+    """Of the hub, look only at what was fetched before."""
+
+    def request_for(self, prompts: Sequence[str], task: Task | None = None) -> Request:
+        """The request that these options are, for prompts and a task."""
+        width, height = parse_size(self.size)
+        return Request(
+            prompt=prompts[0] if len(prompts) == 1 else tuple(prompts),
+            seed=randbelow(2**32) if self.seed == RANDOM else self.seed,
+            width=width,
+            height=height,
+            task=task or TextToImage(),
+            **{name: getattr(self, name) for name in ("negative", "steps", "sampler", "guidance", "count")},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making(Drawing):
+    """Options of every command that makes pictures alone."""
+
+    spacing: OptionalText = Request.spacing
+    """Which noise levels to visit; `daguerre models --samplers` lists them. Trailing if neither this nor the sampler says."""
     variation: OptionalText = None
     """SEED:WEIGHT, such as 8:0.3: how far the noise is moved towards that of another seed; of several pictures that seed counts on."""
     seamless: Literal["no", "both", "horizontal", "vertical"] = Request.seamless
     """Pictures that continue over their edges, as tiles do."""
-    size: OptionalText = None
-    """In pixels, one side (64) or WIDTHxHEIGHT (96x64); if not given the model's own, or one that suits the picture it is given."""
-    out: OptionalPath = None
-    """Where to write: .png, .webp or .jpg. Several pictures get -1, -2, … after the name, the grid the name itself."""
     grid: bool = False
-    """Make a labelled grid of one prompt's pictures, too."""
-    model: OptionalText = None
-    """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
+    """Make a labelled grid of one prompt's pictures, too, as is made of several prompts'; it has the name without numbers."""
     vae: OptionalText = None
     """An autoencoder's folder or file, in place of the model's own."""
     refiner: OptionalText = None
@@ -77,27 +92,12 @@ class Making:
     """Also write an animation of the picture predicted at every step: .webp or .png."""
     preview: OptionalPath = None
     """Write a small picture of every step's prediction to this file while it runs."""
-    device: OptionalText = None
-    """cpu or cuda; cuda where there is one if not given."""
-    dtype: Dtype = "auto"
-    """What the networks compute in; auto is what is fastest here."""
     low_memory: bool = Request.low_memory
     """Take less memory and more time: one condition at a time, decoding in tiles. Done unasked where a run would not fit."""
-    offline: bool = False
-    """Of the hub, look only at what was fetched before."""
 
     def request_for(self, prompts: Sequence[str], task: Task | None = None) -> Request:
-        """The request that these options are, for prompts and a task."""
-        width, height = parse_size(self.size)
-        return Request(
-            prompt=prompts[0] if len(prompts) == 1 else tuple(prompts),
-            seed=randbelow(2**32) if self.seed == RANDOM else self.seed,
-            variation=parse_variation(self.variation),
-            width=width,
-            height=height,
-            task=task or TextToImage(),
-            **{name: getattr(self, name) for name in SAME},
-        )
+        more = {name: getattr(self, name) for name in ("spacing", "seamless", "refine_at", "low_memory")}
+        return replace(super().request_for(prompts, task), variation=parse_variation(self.variation), **more)
 
 
 def make(options: Making, request: Request) -> None:
@@ -134,17 +134,29 @@ def open_for(options: Making) -> "LatentDiffusion | LatentPrior":
         )
 
 
-def made(model: "LatentDiffusion | LatentPrior", options: Making, request: Request, out: Path) -> list[Path]:
-    """Make a request's pictures and write them, with film and preview where they are asked for; returns what was written."""
+def walked(model: "LatentDiffusion | LatentPrior", request: Request, look: "Callable[[Step | CodeStep], None] | None" = None) -> "Pictures":
+    """The pictures of a request, while it is shown how far they are; `look` sees every step."""
     from daguerre.pipelines import Pictures, steps
 
-    frames, pictures, labels = [], Pictures(), [prompt for prompt, _ in request.each]
+    pictures = Pictures()
     for step in stepped(steps(model, request), "making"):
+        if look is not None:
+            look(step)
         pictures = step.pictures or pictures
+    return pictures
+
+
+def made(model: "LatentDiffusion | LatentPrior", options: Making, request: Request, out: Path) -> list[Path]:
+    """Make a request's pictures and write them, with film and preview where they are asked for; returns what was written."""
+    frames, labels = [], [prompt for prompt, _ in request.each]
+
+    def look(step: "Step | CodeStep") -> None:
         if options.film:
             frames.append(labelled_grid([step.decode(i) for i in range(len(labels))], labels) if len(labels) > 1 else step.decode())
         if options.preview:
             write_image(options.preview, step.preview())
+
+    pictures = walked(model, request, look)
     written = pictures.save(out)
     if len(request.prompts) > 1 or options.grid:
         written.append(pictures.grid().save(out))

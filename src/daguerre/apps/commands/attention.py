@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.apps.inputs import read_given
+from daguerre.apps.making import Drawing, walked
 from daguerre.apps.opening import open_model
-from daguerre.apps.options import Dtype, OptionalPath, OptionalText, parse_size, slug
+from daguerre.apps.options import OptionalPath, slug
 from daguerre.errors import DaguerreError, nearest
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS
 from daguerre.pipelines.picture import check_suffix, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import ImageToImage, Inpaint, Task, TextToImage
-from daguerre.progress import busy, stepped
+from daguerre.progress import busy
 
 if TYPE_CHECKING:
     from daguerre.pipelines.attention import WordMap
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Drawing):
     """Make pictures, and show for each word of the prompt where the model looked for it.
 
     Each picture's sheet has the picture and an overlay for every word: cross-attention, averaged over heads, layers and steps.
@@ -33,22 +34,6 @@ class Attention:
     """What to draw; quote each prompt."""
     words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD [WORD ...]", help_behavior_hint="")] = ()
     """Only these words; all if not given."""
-    negative: str = Request.negative
-    """What to stay away from."""
-    steps: int = Request.steps
-    """How many noise levels the sampler visits."""
-    sampler: str = Request.sampler
-    """How to go from one noise level to the next; `daguerre models --samplers` lists them."""
-    guidance: float = Request.guidance
-    """How much the prompt weighs."""
-    seed: int = Request.seed
-    """Of the first picture's noise; the next ones count on from it."""
-    count: int = Request.count
-    """How many pictures of each prompt."""
-    size: OptionalText = None
-    """In pixels, one side (64) or WIDTHxHEIGHT (96x64); the model's own if not given."""
-    out: OptionalPath = None
-    """Where to write the sheet: .png, .webp or .jpg. Several pictures get -1, -2, … after the name."""
     picture: OptionalPath = None
     """Draw over this picture, as `daguerre img2img` does."""
     mask: OptionalPath = None
@@ -57,14 +42,6 @@ class Attention:
     """How much of the picture is drawn anew, 0 to 1; what those commands take if not given."""
     apart: bool = False
     """Also write every overlay alone, in the picture's size: the sheet's name with -WORD after it."""
-    model: OptionalText = None
-    """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
-    device: OptionalText = None
-    """cpu or cuda; cuda where there is one if not given."""
-    dtype: Dtype = "auto"
-    """What the networks compute in."""
-    offline: bool = False
-    """Of the hub, look only at what was fetched before."""
 
     def task(self) -> Task:
         """What is drawn of what. Raises DaguerreError for a mask or a strength without a picture."""
@@ -78,10 +55,7 @@ class Attention:
 
     def request(self) -> Request:
         """The request that these options are."""
-        width, height = parse_size(self.size)
-        prompt = self.prompt[0] if len(self.prompt) == 1 else self.prompt
-        fields = {name: getattr(self, name) for name in ("negative", "steps", "sampler", "guidance", "seed", "count")}
-        return Request(prompt=prompt, width=width, height=height, task=self.task(), **fields)
+        return self.request_for(self.prompt, self.task())
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -101,13 +75,11 @@ def run(options: Attention) -> None:
     with busy("opening the model"):
         model = open_model(options.model, None, options.device, options.dtype, offline=options.offline)
 
-    from daguerre.pipelines import Pictures, steps
     from daguerre.pipelines.attention import overlay, recorded, sheet
 
-    pictures, count = Pictures(), len(request.each)
+    count = len(request.each)
     with recorded(model, count) as record:
-        for step in stepped(steps(model, request), "making"):
-            pictures = step.pictures or pictures
+        pictures = walked(model, request)
     for i, picture in enumerate(pictures):
         words = _chosen(record.words(i), options.words)
         place = out if count == 1 else out.with_stem(f"{out.stem}-{i + 1}")
