@@ -28,8 +28,7 @@ def packed(network: M) -> M:
     second = twin(network, _forward)
     for block in second.modules():
         for attention in crossing(block) if isinstance(block, TransformerBlock) else ():
-            layers: tuple[nn.Module, ...] = (attention.to_k, attention.to_v)
-            for layer in layers:
+            for layer in (attention.get_submodule("to_k"), attention.get_submodule("to_v")):
                 layer.forward = remembering(layer.forward)
     return second
 

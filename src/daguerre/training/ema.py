@@ -17,22 +17,24 @@ class EMA:
     def __init__(self, networks: Mapping[str, nn.Module], decay: float):
         self.decay = decay
         self.updates = 0
-        self._networks = dict(networks)
-        self.averaged = {name: value.float().clone() for name, value in self._live().items()}
+        # The parameters and buffers themselves, which stay the same objects when their values change or move to other memory.
+        parts = {f"{n}.{k}": value for n, network in networks.items() for k, value in network.state_dict(keep_vars=True).items()}
+        self._live = {name: value for name, value in parts.items() if value.is_floating_point()}
+        self.averaged = {name: value.detach().float().clone() for name, value in self._live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages one step towards the live weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for name, value in self._live().items():
-            self.averaged[name].lerp_(value.float(), 1 - decay)
+        live = [value.float() for value in self._live.values()]
+        torch._foreach_lerp_(list(self.averaged.values()), live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """Inside the block the networks carry the averaged weights; afterwards their own again, bit for bit."""
-        kept = {name: value.clone() for name, value in self._live().items()}
+        kept = {name: value.clone() for name, value in self._live.items()}
         self._assign(self.averaged)
         try:
             yield
@@ -52,11 +54,7 @@ class EMA:
         """Put the averages into the networks for good."""
         self._assign(self.averaged)
 
-    def _live(self) -> dict[str, Tensor]:
-        # Asked anew each time: wrapping a network for several processes may move its weights to other memory.
-        return {f"{n}.{k}": v for n, m in self._networks.items() for k, v in m.state_dict().items() if v.is_floating_point()}
-
     @torch.no_grad()
     def _assign(self, values: Mapping[str, Tensor]) -> None:
-        for name, live in self._live().items():
+        for name, live in self._live.items():
             live.copy_(values[name])
