@@ -7,31 +7,19 @@ weights in bfloat16 at 32×32 latents, for which about 3 GB of memory are needed
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
 import daguerre
+from benchmarks.road import timed
 from daguerre.diffusion import Conditioning, Denoiser, Schedule, ScheduleConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import SD1, UNet
 from daguerre.nn.watching import watched
 from daguerre.pipelines import generate
 from daguerre.pipelines.attention import recorded
-
-
-def timed(tasks: list[Callable[[], object]], runs: int) -> list[float]:
-    """The median seconds of the processor of each task after one run to warm up; they take turns."""
-    seconds: list[list[float]] = [[] for _ in tasks]
-    for run in range(runs + 1):
-        for task, times in zip(tasks, seconds, strict=True):
-            start = time.process_time()
-            task()
-            if run:
-                times.append(time.process_time() - start)
-    return [statistics.median(times) for times in seconds]
 
 
 def embedded() -> list[Callable[[], object]]:
@@ -79,7 +67,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--large", action="store_true")
     options = parser.parse_args()
-    plain, seen = timed(large() if options.large else embedded(), options.runs)
+    plain, seen = timed(*(large() if options.large else embedded()), runs=options.runs, clock=time.process_time)
     print(f"{plain:.3f} s plain, {seen:.3f} s recorded: {seen / plain - 1:+.1%}")
 
 
