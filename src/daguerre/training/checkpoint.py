@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, state: Checkpointed) -> Path:
     with atomic_path(target) as beside:
         beside.mkdir()
         for name, tensors in files.items():
-            put_safetensors(beside / name, {k: v.clone() for k, v in tensors.items()})
+            put_safetensors(beside / name, tensors)
         record = {
             "step": step,
             "identity": plain(state.identity),
