@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.priors import Row, priors
 from daguerre.data import Batch, Batches, ShapesSource
 from daguerre.models.autoencoder_kl import AutoencoderKL
-from daguerre.models.patch_discriminator import PatchDiscriminator
+from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.training.first_stages import bits_per_number
-from daguerre.training.loop import train
-from daguerre.training.recipes.first_stage import (
+from daguerre.training.lineage_options import (
     ADVERSARIAL,
     LOOP,
     FirstStageRecipe,
@@ -35,10 +34,12 @@ from daguerre.training.recipes.first_stage import (
     VQGANRecipe,
     VQVAERecipe,
 )
+from daguerre.training.loop import train
+from daguerre.training.recipes.first_stage import network_of, stage_of
 
 SIZE, STEPS = 32, 8
 AT_ONCE = replace(ADVERSARIAL, adversarial_start=0, adversarial_ramp=0)  # so that the critic is measured, too
-CRITIC = KLRecipe("shapes").critic
+CRITIC = PatchDiscriminatorConfig(**asdict(KLRecipe("shapes").critic))
 FIRST_STAGES: dict[str, FirstStageRecipe] = {
     "autoencoder": PlainRecipe("shapes", size=SIZE),
     "vae": VariationalRecipe("shapes", size=SIZE),
@@ -84,7 +85,7 @@ class InMemory:
 def ours(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
     """Pictures a second of `train`."""
     torch.manual_seed(0)
-    stage, batches = recipe.stage(recipe.network(), drawn[0].x[:8], None), InMemory(drawn)
+    stage, batches = stage_of(recipe, network_of(recipe), drawn[0].x[:8], None), InMemory(drawn)
     with tempfile.TemporaryDirectory() as out:
         train(stage, batches, replace(LOOP, steps=STEPS, sample_every=0), Path(out))
     return batches.speed()
@@ -93,7 +94,7 @@ def ours(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
 def plain(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
     """Pictures a second of the loop that one writes by hand."""
     torch.manual_seed(0)
-    network = recipe.network().train()
+    network = network_of(recipe).train()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(LOOP.ema))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas)
     adversarial = recipe.loss.adversarial if isinstance(recipe, KLRecipe | VQGANRecipe) else 0.0

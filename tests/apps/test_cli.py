@@ -17,6 +17,7 @@ import daguerre
 from daguerre import files as disk
 from daguerre.apps.cli import main
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.recipes import RECIPES
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -24,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 def test_help_is_quick_and_imports_no_torch():
     probe = "import sys; from daguerre.apps.cli import main; code = main({}); sys.exit(code or 'torch' in sys.modules)"
     helped = ["txt2img", "inspect", "evaluate", "train"]
-    lines = [[command, "--help"] for command in helped] + [["train", recipe, "--help"] for recipe in ("emoji", "text-to-image", "judge")]
+    lines = [[command, "--help"] for command in helped] + [["train", recipe, "--help"] for recipe in RECIPES]
     for arguments in (["--help"], ["--version"], ["models"], *lines):
         done = subprocess.run([sys.executable, "-c", probe.format(arguments)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)

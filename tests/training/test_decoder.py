@@ -11,9 +11,10 @@ import daguerre
 from daguerre.data import Batches, ShapesSource
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.lineage_options import DecoderRecipe, VQVAERecipe
 from daguerre.training.loop import LoopConfig
-from daguerre.training.recipes.decoder import DecoderRecipe, run
-from daguerre.training.recipes.first_stage import VQVAERecipe
+from daguerre.training.recipes.decoder import run
+from daguerre.training.recipes.first_stage import network_of
 from daguerre.weights import load_first_stage, save, save_first_stage
 from daguerre.weights.files import read_safetensors
 
@@ -46,7 +47,7 @@ def test_a_models_latents_and_all_its_other_bytes_stay(model: Path, tmp_path: Pa
 
 def test_a_codebook_model_keeps_its_codes(tmp_path: Path):
     torch.manual_seed(0)
-    network = VQVAERecipe("shapes", size=16, f=2, width=8, codes=16, code_width=4).network().eval()
+    network = network_of(VQVAERecipe("shapes", size=16, f=2, width=8, codes=16, code_width=4)).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result = run(DecoderRecipe("shapes", str(save_first_stage(network, tmp_path / "vq", 16)), tmp_path / "out", size=16, loop=LOOP))
     after = load_first_stage(result).state_dict()

@@ -9,24 +9,23 @@ from PIL import Image
 
 from daguerre.data import Batches, ShapesSource
 from daguerre.errors import DaguerreError
-from daguerre.models.patch_discriminator import PatchDiscriminatorConfig
-from daguerre.training.autoencoder import AutoencoderLoss
-from daguerre.training.loop import LoopConfig
-from daguerre.training.recipes.first_stage import (
+from daguerre.training.lineage_options import (
+    AutoencoderLoss,
+    Critic,
     FirstStageRecipe,
     KLRecipe,
     PlainRecipe,
     VariationalRecipe,
     VQGANRecipe,
     VQVAERecipe,
-    picture_source,
-    run,
 )
+from daguerre.training.loop import LoopConfig
+from daguerre.training.recipes.first_stage import picture_source, run
 from daguerre.weights import load_first_stage
 
 LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, decay=0.0, log_every=2, sample_every=4, checkpoint_every=2)
 ADVERSARIAL = AutoencoderLoss(adversarial=0.5, adversarial_start=2, adversarial_ramp=1)
-CRITIC = PatchDiscriminatorConfig(channels=8, layers=1)
+CRITIC = Critic(channels=8, layers=1)
 TINY = {"data": "shapes", "size": 16, "f": 2, "width": 8, "loop": LOOP}
 RECIPES: dict[str, FirstStageRecipe] = {
     "autoencoder": PlainRecipe(**TINY),

@@ -16,10 +16,11 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import FromMap
+from daguerre.training.lineage_options import PriorRecipe
 from daguerre.training.loop import LoopConfig
 from daguerre.training.prior import CodeBatch, code_lengths, undecayed
 from daguerre.training.recipes import prior as recipe
-from daguerre.training.recipes.prior import PriorRecipe, run
+from daguerre.training.recipes.prior import run
 from daguerre.weights import save_first_stage
 
 SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}

@@ -8,7 +8,8 @@ import torch
 
 from daguerre.apps.cli import main
 from daguerre.errors import DaguerreError
-from daguerre.training.recipes.first_stage import KLRecipe, VQVAERecipe
+from daguerre.training.lineage_options import KLRecipe, VQVAERecipe
+from daguerre.training.recipes.first_stage import network_of
 from daguerre.training.reconstruct import ReconstructConfig, in_bytes, run
 from daguerre.weights import save_first_stage
 
@@ -18,7 +19,7 @@ TINY = {"data": "shapes", "size": 32, "f": 4, "width": 8}
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = VQVAERecipe(**TINY, codes=16, code_width=4).network()
+    network = network_of(VQVAERecipe(**TINY, codes=16, code_width=4))
     torch.nn.init.normal_(network.quantize.get_parameter("embedding.weight"), std=0.3)
     return save_first_stage(network, tmp_path_factory.mktemp("first stages") / "codes", 32)
 
@@ -26,7 +27,7 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return save_first_stage(KLRecipe(**TINY, latent_channels=3).network(), tmp_path_factory.mktemp("first stages") / "latents", 32)
+    return save_first_stage(network_of(KLRecipe(**TINY, latent_channels=3)), tmp_path_factory.mktemp("first stages") / "latents", 32)
 
 
 def test_codes_take_their_logarithm_and_every_way_no_more(codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

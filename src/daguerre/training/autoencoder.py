@@ -10,7 +10,6 @@ diffusion learns faster (Kouzelis et al. 2025, arXiv:2502.09509).
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +22,7 @@ from daguerre.metrics import psnr
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.training.grids import paired_grid
-
-
-@dataclass(frozen=True)
-class AutoencoderLoss:
-    """Weights of the terms. Discriminator settings matter only where a discriminator is given."""
-
-    l1: float = 1.0
-    l2: float = 1.0
-    gradient: float = 1.0  # L1 between finite differences: keeps outlines where there is no perceptual network
-    perceptual: float = 0.0  # on LPIPS or a given encoder's features
-    kl: float = 1e-4
-    equivariance: float = 0.0  # share of batches whose latent is scaled or turned
-    adversarial: float = 0.0  # weight of the generator's term, after the adaptive λ
-    adversarial_start: int = 10_000  # steps; then the term rises linearly over as many as `adversarial_ramp`
-    adversarial_ramp: int = 1_000
-    largest_lambda: float = 1e4
+from daguerre.training.lineage_options import AutoencoderLoss
 
 
 class AutoencoderStage:

@@ -36,13 +36,11 @@ RECIPES: Mapping[str, Recipe] = {
     "shapes": Recipe("a small model of drawn shapes, every stage, on two cores", "options:ShapesRecipe", "recipes.shapes:run"),
     "text-to-image": Recipe("a model of your own pictures and captions", "options:TextToImageRecipe", "recipes.text_to_image:run"),
     "judge": Recipe("the CLIP that `daguerre evaluate` measures with", "options:JudgeRecipe", "recipes.judge:run"),
-    "autoencoder": Recipe("a plain autoencoder", "recipes.first_stage:PlainRecipe", "recipes.first_stage:run"),
-    "vae": Recipe(
-        "a variational autoencoder, on the evidence lower bound", "recipes.first_stage:VariationalRecipe", "recipes.first_stage:run"
-    ),
-    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "recipes.first_stage:VQVAERecipe", "recipes.first_stage:run"),
-    "vqgan": Recipe("a VQGAN: a VQ-VAE that has to convince a critic", "recipes.first_stage:VQGANRecipe", "recipes.first_stage:run"),
-    "kl": Recipe("the autoencoder of latent diffusion", "recipes.first_stage:KLRecipe", "recipes.first_stage:run"),
-    "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "recipes.prior:PriorRecipe", "recipes.prior:run"),
-    "decoder": Recipe("the decoder alone of a model's autoencoder", "recipes.decoder:DecoderRecipe", "recipes.decoder:run"),
+    "autoencoder": Recipe("a plain autoencoder", "lineage_options:PlainRecipe", "recipes.first_stage:run"),
+    "vae": Recipe("a variational autoencoder, on the evidence lower bound", "lineage_options:VariationalRecipe", "recipes.first_stage:run"),
+    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "lineage_options:VQVAERecipe", "recipes.first_stage:run"),
+    "vqgan": Recipe("a VQGAN: a VQ-VAE that has to convince a critic", "lineage_options:VQGANRecipe", "recipes.first_stage:run"),
+    "kl": Recipe("the autoencoder of latent diffusion", "lineage_options:KLRecipe", "recipes.first_stage:run"),
+    "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "lineage_options:PriorRecipe", "recipes.prior:run"),
+    "decoder": Recipe("the decoder alone of a model's autoencoder", "lineage_options:DecoderRecipe", "recipes.decoder:run"),
 }

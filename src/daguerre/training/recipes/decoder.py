@@ -1,12 +1,9 @@
 """A model's decoder tuned on someone's pictures: the result is the same model, byte for byte, but for the decoder's tensors."""
 
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor
 
 from daguerre.data import Batches, FolderSource, Source
@@ -15,7 +12,8 @@ from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
 from daguerre.metrics import psnr
 from daguerre.training.decoder import DecoderStage
-from daguerre.training.loop import LoopConfig, train
+from daguerre.training.lineage_options import DecoderRecipe
+from daguerre.training.loop import train
 from daguerre.training.perceptual import load_perceptual
 from daguerre.training.processes import rank
 from daguerre.training.recipes.first_stage import picture_source
@@ -30,22 +28,6 @@ from daguerre.weights.hashes import network_hash
 DECODER = "decoder."
 MEASURED = 64  # pictures at most, kept from training where they are one in ten of a folder's
 KEPT = 10
-
-
-@dataclass(frozen=True)
-class DecoderRecipe:
-    """Train on the decoder alone of a model's autoencoder; what it encodes stays as it is."""
-
-    data: str  # a folder of pictures, or what the program draws: shapes, emoji
-    model: str | None = None  # the folder of a model or of a first stage, or a file that holds one; none: the embedded model
-    out: Path = Path("runs/decoder")
-    size: int = 64  # pixels a side
-    perceptual: tuple[Path, ...] = ()  # one or two files with LPIPS's weights, or the folder of a CLIP or an autoencoder
-    weight: float = 0.1  # of the perceptual distance, beside the squared error
-    skip_bad: bool = False  # skip and count unreadable pictures instead of stopping
-    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: LoopConfig(steps=1000, batch_size=8, learning_rate=1e-4, ema=0.99, sample_every=250)
-    )
 
 
 def run(recipe: DecoderRecipe) -> Path:

@@ -7,15 +7,13 @@ van den Oord et al. 2017, arXiv:1711.00937, section 4; Esser et al. 2021, arXiv:
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
 
 from daguerre.data import Batches, FolderSource
-from daguerre.data.maps import MapKind, Maps, maps_of
+from daguerre.data.maps import Maps, maps_of
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_write
 from daguerre.metrics import Interval, bootstrap
@@ -25,9 +23,9 @@ from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
 from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
-from daguerre.training.autoencoder import AutoencoderLoss
 from daguerre.training.first_stages import QuantizedStage
-from daguerre.training.loop import LoopConfig, train, weights_key
+from daguerre.training.lineage_options import PRIOR_LOOP, AutoencoderLoss, PriorRecipe
+from daguerre.training.loop import train, weights_key
 from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
 from daguerre.training.prior_data import Encoder, Material, classed, classes, parted
 from daguerre.training.processes import rank
@@ -37,58 +35,9 @@ from daguerre.training.recipes.stages import learned_tokenizer
 from daguerre.weights import load_first_stage, save
 from daguerre.weights.latent_priors import codebook
 
-LOOP = LoopConfig(
-    steps=3000, batch_size=32, learning_rate=1e-3, betas=(0.9, 0.95), ema=0.998, precision="bf16", sample_every=1000, checkpoint_every=500
-)
 MAP_CODES, MAP_STEPS = 64, 600
 PLACES = 1024  # numbers that coordinates are told by
 SHOWN = 16  # pictures of the sample grid
-
-
-@dataclass(frozen=True)
-class PriorRecipe:
-    """Train a prior over the codes of a VQ-VAE or a VQGAN. Run again with the same values, it goes on where it was stopped."""
-
-    first_stage: Path  # its folder, or a published file
-    data: str  # a folder of pictures, or what the program draws: shapes, emoji
-    out: Path = Path("runs/prior")
-    kind: Literal["transformer", "pixelcnn", "pixelsnail"] = "transformer"
-    condition: Literal["none", "class", "text", "map", "coordinates"] = "none"  # "class": folders' names, or captions; of shapes, the shape
-    map: MapKind = "semantic"  # with condition "map"
-    maps: Path | None = None  # with a folder's semantic maps: where they lie, as PNGs under the pictures' names
-    map_stage: Path | None = None  # first stage of the maps; none: a small one is trained before
-    size: int = 64  # pixels a side
-    pictures: int = 20_000  # that are encoded once, and shown again every epoch
-    measured: int = 1000  # pictures that the code length is measured on, at the end
-    width: int = 192  # channels
-    layers: int = 6
-    heads: int = 6
-    dropout: float = 0.0
-    vocabulary: int = 640  # the most tokens that texts are made of
-    words: int = 24  # tokens of one text, begin and end included
-    keep: float = 1.0  # share of the codes that are read as they are; the others are replaced by random ones
-    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: LOOP)
-
-    def __post_init__(self) -> None:
-        if self.kind != "transformer" and self.condition not in ("none", "class"):
-            raise DaguerreError(f"A {self.kind} is told nothing or a class, not {self.condition}; take --kind transformer.")
-        if self.heads < 1 or self.layers < 1 or self.width % self.heads:
-            raise DaguerreError(
-                f"{self.layers} layers of width {self.width} with {self.heads} heads cannot be: the heads must divide the width."
-            )
-        if self.pictures < self.loop.batch_size or self.measured < 1:
-            raise DaguerreError(
-                f"{self.pictures} pictures, with {self.measured} to measure, are too few; train on {self.loop.batch_size} or more, "
-                "and measure on one or more."
-            )
-        if self.condition != "map" and (self.maps or self.map_stage):
-            raise DaguerreError("--maps and --map-stage say something with --condition map alone; leave them out, or ask for that.")
-
-    @property
-    def network(self) -> dict[str, object]:
-        """What decides the trained weights, beside data, first stage and loop."""
-        names = ("kind", "condition", "map", "size", "pictures", "width", "layers", "heads", "dropout", "vocabulary", "words", "keep")
-        return {name: getattr(self, name) for name in names}
 
 
 def run(recipe: PriorRecipe) -> Path:
@@ -155,7 +104,7 @@ def map_stage(recipe: PriorRecipe, maps: Maps, like: VQModel) -> VQModel:
     source, seed = maps.source, recipe.loop.seed
     torch.manual_seed(seed)
     network = VQModel(replace(like.config, quantizer=replace(like.config.quantizer, codes=MAP_CODES, kind="average", revive=0.1)))
-    loop = replace(LOOP, steps=MAP_STEPS, batch_size=16, betas=(0.9, 0.99), sample_every=MAP_STEPS, seed=seed)
+    loop = replace(PRIOR_LOOP, steps=MAP_STEPS, batch_size=16, betas=(0.9, 0.99), sample_every=MAP_STEPS, seed=seed)
     stage = QuantizedStage(network, AutoencoderLoss(), Batches(source, 8, seed + 1).batch(0).x)
     identity = {"model": asdict(network.config), "maps": source.key}
     train(stage, Batches(source, loop.batch_size, seed), loop, recipe.out / "map-stage", recipe=identity)
