@@ -49,7 +49,7 @@ def img2img(model: LatentDiffusion) -> Image.Image:
 
 def inpaint(model: LatentDiffusion) -> Image.Image:
     heart, mask = emoji("red heart"), Image.new("L", (64, 64), 0)
-    mask.paste(255, (32, 0, 64, 64))
+    mask.paste(255, (0, 20, 64, 44))
     prompts = "a blue heart", "a green heart", "a purple heart"
     new = [draw(model, prompt=prompt, seed=1, task=Inpaint(heart, mask)) for prompt in prompts]
     return labelled_grid([heart, mask.convert("RGB"), *new], ["given", "mask", *prompts], columns=5)
