@@ -18,9 +18,13 @@ def by_formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhlm,bhmd->bhld", weights, v.double())
 
 
+@pytest.mark.parametrize("few", [0, attention.FEW_WEIGHTS])
 @pytest.mark.parametrize("keys", [7, SHORT_CONTEXT + 1])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-def test_attend_is_the_formula_with_and_without_gradients(keys: int, dtype: torch.dtype, atol: float):
+def test_attend_is_the_formula_with_and_without_gradients(
+    few: int, keys: int, dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention, "FEW_WEIGHTS", few)
     q, k, v = (noise(2, 3, length, 20, seed=i, dtype=dtype) for i, length in enumerate((11, keys, keys)))
     truth = by_formula(q, k, v)
     torch.testing.assert_close(attend(q, k, v).double(), truth, rtol=0, atol=atol)
@@ -41,6 +45,7 @@ def test_attend_is_the_formula_with_and_without_gradients(keys: int, dtype: torc
 @pytest.mark.parametrize("budget", [1, 40, 200, 1000, 1 << 20])
 def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, monkeypatch: pytest.MonkeyPatch):
     q, k, v = (noise(2, length, 3, 20, seed=i, dtype=torch.bfloat16).transpose(1, 2) for i, length in enumerate((11, 13, 13)))
+    monkeypatch.setattr(attention, "FEW_WEIGHTS", 0)
     monkeypatch.setattr(attention, "WEIGHTS_AT_ONCE", budget)
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=0.02)
 

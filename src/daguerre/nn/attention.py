@@ -13,15 +13,17 @@ TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, w
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
 SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
+FEW_WEIGHTS = 1 << 15  # attention weights in all, up to which one call of the fused kernel beats the formula's many
 WEIGHTS_AT_ONCE = 1 << 20  # attention weights made at a time, so that they stay in a CPU's cache
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
 
-    PyTorch's fused kernel does it, except in bfloat16 on a CPU, where it is two to four times slower than the formula itself.
+    PyTorch's fused kernel does it, except in bfloat16 on a CPU, where it is two to four times slower than the formula itself unless all is
+    small.
     """
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(q, k, v)
     if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         return _attend_in_parts(q, k, v)
