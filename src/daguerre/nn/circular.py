@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.nn.encoder_decoder import Decoder
+from daguerre.nn.encoder_decoder import Decoder, Encoder
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.twin import M, twin
 
@@ -29,7 +29,7 @@ def _forward(module: nn.Module, axes: Axes) -> Callable[..., Tensor] | None:
         return lambda x: F.conv2d(wrapped(x, (left, left, top, top), axes), module.weight, module.bias, *rest)
     if isinstance(module, Downsample) and not module.padding:
         return lambda x: module.conv(wrapped(x, (0, 1, 0, 1), axes))
-    if isinstance(module, Decoder):  # which otherwise shows its convolutions some rows of a map alone
+    if isinstance(module, Decoder | Encoder):  # which otherwise show their convolutions some rows of a map alone
         return module.whole
     if isinstance(module, Upsample):  # which otherwise goes past its convolution
         return lambda x, size=None: module.conv(F.interpolate(x, size=size or [2 * side for side in x.shape[-2:]]))

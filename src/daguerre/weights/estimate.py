@@ -19,6 +19,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.unet import UNet, UNetConfig
+from daguerre.nn import rows
 from daguerre.weights.files import shapes_only
 
 SLACK = 1.25  # what allocators and the reordered copies inside convolutions add to the live tensors; measured on a CPU
@@ -156,11 +157,16 @@ def unet_peak(config: UNetConfig, height: int, width: int) -> float:
 def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
     """Elements alive at once while a latent of this size is decoded."""
     last = len(config.channels) - 1
+    by_rows = config.channels[0] * height * width * 4**last > rows.AT_ONCE
     x, held = config.channels[-1], 0.0
     peak = float(PLAIN_ATTENTION * x * height * width) if config.mid_attention else 0.0
     for level in range(last, -1, -1):
         N = height * width * 4 ** (last - level)
         out = config.channels[level]
+        if by_rows:
+            peak = max(peak, _by_rows(x, out, N), _enlarged(x, out, N) if level else 0)
+            x = out
+            continue
         for _ in range(config.blocks + 1):
             # The level's input stays with the caller; in its first block it is the block's own.
             peak = max(peak, _resblock(x, out) * N + (held if x == out else 0))
@@ -174,13 +180,28 @@ def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
 def encoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
     """Elements alive at once while a picture of this size in pixels is encoded."""
     x, peak = config.channels[0], 0.0
+    by_rows = x * height * width > rows.AT_ONCE
     for level, out in enumerate(config.channels):
         N = height * width / 4**level
-        first, others = _resblock(x, out), _resblock(out, out) + x  # the level's input stays with the caller
-        peak = max(peak, (max(first, others) if config.blocks > 1 else first) * N)
+        if by_rows:
+            peak = max(peak, _by_rows(x, out, N))
+        else:
+            first, others = _resblock(x, out), _resblock(out, out) + x  # the level's input stays with the caller
+            peak = max(peak, (max(first, others) if config.blocks > 1 else first) * N)
         x = out
     middle = x * height * width / 4 ** (len(config.channels) - 1)
     return max(peak, PLAIN_ATTENTION * middle) if config.mid_attention else peak
+
+
+def _by_rows(inside: int, out: int, N: float) -> float:
+    """The block's input, the map between its convolutions, another for the answer where it is wider, and what is made of some rows."""
+    maps = inside + out + (out if out > inside else 0)
+    return maps * N + 2 * min(max(inside, out) * N, rows.AT_ONCE)
+
+
+def _enlarged(stored: int, out: int, N: float) -> float:
+    """The map, in the memory of a wider one, the one of twice its sides, and some rows of that."""
+    return (stored + 4 * out) * N + min(4 * out * N, rows.AT_ONCE)
 
 
 def _resblock(inside: int, out: int, *, scale_shift: bool = False) -> int:
