@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-parity clean
 
 demo: $(VENV)/runtime  ## set up and make a picture from a prompt
 	$(BIN)/daguerre txt2img "a red apple" "a cat face" "a blue apple" "a red apple on a green background" --out out/demo.png
@@ -22,6 +22,9 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev  ## side by side with the peers, on this machine
 	$(BIN)/python -m benchmarks.road
+
+bench-parity: $(VENV)/dev  ## the networks in their full sizes equal the reference's: minutes, and up to 13 GB of memory
+	$(BIN)/python -m benchmarks.parity
 
 $(VENV)/runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
