@@ -98,10 +98,10 @@ def sd(kind: type = diffusers.StableDiffusionPipeline, prediction: str = "epsilo
 CHECKERS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def sdxl(*, zeros: bool = True) -> Any:
+def sdxl(kind: type = diffusers.StableDiffusionXLPipeline, *, zeros: bool = True, **unet_options: Any) -> Any:
     return quiet(
-        diffusers.StableDiffusionXLPipeline(
-            **_xl_parts(64 + 128, 128 + 6 * 256),
+        kind(
+            **_xl_parts(64 + 128, 128 + 6 * 256, **unet_options),
             text_encoder=text(64),
             tokenizer=tokenizer(),
             force_zeros_for_empty_prompt=zeros,
@@ -123,9 +123,10 @@ def refiner() -> Any:
     )
 
 
-def _xl_parts(context: int, vector: int, seed: int = 1) -> dict[str, Any]:
+def _xl_parts(context: int, vector: int, seed: int = 1, **unet_options: Any) -> dict[str, Any]:
+    widths = {"cross_attention_dim": context, "projection_class_embeddings_input_dim": vector}
     return {
-        "unet": unet(seed, **{**SDXL_UNET, "cross_attention_dim": context, "projection_class_embeddings_input_dim": vector}),
+        "unet": unet(seed, **{**SDXL_UNET, **widths, **unet_options}),
         "vae": autoencoder(scaling_factor=0.13025),
         "text_encoder_2": text(128, 3, "gelu", projection=128, seed=4),
         "tokenizer_2": tokenizer("!"),
@@ -187,6 +188,8 @@ PEERS: Mapping[str, Callable[[], Any]] = {
     "sdxl-refiner": refiner,
     "sd2-upscaler": upscaler,
     "sd1-variations": variations,
+    "sdxl-inpainting": lambda: sdxl(diffusers.StableDiffusionXLInpaintPipeline, in_channels=9),
+    "sd1-inpainting": lambda: sd(diffusers.StableDiffusionInpaintPipeline, in_channels=9),
     "sd1-pix2pix": lambda: sd(diffusers.StableDiffusionInstructPix2PixPipeline, in_channels=8),
     "sd2-depth": lambda: sd(diffusers.StableDiffusionDepth2ImgPipeline, second=True, in_channels=5),
 }

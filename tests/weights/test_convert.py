@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
-from daguerre.weights import load_vae
+from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from daguerre.weights import load_first_stage, load_vae
 from daguerre.weights.convert import UNREAD, convert
 from daguerre.weights.describe import describe
 from daguerre.weights.keys_parts import sort
@@ -127,9 +128,29 @@ def test_nothing_but_a_saved_model_is_written_over(tmp_path):
         convert(folder, folder)
 
 
-def test_what_a_folder_has_no_words_for_is_said(tmp_path):
-    with pytest.raises(DaguerreError, match="no words for this file"):
-        convert(checkpoints.write(tmp_path / "vq.safetensors", checkpoints.quantized(prefix="")), tmp_path / "folder")
+def test_a_quantised_first_stage_alone_becomes_a_folder_and_comes_back(tmp_path):
+    tensors = checkpoints.quantized(prefix="")
+    folder = convert(checkpoints.write(tmp_path / "vq.safetensors", tensors), tmp_path / "vq")
+    checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    reference = diffusers.VQModel.from_pretrained(folder)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_first_stage(folder)(x).x, reference(x).sample, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ldm-class", "discriminator"])
+def test_what_the_field_has_no_folder_for_is_said(tmp_path, kind):
+    tensors = checkpoints.quantized()
+    if kind == "ldm-class":
+        unet = checkpoints.replace(checkpoints.UNET, in_channels=3, out_channels=3, heads=(1, 1))
+        tensors |= checkpoints.unet(unet) | {"cond_stage_model.embedding.weight": torch.randn(11, 64)}
+    else:
+        tensors |= checkpoints.condition(PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=2)), "loss.discriminator.")
+    single = checkpoints.write(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(DaguerreError, match=r"no folder layout; it can be written as one file: give a name that ends in \.safetensors"):
+        convert(single, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    checkpoints.same(convert(single, tmp_path / "one.safetensors"), tensors)
 
 
 # The reference: what it saved, and what it opens.

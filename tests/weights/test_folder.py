@@ -258,7 +258,11 @@ def test_configs_survive_the_way_there_and_back(config: object):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"context_width": None}, "no context"), ({"resample": "resblock"}, "resample"), ({"mid_depth": 0}, "no attention in the middle")],
+    [
+        ({"context_width": None}, "heads of different widths"),
+        ({"resample": "resblock"}, "resample"),
+        ({"mid_depth": 0}, "no attention in the middle"),
+    ],
 )
 def test_a_network_without_words_in_the_layout_is_not_written(change: dict[str, object], message: str):
     from daguerre.models.unet import SD1

@@ -12,7 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL as ReferenceKL
-from diffusers import DDIMScheduler, LDMPipeline, LDMSuperResolutionPipeline, LDMTextToImagePipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    LDMPipeline,
+    LDMSuperResolutionPipeline,
+    LDMTextToImagePipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.models.autoencoders.vq_model import VQModel as ReferenceVQ
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from PIL import Image
@@ -32,9 +40,10 @@ from daguerre.models.spatial_rescaler import SpatialRescaler, SpatialRescalerCon
 from daguerre.models.unet import UNetConfig
 from daguerre.pipelines.tasks import FromMap, Inpaint, Upscale
 from daguerre.text import WordPiece
-from daguerre.weights import load
+from daguerre.weights import load, save
 from daguerre.weights.conditioners import LayoutConditioner
 from daguerre.weights.configs import autoencoder_json, schedule_json, unet_json
+from daguerre.weights.convert import convert
 from daguerre.weights.first_stages import vq_json
 from daguerre.weights.inspect import inspect
 
@@ -345,3 +354,42 @@ def test_a_super_resolution_folder(tmp_path: Path):
     pipeline = LDMSuperResolutionPipeline(reference_first_stage(model), reference_unet(model), ddim(model.schedule.config))
     again = saved(pipeline, tmp_path / "folder")
     assert torch.equal(*(drawn(each, size=None, task=Upscale(picture(16))) for each in (again, model)))
+
+
+# The same models in folders of ours: by `convert`, which keeps every byte, and by `save`.
+
+PIPELINES = {
+    "LDMPipeline": (PLAIN, checkpoints.quantized, {}),
+    "LDMSuperResolutionPipeline": (replace(PLAIN, in_channels=6), checkpoints.quantized, {}),
+    "LDMTextToImagePipeline": (
+        replace(TOLD, in_channels=4, out_channels=4, heads=(8, 8)),
+        checkpoints.autoencoder,
+        checkpoints.ldm_text(replace(WORDS, heads=1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_a_folder_of_ours_opens_in_the_reference_and_comes_back_byte_for_byte(tmp_path: Path, kind: str):
+    config, first_stage, words = PIPELINES[kind]
+    tensors = checkpoints.unet(config) | first_stage() | words
+    single = checkpoints.write(tmp_path / "model.safetensors", tensors)
+    folder = convert(single, tmp_path / "folder")
+    checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
+    model = load(single, device="cpu")
+    for each in (folder, save(model, tmp_path / "saved")):
+        again: Any = load(each, device="cpu")
+        assert (again.unet.config, again.autoencoder.config, again.size) == (model.unet.config, model.autoencoder.config, model.size)
+        theirs: Any = DiffusionPipeline.from_pretrained(each)
+        assert type(theirs).__name__ == kind
+        x, t = torch.randn(1, config.in_channels, 8, 8), torch.tensor([300])
+        cond = again.conditioner(["a fish"])
+        told = {} if cond.context is None else {"encoder_hidden_states": cond.context}
+        with torch.no_grad():
+            torch.testing.assert_close(again.unet(x, t, cond), theirs.unet(x, t, **told).sample, atol=1e-4, rtol=1e-4)
+            z = torch.randn(1, config.out_channels, 8, 8)
+            wanted = theirs.vqvae.decode(z / again.autoencoder.config.scaling_factor).sample
+            torch.testing.assert_close(again.autoencoder.decode(z), wanted, atol=1e-4, rtol=1e-4)
+            if words:
+                ids = theirs.tokenizer(["a fish"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+                torch.testing.assert_close(cond.context, theirs.bert(ids)[0], atol=1e-4, rtol=1e-4)

@@ -15,11 +15,8 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.canvas import opaque
 from daguerre.pipelines.stage import Pass, Plan, Stage, from_noise
 from daguerre.pipelines.tasks import Variations
+from daguerre.weights.clip_folder import MEAN, SPREAD
 from daguerre.weights.conditioners import PictureConditioner
-
-# Of the pictures that CLIP was trained on, red, green and blue.
-MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)
-SPREAD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
 
 
 def variations(stage: Stage, task: Variations) -> Plan:
@@ -42,5 +39,5 @@ def clip_pixels(image: Image.Image, side: int) -> Tensor:
     width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
     left, top = (width - side) // 2, (height - side) // 2
     square = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    values = (np.array(square, dtype=np.float32) / 255 - MEAN) / SPREAD
+    values = (np.array(square, dtype=np.float32) / 255 - np.array(MEAN, dtype=np.float32)) / np.array(SPREAD, dtype=np.float32)
     return torch.from_numpy(values).movedim(-1, 0)[None]

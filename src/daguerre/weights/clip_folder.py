@@ -16,6 +16,9 @@ from daguerre.weights.configs import ACTIVATIONS, Json, chosen, text_config, tex
 from daguerre.weights.files import fill, put_json, put_safetensors, read_json, read_safetensors, shapes_only
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Of the pictures that CLIP was trained on, red, green and blue.
+MEAN = 0.48145466, 0.4578275, 0.40821073
+SPREAD = 0.26862954, 0.26130258, 0.27577711
 
 
 def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> Path:
@@ -91,4 +94,23 @@ def vision_json(config: CLIPVisionConfig) -> Json:
         "num_hidden_layers": config.layers,
         "patch_size": config.patch,
         "projection_dim": config.projection,
+    }
+
+
+def preprocessor_json(config: CLIPVisionConfig) -> Json:
+    """How a vision tower wants its pictures: the config of a `CLIPImageProcessor`."""
+    side = config.size
+    return {
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(MEAN),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(SPREAD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": side},
     }

@@ -14,6 +14,7 @@ from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.clip import Activation, CLIPTextConfig
+from daguerre.models.ldm_text import LDMTextConfig
 from daguerre.models.unet import UNetConfig
 
 Json = dict[str, Any]
@@ -126,13 +127,14 @@ def plain_unet_config(given: Mapping[str, Any], shape: UNetConfig, where: object
 
 
 def unet_json(config: UNetConfig, sample_size: int) -> Json:
-    """The config of a `UNet2DConditionModel`; `sample_size` is the side of its own latents.
+    """The config of a `UNet2DConditionModel`, or of a `UNet2DModel` where it hears no words; `sample_size` is the side of its own latents.
 
     Raises:
         DaguerreError: the layout has no words for this network.
     """
+    if config.context_width is None:
+        return plain_unet_json(config, sample_size)
     wordless = {
-        "no context": config.context_width is None,
         "residual blocks that resample": config.resample != "conv",
         "no attention in the middle": config.mid_depth == 0,
         "another depth in the middle than at the last level": config.depth[-1] not in (0, config.mid_depth),
@@ -172,6 +174,42 @@ def unet_json(config: UNetConfig, sample_size: int) -> Json:
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(config.depth)],
         "use_linear_projection": config.linear_projection,
         **(vector if config.vector_width else {}),
+    }
+
+
+def plain_unet_json(config: UNetConfig, sample_size: int) -> Json:
+    """The config of a `UNet2DModel`. Raises DaguerreError where that has no words for this network."""
+    attended = [*(level for level, depth in enumerate(config.depth) if depth), len(config.channels) - 1]  # and the middle
+    widths = {config.channels[level] // config.heads[level] for level in attended}
+    resampling_alone = config.resample == "resblock" and 0 in config.depth
+    if len(widths) > 1 or config.mid_depth == 0 or config.vector_width or resampling_alone:
+        reason = "heads of different widths" if len(widths) > 1 else "such blocks"
+        raise DaguerreError(f"A UNet without words and with {reason} cannot be written in the folder layout of latent diffusion.")
+    resample = {"conv": "conv", "resblock": "resnet"}[config.resample]
+    return {
+        "_class_name": "UNet2DModel",
+        "act_fn": "silu",
+        "attention_head_dim": widths.pop(),
+        "attn_norm_num_groups": config.norm_groups,
+        "block_out_channels": list(config.channels),
+        "center_input_sample": False,
+        "down_block_types": ["AttnDownBlock2D" if depth else "DownBlock2D" for depth in config.depth],
+        "downsample_padding": config.downsample_padding,
+        "downsample_type": resample,
+        "dropout": config.dropout,
+        "flip_sin_to_cos": config.time_cos_first,
+        "freq_shift": config.time_frequency_shift,
+        "in_channels": config.in_channels,
+        "layers_per_block": config.blocks,
+        "norm_eps": config.norm_eps,
+        "norm_num_groups": config.norm_groups,
+        "num_class_embeds": config.classes,
+        "out_channels": config.out_channels,
+        "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
+        "sample_size": sample_size,
+        "time_embedding_type": "positional",
+        "up_block_types": ["AttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(config.depth)],
+        "upsample_type": resample,
     }
 
 
@@ -266,6 +304,23 @@ def text_json(config: CLIPTextConfig, *, bos: int, pad: int) -> Json:
     }
 
 
+def ldm_text_json(config: LDMTextConfig, pad: int) -> Json:
+    """The config of latent diffusion's own text tower; `pad` is the tokenizer's id."""
+    return {
+        "activation_function": "gelu",
+        "architectures": ["LDMBertModel"],
+        "d_model": config.width,
+        "encoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.mlp_width,
+        "encoder_layers": config.layers,
+        "head_dim": config.head_width,
+        "max_position_embeddings": config.length,
+        "model_type": "ldmbert",
+        "pad_token_id": pad,
+        "vocab_size": config.vocab_size,
+    }
+
+
 def schedule_config(given: Mapping[str, Any], where: object) -> tuple[ScheduleConfig, Prediction]:
     """Read how a model was trained out of any `scheduler_config.json`: its noise schedule, and what it predicts.
 
@@ -299,6 +354,11 @@ def schedule_json(config: ScheduleConfig, prediction: Prediction) -> Json:
         "steps_offset": 1,  # has no effect on trailing spacing; diffusers warns of any other number
         "timestep_spacing": "trailing",
     }
+
+
+def low_resolution_json(config: ScheduleConfig) -> Json:
+    """The config of a `DDPMScheduler` that noises an upscaler's small picture."""
+    return {**schedule_json(config, "epsilon"), "_class_name": "DDPMScheduler", "clip_sample": True, "timestep_spacing": "leading"}
 
 
 def chosen(name: K, table: Mapping[K, V], what: str, where: object) -> V:

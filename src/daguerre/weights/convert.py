@@ -21,45 +21,26 @@ from torch import Tensor
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
-from daguerre.models.autoencoder_kl import AutoencoderKLConfig
-from daguerre.models.vq_model import VQModelConfig
-from daguerre.text import Tokenizer
+from daguerre.models.ldm_text import LDMText
+from daguerre.text import Tokenizer, WordPiece
 from daguerre.text.tokenizer import EOS
 from daguerre.weights import configs
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.describe import Description, describe, said, with_values
-from daguerre.weights.families import asked_prediction, task_of
+from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import listed, put_json, put_safetensors, read_safetensors
-from daguerre.weights.keys import Rule, Table, UNetLayout, autoencoder_rules, open_clip_rules, rule, unet_rules
+from daguerre.weights.first_stages import first_stage_json
+from daguerre.weights.folder import CONFIG, SCHEDULER_CONFIG, check_free, put_part
+from daguerre.weights.keys import Rule, Table, UNetLayout, autoencoder_rules, ldm_text_rules, open_clip_rules, rule, unet_rules
 from daguerre.weights.keys_parts import Part, averaged, sort
-from daguerre.weights.layout import SCHEDULERS
+from daguerre.weights.layout import ALIASES, PARTS
+from daguerre.weights.model_index import LATENT_DIFFUSION, UPSCALER, model_index, pipeline_of
 from daguerre.weights.reader import CONFIGS, open_tensors
+from daguerre.weights.saving import class_of, tokenizer_class
 from daguerre.weights.single_file import BLANK
 
 UNREAD = "unread.safetensors"  # beside the parts: what a single file holds and a folder has no place for, kept for the way back
-WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-PIPELINES = {
-    "text-to-image": "StableDiffusionPipeline",
-    "inpainting": "StableDiffusionInpaintPipeline",
-    "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
-    "depth": "StableDiffusionDepth2ImgPipeline",
-    "upscaler": "StableDiffusionUpscalePipeline",
-}
-XL_PIPELINES = {
-    "text-to-image": "StableDiffusionXLPipeline",
-    "inpainting": "StableDiffusionXLInpaintPipeline",
-    "instruct-pix2pix": "StableDiffusionXLInstructPix2PixPipeline",
-}
-# How the ×4 upscaler's low-resolution picture is noised.
-LOW_RESOLUTION = {
-    "_class_name": "DDPMScheduler",
-    "beta_end": 0.02,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.0001,
-    "clip_sample": True,
-    "num_train_timesteps": 1000,
-}
 
 
 def convert(
@@ -150,6 +131,8 @@ def _single_file_tables(about: Description) -> dict[str, Table]:
         rules = autoencoder_rules(len(about.autoencoder.channels), about.autoencoder.blocks + 1)
         tables["vae"] = _prefixed("first_stage_model." if whole else "", rules)
     family = about.family.name if about.family else ""
+    if (words := about.networks.get("text_encoder")) and isinstance(words, LDMText):
+        tables["text_encoder"] = _prefixed("cond_stage_model.transformer." if whole else "", ldm_text_rules(words.config.layers))
     for part, config in about.texts.items():
         open_clip = family.startswith("sd2") or part == "text_encoder_2"
         place = "conditioner.embedders.0" if part == "text_encoder" or family == "sdxl-refiner" else "conditioner.embedders.1"
@@ -169,43 +152,57 @@ def _theirs(table: Table, part: Part, about: Description) -> dict[str, Tensor]:
 def _write_folder(target: Path, parts: Mapping[str, Part], about: Description, dtype: torch.dtype | None) -> None:
     if about.file.container == "folder" and target.exists() and target.samefile(about.file.path):
         raise DaguerreError(f"'{target}' would be written over itself; name another folder.")
-    ours = any((target / name).is_file() for name in (INDEX, "config.json"))
-    if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
-        raise DaguerreError(f"'{target}' exists and is not a saved model, so it is not overwritten; name another folder.")
-    known = [name for name in parts if name in about.texts or name in WEIGHTS]
-    if not known or isinstance(about.autoencoder, VQModelConfig):
-        held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "nothing known"
-        raise DaguerreError(
-            f"The folder layout has no words for this file, which holds {held}; it can be written as one .safetensors file."
-        )
-    written = {name: _config(name, about) for name in known}
+    check_free(target, INDEX if about.unet else CONFIG)
+    pipeline = pipeline_of(about.family, about.unet, parts) if about.family and about.unet else None
+    if lost := [part for part in parts.values() if part.name not in PARTS]:
+        raise _no_place(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in lost)}")
+    if not parts:
+        raise _no_place("holds nothing that is known here")
+    if about.family is not None and pipeline is None:
+        raise _no_place(f"is a model of the kind {about.family.name}")
+    written = {name: _config(name, about) for name in parts}
     unread: dict[str, Tensor] = {}
     with atomic_path(target) as beside:
         for name, config in written.items():
-            folder = beside / name if about.unet else beside
-            folder.mkdir(parents=True)
             tensors = about.ours(parts[name])
             if name in about.texts:
                 tensors, left = _read_of_text(tensors, config)
                 unread |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_theirs(left)[0].items()}
-            put_json(folder / "config.json", config)
-            put_safetensors(folder / WEIGHTS.get(name, "model.safetensors"), _cast(tensors, dtype))
+            put_part(beside / _place(name, pipeline) if about.unet else beside, config, tensors, dtype)
             if name in TOKENIZERS:
                 _tokenizer(name, about).save(beside / TOKENIZERS[name])
         if unread:
             put_safetensors(beside / UNREAD, _cast(unread, dtype))
-        if about.unet is not None and about.prediction is not None:
-            scheduler = said(about.file.metadata).get("scheduler") or configs.schedule_json(about.schedule, about.prediction)
-            (beside / "scheduler").mkdir()
-            put_json(beside / "scheduler" / "scheduler_config.json", scheduler)
-            put_json(beside / INDEX, _index(about, written))
-            if about.family is not None and about.family.name == "sd2-upscaler":
-                (beside / "low_res_scheduler").mkdir()
-                low = said(about.file.metadata).get("low_res_scheduler", LOW_RESOLUTION)
-                put_json(beside / "low_res_scheduler" / "scheduler_config.json", low)
+        if pipeline is not None and about.prediction is not None:
+            schedulers = _schedulers(about, pipeline)
+            for name, config in schedulers.items():
+                (beside / name).mkdir()
+                put_json(beside / name / SCHEDULER_CONFIG, config)
+            put_json(beside / INDEX, _index(about, pipeline, written, schedulers))
 
 
-def _config(part: str, about: Description) -> dict[str, Any]:
+def _no_place(what: str) -> DaguerreError:
+    return DaguerreError(
+        f"This file {what}, for which the field has no folder layout; it can be written as one file: give a name that ends in .safetensors."
+    )
+
+
+def _place(part: str, pipeline: str | None) -> str:
+    """The folder of a part, as the field's pipelines call it."""
+    return ALIASES.get(part, part) if pipeline in LATENT_DIFFUSION.values() else part
+
+
+def _schedulers(about: Description, pipeline: str) -> dict[str, configs.Json]:
+    assert about.family is not None
+    assert about.prediction is not None
+    kept = said(about.file.metadata)
+    found = {"scheduler": kept.get("scheduler") or configs.schedule_json(about.schedule, about.prediction)}
+    if pipeline == UPSCALER:
+        found["low_res_scheduler"] = kept.get("low_res_scheduler") or configs.low_resolution_json(about.family.schedule)
+    return found
+
+
+def _config(part: str, about: Description) -> configs.Json:
     """The config.json of a part: the one it came with, or one made from its shapes."""
     kept = said(about.file.metadata)
     if part in kept:
@@ -213,9 +210,12 @@ def _config(part: str, about: Description) -> dict[str, Any]:
     if part == "unet" and about.unet is not None:
         factor = 2 ** (len(about.autoencoder.channels) - 1) if about.autoencoder else 8
         return configs.unet_json(about.unet, about.size // factor)
-    if part == "vae" and isinstance(about.autoencoder, AutoencoderKLConfig):
-        return configs.autoencoder_json(about.autoencoder, about.size)
-    config, tokenizer = about.texts[part], _tokenizer(part, about)
+    if part == "vae" and about.autoencoder is not None:
+        return first_stage_json(about.autoencoder, about.size)
+    tokenizer, words = _tokenizer(part, about), about.networks[part]
+    if isinstance(words, LDMText):
+        return configs.ldm_text_json(words.config, tokenizer.pad)
+    config = about.texts[part]
     if about.family is not None and about.family.name.startswith("sd2") and config.projection is not None:
         config = replace(config, layers=config.layers - 1, projection=None)  # readers of a folder always read the last block
     return configs.text_json(config, bos=tokenizer.bos, pad=tokenizer.pad)
@@ -235,42 +235,24 @@ def _read_of_text(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tupl
     return {k: t for k, t in tensors.items() if has_place(k)}, {k: t for k, t in tensors.items() if not has_place(k)}
 
 
-def _tokenizer(part: str, about: Description) -> Tokenizer:
-    if (folder := about.file.path / TOKENIZERS[part]).is_dir():
+def _tokenizer(part: str, about: Description) -> Tokenizer | WordPiece:
+    folder, words = about.file.path / TOKENIZERS[part], about.networks[part]
+    if isinstance(words, LDMText):
+        length = words.config.length
+        return WordPiece.from_folder(folder, max_length=length) if folder.is_dir() else WordPiece.bert(max_length=length)
+    if folder.is_dir():
         return Tokenizer.from_folder(folder)
     blank = part == "text_encoder_2" or (about.family is not None and about.family.name.startswith("sd2"))
     return Tokenizer.clip(pad=BLANK if blank else EOS)
 
 
-def _index(about: Description, written: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """model_index.json: the pipeline of the field that opens this folder."""
-    assert about.family is not None
-    assert about.unet is not None
+def _index(
+    about: Description, pipeline: str, written: Mapping[str, configs.Json], schedulers: Mapping[str, configs.Json]
+) -> dict[str, Any]:
+    """model_index.json: the one it came with, without the parts that are not here, or one made from what it holds."""
     if kept := said(about.file.metadata).get("model_index"):
-        there = {*written, *(TOKENIZERS[part] for part in written if part in TOKENIZERS), *SCHEDULERS}
+        there = {*(_place(part, pipeline) for part in written), *(TOKENIZERS[part] for part in written if part in TOKENIZERS), *schedulers}
         return {name: [None, None] if isinstance(entry, list) and name not in there else entry for name, entry in kept.items()}
-    task = "upscaler" if about.family.name == "sd2-upscaler" else task_of(about.family, about.unet)
-    extra: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    if about.family.name.startswith("sdxl"):
-        refiner = about.family.name == "sdxl-refiner"
-        name = "StableDiffusionXLImg2ImgPipeline" if refiner else XL_PIPELINES.get(task, XL_PIPELINES["text-to-image"])
-        extra = (
-            {"force_zeros_for_empty_prompt": not refiner, "requires_aesthetics_score": refiner}
-            if refiner
-            else {"force_zeros_for_empty_prompt": True}
-        )
-        extra |= {part: [None, None] for part in ("text_encoder", "tokenizer") if refiner}
-    else:
-        name = PIPELINES.get(task, PIPELINES["text-to-image"])
-        if task == "upscaler":
-            extra = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
-        elif task == "depth":
-            extra = {"depth_estimator": [None, None], "feature_extractor": [None, None]}
-    networks = {part: ["transformers", config["architectures"][0]] for part, config in written.items() if part in TOKENIZERS}
-    networks |= {TOKENIZERS[part]: ["transformers", "CLIPTokenizer"] for part in written if part in TOKENIZERS}
-    parts = {
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    }
-    return {"_class_name": name, "_diffusers_version": "0.35.0", **extra, **networks, **parts}
+    classes = {_place(part, pipeline): class_of(config) for part, config in written.items()}
+    classes |= {TOKENIZERS[part]: tokenizer_class(_tokenizer(part, about)) for part in written if part in TOKENIZERS}
+    return model_index(pipeline, classes | {name: class_of(config) for name, config in schedulers.items()})

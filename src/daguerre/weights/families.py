@@ -56,8 +56,6 @@ FAMILIES = {
     )
 }
 
-# What the channels beside the latent's four hold.
-TASKS = {4: "text-to-image", 9: "inpainting", 8: "instruct-pix2pix", 5: "depth", 7: "upscaler"}
 WRITTEN: dict[str, Prediction] = {"epsilon": "epsilon", "v": "v", "v_prediction": "v", "x0": "x0", "sample": "x0"}
 # Steps of training after which the pickled files of Stable Diffusion 2 were published.
 SD2_STEPS: dict[str, Prediction] = {"875000": "epsilon", "140000": "v", "110000": "v"}
@@ -104,7 +102,15 @@ def task_of(family: Family, unet: UNetConfig) -> str:
     """What a UNet's input channels are for."""
     if family.name.startswith("ldm"):
         return family.name.removeprefix("ldm-").removesuffix("-vq").removesuffix("-f8")
-    return TASKS.get(unet.in_channels, f"{unet.in_channels} input channels")
+    Z = unet.out_channels
+    tasks = {
+        0: "text-to-image",
+        Z + 1: "inpainting",
+        Z: "instruct-pix2pix",
+        1: "depth",
+        3: "upscaler",
+    }  # by the channels beside the latent's
+    return tasks.get(unet.in_channels - Z, f"{unet.in_channels} input channels")
 
 
 def heads_of(family: Family, unet: UNetConfig, told: int | tuple[int, ...] | None = None) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.configs import Json, autoencoder_config, autoencoder_json, check_fixed
-from daguerre.weights.files import put_json, put_safetensors, read_json
-from daguerre.weights.folder import CONFIG, NETWORK_WEIGHTS, build, load_autoencoder, read_first_stage
+from daguerre.weights.files import read_json
+from daguerre.weights.folder import CONFIG, build, check_free, load_autoencoder, put_part, read_first_stage
 
 FirstStage = AutoencoderKL | VQModel
 PLACES = ("vae", "vqvae", "first_stage")  # of a first stage in a whole model's folder
@@ -36,8 +36,7 @@ def save_first_stage(network: FirstStage, folder: str | Path, size: int = 256) -
         DaguerreError: the place cannot be written, or holds something else. What stood there stands.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    check_free(folder, CONFIG)
     with atomic_path(folder) as beside:
         put_first_stage(network, beside, size)
     return folder
@@ -45,10 +44,7 @@ def save_first_stage(network: FirstStage, folder: str | Path, size: int = 256) -
 
 def put_first_stage(network: FirstStage, folder: Path, size: int) -> None:
     """Write a first stage in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
-    folder.mkdir(parents=True)
-    config = network.config
-    put_json(folder / CONFIG, vq_json(config, size) if isinstance(config, VQModelConfig) else autoencoder_json(config, size))
-    put_safetensors(folder / NETWORK_WEIGHTS, network.state_dict())
+    put_part(folder, first_stage_json(network.config, size), network.state_dict())
 
 
 def load_first_stage(
@@ -100,6 +96,11 @@ def vq_config(given: Mapping[str, Any], where: object) -> VQModelConfig:
         raise DaguerreError(f"'{where}' sets {', '.join(sorted(unknown))} of a codebook, which there is not here.")
     codes, width = given.get("num_vq_embeddings", 256), given.get("vq_embed_dim") or rest.latent_channels
     return VQModelConfig(QuantizerConfig(**{**learning, "codes": codes, "width": width}), **{name: getattr(rest, name) for name in SHARED})
+
+
+def first_stage_json(config: AutoencoderKLConfig | VQModelConfig, size: int) -> Json:
+    """The config of an `AutoencoderKL` or a `VQModel`; `size` is the side of its own pictures."""
+    return vq_json(config, size) if isinstance(config, VQModelConfig) else autoencoder_json(config, size)
 
 
 def vq_json(config: VQModelConfig, size: int) -> Json:

@@ -12,7 +12,6 @@ files select from the tables below; nothing is imported by name.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +20,7 @@ from torch import Tensor, nn
 
 from daguerre.diffusion.schedule import Schedule
 from daguerre.errors import DaguerreError
-from daguerre.files import atomic_path
-from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText, CLIPVision
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
@@ -30,22 +28,13 @@ from daguerre.text import TextConditioner, Tokenizer
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.clip_folder import vision_config
 from daguerre.weights.conditioners import PictureConditioner
-from daguerre.weights.configs import (
-    autoencoder_config,
-    autoencoder_json,
-    schedule_config,
-    schedule_json,
-    text_config,
-    text_json,
-    unet_config,
-    unet_json,
-)
+from daguerre.weights.configs import Json, autoencoder_config, schedule_config, text_config, unet_config
 from daguerre.weights.files import fill, put_json, put_safetensors, read_json, shapes_only
+from daguerre.weights.model_index import VARIATIONS
 from daguerre.weights.reader import open_tensors, weight_files, weights_in
 
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
-VARIATIONS = "StableDiffusionImageVariationPipeline"  # told pictures in the place of words
 PIPELINES = ("StableDiffusionPipeline", VARIATIONS)
 TEXT_ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}  # whether it has a projection
 
@@ -90,43 +79,22 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     )
 
 
-def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a whole model so that diffusers' `StableDiffusionPipeline` opens it too; an older folder of that name is replaced.
-
-    Args:
-        dtype: of the saved tensors; None keeps each as it is.
-
-    Raises:
-        DaguerreError: the layout has no words for a part, or the place cannot be written. What stood there stands.
-    """
-    folder, autoencoder, conditioner = Path(folder), model.autoencoder, model.conditioner
-    if not isinstance(autoencoder, AutoencoderKL) or not isinstance(conditioner, TextConditioner):
-        parts = f"{type(autoencoder).__name__} and {type(conditioner).__name__}"
-        raise DaguerreError(f"A model of {parts} has no place in the folder layout; it takes an AutoencoderKL and a TextConditioner.")
-    if folder.exists() and not (folder / INDEX).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+def check_free(folder: Path, mark: str) -> None:
+    """Raise DaguerreError where something stands that a saved model must not replace: anything but a model of this `mark`, a file in it, or
+    an empty folder."""
+    if folder.exists() and not (folder / mark).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
-    tokenizer, encoder = conditioner.tokenizer, _states_alone(conditioner)
-    vae_config, vae_state = _unshifted(autoencoder)
-    configs = {
-        "unet": unet_json(model.unet.config, model.size // autoencoder.downsampling),
-        "vae": autoencoder_json(vae_config, model.size),
-        "text_encoder": text_json(encoder.config, bos=tokenizer.bos, pad=tokenizer.pad),
-    }
-    tensors = {
-        "unet": (NETWORK_WEIGHTS, model.unet.state_dict()),
-        "vae": (NETWORK_WEIGHTS, vae_state),
-        "text_encoder": (TEXT_WEIGHTS, encoder.state_dict()),
-    }
-    with atomic_path(folder) as beside:
-        for part, (name, state) in tensors.items():
-            (beside / part).mkdir(parents=True)
-            put_json(beside / part / CONFIG, configs[part])
-            put_safetensors(beside / part / name, {key: _cast(tensor, dtype) for key, tensor in state.items()})
-        tokenizer.save(beside / "tokenizer")
-        (beside / "scheduler").mkdir()
-        put_json(beside / "scheduler" / SCHEDULER_CONFIG, schedule_json(model.schedule.config, model.prediction))
-        put_json(beside / INDEX, _index(configs["text_encoder"]["architectures"][0]))
-    return folder
+
+
+def put_part(folder: Path, config: Json, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write one network in place, for use inside an `atomic_path`; raises OSError where the disk is full.
+
+    dtype: of its floating-point tensors; None keeps each as it is.
+    """
+    folder.mkdir(parents=True)
+    put_json(folder / CONFIG, config)
+    name = NETWORK_WEIGHTS if "_class_name" in config else TEXT_WEIGHTS
+    put_safetensors(folder / name, {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()})
 
 
 def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[UNet, int]:
@@ -191,36 +159,6 @@ def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Ma
     return module.eval()
 
 
-def _states_alone(conditioner: TextConditioner) -> CLIPText:
-    """The text tower without what its states do not need: the blocks above the layer that is read, because readers of this layout
-    always read the last, and the projection, because they would read the projected vector in place of the states."""
-    encoder = conditioner.encoder
-    if not conditioner.norm:
-        raise DaguerreError("A text encoder that is read without its final norm has no place in the folder layout of Stable Diffusion.")
-    config = replace(encoder.config, layers=encoder.config.layers + 1 + conditioner.layer, projection=None)
-    with shapes_only():
-        cut = CLIPText(config)
-    cut.load_state_dict({name: encoder.state_dict()[name] for name in cut.state_dict()}, strict=True, assign=True)
-    return cut
-
-
-def _unshifted(autoencoder: AutoencoderKL) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
-    """The autoencoder with its `shift_factor` moved into the biases next to the latent, because diffusers' pipelines for this layout
-    scale latents and do not shift them: the encoder's mean loses the shift s, and W·(l + s) + b = W·l + (W·s + b)."""
-    config, state, shift = autoencoder.config, autoencoder.state_dict(), autoencoder.config.shift_factor
-    if not shift:
-        return config, state
-    Z = config.latent_channels
-    before, after = "quant_conv" if config.quant_conv else "encoder.conv_out", "post_quant_conv"
-    bias = state[f"{before}.bias"]
-    lower = torch.cat([torch.full((Z,), shift), torch.zeros(Z)]).to(bias)  # the mean's half of the moments, not the variance's
-    if not config.post_quant_conv:  # the decoder's first convolution pads with zeros, so only a 1×1 before it can add the shift
-        state |= {f"{after}.weight": torch.eye(Z)[..., None, None].to(bias), f"{after}.bias": torch.zeros(Z).to(bias)}
-    added = shift * state[f"{after}.weight"].sum((1, 2, 3))  # (Z,)
-    state |= {f"{before}.bias": bias - lower, f"{after}.bias": state[f"{after}.bias"] + added}
-    return replace(config, shift_factor=0.0, post_quant_conv=True), state
-
-
 def renamed(name: str) -> str:
     """Today's name of an autoencoder's tensor."""
     match = OLD_ATTENTION_NAME.fullmatch(name)
@@ -229,23 +167,3 @@ def renamed(name: str) -> str:
 
 def _with_level(name: str) -> str:
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _index(text_encoder: str) -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.35.0",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", text_encoder],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }

@@ -23,7 +23,7 @@ from daguerre.text.tokenizer import Tokenizer
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.files import put_json, read_json
 from daguerre.weights.first_stages import load_first_stage, put_first_stage
-from daguerre.weights.folder import NETWORK_WEIGHTS
+from daguerre.weights.folder import NETWORK_WEIGHTS, check_free
 from daguerre.weights.priors import load_prior, put_prior
 
 FIRST_STAGE, PRIOR, TOKENIZER, MAPS = "vqvae", "prior", "tokenizer", "map_vqvae"
@@ -36,8 +36,7 @@ def save_latent_prior(model: LatentPrior, folder: str | Path) -> Path:
         DaguerreError: the place cannot be written, or holds something else. What stood there stands.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / INDEX).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    check_free(folder, INDEX)
     with atomic_path(folder) as beside:
         put_first_stage(model.autoencoder, beside / FIRST_STAGE, model.size)
         put_prior(model.prior, beside / PRIOR, model.autoencoder)

@@ -19,8 +19,8 @@ from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
 from daguerre.weights.configs import chosen
-from daguerre.weights.files import put_json, put_safetensors, read_json
-from daguerre.weights.folder import CONFIG, NETWORK_WEIGHTS, build, read_part
+from daguerre.weights.files import read_json
+from daguerre.weights.folder import CONFIG, build, check_free, put_part, read_part
 from daguerre.weights.hashes import network_hash
 
 KINDS: Mapping[str, tuple[type[Prior], type[Any]]] = {
@@ -37,8 +37,7 @@ def save_prior(prior: Prior, folder: str | Path, first_stage: VQModel) -> Path:
         DaguerreError: the place cannot be written, or holds something else. What stood there stands.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
+    check_free(folder, CONFIG)
     with atomic_path(folder) as beside:
         put_prior(prior, beside, first_stage)
     return folder
@@ -46,10 +45,8 @@ def save_prior(prior: Prior, folder: str | Path, first_stage: VQModel) -> Path:
 
 def put_prior(prior: Prior, folder: Path, first_stage: VQModel) -> None:
     """Write a prior in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
-    folder.mkdir(parents=True)
     config = {"_class_name": type(prior).__name__, **asdict(prior.config), "first_stage": {"sha256": network_hash(first_stage)}}
-    put_json(folder / CONFIG, config)
-    put_safetensors(folder / NETWORK_WEIGHTS, prior.state_dict())
+    put_part(folder, config, prior.state_dict())
 
 
 def load_prior(

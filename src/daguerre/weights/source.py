@@ -12,7 +12,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR, find, may_be_on_the_hub
 from daguerre.weights.files import read_json
-from daguerre.weights.folder import PIPELINES, load_folder, save_folder
+from daguerre.weights.folder import PIPELINES, load_folder
 
 if TYPE_CHECKING:
     from daguerre.weights.reader import TensorFile
@@ -111,10 +111,21 @@ def load_vae(
     return found
 
 
+def vae_files(source: str | Path, *, offline: bool = False) -> tuple[Path, ...]:
+    """The files with the weights that `load_vae` reads, which tell what autoencoder it is. Raises DaguerreError where there is none."""
+    from daguerre.weights.first_stages import first_stage_folder
+    from daguerre.weights.reader import open_tensors, weight_files
+
+    path = _located(source, offline)
+    return weight_files(open_tensors(path if path.is_file() else first_stage_folder(path)))
+
+
 def save(model: LatentDiffusion | LatentPrior, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a model as a folder: a diffusion model as other programs of the field open it too (see `folder.save_folder`), with the tensors
+    """Write a model as a folder: a diffusion model as other programs of the field open it too (see `saving.save_folder`), with the tensors
     in `dtype`, or a prior over codes with its first stage, as they are (see `latent_priors`)."""
     if isinstance(model, LatentDiffusion):
+        from daguerre.weights.saving import save_folder
+
         return save_folder(model, folder, dtype=dtype)
     from daguerre.weights.latent_priors import save_latent_prior
 
