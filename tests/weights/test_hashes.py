@@ -7,10 +7,11 @@ import checkpoints
 import pytest
 import torch
 
+from daguerre.apps.opening import open_model
 from daguerre.errors import DaguerreError
 from daguerre.models.vq_model import VQModel
 from daguerre.weights import hashes, identity, load, save
-from daguerre.weights.hashes import file_hash, network_hash
+from daguerre.weights.hashes import file_hash, files_hash, network_hash
 from daguerre.weights.inspect import inspect
 
 
@@ -58,3 +59,12 @@ def test_models_tell_which_weights_they_are(tmp_path: Path):
     with torch.no_grad():
         other.unet.conv_in.weight += 1
     assert identity(other) != before
+
+
+def test_a_swapped_autoencoder_is_known_by_its_file_in_any_precision(tmp_path: Path):
+    path = checkpoints.write(tmp_path / "a.safetensors", checkpoints.sd1())
+    vae = checkpoints.write(tmp_path / "vae.safetensors", checkpoints.autoencoder(prefix=""))
+    other = checkpoints.write(tmp_path / "other.safetensors", {name: t + 1 for name, t in checkpoints.autoencoder(prefix="").items()})
+    both = {identity(open_model(str(path), str(vae), "cpu", dtype, offline=True)) for dtype in ("float32", "bfloat16", "float16")}
+    assert both == {files_hash([path, vae])}
+    assert both.isdisjoint({identity(open_model(str(path), each, "cpu", "float32", offline=True)) for each in (None, str(other))})

@@ -67,6 +67,7 @@ def open_any(
 def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":
     from daguerre.models.autoencoder_kl import AutoencoderKL
     from daguerre.weights import load_vae
+    from daguerre.weights.source import vae_files
 
     own = model.autoencoder
     scale = own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0  # of the latents that this model makes
@@ -74,5 +75,5 @@ def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "Lat
     channels, wanted = autoencoder.config.latent_channels, model.unet.config.out_channels
     if channels != wanted:
         raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels and the model {model.name!r} makes {wanted}.")
-    name = f"{model.name} + {Path(vae).stem}"
-    return replace(model, autoencoder=autoencoder, name=name, files=())  # no model of that name is found by mistake
+    name = f"{model.name} + {Path(vae).stem}"  # which no model has, so that none is taken for it by mistake
+    return replace(model, autoencoder=autoencoder, name=name, files=(*model.files, *vae_files(vae, offline=offline)))

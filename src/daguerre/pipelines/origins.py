@@ -10,7 +10,7 @@ from daguerre.models.latent_prior import LatentPrior
 from daguerre.pipelines.metadata import Origin
 from daguerre.pipelines.request import Request
 from daguerre.version import VERSION
-from daguerre.weights.catalog import ASSETS
+from daguerre.weights.catalog import ASSETS, INDEX
 from daguerre.weights.hashes import files_hash
 
 
@@ -30,8 +30,9 @@ def origin_of(model: LatentDiffusion | LatentPrior, request: Request) -> Origin:
 
 
 def _place(files: tuple[Path, ...]) -> str | None:
-    """The file or the folder that a model was read from, as it was named; None for those inside the package."""
+    """The file or the folder that a model was read from, as it was named; None for those inside the package, and for several together."""
     if not files:
         return None
     place = Path(files[0] if len(files) == 1 else os.path.commonpath(files))
-    return None if place.resolve().is_relative_to(ASSETS.resolve()) else str(place)
+    alone = place.is_file() or (place / INDEX).is_file()
+    return str(place) if alone and not place.resolve().is_relative_to(ASSETS.resolve()) else None

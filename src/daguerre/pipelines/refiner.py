@@ -32,7 +32,8 @@ def with_refiner(model: LatentDiffusion, refiner: LatentDiffusion) -> LatentDiff
             raise DaguerreError(
                 f"The refiner {refiner.name!r} has {other} {what} where {model.name!r} has {own}; take one that was trained for this model."
             )
-    return replace(model, refiner=refiner, name=f"{model.name} + {refiner.name}", files=())
+    files = (*model.files, *refiner.files) if model.files and refiner.files else ()
+    return replace(model, refiner=refiner, name=f"{model.name} + {refiner.name}", files=files)
 
 
 def handed_over(plan: Plan, model: LatentDiffusion, share: float) -> Plan:
