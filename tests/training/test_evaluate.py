@@ -9,15 +9,21 @@ import torch
 import transformers
 from PIL import Image
 
-from daguerre.data import WHOLE, Box, Claim, Trial
+from daguerre.data import WHOLE, Box, Claim, Trial, shape_trials
 from daguerre.data.batches import to_array
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines import Request, generate
 from daguerre.text import train_tokenizer
+from daguerre.text.prefix import TextPrefix
 from daguerre.training import evaluate as module
 from daguerre.training.evaluate import EvaluateConfig, Evaluation, Made, evaluate, literal, run, sample, true_renders
 from daguerre.training.judge import load_judge
+from daguerre.training.shapes_judge import ShapesJudge
 from daguerre.weights import save, save_clip
 
 COLOURS = {
@@ -240,6 +246,41 @@ def test_the_whole_road_on_emoji(tiny_model, judge_folder: Path, tmp_path: Path)
     assert report.training_pictures == 70
     assert len({prompt.prompt for prompt in report.prompts}) == 8
     assert (tmp_path / "out" / "neighbours.png").is_file()
+
+
+def test_a_prior_over_codes_is_measured_on_shapes(judge_folder: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    shape = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
+    first_stage = VQModel(VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **shape)).eval()
+    tokenizer = load_judge(judge_folder).tokenizer
+    prefix = TextPrefix(tokenizer)
+    length = tokenizer(["a"]).shape[1] + 16
+    prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, length, (4, 4), width=8, layers=1, heads=2)).eval()
+    model = save(LatentPrior(prior, first_stage, prefix, "prior", 16), tmp_path / "model")
+    report = run(EvaluateConfig(str(model), out=tmp_path / "out", data="shapes", count=2, training_pictures=64))
+    assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "count", "all held out"]
+    assert report.settings["sampler"] == "code by code"
+    assert not {"steps", "guidance"} & report.settings.keys()
+    assert len(report.prompts) == 8
+    assert all(kind.true_at_1.value == 1 for kind in report.kinds)
+
+
+def test_the_judge_of_shapes_takes_true_renders_for_what_they_are_and_others_not():
+    trials, judge = shape_trials(32, 12, seed=5), ShapesJudge()
+    true = true_renders(trials)
+    said = judge.texts([trial.prompt for trial in trials])
+    own = (judge.pictures(true) * said).sum(dim=1)
+    assert own.min() > 0.9
+    blurred = torch.nn.functional.avg_pool2d(true, 3, 1, 1, count_include_pad=False)
+    assert ((judge.pictures(blurred) * said).sum(dim=1) > 0.6).float().mean() > 0.9
+    # One of four things is another: three quarters of the cosine are left.
+    for other in ("a blue circle", "a red star", "two red circles", "a red circle on a blue background"):
+        text = judge.texts(["a red circle", other])
+        assert torch.isclose(text[0] @ text[1], torch.tensor(0.75))
+    empty = judge.pictures(torch.ones(1, 3, 32, 32))  # of white alone only the background can be right
+    assert torch.isclose((empty @ judge.texts(["a red circle"]).T)[0, 0], torch.tensor(0.5), atol=0.01)
+    with pytest.raises(DaguerreError, match="names no colour and shape"):
+        judge.texts(["a fox"])
 
 
 def test_mistakes_are_said_before_anything_is_drawn(tiny_model, judge_folder: Path, tmp_path: Path):

@@ -37,12 +37,15 @@ from daguerre.metrics import (
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.pipelines import Request, generate, steps
+from daguerre.pipelines.codes import OF_NOISE
 from daguerre.pipelines.grid import labelled_grid
+from daguerre.pipelines.tasks import CODE_BY_CODE
 from daguerre.progress import track
 from daguerre.training.grids import images
 from daguerre.training.judge import Judge, load_judge
 from daguerre.training.options import EvaluateConfig
 from daguerre.training.report import Apart, KindReport, PromptReport, Report
+from daguerre.training.shapes_judge import ShapesJudge
 from daguerre.weights import load_any
 
 AT_ONCE = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
@@ -50,6 +53,7 @@ SHOWN = 32  # pictures on a sheet
 SHOWN_NEIGHBOURS = 12
 KNOWN = "known"  # the kind of trial whose prompts training saw
 SOURCES = {"emoji": EmojiSource, "shapes": ShapesSource}
+AnyJudge = Judge | ShapesJudge
 OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
 
 
@@ -95,7 +99,7 @@ def run(config: EvaluateConfig) -> Report:
     check_out(config.out)
     model = load_any(config.model)
     steps(model, request)  # says at once if the model can't do what is asked
-    judge = load_judge(config.judge, device=model.device)
+    judge = ShapesJudge() if config.data == "shapes" else load_judge(config.judge, device=model.device)
     trials, others = (trials_of(config.data, model.size, config.count, seed) for seed in (config.seed, config.seed + OTHER_PROMPTS))
     training = Batches(SOURCES[config.data](model.size, split="train"), 64, config.seed)
     evaluation = evaluate(
@@ -143,12 +147,14 @@ def sample(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], request
         here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, count=1)
         for i, picture in zip(places, generate(model, here), strict=True):
             pictures[i], seeds[i] = torch.from_numpy(to_array(picture.image)), here.seed
+    if isinstance(model, LatentPrior):
+        request = replace(request, sampler=CODE_BY_CODE)
     everywhere = range(len(prompts))
     whole = torch.stack([pictures[i] for i in everywhere])
     return Made(whole, tuple(seeds[i] for i in everywhere), model.name, request, time.monotonic() - started)
 
 
-def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Tensor, training: Tensor) -> Evaluation:
+def evaluate(judge: AnyJudge, trials: Sequence[Trial], made: Made, *, reference: Tensor, training: Tensor) -> Evaluation:
     """Measure the pictures that were made of trials.
 
     Args:
@@ -162,10 +168,11 @@ def evaluate(judge: Judge, trials: Sequence[Trial], made: Made, *, reference: Te
     said = [_said(judge, trial) for trial in track(trials, "reading prompts")]
     ours, true = (_judged(judge, x, said, training, known) for x in (made.pictures, true_renders(trials)))
     others = judge.pictures(reference)
+    unheeded = {"prompt", "count"} | (OF_NOISE.keys() - {"sampler"} if made.request.sampler == CODE_BY_CODE else set())
     report = Report(
         model=made.model,
         judge=judge.name,
-        settings={field.name: getattr(made.request, field.name) for field in fields(Request) if field.name not in ("prompt", "count")},
+        settings={field.name: getattr(made.request, field.name) for field in fields(Request) if field.name not in unheeded},
         candidates=ours.scores.shape[1],
         kinds=tuple(_kind_report(kind, ours, true, here) for kind, here in _kinds(trials)),
         frechet=Apart(frechet_distance(ours.features, others), frechet_distance(true.features, others)),
@@ -204,7 +211,7 @@ class _Said:
         return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.claim, cosines) / counts
 
 
-def _said(judge: Judge, trial: Trial) -> _Said:
+def _said(judge: AnyJudge, trial: Trial) -> _Said:
     claims = trial.candidates
     boxes, texts = zip(*(part for claim in claims for part in claim.parts), strict=True)
     return _Said(torch.arange(len(claims)).repeat_interleave(torch.tensor([len(c.parts) for c in claims])), list(boxes), judge.texts(texts))
@@ -221,7 +228,7 @@ class _Judged:
     by_pixels: Neighbours
 
 
-def _judged(judge: Judge, x: Tensor, said: Sequence[_Said], training: Tensor, training_features: Tensor) -> _Judged:
+def _judged(judge: AnyJudge, x: Tensor, said: Sequence[_Said], training: Tensor, training_features: Tensor) -> _Judged:
     features = judge.pictures(x)
     scores = _claim_scores(judge, x, said)
     return _Judged(
@@ -233,7 +240,7 @@ def _judged(judge: Judge, x: Tensor, said: Sequence[_Said], training: Tensor, tr
     )
 
 
-def _claim_scores(judge: Judge, x: Tensor, said: Sequence[_Said]) -> Tensor:
+def _claim_scores(judge: AnyJudge, x: Tensor, said: Sequence[_Said]) -> Tensor:
     """How well each picture of x (N, 3, H, W) shows each claim of its trial: (N, M) cosines."""
     seen = {box: judge.pictures(cut(x, box)) for box in dict.fromkeys(box for each in said for box in each.boxes)}
     return torch.stack([each.scores({box: features[i] for box, features in seen.items()}) for i, each in enumerate(said)])

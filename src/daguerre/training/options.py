@@ -96,8 +96,7 @@ class JudgeRecipe:
     """Train the CLIP that `daguerre evaluate` measures with."""
 
     out: Path = Path("runs/judge")
-    data: Literal["emoji", "shapes"] = "emoji"
-    size: int | None = None  # pixels; None: as large as the data's recipe has them, 64 and 32
+    size: int = 64  # pixels
     steps: int | None = None  # None: the preset's
     seed: int = 1000
 
@@ -127,8 +126,8 @@ class EvaluateConfig:
 
     model: str | None = None  # a name or a folder; the embedded model if not given
     judge: Path = Path("runs/judge/model")  # a folder from `daguerre train judge`
-    data: Literal["emoji", "shapes"] = "emoji"  # what the model draws; the judge must know it, too
     out: Path = Path("runs/evaluation")  # report.json, report.md and sheets of pictures
+    data: Literal["emoji", "shapes"] = "emoji"  # what the model draws; shapes are measured, without the judge that --judge names
     count: int = 125  # prompts of each of the four kinds
     steps: int = 20
     sampler: str = Request.sampler
