@@ -6,6 +6,12 @@ from typing import Any
 Found = Mapping[str, Any]  # what one experiment measured with one training seed
 
 DEFAULT = 80  # minutes
+ENOUGH = 25  # minutes for each seed
+THIN = (
+    "> With so little time the first stages are blurred, the VQGAN's most of all, whose critic enters hardly later than its codebook, and "
+    "the priors have only begun to learn. Read the verdicts as those of the first minutes of training; the default budget is what the "
+    "relations should be judged by."
+)
 
 
 def page(found: Sequence[Mapping[str, Found]], minutes: float) -> str:
@@ -14,19 +20,25 @@ def page(found: Sequence[Mapping[str, Found]], minutes: float) -> str:
     return "\n\n".join(
         [
             "# The experiments of the VQGAN paper, in small",
-            "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each picture, half of "
+            "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each picture, "
+            "half of "
             "them on a coloured background; 16000 to train on, 500 others to measure on. All trainings of all seeds together had "
-            f"**{minutes:g} minutes of processor time** ({default}), one thread each, shared out as `SHARES` in `benchmarks/vqgan.py` says. "
-            f"Everything was trained {seeds} time{'s' if seeds > 1 else ''}, once for each seed; a table has a row for each, the pictures are "
+            f"**{minutes:g} minutes of processor time** ({default}), one thread each, shared out as `SHARES` in `benchmarks/vqgan.py` "
+            f"says. "
+            f"Everything was trained {seeds} time{'s' if seeds > 1 else ''}, once for each seed; a table has a row for each, the "
+            f"pictures are "
             "those of seed 0. A relation of the paper is said to hold where it holds with every seed and no interval touches zero. "
             "`python -m benchmarks.vqgan` makes this page again.",
             "Brackets are 95 % bootstrap intervals over the measured pictures; how far the seeds lie apart shows what they don't cover. "
-            "Fréchet distances are between 48 features of a small classifier of shape and colour that was trained here: not comparable with "
+            "Fréchet distances are between 48 features of a small classifier of shape and colour that was trained here: not comparable "
+            "with "
             "published FIDs, nor one table's with another's where the number of pictures differs. Their intervals are the spread of 300 "
             "redraws, laid around the distance, for a distance of few pictures is biased upwards.",
-            "All networks are trained by AdamW, first stages at a rate of 2e-3, priors at 4e-3: of 1e-3, 2e-3 and 4e-3 that was PixelSNAIL's "
+            "All networks are trained by AdamW, first stages at a rate of 2e-3, priors at 4e-3: of 1e-3, 2e-3 and 4e-3 that was "
+            "PixelSNAIL's "
             "best in runs of 30 seconds (2.99, 2.70, 2.45 bits/code), and the transformer's too (2.64, 2.54, 2.54). "
             "They are small, and see few pictures: what the paper's networks do with a thousand times as much is another question.",
+            *([THIN] if minutes / seeds < ENOUGH else []),
             *(section([each[name] for each in found]) for name, section in SECTIONS.items()),
             "",
         ]
@@ -49,7 +61,8 @@ def priors(seeds: Sequence[Found]) -> str:
                     lambda at: [f"{at['parameters'] / 1e3:.0f} k", count(at["steps"]), count(at["seconds"]), of(at["bits/code"])],
                 ),
             ),
-            f"PixelSNAIL minus transformer, picture by picture: {all_of(at_time)} bits/code at equal time, {all_of(at_steps)} at equal steps. "
+            f"PixelSNAIL minus transformer, picture by picture: {all_of(at_time)} bits/code at equal time, {all_of(at_steps)} at equal "
+            f"steps. "
             + verdict(at_time, "At equal time the transformer is ahead, as in the paper.", "At equal time PixelSNAIL is ahead here.")
             + " "
             + verdict(at_steps, "At equal steps the transformer is ahead, as in the paper.", "At equal steps PixelSNAIL is ahead here."),
@@ -102,9 +115,12 @@ def window(seeds: Sequence[Found]) -> str:
     return "\n\n".join(
         [
             "## The same window of codes at f2, f4 and f8",
-            "A transformer that sees 4×4 codes at once, at equal time each, and 128 pictures drawn by a sliding window. The paper's section "
-            "4.4: with the number of codes fixed, larger f lets the transformer see more of the picture, and structure holds together, until "
-            "the reconstructions suffer. So the samples are measured against true pictures, and against the 500 true pictures rebuilt by the "
+            "A transformer that sees 4×4 codes at once, at equal time each, and 128 pictures drawn by a sliding window. The paper's "
+            "section "
+            "4.4: with the number of codes fixed, larger f lets the transformer see more of the picture, and structure holds together, "
+            "until "
+            "the reconstructions suffer. So the samples are measured against true pictures, and against the 500 true pictures rebuilt by "
+            "the "
             "same first stage, which leaves the prior's own part; beside them what the reconstructions alone are away from true pictures.",
             table(
                 ["codes", "seed", "seen at once", "steps", "samples to true", "samples to rebuilt", "rebuilt to true", "seconds/picture"],
@@ -143,7 +159,8 @@ def reconstruction(seeds: Sequence[Found]) -> str:
         [
             "## VQ-VAE against VQGAN",
             "The same network (f4, 128 codes) with the same time; the VQGAN's critic enters after a third of the VQ-VAE's steps, with the "
-            "adaptive weight and no perceptual network. 500 pictures and their reconstructions. The paper, and pictures of other scales: the "
+            "adaptive weight and no perceptual network. 500 pictures and their reconstructions. The paper, and pictures of other scales: "
+            "the "
             "critic costs PSNR and wins in what features see.",
             table(
                 ["first stage", "seed", "steps", "seconds", "PSNR, dB", "SSIM", "Fréchet"],
@@ -159,7 +176,8 @@ def reconstruction(seeds: Sequence[Found]) -> str:
             + verdict(
                 farther,
                 "By the features the VQGAN is nearer to the pictures, as in the paper.",
-                "By the features the VQ-VAE is nearer to the pictures here: flat shapes have little texture for a critic to bring back, and it "
+                "By the features the VQ-VAE is nearer to the pictures here: flat shapes have little texture for a critic to bring back, "
+                "and it "
                 "takes its part of the time.",
             ),
             "![given, VQ-VAE, VQGAN](reconstruction.png)",
@@ -183,7 +201,8 @@ def told(seeds: Sequence[Found]) -> str:
     return "\n\n".join(
         [
             "## Told a class, told a map, told nothing",
-            "The same transformer over the VQGAN's codes, at equal time: behind nothing, behind colour and shape as one class, behind the 64 "
+            "The same transformer over the VQGAN's codes, at equal time: behind nothing, behind colour and shape as one class, behind "
+            "the 64 "
             "codes of a semantic map by a second VQ-VAE. The paper's sections 4.2 and 4.3.",
             table(
                 ["told", "seed", "bits/code", "saved against nothing"],
@@ -195,11 +214,14 @@ def told(seeds: Sequence[Found]) -> str:
                 )
                 for name, each in saved.items()
             ),
-            "What the classifier takes 128 pictures for that were drawn by a class, the share of the right answers; and the true pictures of "
-            "these classes, rebuilt by the VQGAN and as they are. The smallest shapes are six pixels wide, so that even true ones are mistaken.",
+            "What the classifier takes 128 pictures for that were drawn by a class, the share of the right answers; and the true "
+            "pictures of "
+            "these classes, rebuilt by the VQGAN and as they are. The smallest shapes are six pixels wide, so that even true ones are "
+            "mistaken.",
             table(["pictures", "seed", "shape", "colour"], by_class),
             "![by class](classes.png)",
-            "Agreement with the map: the intersection over union of where the picture differs from the colour around the shape, and where the "
+            "Agreement with the map: the intersection over union of where the picture differs from the colour around the shape, and "
+            "where the "
             "map has it; 128 pictures.",
             table(["pictures", "seed", "intersection over union"], by_map),
             f"With their own map minus with another's: {all_of(above)}. "
