@@ -12,8 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import in_a_process, noise, peak, row
+
 WHO = "daguerre", "diffusers"
 ROWS = [f"{what}-{dtype}" for dtype in ("bfloat16", "float32") for what in ("unet", "vae512", "vae1024")]
 AIMS = {"open": ("≤ 0.6 ×", "≤ 0.7 ×"), "unet": ("≤ 0.87 ×", ""), "vae": ("≤ 0.87 ×", "≤ 0.6 ×")}
 Call = Callable[[], Tensor]
-
-
-def noise(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def unet(who: str, folder: Path, dtype: torch.dtype) -> Iterator[Call]:
@@ -67,38 +63,29 @@ def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]
 
 
 @torch.no_grad()
-def measured(who: str, row: str, folder: Path) -> dict[str, float]:
+def measured(who: str, what: str, folder: Path) -> dict[str, float]:
     """Seconds of processor time of opening with the first call and of the next call, and the peak of resident memory in GB."""
-    what, name = row.split("-")
+    what, name = what.split("-")
     dtype = getattr(torch, name)
     calls = unet(who, folder, dtype) if what == "unet" else vae(who, folder, dtype, int(what.removeprefix("vae")))
     next(calls)
     start = time.process_time()
     call = next(calls)
-    call()
+    if what == "unet":  # else the decoder's first call is as long as any other
+        call()
     first = time.process_time()
-    size = call().float().square().mean().sqrt().item()
-    return {"open": first - start, "call": time.process_time() - first, "peak": peak(), "size": size}
+    call()
+    return {"open": first - start, "call": time.process_time() - first, "peak": peak()}
 
 
-def peak() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
-
-
-def in_a_process(who: str, row: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.checkpoints", str(folder), "--one", who, row]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def compared(row: str, folder: Path, rounds: int) -> list[tuple[str, float, float, str]]:
+def compared(what: str, folder: Path, rounds: int) -> list[tuple[str, float, float, str]]:
     """The table's rows of one network in one dtype: what, ours, theirs, aim."""
     found: dict[str, list[dict[str, float]]] = {who: [] for who in WHO}
     for _ in range(rounds):
         for who in WHO:
-            found[who].append(in_a_process(who, row, folder))
+            found[who].append(in_a_process("benchmarks.checkpoints", folder, "--one", who, what))
     ours, theirs = ({key: statistics.median(each[key] for each in found[who]) for key in found[who][0]} for who in WHO)
-    what, dtype = row.split("-")
+    what, dtype = what.split("-")
     if what == "unet":
         return [
             (f"open the folder, through the first UNet call, {dtype}, s", ours["open"], theirs["open"], AIMS["open"][0]),
@@ -123,15 +110,15 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.one[0], options.one[1], options.folder)))
         return
-    lines = ["| what | daguerre | diffusers | ratio | aim |", "|---|---|---|---|---|"]
-    for row in options.rows:
-        for what, ours, theirs, aim in compared(row, options.folder, options.rounds):
-            lines.append(f"| {what} | {ours:.3g} | {theirs:.3g} | {ours / theirs:.2f} | {aim} |")
-            print(lines[-1], flush=True)
-    command = f"`python -m benchmarks.checkpoints FOLDER --rows {' '.join(options.rows)} --rounds {options.rounds}`"
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    table = "\n".join(lines)
-    options.out.write_text(f"# A checkpoint of Stable Diffusion 1.5's size, measured\n\n{command}, medians; {where}.\n\n{table}\n")
+    command = f"`python -m benchmarks.checkpoints FOLDER --rows {' '.join(options.rows)} --rounds {options.rounds}`, medians; {where}."
+    heads = "what", "daguerre", "diffusers", "ratio", "aim"
+    lines = ["# A checkpoint of Stable Diffusion 1.5's size, measured", "", command, "", row(heads), row("---" for _ in heads)]
+    for each in options.rows:
+        for what, ours, theirs, aim in compared(each, options.folder, options.rounds):
+            lines.append(row((what, ours, theirs, f"{ours / theirs:.2f}", aim)))
+            print(lines[-1], flush=True)
+        options.out.write_text("\n".join(lines) + "\n")  # what is known so far
 
 
 if __name__ == "__main__":

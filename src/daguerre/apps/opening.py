@@ -47,7 +47,8 @@ def open_any(
 
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.weights import load_any
-    from daguerre.weights.source import default_device, default_dtype
+    from daguerre.weights.quickest import default_dtype
+    from daguerre.weights.source import default_device
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
     computed = default_dtype(default_device(device)) if dtype == "auto" else getattr(torch, dtype)
