@@ -34,12 +34,12 @@ class Sample:
     Several pictures make a labelled grid beside them. The paths of what was written are printed, one a line.
     """
 
-    model: tyro.conf.Positional[str]
-    """The prior's folder."""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """The prior's folder, or a published VQGAN's file with its transformer."""
     class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME", help_behavior_hint="")] = None
     """What class to draw, of a prior that is told classes."""
     prompt: OptionalText = None
-    """What to draw, of a prior that is told by texts."""
+    """What to draw, of a prior that is told by texts; of one that is told by boxes "CLASS LEFT TOP RIGHT BOTTOM; …"."""
     map: OptionalPath = None
     """A map of what is to be drawn, of a prior that is told by maps; in its pixels' size unless --size says another."""
     complete: OptionalPath = None
