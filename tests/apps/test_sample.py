@@ -12,7 +12,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.metadata import read_origin
-from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix
+from daguerre.text.prefix import ClassPrefix, LayoutPrefix, MapPrefix, NoPrefix
 from daguerre.weights import save
 
 SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
@@ -21,7 +21,13 @@ SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_grou
 def folder(path: Path, kind: str) -> str:
     torch.manual_seed(0)
     first_stage = VQModel(VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **SHAPE)).eval()
-    prefix = {"none": NoPrefix(), "class": ClassPrefix(("cat", "dog")), "map": MapPrefix(first_stage, "edges")}[kind]
+    prefixes = {
+        "none": NoPrefix(),
+        "class": ClassPrefix(("cat", "dog")),
+        "map": MapPrefix(first_stage, "edges"),
+        "boxes": LayoutPrefix(9, 8),
+    }
+    prefix = prefixes[kind]
     prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, 32, (4, 4), width=8, layers=1, heads=2)).eval()
     return str(save(LatentPrior(prior, first_stage, prefix, kind, 16), path / kind))
 
@@ -98,6 +104,13 @@ def test_what_only_diffusion_heeds_is_not_taken_in_silence(tmp_path: Path, capsy
     assert main(["txt2img", "dog", "--model", model, "--out", str(out), *option]) == 1
     assert f"has no {option[0][2:]}; leave that out" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_boxes_are_told_by_layout_and_by_a_prompt(tmp_path: Path):
+    model, (one, two) = folder(tmp_path, "boxes"), (tmp_path / "one.png", tmp_path / "two.png")
+    assert main(["layout", "3 0 0 0.5 1", "1 0.5 0 1 1", "--model", model, "--out", str(one)]) == 0
+    assert main(["sample", model, "--prompt", "3 0 0 0.5 1; 1 0.5 0 1 1", "--out", str(two)]) == 0
+    assert Image.open(one).tobytes() == Image.open(two).tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
