@@ -25,12 +25,17 @@ def page(found: Sequence[Mapping[str, Found]], minutes: float) -> str:
             "them on a coloured background; 16000 to train on, 500 others to measure on. All trainings of all seeds together had "
             f"**{minutes:g} minutes of processor time** ({default}), one thread each, shared out as `SHARES` in `benchmarks/vqgan.py` "
             f"says. "
-            f"Everything was trained {seeds} time{'s' if seeds > 1 else ''}, once for each seed; a table has a row for each, the "
-            f"pictures are "
-            "those of seed 0. A relation of the paper is said to hold where it holds with every seed and no interval touches zero. "
+            + (
+                f"Everything was trained {seeds} times, once for each seed: a table has a row for each, and the pictures are those of seed "
+                "0. "
+                if seeds > 1
+                else "Everything was trained once, with seed 0. "
+            )
+            + "A relation of the paper is said to hold where it holds with every seed and no interval touches zero. "
             "`python -m benchmarks.vqgan` makes this page again.",
-            "Brackets are 95 % bootstrap intervals over the measured pictures; how far the seeds lie apart shows what they don't cover. "
-            "Fréchet distances are between 48 features of a small classifier of shape and colour that was trained here: not comparable "
+            "Brackets are 95 % bootstrap intervals over the measured pictures; "
+            + ("how far the seeds lie apart shows what they don't cover. " if seeds > 1 else "they say nothing about another seed. ")
+            + "Fréchet distances are between 48 features of a small classifier of shape and colour that was trained here: not comparable "
             "with "
             "published FIDs, nor one table's with another's where the number of pictures differs. Their intervals are the spread of 300 "
             "redraws, laid around the distance, for a distance of few pictures is biased upwards.",
