@@ -16,8 +16,10 @@ from daguerre.models import unet as unets
 from daguerre.models.unet import UNetConfig
 from daguerre.text import SDXLConditioner, TextConditioner
 from daguerre.weights import load, load_vae
+from daguerre.weights.convert import convert
 from daguerre.weights.describe import describe, with_values
 from daguerre.weights.families import FAMILIES, family_of, heads_of, prediction_of, task_of
+from daguerre.weights.inspect import inspect
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.reader import TensorFile, open_tensors
 from daguerre.weights.single_file import load_first_stage_file, load_single_file
@@ -296,3 +298,15 @@ def test_what_the_file_does_not_say_is_passed_through_the_one_door(tmp_path):
         checkpoints.write(tmp_path / "vae.safetensors", checkpoints.autoencoder(prefix="")), device="cpu", scaling_factor=0.13025
     )
     assert vae.config.scaling_factor == 0.13025
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("embedder.model.visual.proj", "unCLIP, which is not supported"), ("cond_stage_model.model.visual.proj", "open as a folder")],
+)
+def test_kinds_that_are_told_by_pictures_are_named(tmp_path, name, words):
+    path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd2() | {name: torch.zeros(2, 2)})
+    for opened in (load_single_file, lambda path: convert(path, tmp_path / "folder")):
+        with pytest.raises(DaguerreError, match=words):
+            opened(path)
+    assert words in str(inspect(path).question)

@@ -43,6 +43,15 @@ from daguerre.weights.shapes import (
 )
 
 BERT_WORDS = 30522
+# Published kinds of model that are told by pictures, by a name that only they hold.
+VARIATIONS = "single file of image variations; those open as a folder of the StableDiffusionImageVariationPipeline"
+UNCLIP = "model of Stable Diffusion unCLIP, which is not supported; image variations of Stable Diffusion 1 are, as a folder"
+TOLD_BY_PICTURES = {
+    "noise_augmentor.": UNCLIP,
+    "embedder.model.visual.": UNCLIP,
+    "cond_stage_model.model.visual.": VARIATIONS,
+    "cond_stage_model.transformer.vision_model.": VARIATIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,11 @@ def describe(
     """Tell what a file holds from its header alone. What the caller gives goes before what the file says.
 
     Raises:
-        DaguerreError: an architecture cannot be told.
+        DaguerreError: an architecture cannot be told, or the kind of model is not supported.
     """
+    for sign, what in TOLD_BY_PICTURES.items():
+        if any(name.startswith(sign) for name in file.shapes):
+            raise DaguerreError(f"'{file.path}' is a {what}.")
     with _sound(file.path):
         return _described(file, prediction, heads, ema)
 

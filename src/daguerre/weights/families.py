@@ -160,5 +160,5 @@ def asked_prediction(where: object) -> DaguerreError:
     """The error that asks what a Stable Diffusion 2 model predicts."""
     return DaguerreError(
         f"'{where}' is a Stable Diffusion 2 model and does not say what it predicts: give prediction='v' for one trained at 768 pixels, "
-        "or prediction='epsilon' for the 512-pixel base."
+        "or prediction='epsilon' for the 512-pixel base; on the command line --prediction."
     )
