@@ -22,6 +22,7 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev  ## side by side with the peers, on this machine
 	$(BIN)/python -m benchmarks.road
+	$(BIN)/python -m benchmarks.lineage
 
 bench-parity: $(VENV)/dev  ## the networks in their full sizes equal the reference's: minutes, and up to 13 GB of memory
 	$(BIN)/python -m benchmarks.parity
