@@ -1,5 +1,6 @@
 """The page of `benchmarks.vqgan`: each experiment with its protocol, its numbers, and whether the paper's relation holds here."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -150,6 +151,12 @@ def window(seeds: Sequence[Found]) -> str:
                 + verdict(each, f"f8 is nearer than {name}, as in the paper.", f"{name} is nearer than f8 here.")
                 for name, each in against.items()
             ),
+            "The prior's own part, the distance to what its first stage rebuilds, "
+            + (
+                "falls with f: what sees more holds together better, as in the paper."
+                if all(falls([each[name]["to rebuilt"] for name in names]) for each in found)
+                else "does not fall clearly with f here; in the paper what sees more holds together better."
+            ),
             "![samples](window.png)",
         ]
     )
@@ -249,6 +256,11 @@ SECTIONS: dict[str, Callable[[Sequence[Found]], str]] = {
     "reconstruction": reconstruction,
     "told": told,
 }
+
+
+def falls(intervals: Sequence[Mapping[str, float]]) -> bool:
+    """Whether each interval lies wholly below the one before."""
+    return all(after["high"] < before["low"] for before, after in itertools.pairwise(intervals))
 
 
 def verdict(differences: Sequence[Mapping[str, float]], holds: str, fails: str) -> str:
