@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from daguerre.data import ShapesSource
-from daguerre.training.options import ShapesRecipe
+from daguerre.training.autoencoder import AutoencoderLoss
+from daguerre.training.options import DiffusionLoss, ShapesRecipe
 from daguerre.training.recipes.emoji import CPU
 from daguerre.training.recipes.run import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
@@ -13,31 +14,34 @@ SIZE = 32
 PLAN = Plan(
     size=SIZE,
     autoencoder=AutoencoderPlan(
-        replace(CPU.autoencoder.model, latent_channels=8, channels=(32, 64, 96), norm_groups=4),
-        replace(CPU.autoencoder.loop, steps=1200, sample_every=300, checkpoint_every=300),
-        CPU.autoencoder.loss,
+        replace(CPU.autoencoder.model, latent_channels=8, channels=(16, 32, 64), norm_groups=4),
+        replace(CPU.autoencoder.loop, steps=1000, learning_rate=1.5e-3, ema=0.99, sample_every=500),
+        AutoencoderLoss(kl=1e-3),
     ),
     clip=ClipPlan(
-        tiny_text(vocab_size=640, width=128, layers=2),
-        tiny_vision(SIZE, patch=4, width=128, layers=3, projection=128),
-        replace(CPU.clip.loop, steps=600, batch_size=128, checkpoint_every=200),
+        # One layer and a short window: what a word means stays with the word, instead of wandering on into the padding.
+        tiny_text(vocab_size=1024, width=128, layers=1, length=24),
+        tiny_vision(SIZE, patch=8, width=128, layers=3, projection=128),
+        replace(CPU.clip.loop, steps=300, batch_size=128, checkpoint_every=100),
     ),
     diffusion=DiffusionPlan(
-        replace(CPU.diffusion.unet, in_channels=8, out_channels=8, channels=(96, 128), heads=(2, 2), context_width=128),
-        replace(CPU.diffusion.loop, steps=2500, batch_size=32, ema=0.997, sample_every=500, checkpoint_every=250),
-        CPU.diffusion.loss,
-        pool=20_000,
+        # One level: every attention sees all 8×8 places apart.
+        replace(CPU.diffusion.unet, in_channels=8, out_channels=8, channels=(128,), depth=(1,), heads=(2,), context_width=128),
+        replace(CPU.diffusion.loop, steps=4000, batch_size=16, ema=0.998, sample_every=1000, checkpoint_every=250),
+        DiffusionLoss(shift=3.0),
+        pool=8192,
+        trains_text=True,
     ),
 )
 SHOWN = (
     "a red circle",
     "a small blue square on a yellow background",
     "two green triangles",
-    "a purple star at the top left",
-    "a big orange circle",
-    "three small red squares",
-    "a yellow triangle on a black background",
-    "a blue circle at the bottom",
+    "a purple star in the top left corner",
+    "a large orange circle",
+    "three red hearts",
+    "a yellow ring to the left of a black cross",
+    "a pink diamond at the bottom",
 )
 
 
