@@ -33,6 +33,8 @@ def _place(files: tuple[Path, ...]) -> str | None:
     """The file or the folder that a model was read from, as it was named; None for those inside the package, and for several together."""
     if not files:
         return None
+    if len({file.is_absolute() for file in files}) > 1:  # an autoencoder from elsewhere
+        return None
     place = Path(files[0] if len(files) == 1 else os.path.commonpath(files))
     alone = place.is_file() or (place / INDEX).is_file()
     return str(place) if alone and not place.resolve().is_relative_to(ASSETS.resolve()) else None
