@@ -104,7 +104,7 @@ def make(options: Making, request: Request) -> None:
     """Make a request's pictures and print where they are; what can be wrong is told before the work begins."""
     out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}.png")
     check_places(options, out, request)
-    for path in made(open_for(options), options, request, out):
+    for path in made(open_for(options, request), options, request, out):
         print(path)
 
 
@@ -120,8 +120,8 @@ def check_places(options: Making, out: Path, request: Request) -> None:
             raise DaguerreError(f"{option} '{path}' is {other}, too; give each its own file.")
 
 
-def open_for(options: Making) -> "LatentDiffusion | LatentPrior":
-    """The model that the options name."""
+def open_for(options: Making, request: "Request | None" = None) -> "LatentDiffusion | LatentPrior":
+    """The model that the options name, for one request or for many."""
     with busy("opening the model"):
         return open_any(
             options.model,
@@ -131,6 +131,7 @@ def open_for(options: Making) -> "LatentDiffusion | LatentPrior":
             offline=options.offline,
             prediction=options.prediction,
             refiner=options.refiner,
+            request=request,
         )
 
 

@@ -8,9 +8,12 @@ from daguerre.errors import DaguerreError
 from daguerre.weights.catalog import find, may_be_on_the_hub
 
 if TYPE_CHECKING:
+    import torch
+
     from daguerre.diffusion.denoiser import Prediction
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
+    from daguerre.pipelines import Request
 
 
 def open_model(
@@ -38,8 +41,12 @@ def open_any(
     offline: bool,
     prediction: str = "known",
     refiner: str | None = None,
+    request: "Request | None" = None,
 ) -> "LatentDiffusion | LatentPrior":
-    """As `open_model`, and priors over codes, too; a diffusion model with its refiner where one is named."""
+    """As `open_model`, and priors over codes, too; a diffusion model with its refiner where one is named.
+
+    request: what it is opened for; where memory is short, the parts take turns in it, and what would not fit is refused at once.
+    """
     if not may_be_on_the_hub(name):
         find(name)  # before torch is imported, which takes a second that a wrong name need not cost
 
@@ -52,7 +59,9 @@ def open_any(
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
     computed = default_dtype(default_device(device)) if dtype == "auto" else getattr(torch, dtype)
-    model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told)
+    short = request is not None and not refiner and _in_order(name, request, default_device(device), computed, offline)
+    more = {"in_order": True} if short else {}
+    model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
     if vae is None and refiner is None:
         return model
     if not isinstance(model, LatentDiffusion):
@@ -63,6 +72,30 @@ def open_any(
     from daguerre.pipelines.refiner import with_refiner
 
     return with_refiner(model, open_model(refiner, None, device, dtype, offline=offline))
+
+
+def _in_order(name: str | None, request: "Request", device: "torch.device", dtype: "torch.dtype", offline: bool) -> bool:
+    """Whether the parts of a model must take turns in memory for a request, or shall.
+
+    Raises:
+        DaguerreError: the request would not fit.
+    """
+    from daguerre.weights.ahead import way_ahead
+    from daguerre.weights.source import located, of_diffusion
+
+    path = located(name, offline)
+    if not of_diffusion(path):
+        return False
+    return way_ahead(
+        path,
+        width=request.width,
+        height=request.height,
+        count=len(request.each),
+        conditions=1 if request.guidance == 1 else 2,
+        device=device,
+        dtype=dtype,
+        low_memory=request.low_memory,
+    ).in_order
 
 
 def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":

@@ -42,9 +42,9 @@ def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
         count=len(request.each),
         conditions=1 if request.guidance == 1 else 2,
         dtype=model.dtype,
-        loaded=sum(tensor.nbytes for part in (model.unet, model.autoencoder) for tensor in part.parameters()),
+        loaded=0 if model.in_order else sum(tensor.nbytes for part in (model.unet, model.autoencoder) for tensor in part.parameters()),
         low_memory=request.low_memory,
-        droppable=False,
+        in_order=model.in_order,
     )
     if not taken.line:
         return request

@@ -245,7 +245,7 @@ def way(
     dtype: torch.dtype = torch.float32,
     loaded: int = 0,
     low_memory: bool = False,
-    droppable: bool = True,
+    in_order: bool | None = None,
 ) -> Way:
     """The plainest way of doing a run that fits; arguments as for `estimate`.
 
@@ -253,15 +253,15 @@ def way(
         free: bytes that can be taken.
         loaded: bytes of the model's weights that are in memory already, which the run need not take again.
         low_memory: take the smallest way, whether it is needed or not.
-        droppable: parts can be dropped and loaded again; not so where they are in memory and stay there.
+        in_order: whether the parts take turns in memory, where that is settled because the model is open; None: as is needed.
 
     Raises:
         DaguerreError: no way fits; tells what is needed and what there is.
     """
     room = free * (1 - KEPT_FREE) + loaded
-    smallest = Way(guidance_in_turns=conditions > 1, tiled=True, in_order=droppable)
+    smallest = Way(guidance_in_turns=conditions > 1, tiled=True, in_order=in_order is not False)
     ways = [Way(), Way(tiled=True), Way(guidance_in_turns=True, tiled=True), replace(smallest, guidance_in_turns=False), smallest]
-    ways = [plan for plan in ways if droppable or not plan.in_order]
+    ways = [plan for plan in ways if in_order in (None, plan.in_order)]
     peak = 0
     for plan in [smallest] if low_memory else ways:
         turns = 1 if plan.guidance_in_turns else conditions

@@ -28,9 +28,11 @@ from daguerre.weights.configs import schedule_config
 from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import fill, laid_out, listed, shapes_only
+from daguerre.weights.in_order import InOrder
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.reader import open_tensors, weight_files
 
+Give = Callable[[nn.Module, str], None]  # a network built on the meta device gets the tensors of a part
 BLANK = "!"  # OpenCLIP's padding token, whose id is 0
 
 
@@ -43,6 +45,7 @@ def load_single_file(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
+    in_order: bool = False,
 ) -> LatentDiffusion:
     """Open a model that lies in one file, in shards with an index, or in a folder of parts.
 
@@ -51,6 +54,7 @@ def load_single_file(
         heads: of the UNet, one number or one per level, where its family has no rule.
         ema: read the running average of the UNet's weights; None: only where there is nothing else.
         variant: of a folder's files, such as "fp16".
+        in_order: the parts take turns in memory.
 
     Raises:
         DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
@@ -62,26 +66,35 @@ def load_single_file(
         raise asked_prediction(path)
     tensors = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
 
-    def placed(part: str) -> dict[str, Tensor]:
-        return {
-            name: laid_out(tensor, device, dtype, mapped=_mapped(tensor, file.path)) for name, tensor in about.ours(tensors[part]).items()
-        }
+    order = InOrder() if in_order else None
+
+    def place(tensor: Tensor) -> Tensor:
+        return laid_out(tensor, device, dtype, mapped=_mapped(tensor, file.path))
+
+    def give(network: nn.Module, part: str) -> None:
+        wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
+        given = {name: tensor for name, tensor in about.ours(tensors[part]).items() if wanted is None or name in wanted}
+        if order is None:
+            fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
+        else:
+            order.add(network, given, place, path)
 
     unet, autoencoder = about.networks["unet"], about.networks["vae"]
     assert isinstance(unet, UNet)
     assert isinstance(autoencoder, AutoencoderKL | VQModel)
-    fill(unet, placed("unet"), path)
-    fill(autoencoder, placed("vae"), path)
+    give(unet, "unet")
+    give(autoencoder, "vae")
     return LatentDiffusion(
         unet=unet.eval(),
         autoencoder=autoencoder.eval(),
-        conditioner=_conditioner(about, placed),
+        conditioner=_conditioner(about, give),
         schedule=Schedule(about.schedule),
         prediction=about.prediction,
         name=Path(path).stem,
         size=about.size,
         files=weight_files(file, variant),
         low_resolution=_low_resolution(about),
+        in_order=in_order,
     )
 
 
@@ -113,7 +126,7 @@ def load_first_stage_file(
     return autoencoder.eval()
 
 
-def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]]) -> Callable[[Sequence[str]], Conditioning]:
+def _conditioner(about: Description, give: Give) -> Callable[[Sequence[str]], Conditioning]:
     """The way from prompts to conditions of each family."""
     texts = about.texts
 
@@ -122,8 +135,7 @@ def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]])
         tokenizer = Tokenizer.from_folder(beside) if beside.is_dir() else Tokenizer.clip(pad=pad)
         with shapes_only():
             encoder = CLIPText(config)
-        wanted, given = encoder.state_dict().keys(), placed(part)
-        fill(encoder, {name: tensor for name, tensor in given.items() if name in wanted}, about.file.path)
+        give(encoder, part)
         return TextConditioner(tokenizer, encoder.eval(), layer=layer, norm=norm)
 
     assert about.family is not None
@@ -141,14 +153,14 @@ def _conditioner(about: Description, placed: Callable[[str], dict[str, Tensor]])
         refiner, index = about.family.name == "sdxl-refiner", about.said.get("model_index", {})
         scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
         return SDXLConditioner(towers, scored=scored, zero_empty=zero_empty).eval()
-    return _without_clip(about, placed)
+    return _without_clip(about, give)
 
 
-def _without_clip(about: Description, placed: Callable[[str], dict[str, Tensor]]) -> Callable[[Sequence[str]], Conditioning]:
+def _without_clip(about: Description, give: Give) -> Callable[[Sequence[str]], Conditioning]:
     """The conditioners of latent diffusion before Stable Diffusion."""
 
     def filled(part: str) -> nn.Module:
-        fill(about.networks[part], placed(part), about.file.path)
+        give(about.networks[part], part)
         return about.networks[part].eval()
 
     assert about.family is not None

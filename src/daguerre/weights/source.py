@@ -31,7 +31,7 @@ def load_any(
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
     """
-    path, place = _located(source, offline, options.get("variant")), default_device(device)
+    path, place = located(source, offline, options.get("variant")), default_device(device)
     taming = _taming(path)
     if taming is None and not _is_latent_prior(path):
         return load(source, device=place, dtype=dtype, offline=offline, **options)
@@ -56,6 +56,7 @@ def load(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
+    in_order: bool = False,
 ) -> LatentDiffusion:
     """Open a diffusion model.
 
@@ -68,21 +69,24 @@ def load(
         prediction, heads: what the network predicts, and the UNet's heads (one number or one a level), where the files do not say.
         ema: of a file with both, read the running average of the weights in their place.
         variant: of a folder's files, such as "fp16".
+        in_order: its parts take turns in memory, read from the files each time; for making pictures with little memory.
 
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
     """
-    path, place, dtype = _located(source, offline, variant), default_device(device), dtype or torch.float32
+    path, place, dtype = located(source, offline, variant), default_device(device), dtype or torch.float32
     if path.is_dir() and not (path / INDEX).is_file():
         raise DaguerreError(f"'{path}' is not a model: a model is a checkpoint file, or a folder with a {INDEX} in it.")
     if _is_latent_prior(path):
         raise DaguerreError(f"'{path}' is a prior over codes, where a diffusion model is needed; `daguerre sample {path}` draws from it.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
-    told = any(option is not None for option in (prediction, heads, ema, variant))
+    told = in_order or any(option is not None for option in (prediction, heads, ema, variant))
     if kind is None or told or (kind not in PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.single_file import load_single_file  # a quick start needs none of it
 
-        return load_single_file(path, device=place, dtype=dtype, prediction=prediction, heads=heads, ema=ema, variant=variant)
+        return load_single_file(
+            path, device=place, dtype=dtype, prediction=prediction, heads=heads, ema=ema, variant=variant, in_order=in_order
+        )
     return load_folder(path, device=place, dtype=dtype)
 
 
@@ -104,7 +108,7 @@ def load_vae(
     """
     from daguerre.weights.first_stages import load_first_stage  # a quick start needs none of it
 
-    path, place = _located(source, offline), default_device(device)
+    path, place = located(source, offline), default_device(device)
     found = load_first_stage(path, device=place, dtype=dtype or torch.float32, scaling_factor=scaling_factor)
     if not isinstance(found, AutoencoderKL):
         raise DaguerreError(f"'{path}' holds an autoencoder with a codebook; this model's must be a KL autoencoder.")
@@ -116,7 +120,7 @@ def vae_files(source: str | Path, *, offline: bool = False) -> tuple[Path, ...]:
     from daguerre.weights.first_stages import first_stage_folder
     from daguerre.weights.reader import open_tensors, weight_files
 
-    path = _located(source, offline)
+    path = located(source, offline)
     return weight_files(open_tensors(path if path.is_file() else first_stage_folder(path)))
 
 
@@ -148,6 +152,13 @@ def default_device(device: torch.device | str | None) -> torch.device:
     return chosen
 
 
+def of_diffusion(path: Path) -> bool:
+    """Whether a place holds a diffusion model, as far as its index or its names tell."""
+    if path.is_dir():
+        return (path / INDEX).is_file() and str(read_json(path / INDEX).get("_class_name")).startswith(("StableDiffusion", "LDM"))
+    return _taming(path) is None
+
+
 def _is_latent_prior(path: Path) -> bool:
     return (path / INDEX).is_file() and read_json(path / INDEX).get("_class_name") == LATENT_PRIOR
 
@@ -162,7 +173,7 @@ def _taming(path: Path) -> "TensorFile | None":
     return file if "transformer.tok_emb.weight" in file.shapes else None
 
 
-def _located(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:
+def located(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:
     if isinstance(source, str) and may_be_on_the_hub(source):
         from daguerre.weights.hub import resolve
 

@@ -1,0 +1,70 @@
+"""Networks of one model that take turns in memory: each is there while it works, and gone when another begins.
+
+Only what is large comes and goes; biases, norms and first convolutions stay, so a network always tells its device and dtype. What goes is
+read again from its file when it is needed, so nothing may have changed it: such networks are for making pictures, not for training.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.weights.files import fill
+
+SMALL = 1 << 16  # elements of a tensor that stays
+
+
+class InOrder:
+    """Holds at most one of its networks whole."""
+
+    def __init__(self) -> None:
+        self._here: _Lent | None = None
+
+    def add(self, network: nn.Module, tensors: Mapping[str, Tensor], place: Callable[[Tensor], Tensor], where: str | Path) -> None:
+        """Give a network built on the meta device its small tensors, and the others whenever it or a layer of it is called.
+
+        Args:
+            tensors: all of them, as maps of a file.
+            place: makes of a tensor what the network computes with.
+            where: they come from.
+
+        Raises:
+            DaguerreError: names or shapes do not fit.
+        """
+        large = {name: tensor for name, tensor in tensors.items() if tensor.numel() > SMALL}
+        small = {name: place(tensor) for name, tensor in tensors.items() if name not in large}
+        dtype = next((tensor.dtype for tensor in small.values()), None)
+        empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
+        fill(network, small | empty, where)
+        lent = _Lent(network, large, empty, place)
+        for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
+            part.register_forward_pre_hook(lambda *_: self._bring(lent))
+
+    def _bring(self, lent: "_Lent") -> None:
+        if self._here is lent:
+            return
+        if self._here is not None:
+            self._here.drop()
+        self._here = lent
+        lent.bring()
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """A network, where its large tensors are, what stands for them meanwhile, and how they are laid out."""
+
+    network: nn.Module
+    large: Mapping[str, Tensor]
+    empty: Mapping[str, Tensor]
+    place: Callable[[Tensor], Tensor]
+
+    def bring(self) -> None:
+        self._assign({name: self.place(tensor) for name, tensor in self.large.items()})
+
+    def drop(self) -> None:
+        self._assign(self.empty)
+
+    def _assign(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(dict(tensors), strict=False, assign=True)

@@ -1,0 +1,77 @@
+"""A model whose parts take turns in memory makes the pictures of one that is there as a whole."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines import generate
+from daguerre.weights import ahead, in_order, load, save
+from daguerre.weights.estimate import Way
+from daguerre.weights.reader import TensorFile
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_tiny_model: Callable[..., LatentDiffusion], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(in_order, "SMALL", 2000)  # of a tiny model, too, some tensors go
+    return save(make_tiny_model(prediction="epsilon", zero_terminal_snr=False), tmp_path / "tiny")
+
+
+def whole(network: nn.Module) -> bool:
+    return not any(tensor.is_meta for tensor in network.parameters())
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, low_memory: bool):
+    model = load(folder, in_order=True)
+    parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
+    assert not any(whole(part) for part in parts)
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    there = []
+    for part in parts:
+        part.register_forward_hook(lambda *_: there.append([whole(each) for each in parts]))
+    request = {"prompt": "a red apple", "steps": 3, "seed": 5, "low_memory": low_memory}
+    picture = generate(model, **request)[0]
+    assert [False, False, True] in there
+    assert [True, False, False] in there
+    assert [whole(part) for part in parts] == [False, True, False]
+    plain = generate(load(folder), **request)[0]
+    assert np.abs(np.asarray(picture.image, dtype=int) - np.asarray(plain.image, dtype=int)).max() <= 1
+
+
+def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
+    model, plain = load(folder, in_order=True, dtype=torch.bfloat16), load(folder, dtype=torch.bfloat16)
+    z, told = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16(), ["a red apple"]
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(model.autoencoder.decode(z), plain.autoencoder.decode(z))
+            assert torch.equal(model.conditioner(told).context, plain.conditioner(told).context)  # type: ignore[arg-type]
+
+
+def test_the_way_is_told_from_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """With memory for the largest part, but not for all, parts take turns; with less a request is refused, and nothing was read."""
+    monkeypatch.setattr(ahead, "open_tensors", lambda path, open_=ahead.open_tensors: _unread(open_(path)))
+    run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    monkeypatch.setattr(ahead, "free_memory", lambda _device: 1 << 40)
+    assert ahead.way_ahead(folder, **run) == Way()
+    least = ahead.way_ahead(folder, **run, low_memory=True).peak
+    monkeypatch.setattr(ahead, "free_memory", lambda _device: round(1.15 * least))
+    switched = ahead.way_ahead(folder, **run)
+    assert switched.in_order
+    assert "one part in memory at a time" in switched.line
+    monkeypatch.setattr(ahead, "free_memory", lambda _device: least)
+    with pytest.raises(DaguerreError, match="are free"):
+        ahead.way_ahead(folder, **run)
+
+
+def _unread(file: TensorFile) -> TensorFile:
+    def refuse(name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was read")
+
+    return replace(file, tensor=refuse)
