@@ -23,6 +23,8 @@ format: $(VENV)/dev
 bench: $(VENV)/dev  ## side by side with the peers, on this machine
 	$(BIN)/python -m benchmarks.road
 	$(BIN)/python -m benchmarks.lineage
+	test -d out/sd15 || $(BIN)/python -m benchmarks.random_models out/sd15
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checkpoints out/sd15
 
 bench-parity: $(VENV)/dev  ## the networks in their full sizes equal the reference's: minutes, and up to 13 GB of memory
 	$(BIN)/python -m benchmarks.parity
