@@ -103,3 +103,10 @@ def test_the_same_request_gives_the_same_picture_with_and_without(tiny_model: La
     *_, without = daguerre.steps(tiny_model, prompt=prompt, steps=4)
     assert torch.equal(with_it.x, again.x)
     torch.testing.assert_close(with_it.x, without.x, atol=1e-4, rtol=1e-4)
+
+
+def test_inference_mode_draws_the_same_picture(tiny_model: LatentDiffusion):
+    outside = daguerre.generate(tiny_model, prompt="a red circle", steps=2)[0]
+    with torch.inference_mode():
+        inside = daguerre.generate(tiny_model, prompt="a red circle", steps=2)[0]
+    assert inside.image.tobytes() == outside.image.tobytes()
