@@ -38,7 +38,7 @@ class Part(NamedTuple):
     """ours, reference: build the networks without values. ask, ask_reference: their answers to the same questions, by name."""
 
     ours: Callable[[], nn.Module]
-    reference: Callable[[], nn.Module]
+    reference: Callable[[], Any]
     ask: Callable[[Any], Answers]
     ask_reference: Callable[[Any], Answers]
 
@@ -47,6 +47,7 @@ def unet(config: UNetConfig, side: int) -> Part:
     """One call at latents of `side` places."""
     import diffusers
 
+    library: Any = diffusers
     x, t = noise(1, 4, side, side), torch.full((1,), 500)
     context = noise(1, 77, config.context_width or 0, seed=1)
     more: dict[str, Any] = {}
@@ -59,7 +60,7 @@ def unet(config: UNetConfig, side: int) -> Part:
         more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": numbers}}
     return Part(
         lambda: UNet(config),
-        lambda: diffusers.UNet2DConditionModel.from_config(unet_json(config, side)),
+        lambda: library.UNet2DConditionModel.from_config(unet_json(config, side)),
         lambda network: {"call": network(x, t, Conditioning(context=context, vector=vector))},
         lambda network: {"call": network(x, t, context, **more).sample},
     )
@@ -69,6 +70,7 @@ def vae(config: AutoencoderKLConfig, side: int) -> Part:
     """The moments of a picture of `side` pixels, and a picture of a latent."""
     import diffusers
 
+    library: Any = diffusers
     x, z = noise(1, 3, side, side).tanh(), noise(1, config.latent_channels, side // 8, side // 8, seed=1)
 
     def ask(network: AutoencoderKL) -> Answers:
@@ -80,7 +82,7 @@ def vae(config: AutoencoderKLConfig, side: int) -> Part:
         return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z / config.scaling_factor).sample}
 
     return Part(
-        lambda: AutoencoderKL(config), lambda: diffusers.AutoencoderKL.from_config(autoencoder_json(config, side)), ask, ask_reference
+        lambda: AutoencoderKL(config), lambda: library.AutoencoderKL.from_config(autoencoder_json(config, side)), ask, ask_reference
     )
 
 
@@ -125,14 +127,14 @@ def compared(name: str) -> dict[str, Any]:
     part = PARTS[name]()
     with shapes_only():
         network = part.ours()
-    randomly(network).to(memory_format=torch.channels_last)  # as files are read
+    randomly(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as files are read
     start = time.perf_counter()
     answers = part.ask(network)
     ours = time.perf_counter() - start
 
     with shapes_only():
         reference = part.reference()
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     adopt(reference.eval(), network.state_dict())
     start = time.perf_counter()
     truths = part.ask_reference(reference)

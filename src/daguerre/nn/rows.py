@@ -23,14 +23,17 @@ def worth(channels: int, places: int) -> bool:
     return not torch.is_grad_enabled() and channels * places > AT_ONCE
 
 
-def level_(block: DownBlock | UpBlock, x: Tensor) -> Tensor:
+def level_(block: nn.Module, x: Tensor) -> Tensor:
     """block(x) for a level of an autoencoder; x as for `resblock_`, and so is the answer."""
+    assert isinstance(block, DownBlock | UpBlock)
     for i, resnet in enumerate(block.resnets):
+        assert isinstance(resnet, ResBlock)
         x = resblock_(resnet, x)
         if block.attentions:
             x = block.attentions[i](x)
     if isinstance(block, UpBlock):
         for upsampler in block.upsamplers:
+            assert isinstance(upsampler, Upsample)
             x = enlarged(upsampler, x)
     else:
         for downsampler in block.downsamplers:
