@@ -19,6 +19,6 @@ def test_its_model_is_saved_and_opened(tmp_path: Path):
 
 
 def test_the_shown_prompts_are_in_the_sources_words():
-    fixed = "a an two on to the left of background".split()
+    fixed = ["a", "an", "two", "on", "to", "the", "left", "of", "background"]
     known = {*fixed, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *COUNTS.values(), *SIZES, *" ".join(PLACES).split()}
     assert not {word for prompt in SHOWN for word in prompt.split()} - known
