@@ -8,7 +8,7 @@ stands what it makes of true drawings.
 """
 
 import argparse
-import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ import daguerre
 from daguerre.data import ShapesMix, ShapesSource
 from daguerre.data.batches import to_array
 from daguerre.data.captions import article
-from daguerre.metrics.retrieval import retrieval, within
+from daguerre.metrics import retrieval, within
+from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
 from daguerre.training.options import LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import text_to_image
@@ -40,12 +41,12 @@ def write_folder(folder: Path, size: int, count: int) -> None:
         (folder / f"{number:04}.txt").write_text(sample.caption)
 
 
-def made(model: object, prompts: list[str]) -> Tensor:
+def made(model: LatentDiffusion, prompts: list[str]) -> Tensor:
     """A picture of each prompt, (N, 3, H, W) in [−1, 1]."""
     found = []
     for first in range(0, len(prompts), BATCH):
         request = Request(prompt=tuple(prompts[first : first + BATCH]))
-        found += [to_array(picture.image) for picture in generate(model, request)]  # pyright: ignore[reportArgumentType]
+        found += [to_array(picture.image) for picture in generate(model, request)]
     return torch.from_numpy(np.stack(found))
 
 
@@ -62,13 +63,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=45, help="prompts")
     parser.add_argument("--work", type=Path, default=Path("runs/continued"))
     options = parser.parse_args()
+    if options.work.exists():
+        sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
     model, judge = daguerre.load(), ShapesJudge()
     source, rng = ShapesSource(model.size, mix=PLAIN), np.random.default_rng(1)
     chosen = rng.permutation(len(source))[: options.count].tolist()
     prompts = [article(" ".join(source.things[index])) for index in chosen]
     drawn = torch.from_numpy(np.stack([to_array(source.sample(index, rng).picture) for index in chosen]))
     lines = [f"| {len(prompts)} prompts | @1 | @5 |", "|---|---|---|", row("before", judge, made(model, prompts), prompts)]
-    shutil.rmtree(options.work, ignore_errors=True)
     write_folder(options.work / "pictures", model.size, options.pictures)
     loop = LoopConfig(steps=options.steps, batch_size=8, learning_rate=3e-4, precision="bf16", ema=0.98, sample_every=0)
     folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))

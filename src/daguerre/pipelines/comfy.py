@@ -68,6 +68,7 @@ def _drawn(workflow: Any) -> Graph:
     for node in _list(workflow, "nodes"):
         if not isinstance(node, dict) or not isinstance(node.get("type"), str):
             continue
+        # Not strict: an editor's version may keep more or fewer values, and of a foreign file nothing can be demanded.
         inputs: dict[str, Any] = {
             name: value for name, value in zip(WIDGETS.get(node["type"], ()), _list(node, "widgets_values"), strict=False) if name
         }

@@ -110,7 +110,7 @@ class _Open:
         """The segments (all unless told) with their colons and bars as text again."""
         segments = self.segments if segments is None else segments
         nodes = list(segments[0])
-        for (mark, at), segment in zip(self.marks, segments[1:], strict=False):
+        for (mark, at), segment in zip(self.marks, segments[1:], strict=False):  # a schedule leaves its last segment and mark out
             nodes += [Text(mark, at), *segment]
         return tuple(nodes)
 

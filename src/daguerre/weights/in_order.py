@@ -67,4 +67,5 @@ class _Lent:
         self._assign(self.empty)
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
+        # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.
         self.network.load_state_dict(dict(tensors), strict=False, assign=True)
