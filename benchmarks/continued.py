@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import daguerre
 from daguerre.data import ShapesMix, ShapesSource
 from daguerre.data.batches import to_array
 from daguerre.data.captions import article
@@ -25,6 +24,7 @@ from daguerre.pipelines import Request, generate
 from daguerre.training.options import LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import text_to_image
 from daguerre.training.shapes_judge import ShapesJudge
+from daguerre.weights import load
 
 SINGLE = ShapesMix(count=0, pair=0)
 PLAIN = ShapesMix(count=0, pair=0, background=0, size=0, place=0)
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.work.exists():
         sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
-    model, judge = daguerre.load(), ShapesJudge()
+    model, judge = load(), ShapesJudge()
     source, rng = ShapesSource(model.size, mix=PLAIN), np.random.default_rng(1)
     chosen = rng.permutation(len(source))[: options.count].tolist()
     prompts = [article(" ".join(source.things[index])) for index in chosen]
@@ -74,7 +74,7 @@ def main() -> None:
     write_folder(options.work / "pictures", model.size, options.pictures)
     loop = LoopConfig(steps=options.steps, batch_size=8, learning_rate=3e-4, precision="bf16", ema=0.98, sample_every=0)
     folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
-    lines += [row("after", judge, made(daguerre.load(folder), prompts), prompts), row("true drawings", judge, drawn, prompts)]
+    lines += [row("after", judge, made(load(folder), prompts), prompts), row("true drawings", judge, drawn, prompts)]
     print("\n".join(lines))
 
 
