@@ -166,6 +166,7 @@ def test_what_is_written_is_what_was_found(tmp_path: Path):
     assert kept["kinds"][0]["at_1"]["value"] == 0.5
     assert kept["settings"]["steps"] == 3
     text = (tmp_path / "out" / "report.md").read_text()
+    assert "(steps 3, sampler dpmpp_2m, guidance 5.0, seed 0)" in text  # what is as ever is not said
     row = next(line for line in text.splitlines() if line.startswith("| known |"))
     assert "| 4 | 0.500 [" in row
     assert all(len(line.split(" | ")) == 8 for line in text.splitlines() if line.startswith(("| known |", "| colour |", "| prompts |")))

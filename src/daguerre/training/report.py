@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daguerre.metrics import Copying, Interval
+from daguerre.pipelines import Request
 
 TRUSTED = 0.95  # the share of true renders that a judge must recognise before its word on generated pictures counts
+TOLD = ("steps", "sampler", "guidance", "seed")  # settings that a card names even where they are the default
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class KindReport:
     at_5: Interval
     true_at_1: Interval  # of the true renders, which is what the judge is worth
     true_at_5: Interval
-    score: Interval  # CLIP score
+    score: Interval  # 2.5 × the judge's cosine of picture and prompt, or 0 if that is negative: with a CLIP as judge, CLIPScore
     true_score: Interval
     in_features: Copying  # distances to the nearest training picture, in the judge's embedding
     in_pixels: Copying
@@ -72,7 +74,8 @@ class Report:
 
     def markdown(self) -> str:
         """The tables of a model card, with what is needed to read them."""
-        made = ", ".join(f"{name} {value}" for name, value in self.settings.items() if value not in (None, ""))
+        default = Request()
+        made = ", ".join(f"{name} {value}" for name, value in self.settings.items() if name in TOLD or value != getattr(default, name))
         doubted = [kind.kind for kind in self.kinds if not kind.trusted]
         verdict = (
             f"The judge recognises fewer than {TRUSTED:.0%} of the true renders of {', '.join(doubted)}: there its numbers for the model "
@@ -83,9 +86,10 @@ class Report:
         return "\n\n".join(
             [
                 f"`{self.model}`, measured by `{self.judge}` ({made}). Brackets are 95 % intervals.",
-                f"R-precision: is a picture's own prompt the first, or among the first five, of {self.candidates} by the judge's cosine?",
+                f"R-precision: of {self.candidates} prompts, is a picture's own the first, or among the first five, in the judge's order? "
+                "The score is 2.5 × the cosine of picture and prompt in the judge's embedding, at least 0.",
                 _table(
-                    ["prompts", "n", "@1", "@5", "true renders @1", "@5", "CLIP score", "of true renders"],
+                    ["prompts", "n", "@1", "@5", "true renders @1", "@5", "score", "of true renders"],
                     [_precision_row(kind) for kind in self.kinds],
                 ),
                 verdict,
