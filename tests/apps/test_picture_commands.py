@@ -66,8 +66,49 @@ def test_a_folder_is_drawn_over_and_a_broken_picture_told(run: Run, cat: Image.I
     assert "c.png is not a picture" in err
     assert "1 of 4 pictures could not be made: c.png; the others are in 'all-img2img'" in err
     Path("all/c.png").unlink()
-    assert run("img2img", "all", "a red apple", "--steps", "2", "--out", "new")[0] == 0
-    assert read_origin("new/a.png")[1] == read_origin("all-img2img/a.png")[1] or len(list(Path("new").iterdir())) == 3
+    assert run("img2img", "all", "a red apple", "--steps", "2", "--strength", ".5", "--out", "new")[0] == 0
+    assert sorted(path.name for path in Path("new").iterdir()) == ["a.png", "b.jpg.png", "b.png.png"]
+    assert Path("new/a.png").read_bytes() == Path("all-img2img/a.png").read_bytes()
+
+
+def test_a_folder_is_filled_by_masks_of_the_same_names(run: Run, cat: Image.Image):
+    Path("all").mkdir()
+    Path("masks").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        cat.save(f"all/{name}")
+    upper = Image.new("L", (32, 32))
+    upper.paste(255, (0, 0, 32, 8))
+    upper.save("masks/a.png")
+    Image.open("mask.png").save("masks/b.bmp")
+    for suffix in ("bmp", "gif"):
+        upper.save(f"masks/c.{suffix}")
+    code, out, err = run("inpaint", "all", "masks", "a red apple", "--steps", "2", "--out", "new")
+    assert (code, out.split()) == (1, ["new/a.png", "new/b.png"])
+    assert "c.png: Of 'c.png' one mask is looked for in 'masks', and there is c.bmp and c.gif; call it 'c.png'." in err
+    assert np.array_equal(np.asarray(Image.open("new/a.png"))[8:], np.asarray(cat)[8:])
+    assert np.array_equal(np.asarray(Image.open("new/b.png"))[:, :16], np.asarray(cat)[:, :16])
+    assert run("inpaint", "all", "mask.png", "a red apple", "--steps", "2", "--out", "one")[0] == 0  # one mask for all
+    assert run("outpaint", "all", "a red apple", "--right", "8", "--steps", "2")[0] == 0
+    assert Image.open("all-outpaint/c.png").size == (40, 32)
+
+
+def test_wrong_options_are_told_once_whatever_the_folder_holds(run: Run, cat: Image.Image):
+    Path("all").mkdir()
+    Path("all/0.png").write_bytes(b"no picture")
+    for name in ("1.png", "2.png"):
+        cat.save(f"all/{name}")
+    for line, message in (
+        ("img2img all x --strength 2", "strength is 2.0; it is between 0"),
+        ("upscale all", "cannot do upscale; take a model that can"),
+        ("variations all", "cannot do variations; take a model that can"),
+        ("inpaint all empty x", "Of '1.png' one mask is looked for in 'empty', and there is none"),
+        ("img2img all x --out a.png", "--out 'a.png' must be a folder"),
+        ("img2img all x --film a.png", "--film and --preview show one picture"),
+    ):
+        Path("empty").mkdir(exist_ok=True)
+        code, out, err = run(*line.split())
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert message in err
 
 
 def test_inpainting_and_outpainting_keep_every_byte_they_should(run: Run, cat: Image.Image):

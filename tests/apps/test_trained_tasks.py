@@ -57,6 +57,23 @@ def test_an_upscaled_picture_is_named_after_the_one_given(run: Run, models: Call
 
 
 @pytest.mark.usefixtures("given")
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("pix2pix", ["pix2pix", "all", "make it blue"]),
+        ("depth", ["depth2img", "maps", "a hill", "--picture", "all"]),
+        ("upscaler", ["upscale", "all"]),
+    ],
+)
+def test_a_task_is_done_with_each_of_a_folder(run: Run, models: Callable[[str], str], kind: str, command: list[str]):
+    for name in ("a", "b"):
+        for folder, source in (("all", "picture.png"), ("maps", "depth.png")):
+            Path(folder).mkdir(exist_ok=True)
+            Image.open(source).save(f"{folder}/{name}.png")
+    assert run(*command, "--model", models(kind), "--steps", "2", "--out", "new") == (0, "new/a.png\nnew/b.png\n", "")
+
+
+@pytest.mark.usefixtures("given")
 def test_a_map_of_depth_that_moved_is_asked_for(run: Run, models: Callable[[str], str]):
     assert run("depth2img", "depth.png", "a hill", "--model", models("depth"), "--steps", "1", "--out", "new.png")[0] == 0
     Path("depth.png").rename("deep.png")

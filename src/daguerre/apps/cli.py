@@ -14,7 +14,7 @@ from daguerre.errors import DaguerreError, nearest
 
 COMMANDS = {
     "txt2img": "make pictures from words",
-    "img2img": "draw over a picture, or a folder of them",
+    "img2img": "draw over a picture",
     "inpaint": "draw the masked part of a picture anew",
     "outpaint": "continue a picture beyond its edges",
     "pix2pix": "change a picture as an instruction says",

@@ -45,7 +45,7 @@ class Drawing:
     size: OptionalText = None
     """In pixels, one side (64) or WIDTHxHEIGHT (96x64); if not given the model's own, or one that suits the picture it is given."""
     out: OptionalPath = None
-    """Where to write: .png, .webp or .jpg. Several pictures get -1, -2, … after the name."""
+    """Where to write: .png, .webp or .jpg; several pictures get -1, -2, … after the name. What is made of a folder goes to this folder."""
     model: OptionalText = None
     """A name from `daguerre models`, a folder, a checkpoint file, or OWNER/NAME on the hub; the embedded model if not given."""
     device: OptionalText = None
@@ -100,9 +100,13 @@ class Making(Drawing):
         return replace(super().request_for(prompts, task), variation=parse_variation(self.variation), **more)
 
 
-def make(options: Making, request: Request) -> None:
-    """Make a request's pictures and print where they are; what can be wrong is told before the work begins."""
-    out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}.png")
+def make(options: Making, request: Request, wordless: Path | None = None) -> None:
+    """Make a request's pictures and print where they are; what can be wrong is told before the work begins.
+
+    wordless: where they go if neither --out nor a word of the prompt says how to call them.
+    """
+    named = wordless if wordless and not any(request.prompts) else Path(f"{slug(request.prompts[0])}-{request.seed}.png")
+    out = options.out or named
     check_places(options, out, request)
     for path in made(open_for(options, request), options, request, out):
         print(path)

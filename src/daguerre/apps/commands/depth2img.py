@@ -7,8 +7,9 @@ from typing import Annotated
 
 import tyro
 
+from daguerre.apps.folders import beside, make_each
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Making, make
+from daguerre.apps.making import Making
 from daguerre.apps.options import OptionalPath, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import DepthToImage
@@ -22,21 +23,21 @@ class Depth2Img(Making):
     """
 
     depth: tyro.conf.Positional[Path]
-    """The map: grey, brighter where things are nearer, of 8 or 16 bits."""
+    """The map: grey, brighter where things are nearer, of 8 or 16 bits; or a folder of maps."""
     prompt: Prompts
     """What to draw; quote each prompt."""
     picture: OptionalPath = None
-    """A picture to draw over, of the map's shape; noise alone if not given."""
+    """A picture to draw over, of the map's shape, or a folder with a picture of each map's name; noise alone if not given."""
     strength: float = DepthToImage.strength
     """With --picture, how much is drawn anew, 0 to 1."""
 
-    def request(self) -> Request:
-        """The request that these options are."""
-        picture = None if self.picture is None else read_given(self.picture)
-        return self.request_for(self.prompt, DepthToImage(read_given(self.depth), picture, self.strength))
+    def request(self, depth: Path) -> Request:
+        """The request that these options are, for one map."""
+        picture = None if self.picture is None else read_given(beside(depth, self.picture, "picture"))
+        return self.request_for(self.prompt, DepthToImage(read_given(depth), picture, self.strength))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Depth2Img, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre depth2img")
-    make(options, options.request())
+    make_each(options, options.depth, options.request, "depth2img")

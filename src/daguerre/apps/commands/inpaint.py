@@ -1,4 +1,4 @@
-"""`daguerre inpaint PICTURE MASK PROMPT…`: the masked part of a picture drawn anew; prints a path a line."""
+"""`daguerre inpaint PICTURE MASK PROMPT…`: the masked part of pictures drawn anew; prints a path a line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import tyro
 
+from daguerre.apps.folders import beside, make_each
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Making, make
+from daguerre.apps.making import Making
 from daguerre.apps.options import OptionalNumber, PictureFile, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Inpaint as Task
@@ -25,9 +26,10 @@ class Inpaint(Making):
     """
 
     picture: PictureFile
-    """The picture."""
+    """The picture, or a folder of pictures."""
     mask: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASK")]
-    """Its mask: white is drawn anew, black is kept, grey is a blend. Or "alpha": what is transparent in the picture is drawn anew."""
+    """Its mask: white is drawn anew, black is kept, grey is a blend; or a folder with a mask of each picture's name. Or "alpha": what is
+    transparent in the picture is drawn anew."""
     prompt: Prompts
     """What the picture shall show; quote each prompt."""
     strength: float = Task.strength
@@ -37,13 +39,13 @@ class Inpaint(Making):
     latent: Latent = Task.latent
     """What of the autoencoder's encoding is taken: its mean, or a sample as other programs take it."""
 
-    def request(self) -> Request:
-        """The request that these options are."""
-        mask = None if self.mask == ALPHA and not ALPHA.exists() else read_given(self.mask)
-        return self.request_for(self.prompt, Task(read_given(self.picture), mask, self.strength, self.feather, self.latent))
+    def request(self, picture: Path) -> Request:
+        """The request that these options are, for one picture."""
+        mask = None if self.mask == ALPHA and not ALPHA.exists() else read_given(beside(picture, self.mask, "mask"))
+        return self.request_for(self.prompt, Task(read_given(picture), mask, self.strength, self.feather, self.latent))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Inpaint, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre inpaint")
-    make(options, options.request())
+    make_each(options, options.picture, options.request, "inpaint")

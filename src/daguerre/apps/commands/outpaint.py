@@ -1,13 +1,15 @@
-"""`daguerre outpaint PICTURE PROMPT…`: a picture continued beyond its edges; prints a path a line."""
+"""`daguerre outpaint PICTURE PROMPT…`: pictures continued beyond their edges; prints a path a line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from daguerre.apps.folders import make_each
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Making, make
+from daguerre.apps.making import Making
 from daguerre.apps.options import OptionalNumber, PictureFile, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Outpaint as Task
@@ -18,7 +20,7 @@ class Outpaint(Making):
     """Continue a picture beyond its edges. It stands in the result as it is, pixel by pixel, if that is a .png or .webp."""
 
     picture: PictureFile
-    """The picture."""
+    """The picture, or a folder of pictures."""
     prompt: Prompts
     """What the whole shall show; quote each prompt."""
     left: int = Task.left
@@ -32,12 +34,12 @@ class Outpaint(Making):
     feather: OptionalNumber = Task.feather
     """Over how many of the new pixels the drawn-out edge goes over into what is drawn; if not given one place of the latents."""
 
-    def request(self) -> Request:
-        """The request that these options are."""
-        return self.request_for(self.prompt, Task(read_given(self.picture), self.left, self.top, self.right, self.bottom, self.feather))
+    def request(self, picture: Path) -> Request:
+        """The request that these options are, for one picture."""
+        return self.request_for(self.prompt, Task(read_given(picture), self.left, self.top, self.right, self.bottom, self.feather))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Outpaint, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre outpaint")
-    make(options, options.request())
+    make_each(options, options.picture, options.request, "outpaint")

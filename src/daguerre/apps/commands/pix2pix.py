@@ -1,4 +1,4 @@
-"""`daguerre pix2pix PICTURE INSTRUCTION…`: a picture changed as an instruction says, by a model that was trained for it."""
+"""`daguerre pix2pix PICTURE INSTRUCTION…`: pictures changed as an instruction says, by a model that was trained for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from daguerre.apps.folders import make_each
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Making, make
-from daguerre.apps.options import Prompts
+from daguerre.apps.making import Making
+from daguerre.apps.options import PictureFile, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Fit, InstructPix2Pix
 
@@ -21,8 +22,8 @@ class Pix2Pix(Making):
     The model is shown the picture at every step, so it must have been trained for that: name an instruct-pix2pix checkpoint with --model.
     """
 
-    picture: tyro.conf.Positional[Path]
-    """What to change."""
+    picture: PictureFile
+    """What to change, or a folder of such pictures."""
     prompt: Prompts
     """The instruction; of several each makes its own picture."""
     picture_guidance: float = InstructPix2Pix.picture_guidance
@@ -30,12 +31,12 @@ class Pix2Pix(Making):
     fit: Fit = InstructPix2Pix.fit
     """How the picture takes the shape of --size: its middle, all of it with its edges drawn out, or stretched."""
 
-    def request(self) -> Request:
-        """The request that these options are."""
-        return self.request_for(self.prompt, InstructPix2Pix(read_given(self.picture), self.picture_guidance, self.fit))
+    def request(self, picture: Path) -> Request:
+        """The request that these options are, for one picture."""
+        return self.request_for(self.prompt, InstructPix2Pix(read_given(picture), self.picture_guidance, self.fit))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Pix2Pix, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre pix2pix")
-    make(options, options.request())
+    make_each(options, options.picture, options.request, "pix2pix")

@@ -1,14 +1,16 @@
-"""`daguerre upscale PICTURE [PROMPT]`: a picture with four times the sides, by a model that was trained for it."""
+"""`daguerre upscale PICTURE [PROMPT]`: pictures with four times the sides, by a model that was trained for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from daguerre.apps.folders import make_each
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Making, make
+from daguerre.apps.making import Making
+from daguerre.apps.options import PictureFile
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Upscale as Upscaling
 
@@ -21,19 +23,19 @@ class Upscale(Making):
     --model.
     """
 
-    picture: tyro.conf.Positional[Path]
-    """What to enlarge."""
+    picture: PictureFile
+    """What to enlarge, or a folder of such pictures."""
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help_behavior_hint="")] = ()
     """What is to be seen in it; may be left out."""
     noise: int = Upscaling.noise
     """How much noise the model sees the picture under, 0 to 350: more invents more, and forgives a bad picture more."""
 
-    def request(self) -> Request:
-        """The request that these options are."""
-        return self.request_for(self.prompt or ("",), Upscaling(read_given(self.picture), self.noise))
+    def request(self, picture: Path) -> Request:
+        """The request that these options are, for one picture."""
+        return self.request_for(self.prompt or ("",), Upscaling(read_given(picture), self.noise))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Upscale, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre upscale")
-    make(replace(options, out=options.out or Path(f"{options.picture.stem}-x4.png")), options.request())
+    make_each(options, options.picture, options.request, "x4")

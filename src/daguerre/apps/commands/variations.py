@@ -1,14 +1,16 @@
 """`daguerre variations PICTURE`: pictures that mean what another one means, by a model that was trained for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from daguerre.apps.folders import make_each
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Making, make
+from daguerre.apps.making import Making
+from daguerre.apps.options import PictureFile
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Variations as Task
 
@@ -21,15 +23,15 @@ class Variations(Making):
     variations with --model. With another model, see --variation of txt2img, which moves the noise instead.
     """
 
-    picture: tyro.conf.Positional[Path]
-    """The picture; its middle square is looked at."""
+    picture: PictureFile
+    """The picture, whose middle square is looked at, or a folder of pictures."""
 
-    def request(self) -> Request:
-        """The request that these options are."""
-        return self.request_for(("",), Task(read_given(self.picture)))
+    def request(self, picture: Path) -> Request:
+        """The request that these options are, for one picture."""
+        return self.request_for(("",), Task(read_given(picture)))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = tyro.cli(Annotated[Variations, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre variations")
-    make(replace(options, out=options.out or Path(f"{options.picture.stem}-variation.png")), options.request())
+    make_each(options, options.picture, options.request, "variation")
