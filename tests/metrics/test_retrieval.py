@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from daguerre.errors import DaguerreError
-from daguerre.metrics import class_embeddings, clip_score, cosine, r_precision, ranks, retrieval, within, zero_shot
+from daguerre.metrics import clip_score, cosine, ranks, retrieval, within
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,27 +21,10 @@ def test_a_judge_that_sees_no_difference_is_given_nothing():
     truth = torch.zeros(2, dtype=torch.long)
     assert ranks(torch.ones(2, 100), truth).tolist() == [99, 99]
     assert ranks(torch.full((2, 100), math.nan), truth).tolist() == [99, 99]
-    assert r_precision(torch.ones(2, 4), torch.ones(2, 100, 4)).tolist() == [99, 99]
 
 
-def test_r_precision_sees_only_its_own_candidates():
-    pictures = torch.eye(3)
-    near, far, same = torch.tensor([0.9, 0.1, 0.0]), torch.tensor([0.0, 1.0, 0.0]), torch.tensor([5.0, 0.0, 0.0])
-    candidates = torch.stack(
-        [
-            torch.stack([near, far]),  # its own text is the nearer: rank 0
-            torch.stack([near, far]),  # the distractor is exactly it: rank 1
-            torch.stack([torch.tensor([0.0, 0.1, 1.0]), same]),  # length of an embedding doesn't matter: rank 0
-        ]
-    )
-    got = r_precision(pictures, candidates)
-    assert got.tolist() == [0, 1, 0]
-    assert within(got, 1).mean().item() == pytest.approx(2 / 3)
-    assert within(got, 2).mean().item() == 1
-
-
-def test_r_precision_by_chance_is_k_in_m():
-    got = r_precision(normal(3000, 16), normal(3000, 100, 16, seed=1))
+def test_precision_by_chance_is_k_in_m():
+    got = ranks(normal(3000, 100), torch.zeros(3000, dtype=torch.long))
     for k in (1, 5, 50):
         p = k / 100
         assert within(got, k).mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / 3000) ** 0.5)
@@ -64,25 +46,7 @@ def test_cosine_is_the_cosine():
             assert cosine(x, y)[i, j].item() == pytest.approx(wanted.item(), abs=1e-12)
 
 
-def test_zero_shot_finds_the_class_of_noisy_pictures():
-    directions = torch.linalg.qr(normal(16, 16)).Q[:5]
-    texts = directions[:, None] * 3 + 0.2 * normal(5, 8, 16, seed=1)  # eight wordings of each class
-    truth = torch.arange(5).repeat(20)
-    pictures = directions[truth] + 0.1 * normal(100, 16, seed=2)
-    assert torch.equal(zero_shot(pictures, class_embeddings(texts)), truth)
-
-
-def test_wordings_weigh_the_same_however_long_their_embeddings_are():
-    texts = torch.tensor([[[100.0, 0.0], [0.0, 1.0]]])
-    assert class_embeddings(texts)[0].tolist() == pytest.approx([0.5**0.5, 0.5**0.5], abs=1e-12)
-
-
 def test_clip_score():
     pictures = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     texts = torch.tensor([[2.0, 0.0], [1.0, 3**0.5], [-1.0, 0.1]])
     assert clip_score(torch.cosine_similarity(pictures, texts)).tolist() == pytest.approx([2.5, 1.25, 0.0], abs=1e-6)
-
-
-def test_candidates_must_match_their_pictures():
-    with pytest.raises(DaguerreError, match=r"candidates \(N, M, D\)"):
-        r_precision(torch.zeros(3, 4), torch.zeros(2, 100, 4))

@@ -8,7 +8,7 @@ from daguerre.metrics.distributions import KID, Gaussian, features_of, frechet, 
 from daguerre.metrics.images import psnr, ssim
 from daguerre.metrics.intervals import Interval, bootstrap, proportion
 from daguerre.metrics.neighbours import Copying, Neighbours, copying, nearest_neighbours
-from daguerre.metrics.retrieval import class_embeddings, clip_score, cosine, r_precision, ranks, retrieval, within, zero_shot
+from daguerre.metrics.retrieval import clip_score, cosine, ranks, retrieval, within
 
 __all__ = [
     "KID",
@@ -17,7 +17,6 @@ __all__ = [
     "Interval",
     "Neighbours",
     "bootstrap",
-    "class_embeddings",
     "clip_score",
     "copying",
     "cosine",
@@ -29,11 +28,9 @@ __all__ = [
     "nearest_neighbours",
     "proportion",
     "psnr",
-    "r_precision",
     "ranks",
     "retrieval",
     "squared_mmd",
     "ssim",
     "within",
-    "zero_shot",
 ]
