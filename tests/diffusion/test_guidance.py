@@ -1,5 +1,7 @@
 """Conditions and their weighted sum, rescaling, intervals, CFG++."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
@@ -21,9 +23,11 @@ class Network:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.voices: list[int] = []
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         self.batches.append(len(x))
+        self.voices.append(cond.voices)
         assert cond.context is not None
         return torch.tanh(x * 1.3) * 0.5 + cond.context.mean(1)[:, :, None, None] * x.roll(1, -1)
 
@@ -37,6 +41,7 @@ def test_guidance_is_the_weighted_sum_in_one_call(prediction):
     network = Network()
     guided = guide(Denoiser(network, SCHEDULE, prediction), [PROMPT, NEGATIVE], [7.5, -6.5])(X, SIGMA)
     assert network.batches == [4]
+    assert network.voices == [2]
     expected = alone(prediction, NEGATIVE) + 7.5 * (alone(prediction, PROMPT) - alone(prediction, NEGATIVE))
     torch.testing.assert_close(guided, expected)
 
@@ -54,6 +59,12 @@ def test_a_condition_of_no_weight_costs_nothing():
     guided = guide(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], [1.0, 0.0])(X, SIGMA)
     assert network.batches == [2]
     torch.testing.assert_close(guided, alone("v", PROMPT))
+
+
+def test_a_part_of_what_is_told_no_longer_holds_the_same_pictures_again():
+    told = replace(Conditioning.cat([PROMPT, PROMPT]), voices=2)
+    assert told.to(dtype=torch.float32).voices == 2
+    assert told[1:3].voices == told.repeat(2).voices == Conditioning.cat([told, told]).voices == 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])

@@ -191,6 +191,34 @@ def test_control_residuals_and_uneven_sizes_equal_the_reference(size: tuple[int,
     assert (ours - plain).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("name", ["plain", "text", "text, none at the first level", "upscaler", "sdxl", "control"])
+def test_what_is_told_of_the_same_pictures_is_the_same_computed_once_or_twice(name: str):
+    """Three voices of two pictures; what the batch shares is computed on two rows only where text alone tells the voices apart."""
+    config = {
+        "plain": replace(TINY_PLAIN, in_channels=4),
+        "text, none at the first level": replace(TINY, depth=(0, 1), mid_depth=0),
+        "upscaler": CONDITIONAL["upscaler"][0],
+        "sdxl": TINY_SDXL,
+    }.get(name, TINY)
+    unet = UNet(config).eval()
+    spread(unet)
+    x, t = noise(2, 4, 8, 8).repeat(3, 1, 1, 1), torch.tensor([7.0, 801.0]).repeat(3)
+    cond = Conditioning(
+        context=noise(6, 5, 12, seed=2) if config.context_width else None,
+        vector=noise(6, config.vector_width, seed=3) if config.vector_width else None,
+        concat=noise(6, 3, 8, 8, seed=4) if config.in_channels == 7 else None,
+        label=torch.arange(6) if config.classes else None,
+    )
+    control = [noise(6, c, s, s, seed=c + s) for c, s in ((16, 8), (16, 8), (16, 4), (32, 4), (32, 4))] if name == "control" else None
+    rows: list[int] = []
+    unet.conv_in.register_forward_hook(lambda _module, _inputs, output: rows.append(len(output)))
+    with torch.no_grad():
+        apart, together = unet(x, t, cond, control=control), unet(x, t, replace(cond, voices=3), control=control)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
+    assert apart.std() > 0.1
+    assert rows == [6, 6 if name in ("upscaler", "sdxl") else 2]
+
+
 def test_control_of_another_network_is_an_error():
     unet = UNet(TINY)
     with pytest.raises(ValueError):

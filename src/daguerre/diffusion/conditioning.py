@@ -1,12 +1,15 @@
 """What a network is told besides the noisy picture: text states, a vector, extra channels, a class. Every field is optional."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
+
+PARTS = ("context", "vector", "concat", "label")
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,15 @@ class Conditioning:
     vector:  (B, V) pooled text or size embedding, added to the time embedding.
     concat:  (B, C, H, W) extra input channels (inpainting, depth).
     label:   (B,) class numbers.
+    voices:  conditions that the batch holds one after another, told of the same pictures at the same times, as `guide` tells them. A
+        network may compute once what is the same for all of them.
     """
 
     context: Tensor | None = None
     vector: Tensor | None = None
     concat: Tensor | None = None
     label: Tensor | None = None
+    voices: int = 1
 
     @property
     def batch(self) -> int | None:
@@ -35,7 +41,7 @@ class Conditioning:
 
     def repeat(self, times: int) -> "Conditioning":
         """Tile the whole batch: [a, b] repeated twice is [a, b, a, b]."""
-        return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
+        return replace(self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1))), voices=1)
 
     def expand(self, batch: int) -> "Conditioning":
         """One condition spoken to `batch` pictures; a condition that already has this batch stays.
@@ -50,7 +56,7 @@ class Conditioning:
         return self.repeat(batch)
 
     def __getitem__(self, pictures: slice) -> "Conditioning":
-        return self._map(lambda tensor: tensor[pictures])
+        return replace(self._map(lambda tensor: tensor[pictures]), voices=1)
 
     @staticmethod
     def cat(conditions: Sequence["Conditioning"]) -> "Conditioning":
@@ -59,21 +65,22 @@ class Conditioning:
         Raises:
             DaguerreError: a field is given in one and missing in another, or the shapes differ beyond the batch.
         """
-        joined: dict[str, Tensor] = {}
-        for field in fields(Conditioning):
-            tensors = [tensor for condition in conditions if (tensor := getattr(condition, field.name)) is not None]
+        joined: dict[str, Any] = {}
+        for name in PARTS:
+            tensors = [tensor for condition in conditions if (tensor := getattr(condition, name)) is not None]
             shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
             if tensors and (len(tensors) < len(conditions) or len(shapes) > 1):
                 raise DaguerreError(
-                    f"Conditions of one call must agree in {field.name}: {len(tensors)} of {len(conditions)} have it, "
+                    f"Conditions of one call must agree in {name}: {len(tensors)} of {len(conditions)} have it, "
                     f"with shapes {sorted(shapes)} beyond the batch. Pad the shorter prompt to as many chunks."
                 )
             if tensors:
-                joined[field.name] = torch.cat(tensors)
+                joined[name] = torch.cat(tensors)
         return Conditioning(**joined)
 
     def _given(self) -> dict[str, Tensor]:
-        return {field.name: tensor for field in fields(self) if (tensor := getattr(self, field.name)) is not None}
+        return {name: tensor for name in PARTS if (tensor := getattr(self, name)) is not None}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        return replace(self, **{name: change(tensor) for name, tensor in self._given().items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._given().items()}
+        return replace(self, **changed)

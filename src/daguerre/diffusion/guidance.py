@@ -6,6 +6,7 @@ the same sum holds for ε and v, so it does not matter what the network predicts
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -39,7 +40,7 @@ def guide(
     @cache
     def together(batch: int, *voices: int) -> Conditioning:
         """The very same object at each call, so that a network may see that it is told nothing new."""
-        return Conditioning.cat([conditions[i].expand(batch) for i in voices])
+        return replace(Conditioning.cat([conditions[i].expand(batch) for i in voices]), voices=len(voices))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         now = at(sigma.item())

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daguerre.nn.voices import repeated
+
 TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
@@ -114,7 +116,9 @@ class TransformerBlock(nn.Module):
         self.cross_only = cross_only
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = repeated(x, len(context)) if self.cross_only else x
         x = x + self.attn1(self.norm1(x), context if self.cross_only else None)
+        x = repeated(x, len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -146,7 +150,10 @@ class SpatialTransformer(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x: (B, C, H, W); context: (B, L, D). Returns (B, C, H, W)."""
+        """x: (B, C, H, W); context: (B, L, D). Returns (B, C, H, W).
+
+        Of x there may be one voice's share, 1/n of the context's batch (see `nn.voices`); the answer is the whole batch.
+        """
         h = self.norm(x)
         if self.linear:
             h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, HW, C)
@@ -154,6 +161,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_in(h).flatten(2).transpose(1, 2)  # (B, HW, C)
         for block in self.transformer_blocks:
             h = block(h, context)
+        x = repeated(x, len(h))
         if self.linear:
             return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B, C, H, W)

@@ -48,14 +48,17 @@ class ResBlock(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); emb: (B, E), before its activation. Returns (B, C_out, H, W), H and W halved or doubled where it resamples."""
+        """x: (B, C, H, W); emb: (B, E), before its activation, or more rows, of which the first B are x's (see `nn.voices`).
+
+        Returns (B, C_out, H, W), H and W halved or doubled where it resamples.
+        """
         h = self.norm1(x)
         if self.resample == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)  # (B, C, H/2, W/2)
         elif self.resample == "up":
             x, h = F.interpolate(x, scale_factor=2.0), F.interpolate(h, scale_factor=2.0)  # (B, C, 2H, 2W)
         h = self.conv1(h)  # (B, C_out, H, W)
-        e = self.time_emb_proj(F.silu(emb))[:, :, None, None] if self.time_emb_proj is not None and emb is not None else None
+        e = self.time_emb_proj(F.silu(emb[: len(x)]))[:, :, None, None] if self.time_emb_proj is not None and emb is not None else None
         if self.scale_shift and e is not None:
             scale, shift = e.chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
