@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daguerre.nn.norm import GroupNorm
 from daguerre.nn.voices import repeated
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
@@ -142,7 +143,7 @@ class SpatialTransformer(nn.Module):
         cross_only: bool = False,
     ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, TRANSFORMER_NORM_EPS)
+        self.norm = GroupNorm(groups, width, TRANSFORMER_NORM_EPS)
         self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
         blocks = (TransformerBlock(width, heads, context_width, dropout=dropout, cross_only=cross_only) for _ in range(depth))
         self.transformer_blocks = nn.ModuleList(blocks)
@@ -172,7 +173,7 @@ class AttentionBlock(Attention):
 
     def __init__(self, width: int, heads: int = 1, *, groups: int = 32, eps: float = 1e-5) -> None:
         super().__init__(width, heads, bias=True)
-        self.group_norm = nn.GroupNorm(groups, width, eps)
+        self.group_norm = GroupNorm(groups, width, eps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W). The context is not looked at; it is there so that a level may hold this block or a SpatialTransformer."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.nn.norm import GroupNormSiLU
+from daguerre.nn.norm import GroupNorm, GroupNormSiLU
 
 
 def plus(h: Tensor, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class ResBlock(nn.Module):
         self.norm1 = GroupNormSiLU(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_width, out_channels * (2 if scale_shift else 1)) if emb_width else None
-        self.norm2 = (nn.GroupNorm if scale_shift else GroupNormSiLU)(groups, out_channels, eps)
+        self.norm2 = (GroupNorm if scale_shift else GroupNormSiLU)(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
