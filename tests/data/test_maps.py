@@ -74,12 +74,26 @@ def test_a_folders_maps_are_cut_as_its_pictures(folder: Path):
         assert {tuple(colour) for colour in map.reshape(-1, 3)} <= set(palette)  # nothing is smoothed
 
 
+def test_depth_has_no_palette_and_changes_its_key_with_its_files(folder: Path):
+    source = FolderSource(folder / "pictures", 16)
+    maps, palette = maps_of(source, "depth", folder / "maps")
+    assert palette == ()
+    picture, map = both(source, maps, 1)
+    assert np.array_equal(picture[..., 1] < 128, map[..., 2] > 128)
+    Image.linear_gradient("L").resize((48, 32)).save(folder / "maps" / "1.png")
+    assert maps_of(source, "depth", folder / "maps").source.key != maps.key
+
+
 def test_what_is_wrong_with_maps_is_named(folder: Path):
     source = FolderSource(folder / "pictures", 16)
     with pytest.raises(DaguerreError, match="--maps"):
         maps_of(source, "semantic")
     with pytest.raises(DaguerreError, match="leave out the folder"):
         maps_of(source, "edges", folder / "maps")
+    with pytest.raises(DaguerreError, match="leave out the folder"):
+        maps_of(ShapesSource(32), "semantic", folder / "maps")
+    with pytest.raises(DaguerreError, match="--maps"):
+        maps_of(ShapesSource(32), "depth")
     with pytest.raises(DaguerreError, match="edges or small"):
         maps_of(EmojiSource(32), "semantic")
     Image.new("RGB", (48, 30)).save(folder / "maps" / "1.png")

@@ -159,6 +159,7 @@ def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
         (NoPrefix(), Request(task=ImageToImage(Image.new("RGB", (16, 16)))), "cannot do img2img"),
         (NoPrefix(), Request(task=Complete(Image.new("RGB", (16, 16))), width=8, height=8), "16×16 pixels or more, not 8×8"),
         (NoPrefix(), Request(temperature=-1.0), "temperature is -1.0"),
+        (ClassPrefix(("cat", "dog")), Request(), "No class is named; this prior knows cat, dog"),
         (ClassPrefix(("cat", "dog")), Request(prompt="dogg"), "no class 'dogg'; this prior knows cat, dog. Did you mean 'dog'"),
         (MapPrefix(first_stage(5), "semantic", PALETTE), Request(), "give one with --map"),
         (

@@ -72,7 +72,7 @@ def test_the_features_that_it_was_trained_with_are_part_of_its_identity(tmp_path
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"size": 18, "f": 4}, "size is 18; with f 4 it must be a multiple of 4"),
+        ({"size": 18, "f": 4}, "size is 18; for f 4 it must be a multiple of 4"),
         ({"loop": replace(LOOP, steps=2)}, "enters at step 2 and has its full weight at step 3, but there are only 2 steps"),
         ({"codebook": "gumbel", "cooling": 9}, "falls for 9 steps, but there are only 4"),
         ({"enters": 4}, "takes part from step 4 on, but there are only 4"),

@@ -86,14 +86,32 @@ def test_every_tenth_picture_of_a_folder_is_kept(first_stage: Path, tmp_path: Pa
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / "pictures" / name / f"{i}.png")
-    path = run(tiny(first_stage, tmp_path / "out", data=str(tmp_path / "pictures"), condition="class", measured=2))
+    path = run(tiny(first_stage, tmp_path / "out", data=str(tmp_path / "pictures"), condition="class", pictures=500, measured=500))
     model = daguerre.load(path)
     assert model.prefix.names == ("cat", "dog")
-    assert json.loads((tmp_path / "out" / "nll.json").read_text())["unseen"]
+    found = json.loads((tmp_path / "out" / "nll.json").read_text())
+    assert found["unseen"]
+    assert found["pictures"] == 2  # no picture counts twice
+    assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each
     trained, measured, unseen = recipe.parted(
         recipe.material_of(tiny(first_stage, tmp_path, data=str(tmp_path / "pictures"), condition="class"))
     )
     assert (len(trained.pictures), len(measured.pictures), unseen) == (18, 2, True)
+
+
+def test_depth_is_told_by_files_beside_a_folders_pictures(first_stage: Path, tmp_path: Path):
+    for i in range(3):
+        for name, mode in (("pictures", "RGB"), ("depth", "L")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.linear_gradient("L").convert(mode).rotate(90 * i).save(tmp_path / name / f"{i}.png")
+    told = {"data": str(tmp_path / "pictures"), "condition": "map", "map": "depth", "map_stage": first_stage}
+    model = daguerre.load(run(tiny(first_stage, tmp_path / "out", maps=tmp_path / "depth", **told)))
+    assert model.prefix.kind == "depth"
+    assert not json.loads((tmp_path / "out" / "nll.json").read_text())["unseen"]
+    picture, *_ = daguerre.generate(model, Request(task=FromMap(Image.linear_gradient("L").resize((16, 16)))))
+    assert picture.image.size == (16, 16)
+    with pytest.raises(DaguerreError, match="--maps"):
+        run(tiny(first_stage, tmp_path / "other", **told))
 
 
 def test_what_does_not_fit_is_refused(first_stage: Path, tmp_path: Path):

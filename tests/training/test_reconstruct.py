@@ -9,6 +9,7 @@ import torch
 from daguerre.apps.cli import main
 from daguerre.errors import DaguerreError
 from daguerre.training.lineage_options import KLRecipe, VQVAERecipe
+from daguerre.training.perceptual import load_perceptual
 from daguerre.training.recipes.first_stage import network_of
 from daguerre.training.reconstruct import ReconstructConfig, in_bytes, run
 from daguerre.weights import save_first_stage
@@ -38,7 +39,7 @@ def test_codes_take_their_logarithm_and_every_way_no_more(codes: Path, tmp_path:
     assert sizes[0] == pytest.approx(4 / 16)  # log₂ 16 bits a code, a code for 4×4 pixels
     assert all(0.5 * sizes[0] < size <= sizes[0] for size in sizes[1:])
     assert report["codes"]["bits per pixel"] <= sizes[0]
-    assert report["eyes"].startswith("encoder")
+    assert report["eyes"] == "the embedded model's encoder"
     assert (tmp_path / "out" / "side-by-side.png").is_file()
     assert "| codes | 0.250 |" in capsys.readouterr().out
 
@@ -50,6 +51,7 @@ def test_a_continuous_latent_is_measured_as_bytes_and_as_it_is(latents: Path, co
     assert exact.bits_per_pixel is None
     assert rounded.psnr.value == pytest.approx(exact.psnr.value, abs=0.5)
     assert report.eyes == f"encoder {codes}"
+    assert report.eyes_hash == load_perceptual((codes,)).key
     assert report.codes is None
 
 

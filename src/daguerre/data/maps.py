@@ -1,12 +1,14 @@
 """Maps of pictures, drawn from the same (index, rng) as the pictures themselves, so that batches of both lie side by side.
 
     semantic    which class each pixel shows, as a colour of a palette
+    depth       how far away each pixel is
     edges       how much the brightness changes
     small       the picture with an eighth of its sides, enlarged again
 
-Semantic maps are known of drawn shapes, and read from files for a folder's pictures.
+Semantic maps are known of drawn shapes; those of a folder's pictures, and maps of depth, are read from files.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from daguerre.data.shapes import SHAPES, ShapesScene, ShapesSource
 from daguerre.data.source import Sample, Source, View
 from daguerre.errors import DaguerreError
 
-MapKind = Literal["semantic", "edges", "small"]
+MapKind = Literal["semantic", "depth", "edges", "small"]
 Colour = tuple[int, int, int]
 SHRINK = 8
 SHAPES_PALETTE: tuple[Colour, ...] = (  # the background, then SHAPES in order
@@ -47,28 +49,25 @@ class Maps(NamedTuple):
 
 
 def maps_of(source: Source, kind: MapKind, folder: Path | None = None) -> Maps:
-    """The maps of a source; semantic ones of a folder's pictures lie in `folder`, under the pictures' names and of their sizes.
+    """The maps of a source; semantic and depth maps of a folder's pictures lie in `folder`, under the pictures' names and of their sizes.
 
     Raises:
-        DaguerreError: a semantic map is missing, of another size than its picture, or there are too many colours in them.
+        DaguerreError: nobody knows such maps of this source, a map is missing, of another size than its picture, or, where it is semantic,
+            of too many colours.
     """
-    if kind == "semantic":
-        return _semantic(source, folder)
     if folder is not None:
-        raise DaguerreError(f"Maps of kind {kind!r} are made of the pictures themselves; leave out the folder of maps.")
-    change = edges if kind == "edges" else shrunk
-    return Maps(_view(source, lambda index, rng: change(source.sample(index, rng).picture), f"{kind} of {source.key}"))
-
-
-def _semantic(source: Source, folder: Path | None) -> Maps:
-    if isinstance(source, ShapesSource):
+        if isinstance(source, FolderSource) and kind in ("semantic", "depth"):
+            return _from_folder(source, kind, folder)
+        raise DaguerreError(f"Maps of kind {kind!r} of such pictures are not read from files; leave out the folder of maps.")
+    if kind == "semantic" and isinstance(source, ShapesSource):
         drawn = _view(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
         return Maps(drawn, SHAPES_PALETTE)
-    if isinstance(source, FolderSource) and folder is not None:
-        return _from_folder(source, folder)
+    if kind in ("edges", "small"):
+        change = edges if kind == "edges" else shrunk
+        return Maps(_view(source, lambda index, rng: change(source.sample(index, rng).picture), f"{kind} of {source.key}"))
     raise DaguerreError(
-        "Semantic maps are known of drawn shapes, and of a folder's pictures where a folder of maps is given with --maps; "
-        "of other pictures take edges or small."
+        f"The {kind} maps of these pictures are not known: of a folder's pictures give the folder of their maps with --maps; of drawn "
+        "shapes there are semantic ones, of any pictures edges or small."
     )
 
 
@@ -92,7 +91,7 @@ def shapes_map(source: ShapesSource, scene: ShapesScene) -> Image.Image:
     return Image.fromarray(np.array(SHAPES_PALETTE, dtype=np.uint8)[classes])
 
 
-def _from_folder(source: FolderSource, folder: Path) -> Maps:
+def _from_folder(source: FolderSource, kind: MapKind, folder: Path) -> Maps:
     """Maps in files: `folder/a/b.png` is that of the picture `a/b.jpg`."""
     paths = [folder / path.relative_to(source.folder).with_suffix(".png") for path, _ in source.items]
     colours: set[Colour] = set()
@@ -103,19 +102,26 @@ def _from_folder(source: FolderSource, folder: Path) -> Maps:
         with Image.open(picture) as original:
             if image.size != ImageOps.exif_transpose(original).size:
                 raise DaguerreError(f"'{path}' is {image.width}×{image.height}, not the size of its picture '{picture}'.")
-        found = image.getcolors(MOST_CLASSES)
-        if found is None:
-            raise _too_many(path)
-        colours |= {cast(Colour, colour) for _, colour in found}
+        if kind == "semantic":
+            colours |= _classes(image, path)
     if len(colours) > MOST_CLASSES:
         raise _too_many(folder)
+    resample = Image.Resampling.NEAREST if kind == "semantic" else Image.Resampling.LANCZOS
 
     def draw(index: int, rng: np.random.Generator) -> Image.Image:
         along = rng.random() if source.crop == "random" else 0.5  # as the picture is cut
-        return fit(open_picture(paths[index]), source.size, along, Image.Resampling.NEAREST)
+        return fit(open_picture(paths[index]), source.size, along, resample)
 
-    palette = tuple(sorted(colours))
-    return Maps(_view(source, draw, f"semantic {json.dumps(palette)} of {source.key}"), palette)
+    palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+    digest = hashlib.sha256(json.dumps([palette, files]).encode()).hexdigest()[:16]
+    return Maps(_view(source, draw, f"{kind} {digest} of {source.key}"), palette)
+
+
+def _classes(map: Image.Image, path: Path) -> set[Colour]:
+    found = map.getcolors(MOST_CLASSES)
+    if found is None:
+        raise _too_many(path)
+    return {cast(Colour, colour) for _, colour in found}
 
 
 def _view(source: Source, draw: Callable[[int, np.random.Generator], Image.Image], key: str) -> View:

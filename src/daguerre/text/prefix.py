@@ -5,12 +5,12 @@ Nothing, a class, a text, boxes of objects, the codes that a second first stage 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from daguerre.data.maps import MapKind
 from daguerre.errors import DaguerreError, nearest
 from daguerre.models.latent_prior import Told
 from daguerre.models.transformer_prior import coordinates
@@ -18,7 +18,6 @@ from daguerre.models.vq_model import VQModel
 from daguerre.text.layouts import layout_tokens
 from daguerre.text.tokenizer import Tokenizer
 
-MapKind = Literal["semantic", "edges", "small", "depth"]
 LISTED = 12  # class names that an error shows
 
 
@@ -51,6 +50,8 @@ class ClassPrefix:
         """The numbers (B, 1) of classes. Raises DaguerreError for a name that there is not."""
         numbers = {name.casefold(): number for number, name in enumerate(self.names)}
         for name in names:
+            if not name:
+                raise DaguerreError(f"No class is named; {self._known()}.")
             if name.casefold() not in numbers:
                 raise DaguerreError(f"There is no class {name[:60]!r}; {self._known()}.{nearest(name, self.names)}")
         return torch.tensor([[numbers[name.casefold()]] for name in names])

@@ -51,7 +51,8 @@ class VariationalStage(AutoencoderStage):
         deviation = (x - rebuilt.detach()).square().mean().sqrt()
         loss = bits_per_number(x, rebuilt, posterior, deviation).mean()
         kl = posterior.kl().mean() / math.log(2) / x[0].numel()
-        yield "autoencoder", loss, {"kl bits": kl.detach(), "psnr": psnr(x, rebuilt.detach().clamp(-1, 1)).mean()}
+        decibels = psnr(x, rebuilt.detach().clamp(-1, 1)).mean()
+        yield "autoencoder", loss, {"bits/dim": loss.detach(), "kl bits/dim": kl.detach(), "psnr": decibels}
 
 
 def bits_per_number(x: Tensor, rebuilt: Tensor, posterior: Posterior, deviation: Tensor) -> Tensor:

@@ -16,6 +16,12 @@ PRIOR_LOOP = LoopConfig(
 )
 
 
+def require_multiple(size: int, f: int, whose: str) -> None:
+    """Raise DaguerreError for a size in pixels that is no multiple of f."""
+    if size < f or size % f:
+        raise DaguerreError(f"size is {size}; for {whose} it must be a multiple of {f}, such as {max(round(size / f), 1) * f}.")
+
+
 @dataclass(frozen=True)
 class AutoencoderLoss:
     """Weights of the terms. Discriminator settings matter only where a discriminator is given."""
@@ -58,8 +64,7 @@ class _FirstStage:
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
             raise DaguerreError(f"width is {self.width}; it must be a multiple of {GROUPS}, such as 32.")
-        if self.size < self.f or self.size % self.f:
-            raise DaguerreError(f"size is {self.size}; with f {self.f} it must be a multiple of {self.f}, such as {16 * self.f}.")
+        require_multiple(self.size, self.f, f"f {self.f}")
 
 
 @dataclass(frozen=True)
@@ -164,12 +169,12 @@ class PriorRecipe:
     out: Path = Path("runs/prior")
     kind: Literal["transformer", "pixelcnn", "pixelsnail"] = "transformer"
     condition: Literal["none", "class", "text", "map", "coordinates"] = "none"  # "class": folders' names, or captions; of shapes, the shape
-    map: Literal["semantic", "edges", "small"] = "semantic"  # with condition "map"
-    maps: Path | None = None  # with a folder's semantic maps: where they lie, as PNGs under the pictures' names
+    map: Literal["semantic", "depth", "edges", "small"] = "semantic"  # with condition "map"
+    maps: Path | None = None  # with a folder's semantic or depth maps: where they lie, as PNGs under the pictures' names
     map_stage: Path | None = None  # first stage of the maps; none: a small one is trained before
     size: int = 64  # pixels a side
-    pictures: int = 20_000  # that are encoded once, and shown again every epoch
-    measured: int = 1000  # pictures that the code length is measured on, at the end
+    pictures: int = 20_000  # that are encoded once, and shown again every epoch; each of a folder's in ten crops at most
+    measured: int = 1000  # pictures that the code length is measured on, at the end; each of a folder's once
     width: int = 192  # channels
     layers: int = 6
     heads: int = 6

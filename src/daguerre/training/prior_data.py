@@ -25,10 +25,15 @@ AT_ONCE = 50  # pictures encoded in one call
 
 
 class Material(NamedTuple):
-    """Pictures, and their maps where the prior is told by them, sample for sample."""
+    """Pictures, and their maps where the prior is told by them, sample for sample. drawn: anew each time, without end."""
 
     pictures: Source
     maps: Maps | None = None
+    drawn: bool = True
+
+    def enough(self, count: int, crops: int) -> int:
+        """`count`, but of pictures that are not drawn no more than `crops` of each."""
+        return count if self.drawn else min(count, crops * len(self.pictures))
 
     def part(self, indices: Sequence[int], name: str) -> "Material":
         """The samples of these numbers."""
@@ -36,7 +41,7 @@ class Material(NamedTuple):
         def of(source: Source) -> View:
             return View(source.size, f"{name} part of {source.key}", source.sample, indices)
 
-        return Material(of(self.pictures), self.maps and Maps(of(self.maps.source), self.maps.palette))
+        return self._replace(pictures=of(self.pictures), maps=self.maps and Maps(of(self.maps.source), self.maps.palette))
 
 
 class Encoded(NamedTuple):
@@ -89,12 +94,10 @@ def parted(material: Material) -> tuple[Material, Material, bool]:
 
     Every tenth picture of a folder is kept for measuring; drawn pictures are drawn anew for it.
     """
-    source = material.pictures
-    if not isinstance(source, FolderSource):
-        return material, material, True
-    if len(source) < 2 * HELD_OUT:
-        return material, material, False
-    everywhere = range(len(source))
+    count = len(material.pictures)
+    if material.drawn or count < 2 * HELD_OUT:
+        return material, material, material.drawn
+    everywhere = range(count)
     return material.part([i for i in everywhere if i % HELD_OUT], "trained"), material.part(everywhere[::HELD_OUT], "measured"), True
 
 

@@ -7,7 +7,7 @@ between the least and the largest, so that it takes a byte, and what comes back 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from daguerre.models.vector_quantizer import code_use
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.training.grids import images
+from daguerre.training.lineage_options import require_multiple
 from daguerre.training.perceptual import Perceptual, load_perceptual
 from daguerre.training.recipes.first_stage import picture_source
 from daguerre.weights import load_first_stage
@@ -34,6 +35,7 @@ from daguerre.weights.first_stages import FirstStage
 AT_ONCE = 1 << 18  # pixels in one call
 EQUAL = 99.0  # decibels that equal pictures count as
 SHOWN = 8  # pictures on the sheet
+EMBEDDED = "the embedded model's encoder"
 LEVELS = 255  # steps between the least and the largest number of a latent, for a byte each
 
 
@@ -71,13 +73,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The report. codes: for a codebook, its size, the share in use, the perplexity, and the bits per pixel at these frequencies."""
+    """The report. eyes: whose features the distances are on, eyes_hash that of their weights. codes: for a codebook, its size, the share in
+    use, the perplexity, and the bits per pixel at these frequencies."""
 
     model: str
     data: str
     size: int
     count: int
     eyes: str
+    eyes_hash: str
     rows: tuple[Row, ...]
     codes: dict[str, float] | None
 
@@ -86,7 +90,8 @@ class Reconstruction:
         lines = [
             f"# {self.count} pictures of {self.data}, {self.size}×{self.size}, through {self.model}",
             "",
-            f"Means with 95 % bootstrap intervals; perceptual and Fréchet distance on the features of {self.eyes}.",
+            f"Means with 95 % bootstrap intervals; perceptual and Fréchet distance on the features of {self.eyes} "
+            f"(sha256 {self.eyes_hash[:12]}).",
             "",
             "| | bits/pixel | PSNR, dB ↑ | SSIM ↑ | perceptual ↓ | Fréchet ↓ |",
             "|---|---|---|---|---|---|",
@@ -113,12 +118,10 @@ def run(config: ReconstructConfig) -> Reconstruction:
     """
     _check_out(config.out)
     first_stage = load_first_stage(config.model)
-    f = first_stage.downsampling
-    if config.size < f or config.size % f:
-        raise DaguerreError(f"size is {config.size}; for '{config.model}' it must be a multiple of {f}, such as {max(16 * f, 64)}.")
+    require_multiple(config.size, first_stage.downsampling, f"'{config.model}'")
     if config.count < 2:
         raise DaguerreError(f"count is {config.count}; a distance between sets of pictures needs 2 or more.")
-    eyes = load_perceptual(config.perceptual or (find(DEFAULT),))
+    eyes = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
     source = picture_source(config.data, config.size, crop="center")
     count = min(config.count, len(source)) if Path(config.data).is_dir() else config.count
     x = Batches(source, count, config.seed).batch(0).x
@@ -153,7 +156,7 @@ def reconstruct(first_stage: FirstStage, x: Tensor, eyes: Perceptual, config: Re
             ways[codec] = (kept.x, 8 * kept.bytes / pixels)
     embedded = _by_parts(count, eyes.embed, x)
     rows = tuple(_row(name, size, x, y, eyes, embedded, count) for name, (y, size) in ways.items())
-    report = Reconstruction(config.model, config.data, config.size, len(x), eyes.name, rows, use)
+    report = Reconstruction(config.model, config.data, config.size, len(x), eyes.name, eyes.key, rows, use)
     return report, _side_by_side(x[:SHOWN], {name: y[:SHOWN] for name, (y, _) in ways.items()})
 
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from daguerre.data import Batches, FolderSource, Source
 from daguerre.data.source import View
-from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
 from daguerre.metrics import psnr
 from daguerre.training.decoder import DecoderStage
-from daguerre.training.lineage_options import DecoderRecipe
+from daguerre.training.lineage_options import DecoderRecipe, require_multiple
 from daguerre.training.loop import train
 from daguerre.training.perceptual import load_perceptual
 from daguerre.training.processes import rank
@@ -38,8 +37,7 @@ def run(recipe: DecoderRecipe) -> Path:
     """
     path, loop = find(recipe.model), recipe.loop
     first_stage = load_first_stage(path)
-    if recipe.size % first_stage.downsampling:
-        raise DaguerreError(f"size is {recipe.size}; for '{path}' it must be a multiple of {first_stage.downsampling}.")
+    require_multiple(recipe.size, first_stage.downsampling, f"'{path}'")
     source, kept = _kept_apart(picture_source(recipe.data, recipe.size, skip_bad=recipe.skip_bad))
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
     parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.weight}

@@ -14,7 +14,6 @@ import torch
 
 from daguerre.data import Batches, FolderSource
 from daguerre.data.maps import Maps, maps_of
-from daguerre.errors import DaguerreError
 from daguerre.files import atomic_write
 from daguerre.metrics import Interval, bootstrap
 from daguerre.models.latent_prior import LatentPrior, Prior
@@ -24,7 +23,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vq_model import VQModel
 from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
 from daguerre.training.first_stages import QuantizedStage
-from daguerre.training.lineage_options import PRIOR_LOOP, AutoencoderLoss, PriorRecipe
+from daguerre.training.lineage_options import PRIOR_LOOP, AutoencoderLoss, PriorRecipe, require_multiple
 from daguerre.training.loop import train, weights_key
 from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
 from daguerre.training.prior_data import Encoder, Material, classed, classes, parted
@@ -38,6 +37,7 @@ from daguerre.weights.latent_priors import codebook
 MAP_CODES, MAP_STEPS = 64, 600
 PLACES = 1024  # numbers that coordinates are told by
 SHOWN = 16  # pictures of the sample grid
+CROPS = 10  # of each picture of a folder that are encoded, at most
 
 
 def run(recipe: PriorRecipe) -> Path:
@@ -47,15 +47,15 @@ def run(recipe: PriorRecipe) -> Path:
         DaguerreError: there are no pictures, a size does not fit, or `out` holds another run.
     """
     first_stage = codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
-    require_multiple(recipe.size, first_stage, "this first stage")
+    require_multiple(recipe.size, first_stage.downsampling, "this first stage")
     material, seed, key = material_of(recipe), recipe.loop.seed, weights_key(first_stage)
     plan = {"first stage": key, **recipe.network}
     remember(recipe.out, "PriorRecipe", material.pictures.key, size=recipe.size, seed=seed, base=f"first stage {key}", plan=plan)
     prefix = prefix_of(recipe, material, first_stage)
     trained, measured, unseen = parted(material)
     encode = Encoder(first_stage, prefix, recipe.out / "cache", recipe.loop.workers)
-    data, _ = encode(trained, recipe.pictures, seed + 3)
-    test, captions = encode(measured, recipe.measured, seed + 1000)
+    data, _ = encode(trained, trained.enough(recipe.pictures, CROPS), seed + 3)
+    test, captions = encode(measured, measured.enough(recipe.measured, 1), seed + 1000)
     torch.manual_seed(seed)
     prior = fresh_prior(recipe, first_stage, prefix, data)
     batches = CodeBatches(data.codes, data.condition, recipe.loop.batch_size, seed)
@@ -73,9 +73,10 @@ def material_of(recipe: PriorRecipe) -> Material:
     if recipe.condition == "class" and recipe.data == "shapes":
         return Material(classed(recipe.size))
     if told_by_captions and Path(recipe.data).is_dir():
-        return Material(FolderSource(Path(recipe.data), recipe.size))
+        return Material(FolderSource(Path(recipe.data), recipe.size), drawn=False)
     pictures = picture_source(recipe.data, recipe.size)
-    return Material(pictures, maps_of(pictures, recipe.map, recipe.maps) if recipe.condition == "map" else None)
+    maps = maps_of(pictures, recipe.map, recipe.maps) if recipe.condition == "map" else None
+    return Material(pictures, maps, drawn=not isinstance(pictures, FolderSource))
 
 
 def prefix_of(recipe: PriorRecipe, material: Material, first_stage: VQModel) -> Prefixes:
@@ -91,7 +92,7 @@ def prefix_of(recipe: PriorRecipe, material: Material, first_stage: VQModel) -> 
         case "map":
             assert material.maps is not None
             stage = map_stage(recipe, material.maps, first_stage)
-            require_multiple(recipe.size, stage, "the first stage of maps")
+            require_multiple(recipe.size, stage.downsampling, "the first stage of maps")
             return MapPrefix(stage.requires_grad_(False), recipe.map, material.maps.palette)
         case "coordinates":
             return PlacePrefix(PLACES, first_stage.downsampling)
@@ -123,13 +124,6 @@ def fresh_prior(recipe: PriorRecipe, first_stage: VQModel, prefix: Prefixes, dat
     before = 1 if data.condition is None else data.condition[0].numel()
     config = TransformerPriorConfig(codes, prefix.tokens, before + h * w, (h, w), layers=recipe.layers, heads=recipe.heads, **shape)
     return TransformerPrior(config)
-
-
-def require_multiple(size: int, first_stage: VQModel, name: str) -> None:
-    """Raise DaguerreError for a size that is no multiple of f."""
-    f = first_stage.downsampling
-    if size < f or size % f:
-        raise DaguerreError(f"size is {size}; for {name} it must be a multiple of {f}, such as {max(round(size / f), 1) * f}.")
 
 
 def tell(out: Path, bits: Interval, downsampling: int, unseen: bool) -> None:
