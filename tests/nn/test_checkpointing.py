@@ -11,7 +11,7 @@ from daguerre.nn.checkpointing import checkpointed
 CONFIG = UNetConfig(channels=(16, 32), blocks=1, depth=(1, 1), heads=(2, 4), context_width=12, norm_groups=4, dropout=0.3)
 
 
-def saved_numbers_and_gradients(unet: UNet, checkpoint: bool) -> tuple[int, list[Tensor]]:
+def saved_numbers_and_gradients(unet: UNet, checkpoint: bool, half: bool) -> tuple[int, list[Tensor]]:
     """How many numbers the forward pass keeps for the backward pass, besides the inputs of checkpointed blocks, and what comes of it."""
     saved = 0
 
@@ -23,9 +23,10 @@ def saved_numbers_and_gradients(unet: UNet, checkpoint: bool) -> tuple[int, list
     def step() -> None:
         generator = torch.Generator().manual_seed(0)
         x, context = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 5, 12, generator=generator)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             out = unet(x, torch.tensor([3.0, 700.0]), Conditioning(context))
-        (out - 1).square().mean().backward()
+            assert torch.is_autocast_cache_enabled() != checkpoint  # which would keep all weights in half precision, too
+        (out.float() - 1).square().mean().backward()
 
     unet.zero_grad()
     torch.manual_seed(1)  # dropout
@@ -37,14 +38,15 @@ def saved_numbers_and_gradients(unet: UNet, checkpoint: bool) -> tuple[int, list
     return saved, [parameter.grad for parameter in unet.parameters() if parameter.grad is not None]
 
 
-def test_gradients_are_bit_identical_and_less_is_kept():
+@pytest.mark.parametrize("half", [False, True])
+def test_gradients_are_bit_identical_and_less_is_kept(half: bool):
     torch.manual_seed(0)
     unet = UNet(CONFIG)
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    plain, gradients = saved_numbers_and_gradients(unet, checkpoint=False)
+    plain, gradients = saved_numbers_and_gradients(unet, False, half)
     gradients = [gradient.clone() for gradient in gradients]
-    light, again = saved_numbers_and_gradients(unet, checkpoint=True)
+    light, again = saved_numbers_and_gradients(unet, True, half)
     assert light < plain / 3
     assert len(gradients) == len(again) == len(list(unet.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
@@ -61,3 +63,4 @@ def test_it_comes_off_again_also_after_an_error():
     with pytest.raises(KeyError):
         fail()
     assert not any("forward" in vars(module) for module in unet.modules())
+    assert torch.is_autocast_cache_enabled()
