@@ -60,10 +60,10 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     schedule, prediction = schedule_config(read_json(where), where)
     unet, size = load_unet(folder / "unet", device=device, dtype=dtype)
     autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
-    files = weight_files(open_tensors(folder))
+    files = weight_files(folder)
     if kind == VARIATIONS:
         conditioner = PictureConditioner(load_picture_encoder(folder / "image_encoder", device=device, dtype=dtype))
-        files += weight_files(open_tensors(folder / "image_encoder"))
+        files += weight_files(folder / "image_encoder")
     else:
         encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=dtype)
         conditioner = TextConditioner(Tokenizer.from_folder(folder / "tokenizer"), encoder)

@@ -115,7 +115,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     kind = next((name for name, sign in ATTACHMENTS.items() if any(sign.match(key) for key in file.shapes)), None)
     if kind is not None and about.unet is None:
         faults["unmatched"] = []  # its names are read where it is attached
-    files = weight_files(file, variant)
+    files = weight_files(file.path, variant)
     return Report(
         path=str(path),
         container=file.container,

@@ -181,12 +181,16 @@ def _place(entry: Mapping[str, Any], room: int) -> tuple[torch.dtype, tuple[int,
     return dtype, shape, start, end
 
 
-def _open_shards(index: Path) -> TensorFile:
+def _shards(index: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """Tensor to shard, and shard to file. A shard lies beside its index, whatever the index says."""
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise DaguerreError(f"'{index}' lists no shards: its weight_map is missing.")
-    # A shard lies beside its index, whatever the index says.
-    paths = {shard: index.parent / Path(shard).name for shard in sorted(set(where.values()))}
+    return where, {shard: index.parent / Path(shard).name for shard in sorted(set(where.values()))}
+
+
+def _open_shards(index: Path) -> TensorFile:
+    where, paths = _shards(index)
     lost = [path.name for path in paths.values() if not path.is_file()]
     if lost:
         raise DaguerreError(f"'{index}' needs {len(lost)} shards that are not beside it: {listed(lost)}. Fetch them, too.")
@@ -252,13 +256,16 @@ def weights_in(folder: Path, variant: str | None = None) -> Path:
     raise DaguerreError(f"'{folder}' holds no weights {wanted}that can be read; there is {there or 'nothing'}.")
 
 
-def weight_files(file: TensorFile, variant: str | None = None) -> tuple[Path, ...]:
-    """The files that hold the tensors of what `open_tensors` opened with this variant."""
-    if file.container == "folder":
-        places = {part_folder(file.path, name.partition("/")[0]) for name in file.shapes}
-        folders = sorted(place for place in places if place.is_dir())
-        return tuple(each for folder in folders or [file.path] for each in weight_files(open_tensors(weights_in(folder, variant))))
-    if file.container == "sharded":
-        shards = read_json(file.path)["weight_map"].values()
-        return tuple(file.path.parent / Path(shard).name for shard in sorted(set(shards)))
-    return (file.path,)
+def weight_files(path: Path, variant: str | None = None) -> tuple[Path, ...]:
+    """The files that hold the tensors of what `open_tensors` opens at this path, found without opening them.
+
+    Raises:
+        DaguerreError: there are none.
+    """
+    if path.is_dir():
+        places = [part_folder(path, part) for part in PARTS]
+        folders = [path] if (path / "config.json").is_file() else sorted(place for place in places if (place / "config.json").is_file())
+        return tuple(each for folder in folders for each in weight_files(weights_in(folder, variant)))
+    if path.suffix == ".json":
+        return tuple(_shards(path)[1].values())
+    return (path,)

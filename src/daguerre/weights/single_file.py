@@ -92,7 +92,7 @@ def load_single_file(
         prediction=about.prediction,
         name=Path(path).stem,
         size=about.size,
-        files=weight_files(file, variant),
+        files=weight_files(file.path, variant),
         low_resolution=_low_resolution(about),
         in_order=in_order,
     )

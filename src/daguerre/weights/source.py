@@ -118,10 +118,10 @@ def load_vae(
 def vae_files(source: str | Path, *, offline: bool = False) -> tuple[Path, ...]:
     """The files with the weights that `load_vae` reads, which tell what autoencoder it is. Raises DaguerreError where there is none."""
     from daguerre.weights.first_stages import first_stage_folder
-    from daguerre.weights.reader import open_tensors, weight_files
+    from daguerre.weights.reader import weight_files
 
     path = located(source, offline)
-    return weight_files(open_tensors(path if path.is_file() else first_stage_folder(path)))
+    return weight_files(path if path.is_file() else first_stage_folder(path))
 
 
 def save(model: LatentDiffusion | LatentPrior, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
