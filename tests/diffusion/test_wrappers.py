@@ -1,4 +1,4 @@
-"""What is done to x0: clipping, thresholding, the known region, consistency, the guard against half precision."""
+"""What is done to x0: clipping, thresholding, the known region, consistency."""
 
 import math
 
@@ -17,7 +17,6 @@ from daguerre.diffusion import (
     finish,
     keep_epsilon,
     keep_known,
-    redo,
     spaced,
     start,
     threshold,
@@ -96,21 +95,6 @@ def test_the_consistency_boundary_is_that_of_lcm(prediction):
 def test_a_jump_from_the_least_noise_goes_nowhere():
     sigma = SCHEDULE.sigmas[0]
     torch.testing.assert_close(consistency(double, SCHEDULE)(X, sigma), finish(X, sigma))
-
-
-def test_the_guard_asks_again_only_where_it_must():
-    told: list[float] = []
-    asked: list[float] = []
-
-    def wide(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(sigma.item())
-        return x
-
-    guarded = redo(lambda x, sigma: x if sigma < 1 else x * math.nan, wide, told.append)
-    torch.testing.assert_close(guarded(X, torch.tensor(0.5)), X)
-    assert not told
-    torch.testing.assert_close(guarded(X, torch.tensor(3.0)), X)
-    assert told == asked == [3.0]
 
 
 def test_beginnings_and_ends():

@@ -11,7 +11,7 @@ from daguerre.diffusion.samplers import SAMPLERS, Sampler
 from daguerre.diffusion.schedule import Schedule, ScheduleConfig
 from daguerre.diffusion.scheduler_config import Sampling, read_scheduler
 from daguerre.diffusion.spacing import SPACINGS, halfway, refined, spaced, tcd_downs
-from daguerre.diffusion.wrappers import clip, consistency, keep_epsilon, keep_known, redo, threshold
+from daguerre.diffusion.wrappers import clip, consistency, keep_epsilon, keep_known, threshold
 
 __all__ = [
     "PREDICTIONS",
@@ -45,7 +45,6 @@ __all__ = [
     "loss_weight",
     "noisy",
     "read_scheduler",
-    "redo",
     "refined",
     "rescaled",
     "resolve",

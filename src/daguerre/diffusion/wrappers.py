@@ -73,16 +73,3 @@ def consistency(denoise: Denoise, schedule: Schedule, *, scaling: float = 10.0, 
         return c_skip / (sigma**2 + 1).sqrt() * x + (1 - c_skip).sqrt() * denoise(x, sigma)
 
     return bounded
-
-
-def redo(denoise: Denoise, wide: Denoise, tell: Callable[[float], None]) -> Denoise:
-    """Guard against half precision: where `denoise` gives NaN or inf, call `tell` with σ and ask `wide`, the same network in float32."""
-
-    def guarded(x: Tensor, sigma: Tensor) -> Tensor:
-        x0 = denoise(x, sigma)
-        if x0.isfinite().all():
-            return x0
-        tell(sigma.item())
-        return wide(x, sigma)
-
-    return guarded
