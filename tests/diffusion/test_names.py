@@ -138,6 +138,7 @@ class TestSchedulerConfigurations:
             ("DPMSolverMultistepSchedler", {}, "Did you mean 'DPMSolverMultistepScheduler'"),
             ("FlowMatchEulerDiscreteScheduler", {}, "has no counterpart here"),
             ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "algorithm_type = 'dpmsolver' has no counterpart"),
+            ("DPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order = 4 has no counterpart here; it is one of 1, 2, 3"),
             ("DDPMScheduler", {"variance_type": "learned_range"}, "variance_type = 'learned_range'"),
             ("EulerDiscreteScheduler", {"timestep_spacing": "trailling"}, "timestep_spacing = 'trailling'"),
         ],

@@ -106,7 +106,7 @@ def _between(sampler: str, config: Config) -> Sampling:
 
 def _solver(sampler: str, config: Config) -> Sampling:
     """DPM-Solver, UniPC and DEIS: whole t for N + 1 steps of which the last is left out, or σ with t rounded."""
-    order = config.get("solver_order", 2)
+    order = _one_of(config, "solver_order", 2, {1: 1, 2: 2, 3: 3})
     options: dict[str, Any] = {}
     final = _one_of(config, "final_sigmas_type", "zero", {"zero": "zero", "sigma_min": "sigma_min"})
     if sampler == "dpmpp_2m":
@@ -188,8 +188,8 @@ def _in_sigma(config: Config) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def _one_of(config: Config, key: str, default: str, allowed: Mapping[str, Any]) -> Any:
+def _one_of(config: Config, key: str, default: str | int, allowed: Mapping[Any, Any]) -> Any:
     given = config.get(key) or default
     if given not in allowed:
-        raise DaguerreError(f"A scheduler with {key} = {given!r} has no counterpart here; it is one of {', '.join(allowed)}.")
+        raise DaguerreError(f"A scheduler with {key} = {given!r} has no counterpart here; it is one of {', '.join(map(str, allowed))}.")
     return allowed[given]
