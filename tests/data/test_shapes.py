@@ -130,6 +130,15 @@ def test_something_of_each_is_held_out():
     assert len(ShapesSource(64, split="all")) == len(COLOURS) * len(SHAPES)
 
 
+@pytest.mark.parametrize("size", [16, 17, 19, 23])
+def test_pairs_fit_into_the_smallest_pictures(size: int):
+    small = ShapesSource(size, mix=ShapesMix(count=0, pair=1))
+    rng = np.random.default_rng(0)
+    for scene in (small.scene(i, rng) for i in range(len(small))):
+        assert small.masks(scene).sum(axis=0).max() <= 1 + 1e-6  # none lies on the other
+        assert all(0 <= edge <= size for drawn in scene.drawn for edge in drawn.box)
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(DaguerreError, match="16 or more"):
         ShapesSource(4)

@@ -186,7 +186,7 @@ class ShapesSource:
         drawn = []
         for each, (name, paint) in enumerate(((shape, colour), (other, other_colour))):
             side = round(rng.uniform(0.28, 0.46) * self.size)
-            half = abs(along - each) * (self.size - self.size // 2) + int(rng.integers(self.size // 2 - side))
+            half = abs(along - each) * (self.size - self.size // 2) + int(rng.integers(max(1, self.size // 2 - side)))
             aside = round((self.size - side) / 2 + rng.uniform(-0.15, 0.15) * self.size)
             left, top = (half, aside) if relation in ("left", "right") else (aside, half)
             drawn.append(Drawn(name, paint, shade(rng, paint), (left, top, left + side, top + side)))
