@@ -136,6 +136,15 @@ def test_words_alone_can_be_varied_tiled_and_enlarged(run: Run):
     assert run("reproduce", "new.png")[:2] == (0, "identical\n")
 
 
+def test_a_slip_in_a_prompt_is_noted_with_its_place_and_drawn(run: Run, cat: Image.Image):
+    note = "daguerre: note, character 3 of the prompt:\na (red apple\n  ^ '(' is never closed; write '\\(' if the sign itself is meant\n"
+    assert run("txt2img", "a (red apple", "--steps", "1", "--out", "new.png") == (0, "new.png\n", note)
+    Path("all").mkdir()
+    for name in ("a.png", "b.png"):
+        cat.save(f"all/{name}")
+    assert run("img2img", "all", "a (red apple", "--steps", "2", "--out", "new")[2] == note
+
+
 def blank_png(width: int, height: int) -> bytes:
     """The head of a PNG, which is all that is read of one that is too large."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -154,12 +163,16 @@ def blank_png(width: int, height: int) -> bytes:
         ("txt2img x --out a.png --film a.png", "--film 'a.png' is --out, too"),
         ("txt2img x --variation 8", "not SEED:WEIGHT"),
         ("txt2img x --guidance 1e308", "no further from 0 than 10000"),
+        ("txt2img (red:1..3)", "At character 6 of the prompt, in '(red:1..3)', '1..3' is no number; write a weight like (word:1.3)"),
+        (f"txt2img {'(' * 99}", "At character 65 of the prompt brackets are nested deeper than 64"),
         ("txt2img x --hires 20", "above 1 and up to 8"),
         ("inpaint cat.png alpha x", "no part of the picture is transparent"),
         ("inpaint cat.png black.png x", "black all over"),
         ("inpaint cat.png wide.png x", "The mask is 64×32 and the picture 32×32"),
         ("inpaint cat.png both.png x", "it says two things"),
         ("outpaint cat.png x", "one at least is above"),
+        ("outpaint cat.png x --right 3000000 --top 3000000", "has 3000032×3000032 pixels, more than 128 million; add less"),
+        ("outpaint cat.png x --right 300", "The picture worked on is 332×32, one side more than 8 times the other"),
         ("img2img empty x", "There is no picture in 'empty'"),
         ("img2img huge.png x", "more than 128 million pixels; make it smaller"),
         ("img2img long.png x", "20000×1, one side more than 8 times the other"),

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from daguerre.apps.making import Making, check_places, made, make, open_for
+from daguerre.apps.making import Making, check_places, made, make, open_for, tell_slips
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS
@@ -40,9 +40,10 @@ def _make_all(options: Making, folder: Path, request: Callable[[Path], Request],
     if out.resolve() == folder.resolve() or out.suffix.lower() in FORMATS:
         raise DaguerreError(f"--out '{out}' must be a folder for the results, another than that of the pictures.")
     check_writable(out / "one.png")
-    task = request(next(filter(_readable, pictures), pictures[0])).task  # options that are wrong with one picture are so with all
+    first = request(next(filter(_readable, pictures), pictures[0]))  # options that are wrong with one picture are so with all
     model = open_for(options)
-    check_ability(model, task)
+    check_ability(model, first.task)
+    tell_slips(model, first)
     stems, failed = [path.stem for path in pictures], []
     for path in pictures:
         place = out / f"{path.stem if stems.count(path.stem) == 1 else path.name}.png"

@@ -1,5 +1,6 @@
 """What all commands that make pictures share: their options, and the way from a request to files."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +109,9 @@ def make(options: Making, request: Request, wordless: Path | None = None) -> Non
     named = wordless if wordless and not any(request.prompts) else Path(f"{slug(request.prompts[0])}-{request.seed}.png")
     out = options.out or named
     check_places(options, out, request)
-    for path in made(open_for(options, request), options, request, out):
+    model = open_for(options, request)
+    tell_slips(model, request)
+    for path in made(model, options, request, out):
         print(path)
 
 
@@ -137,6 +140,20 @@ def open_for(options: Making, request: "Request | None" = None) -> "LatentDiffus
             refiner=options.refiner,
             request=request,
         )
+
+
+def tell_slips(model: "LatentDiffusion | LatentPrior", request: Request) -> None:
+    """Say what in the prompts may not mean what was wanted, and where it stands, to a model that reads the prompt language."""
+    from daguerre.models.latent_diffusion import LatentDiffusion
+    from daguerre.text import Conditioner, Prompt
+    from daguerre.text.syntax import pointed
+
+    if not (isinstance(model, LatentDiffusion) and isinstance(model.conditioner, Conditioner)):
+        return
+    prompts = [*map(Prompt.parse, request.prompts), Prompt.parse(request.negative, composed=False)]
+    for prompt in prompts:
+        for slip in prompt.slips:
+            print(f"daguerre: note, character {slip.at + 1} of the prompt:\n{pointed(prompt.source, slip.at, slip.says)}", file=sys.stderr)
 
 
 def walked(model: "LatentDiffusion | LatentPrior", request: Request, look: "Callable[[Step | CodeStep], None] | None" = None) -> "Pictures":

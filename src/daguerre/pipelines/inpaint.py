@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.data.pictures import MAX_PIXELS
 from daguerre.diffusion import keep_known
+from daguerre.errors import DaguerreError
 from daguerre.pipelines.abilities import kind
 from daguerre.pipelines.canvas import around, extended, feathered, free_places, mask_of, opaque, pasted, to_pixels
 from daguerre.pipelines.stage import Pass, Plan, Stage, also_told, from_latents, noised
@@ -28,6 +30,9 @@ def inpaint(stage: Stage, task: Inpaint) -> Plan:
 def outpaint(stage: Stage, task: Outpaint) -> Plan:
     """Inpainting of the margins of a larger canvas."""
     image = opaque(task.picture)
+    width, height = image.width + task.left + task.right, image.height + task.top + task.bottom
+    if width * height > MAX_PIXELS:
+        raise DaguerreError(f"With its margins the picture has {width}×{height} pixels, more than {MAX_PIXELS // 10**6} million; add less.")
     canvas = extended(image, task.margins)
     mask = Image.new("L", canvas.size, 255)
     mask.paste(0, (task.left, task.top, task.left + image.width, task.top + image.height))

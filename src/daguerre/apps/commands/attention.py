@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Drawing, walked
+from daguerre.apps.making import Drawing, tell_slips, walked
 from daguerre.apps.opening import open_model
 from daguerre.apps.options import OptionalPath, slug
 from daguerre.errors import DaguerreError, nearest
@@ -74,6 +74,7 @@ def run(options: Attention) -> None:
     check_writable(check_suffix(out, FORMATS))
     with busy("opening the model"):
         model = open_model(options.model, None, options.device, options.dtype, offline=options.offline)
+    tell_slips(model, request)
 
     from daguerre.pipelines.attention import overlay, recorded, sheet
 

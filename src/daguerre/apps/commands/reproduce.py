@@ -135,6 +135,6 @@ def changes(before: Origin, now: Origin) -> str:
     names = ("model", "model_hash", "version", "torch", "device", "dtype")
     both = ((name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names)
     changed = [f"{name} was {then} and is {here}" for name, then, here in both if then != here and then is not None]
-    return ", ".join(changed) or "model, version, torch, device and precision are the same, so it is another machine or another number of threads" + (
-        "" if before.model_hash else ", or the model's weights have changed"
-    )
+    others = "" if before.model_hash else ", or the model's weights have changed"
+    same = f"model, version, torch, device and precision are the same, so it is another machine or another number of threads{others}"
+    return ", ".join(changed) or same
