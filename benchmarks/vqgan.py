@@ -28,6 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.vqgan_page import DEFAULT, page
 from daguerre.data import Batch, ShapesMix, ShapesSource
 from daguerre.data.batches import to_array
 from daguerre.data.maps import shapes_map
@@ -303,7 +304,8 @@ def transformer(run: Run, codes: int, grid: tuple[int, int], told: int = 1, cond
 
 def distances(run: Run, true: Tensor, sets: Mapping[str, Tensor], *, paired: bool) -> dict[str, Any]:
     """Fréchet distances of sets of pictures to true ones, with how far they move when the pictures are drawn again; and of each set but
-    the first, how much farther than the first it is. Every redraw takes the same rows of all sets, of the true ones too where `paired`.
+    the first, how much farther than the first it is, and how many times as far. Every redraw takes the same rows of all sets, of the true
+    ones too where `paired`.
 
     A redrawn distance is biased upwards as the distance itself is, once more: so the interval is its spread, laid around the distance.
     """
@@ -318,7 +320,8 @@ def distances(run: Run, true: Tensor, sets: Mapping[str, Tensor], *, paired: boo
             redrawn[name].append(frechet_distance(each[rows], to))
     spread = {name: torch.tensor(values) for name, values in redrawn.items()}
     farther = {f"{name}, farther": around(found[name] - found[first], spread[name] - spread[first]) for name in sets if name != first}
-    return {name: around(found[name], spread[name]) for name in sets} | farther
+    times = {f"{name}, times": around(found[name] / found[first], spread[name] / spread[first]) for name in sets if name != first}
+    return {name: around(found[name], spread[name]) for name in sets} | farther | times
 
 
 def around(value: float, redrawn: Tensor) -> dict[str, float]:
@@ -418,7 +421,8 @@ def same_window(run: Run) -> dict[str, Any]:
         codes, seconds = sampled(prior, (SIZE // f, SIZE // f), DRAWN)
         x[name], rebuilt[name] = decoded(first_stage, codes), decoded(first_stage, encoded(first_stage, run.test.x))
         found[name]["seconds/picture"] = seconds / DRAWN
-        found[name]["to rebuilt"] = distances(run, rebuilt[name], {"samples": x[name]}, paired=False)["samples"]
+        like = decoded(first_stage, encoded(first_stage, others()))
+        found[name]["to rebuilt"] = distances(run, rebuilt[name], {"others": like, "samples": x[name]}, paired=False)
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
     found["rebuilt"] = distances(run, run.test.x, rebuilt, paired=True)
     labels = [f"{name}, sees {4 * int(name[1:])} pixels" for name in x for _ in range(8)]
@@ -527,7 +531,7 @@ def measured(work: Path, minutes: float, seeds: int, seed: int) -> dict[str, Any
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=80.0, help="of processor time for all trainings together")
+    parser.add_argument("--minutes", type=float, default=DEFAULT, help="of processor time for all trainings together")
     parser.add_argument("--seeds", type=int, default=2, help="how often everything is trained")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="how many seeds are trained at once")
     parser.add_argument("--work", type=Path, default=Path("runs/vqgan"), help="where networks and measurements are kept")
@@ -543,8 +547,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(measured, given.work, given.minutes, given.seeds, seed) for seed in range(given.seeds)]
         found = [job.result() for job in jobs]
-    from benchmarks.vqgan_page import page
-
     given.out.mkdir(parents=True, exist_ok=True)
     for picture in run.work.glob("*.png"):
         shutil.copy(picture, given.out)

@@ -1,12 +1,11 @@
 """The page of `benchmarks.vqgan`: each experiment with its protocol, its numbers, and whether the paper's relation holds here."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Found = Mapping[str, Any]  # what one experiment measured with one training seed
 
-DEFAULT = 80  # minutes
+DEFAULT = 80.0  # minutes
 ENOUGH = 25  # minutes for each seed
 THIN = (
     "> With so little time the first stages are blurred, the VQGAN's most of all, whose critic enters hardly later than its codebook, and "
@@ -17,18 +16,16 @@ THIN = (
 
 def page(found: Sequence[Mapping[str, Found]], minutes: float) -> str:
     """The whole page as Markdown, of what the experiments measured with each training seed."""
-    seeds, default = len(found), "the default" if minutes == DEFAULT else f"the default is {DEFAULT}"
+    seeds, default = len(found), "the default" if minutes == DEFAULT else f"the default is {DEFAULT:g}"
     return "\n\n".join(
         [
             "# The experiments of the VQGAN paper, in small",
-            "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each picture, "
-            "half of "
-            "them on a coloured background; 16000 to train on, 500 others to measure on. All trainings of all seeds together had "
+            "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each picture, half "
+            "of them on a coloured background; 16000 to train on, 500 others to measure on. All trainings of all seeds together had "
             f"**{minutes:g} minutes of processor time** ({default}), one thread each, shared out as `SHARES` in `benchmarks/vqgan.py` "
-            f"says. "
+            "says. "
             + (
-                f"Everything was trained {seeds} times, once for each seed: a table has a row for each, and the pictures are those of seed "
-                "0. "
+                f"Everything was trained {seeds} times, once for each seed: a table has a row for each, the pictures are those of seed 0. "
                 if seeds > 1
                 else "Everything was trained once, with seed 0. "
             )
@@ -37,13 +34,11 @@ def page(found: Sequence[Mapping[str, Found]], minutes: float) -> str:
             "Brackets are 95 % bootstrap intervals over the measured pictures; "
             + ("how far the seeds lie apart shows what they don't cover. " if seeds > 1 else "they say nothing about another seed. ")
             + "Fréchet distances are between 48 features of a small classifier of shape and colour that was trained here: not comparable "
-            "with "
-            "published FIDs, nor one table's with another's where the number of pictures differs. Their intervals are the spread of 300 "
-            "redraws, laid around the distance, for a distance of few pictures is biased upwards.",
+            "with published FIDs, nor one table's with another's where the number of pictures differs. Their intervals are the spread of "
+            "300 redraws, laid around the distance, for a distance of few pictures is biased upwards.",
             "All networks are trained by AdamW, first stages at a rate of 2e-3, priors at 4e-3: of 1e-3, 2e-3 and 4e-3 that was "
-            "PixelSNAIL's "
-            "best in runs of 30 seconds (2.99, 2.70, 2.45 bits/code), and the transformer's too (2.64, 2.54, 2.54). "
-            "They are small, and see few pictures: what the paper's networks do with a thousand times as much is another question.",
+            "PixelSNAIL's best in runs of 30 seconds (2.99, 2.70, 2.45 bits/code), and the transformer's too (2.64, 2.54, 2.54). They are "
+            "small, and see few pictures: what the paper's networks do with a thousand times as much is another question.",
             *([THIN] if minutes / seeds < ENOUGH else []),
             *(section([each[name] for each in found]) for name, section in SECTIONS.items()),
             "",
@@ -68,10 +63,16 @@ def priors(seeds: Sequence[Found]) -> str:
                 ),
             ),
             f"PixelSNAIL minus transformer, picture by picture: {all_of(at_time)} bits/code at equal time, {all_of(at_steps)} at equal "
-            f"steps. "
-            + verdict(at_time, "At equal time the transformer is ahead, as in the paper.", "At equal time PixelSNAIL is ahead here.")
-            + " "
-            + verdict(at_steps, "At equal steps the transformer is ahead, as in the paper.", "At equal steps PixelSNAIL is ahead here."),
+            "steps. "
+            + " ".join(
+                verdict(
+                    differences,
+                    f"which is ahead at equal {what}",
+                    f"At equal {what} the transformer is ahead, as in the paper.",
+                    f"At equal {what} PixelSNAIL is ahead here.",
+                )
+                for what, differences in (("time", at_time), ("steps", at_steps))
+            ),
             "![samples](priors.png)",
         ]
     )
@@ -102,10 +103,11 @@ def pixels(seeds: Sequence[Found]) -> str:
                     ],
                 ),
             ),
-            f"As many other true pictures are {of(seeds[0]['frechet']['true'], 0)} away. Codes are sampled {faster} times as fast. Pixels "
+            f"As many other true pictures are {of(seeds[0]['frechet']['true'], 0)} away from them. Codes are sampled {faster} times as fast. Pixels "
             f"minus codes, Fréchet: {all_of(farther, 0)}. "
             + verdict(
                 farther,
+                "which samples are nearer to true pictures",
                 "The samples from codes are nearer to true pictures, as in the paper.",
                 "The samples from pixels are nearer to true pictures here.",
             ),
@@ -118,18 +120,17 @@ def window(seeds: Sequence[Found]) -> str:
     names = ("f2", "f4", "f8")
     found = [{name: each[name] | {"frechet": each["frechet"][name], "rebuilt": each["rebuilt"][name]} for name in names} for each in seeds]
     against = {name: [each["frechet"][f"{name}, farther"] for each in seeds] for name in ("f2", "f4")}
+    own = [[each[name]["to rebuilt"]["samples, times"] for name in ("f2", "f8")] for each in seeds]
     return "\n\n".join(
         [
             "## The same window of codes at f2, f4 and f8",
             "A transformer that sees 4×4 codes at once, at equal time each, and 128 pictures drawn by a sliding window. The paper's "
-            "section "
-            "4.4: with the number of codes fixed, larger f lets the transformer see more of the picture, and structure holds together, "
-            "until "
-            "the reconstructions suffer. So the samples are measured against true pictures, and against the 500 true pictures rebuilt by "
-            "the "
-            "same first stage, which leaves the prior's own part; beside them what the reconstructions alone are away from true pictures.",
+            "section 4.4: with the number of codes fixed, larger f lets the transformer see more of the picture, and structure holds "
+            "together, until the reconstructions suffer. So the samples are measured against true pictures, and, for the prior's own part, "
+            "against the 500 true pictures rebuilt by the same first stage: how many times as far as 128 others that it rebuilt, for what "
+            "is blurred is nearer to its like, whoever made it. Beside that, how far the reconstructions are from true pictures.",
             table(
-                ["codes", "seed", "seen at once", "steps", "samples to true", "samples to rebuilt", "rebuilt to true", "seconds/picture"],
+                ["codes", "seed", "seen at once", "steps", "samples to true", "to rebuilt", "times others", "rebuilt to true", "s/picture"],
                 [
                     [row[0], row[1], f"{4 * int(row[0][1:])} pixels", *row[2:]]
                     for row in rows(
@@ -138,24 +139,25 @@ def window(seeds: Sequence[Found]) -> str:
                         lambda at: [
                             count(at["steps"]),
                             of(at["frechet"], 0),
-                            of(at["to rebuilt"], 0),
+                            of(at["to rebuilt"]["samples"], 0),
+                            of(at["to rebuilt"]["samples, times"], 2),
                             of(at["rebuilt"], 0),
                             f"{at['seconds/picture']:.4f}",
                         ],
                     )
                 ],
             ),
-            f"128 other true pictures are {of(seeds[0]['frechet']['true'], 0)} away. "
+            f"128 other true pictures are {of(seeds[0]['frechet']['true'], 0)} away from true ones. "
             + " ".join(
                 f"{name} minus f8, samples to true: {all_of(each, 0)}. "
-                + verdict(each, f"f8 is nearer than {name}, as in the paper.", f"{name} is nearer than f8 here.")
+                + verdict(each, "which of them is nearer", f"f8 is nearer than {name}, as in the paper.", f"{name} is nearer than f8 here.")
                 for name, each in against.items()
             ),
-            "The prior's own part, the distance to what its first stage rebuilds, "
+            "The prior's own part, how many times as far its samples are from what its first stage rebuilds, "
             + (
-                "falls with f: what sees more holds together better, as in the paper."
-                if all(falls([each[name]["to rebuilt"] for name in names]) for each in found)
-                else "does not fall clearly with f here; in the paper what sees more holds together better."
+                "is less at f8 than at f2: what sees more holds together better, as in the paper."
+                if all(f8["high"] < f2["low"] for f2, f8 in own)
+                else "is not clearly less at f8 than at f2 here; in the paper what sees more holds together better."
             ),
             "![samples](window.png)",
         ]
@@ -171,9 +173,8 @@ def reconstruction(seeds: Sequence[Found]) -> str:
         [
             "## VQ-VAE against VQGAN",
             "The same network (f4, 128 codes) with the same time; the VQGAN's critic enters after a third of the VQ-VAE's steps, with the "
-            "adaptive weight and no perceptual network. 500 pictures and their reconstructions. The paper, and pictures of other scales: "
-            "the "
-            "critic costs PSNR and wins in what features see.",
+            "adaptive weight and no perceptual network. 500 pictures and their reconstructions. In the paper the critic costs PSNR and "
+            "wins in what features see.",
             table(
                 ["first stage", "seed", "steps", "seconds", "PSNR, dB", "SSIM", "Fréchet"],
                 rows(
@@ -183,14 +184,19 @@ def reconstruction(seeds: Sequence[Found]) -> str:
                 ),
             ),
             f"VQ-VAE minus VQGAN: {all_of(decibels, 2)} dB, and {all_of(farther, 1)} in Fréchet distance. "
-            + verdict(decibels, "The critic costs decibels, as in the paper.", "The critic costs no decibels here.")
+            + verdict(
+                decibels,
+                "whether the critic costs decibels",
+                "The critic costs decibels, as in the paper.",
+                "The critic costs no decibels here.",
+            )
             + " "
             + verdict(
                 farther,
+                "which is nearer to the pictures by the features",
                 "By the features the VQGAN is nearer to the pictures, as in the paper.",
                 "By the features the VQ-VAE is nearer to the pictures here: flat shapes have little texture for a critic to bring back, "
-                "and it "
-                "takes its part of the time.",
+                "and it takes its part of the time.",
             ),
             "![given, VQ-VAE, VQGAN](reconstruction.png)",
         ]
@@ -213,31 +219,36 @@ def told(seeds: Sequence[Found]) -> str:
     return "\n\n".join(
         [
             "## Told a class, told a map, told nothing",
-            "The same transformer over the VQGAN's codes, at equal time: behind nothing, behind colour and shape as one class, behind "
-            "the 64 "
-            "codes of a semantic map by a second VQ-VAE. The paper's sections 4.2 and 4.3.",
+            "The same transformer over the VQGAN's codes, at equal time: behind nothing, behind colour and shape as one class, behind the "
+            "64 codes of a semantic map by a second VQ-VAE. The paper's sections 4.2 and 4.3.",
             table(
                 ["told", "seed", "bits/code", "saved against nothing"],
                 rows(seeds, ("nothing", "class", "map"), lambda at: [of(at["bits/code"]), of(at["saved"]) if "saved" in at else ""]),
             ),
             " ".join(
                 verdict(
-                    each, f"Telling the {name} saves bits.", f"Telling the {name} costs bits here: its tokens take their part of the time."
+                    each,
+                    f"whether telling the {name} saves bits",
+                    f"Telling the {name} saves bits.",
+                    f"Telling the {name} costs bits here: its tokens take their part of the time.",
                 )
                 for name, each in saved.items()
             ),
-            "What the classifier takes 128 pictures for that were drawn by a class, the share of the right answers; and the true "
-            "pictures of "
-            "these classes, rebuilt by the VQGAN and as they are. The smallest shapes are six pixels wide, so that even true ones are "
+            "What the classifier takes 128 pictures for that were drawn by a class, the share of the right answers; and the true pictures "
+            "of these classes, rebuilt by the VQGAN and as they are. The smallest shapes are six pixels wide, so that even true ones are "
             "mistaken.",
             table(["pictures", "seed", "shape", "colour"], by_class),
             "![by class](classes.png)",
-            "Agreement with the map: the intersection over union of where the picture differs from the colour around the shape, and "
-            "where the "
-            "map has it; 128 pictures.",
+            "Agreement with the map: the intersection over union of where the picture differs from the colour around the shape, and where "
+            "the map has it; 128 pictures.",
             table(["pictures", "seed", "intersection over union"], by_map),
             f"With their own map minus with another's: {all_of(above)}. "
-            + verdict(above, "The samples follow their map, as in the paper.", "The samples do not follow their map here."),
+            + verdict(
+                above,
+                "whether the samples follow their map",
+                "The samples follow their map, as in the paper.",
+                "The samples do not follow their map here.",
+            ),
             "![by map](maps.png)",
         ]
     )
@@ -258,18 +269,13 @@ SECTIONS: dict[str, Callable[[Sequence[Found]], str]] = {
 }
 
 
-def falls(intervals: Sequence[Mapping[str, float]]) -> bool:
-    """Whether each interval lies wholly below the one before."""
-    return all(after["high"] < before["low"] for before, after in itertools.pairwise(intervals))
-
-
-def verdict(differences: Sequence[Mapping[str, float]], holds: str, fails: str) -> str:
-    """What the intervals of all seeds say of a difference that the paper has above zero."""
+def verdict(differences: Sequence[Mapping[str, float]], question: str, holds: str, fails: str) -> str:
+    """What the intervals of all seeds answer to a question, by a difference that the paper has above zero."""
     if all(difference["low"] > 0 for difference in differences):
         return holds
     if all(difference["high"] < 0 for difference in differences):
         return fails
-    return "Here the seeds or their intervals leave it open (the paper: above zero)."
+    return f"The seeds, or their intervals, leave open {question}; in the paper the difference is above zero."
 
 
 def rows(seeds: Sequence[Found], names: Sequence[str], cells: Callable[[Found], list[str]]) -> list[list[str]]:
