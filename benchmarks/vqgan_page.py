@@ -103,8 +103,8 @@ def pixels(seeds: Sequence[Found]) -> str:
                     ],
                 ),
             ),
-            f"As many other true pictures are {of(seeds[0]['frechet']['true'], 0)} away from them. Codes are sampled {faster} times as fast. "
-            f"Pixels minus codes, Fréchet: {all_of(farther, 0)}. "
+            f"As many other true pictures are {of(seeds[0]['frechet']['true'], 0)} away from them. Codes are sampled {faster} times as "
+            f"fast. Pixels minus codes, Fréchet: {all_of(farther, 0)}. "
             + verdict(
                 farther,
                 "which samples are nearer to true pictures",
