@@ -172,7 +172,7 @@ def blank_png(width: int, height: int) -> bytes:
         ("inpaint cat.png both.png x", "it says two things"),
         ("outpaint cat.png x", "one at least is above"),
         ("outpaint cat.png x --right 3000000 --top 3000000", "has 3000032×3000032 pixels, more than 128 million; add less"),
-        ("outpaint cat.png x --right 300", "The picture worked on is 332×32, one side more than 8 times the other"),
+        ("outpaint cat.png x --right 300", "The canvas is 332×32, one side more than 8 times the other"),
         ("img2img empty x", "There is no picture in 'empty'"),
         ("img2img huge.png x", "more than 128 million pixels; make it smaller"),
         ("img2img long.png x", "20000×1, one side more than 8 times the other"),

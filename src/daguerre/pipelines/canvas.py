@@ -39,7 +39,7 @@ def working_size(own: Size, trained: int, multiple: int, width: int | None = Non
         return width, height
     if max(own) > LONGEST * min(own):
         raise DaguerreError(
-            f"The picture worked on is {own[0]}×{own[1]}, one side more than {LONGEST} times the other; cut it, or say what size to work in."
+            f"The canvas is {own[0]}×{own[1]}, one side more than {LONGEST} times the other; cut it, or name the size to work in."
         )
     area = own[0] * own[1] / trained**2
     scale = 1.0 if NEAR[0] <= area <= NEAR[1] else area**-0.5
