@@ -86,16 +86,18 @@ def test_every_tenth_picture_of_a_folder_is_kept(first_stage: Path, tmp_path: Pa
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / "pictures" / name / f"{i}.png")
-    path = run(tiny(first_stage, tmp_path / "out", data=str(tmp_path / "pictures"), condition="class", pictures=500, measured=500))
+    (tmp_path / "pictures" / "cat" / "bad.png").write_bytes(b"no picture")
+    told = {"data": str(tmp_path / "pictures"), "condition": "class"}
+    with pytest.raises(DaguerreError, match="--skip-bad"):
+        run(tiny(first_stage, tmp_path / "out", **told))
+    path = run(tiny(first_stage, tmp_path / "out", pictures=500, measured=500, skip_bad=True, **told))
     model = daguerre.load(path)
     assert model.prefix.names == ("cat", "dog")
     found = json.loads((tmp_path / "out" / "nll.json").read_text())
     assert found["unseen"]
     assert found["pictures"] == 2  # no picture counts twice
     assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each
-    trained, measured, unseen = recipe.parted(
-        recipe.material_of(tiny(first_stage, tmp_path, data=str(tmp_path / "pictures"), condition="class"))
-    )
+    trained, measured, unseen = recipe.parted(recipe.material_of(tiny(first_stage, tmp_path, skip_bad=True, **told)))
     assert (len(trained.pictures), len(measured.pictures), unseen) == (18, 2, True)
 
 

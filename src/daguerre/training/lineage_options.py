@@ -182,6 +182,7 @@ class PriorRecipe:
     vocabulary: int = 640  # the most tokens that texts are made of
     words: int = 24  # tokens of one text, begin and end included
     keep: float = 1.0  # share of the codes that are read as they are; the others are replaced by random ones
+    skip_bad: bool = False  # skip and count unreadable pictures instead of stopping
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: PRIOR_LOOP)
 
     def __post_init__(self) -> None:

@@ -57,6 +57,8 @@ class ReconstructConfig:
     """Whose eyes compare: files with LPIPS's weights, or the folder of a CLIP or an autoencoder; the embedded model's, if none."""
     seed: int = 0
     """Of the draw."""
+    skip_bad: bool = False
+    """Skip and count unreadable pictures instead of stopping."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def run(config: ReconstructConfig) -> Reconstruction:
     if config.count < 2:
         raise DaguerreError(f"count is {config.count}; a distance between sets of pictures needs 2 or more.")
     eyes = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
-    source = picture_source(config.data, config.size, crop="center")
+    source = picture_source(config.data, config.size, crop="center", skip_bad=config.skip_bad)
     count = min(config.count, len(source)) if Path(config.data).is_dir() else config.count
     x = Batches(source, count, config.seed).batch(0).x
     report, pictures = reconstruct(first_stage, x, eyes, config)

@@ -88,17 +88,19 @@ def run(recipe: FirstStageRecipe) -> Path:
     return recipe.out / "model"
 
 
-def picture_source(data: str, size: int, *, skip_bad: bool = False, crop: Literal["random", "center"] = "random") -> Source:
-    """Pictures of `size` pixels a side: "shapes" or "emoji", which are drawn, or those of a folder, with captions or without.
+def picture_source(
+    data: str, size: int, *, skip_bad: bool = False, crop: Literal["random", "center"] = "random", captioned: bool = False
+) -> Source:
+    """Pictures of `size` pixels a side: "shapes" or "emoji", which are drawn, or those of a folder.
 
     Raises:
-        DaguerreError: there is no such folder, or no picture in it.
+        DaguerreError: there is no such folder, no picture in it, or, where they must be `captioned`, one that is not.
     """
     if data in DRAWN:
         return DRAWN[data](size)
     if not Path(data).is_dir():
         raise DaguerreError(f"There is no folder '{data}'; the data is a folder of pictures, or {' or '.join(DRAWN)}, which are drawn.")
-    source = FolderSource(Path(data), size, crop=crop, captioned=False, skip_bad=skip_bad)
+    source = FolderSource(Path(data), size, crop=crop, captioned=captioned, skip_bad=skip_bad)
     for path, why in source.bad:
         print(f"skipped {path}: {why}", file=sys.stderr)
     return source

@@ -69,12 +69,10 @@ def run(recipe: PriorRecipe) -> Path:
 
 def material_of(recipe: PriorRecipe) -> Material:
     """The pictures of a recipe, with captions where the prior is told by them, and their maps."""
-    told_by_captions = recipe.condition in ("class", "text")
     if recipe.condition == "class" and recipe.data == "shapes":
         return Material(classed(recipe.size))
-    if told_by_captions and Path(recipe.data).is_dir():
-        return Material(FolderSource(Path(recipe.data), recipe.size), drawn=False)
-    pictures = picture_source(recipe.data, recipe.size)
+    captioned = recipe.condition in ("class", "text")
+    pictures = picture_source(recipe.data, recipe.size, skip_bad=recipe.skip_bad, captioned=captioned)
     maps = maps_of(pictures, recipe.map, recipe.maps) if recipe.condition == "map" else None
     return Material(pictures, maps, drawn=not isinstance(pictures, FolderSource))
 
