@@ -1,5 +1,7 @@
 """A model whose parts take turns in memory makes the pictures of one that is there as a whole."""
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,21 @@ def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
         with torch.no_grad():
             assert torch.equal(model.autoencoder.decode(z), plain.autoencoder.decode(z))
             assert torch.equal(model.conditioner(told).context, plain.conditioner(told).context)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")
+def test_a_folder_in_another_dtype_gives_the_pages_of_its_files_back(folder: Path):
+    model = load(folder, in_order=True, dtype=torch.bfloat16)
+    before = resident(folder)
+    model.unet.conv_in(torch.zeros(1, model.unet.config.in_channels, 8, 8).bfloat16())
+    assert whole(model.unet)
+    assert resident(folder) < before / 2
+
+
+def resident(folder: Path) -> int:
+    """Bytes of the files in a folder that this process has in memory."""
+    parts = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    return sum(1024 * int(re.search(r"Rss: +(\d+)", part)[1]) for part in parts if f" {folder}/" in part)  # type: ignore[index]
 
 
 def test_the_way_is_told_from_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):

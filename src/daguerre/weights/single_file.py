@@ -67,9 +67,10 @@ def load_single_file(
     tensors = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
 
     order = InOrder() if in_order else None
+    files = weight_files(file.path, variant)
 
     def place(tensor: Tensor) -> Tensor:
-        return laid_out(tensor, device, dtype, mapped=_mapped(tensor, file.path))
+        return laid_out(tensor, device, dtype, mapped=_mapped(tensor, files))
 
     def give(network: nn.Module, part: str) -> None:
         wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
@@ -92,7 +93,7 @@ def load_single_file(
         prediction=about.prediction,
         name=Path(path).stem,
         size=about.size,
-        files=weight_files(file.path, variant),
+        files=files,
         low_resolution=_low_resolution(about),
         in_order=in_order,
     )
@@ -122,7 +123,8 @@ def load_first_stage_file(
     tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
     with shapes_only():
         autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
-    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=_mapped(tensor, file.path)) for name, tensor in tensors.items()}, path)
+    files = weight_files(file.path)
+    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=_mapped(tensor, files)) for name, tensor in tensors.items()}, path)
     return autoencoder.eval()
 
 
@@ -227,6 +229,6 @@ def _check_whole(about: Description) -> None:
         raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
 
 
-def _mapped(tensor: Tensor, path: Path) -> bool:
-    """Whether a tensor lies in the map of this whole file, and not in memory of its own."""
-    return path.is_file() and tensor.untyped_storage().nbytes() == path.stat().st_size
+def _mapped(tensor: Tensor, files: Sequence[Path]) -> bool:
+    """Whether a tensor lies in the map of one of these files as a whole, and not in memory of its own."""
+    return tensor.untyped_storage().nbytes() in {each.stat().st_size for each in files}
