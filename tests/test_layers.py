@@ -17,7 +17,6 @@ FLOORS = {
     "data": 3,
     "metrics": 3.1,
     "text": 3.2,
-    "adapters": 3.3,
     "weights": 3.4,
 }
 FLOORS |= {"pipelines": 4, "training": 5, "apps": 6}
