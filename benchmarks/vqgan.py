@@ -254,7 +254,9 @@ class Run:
         if kind == "vqgan":
             self.first_stage("vqvae f4")
         if self.trained(name, network, fitted)["steps"] <= ENTERS:
-            raise DaguerreError(f"The codebook of '{name}' takes part from step {ENTERS} on, which was not reached; give more --minutes.")
+            raise DaguerreError(
+                f"The codebook of '{name}' takes part from step {ENTERS} on, which was not reached; give more --minutes, in another --work."
+            )
         return network.requires_grad_(False)
 
     def steps(self, name: str) -> int:
@@ -546,7 +548,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _ = run.judge  # before the seeds that share it
     with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(measured, given.work, given.minutes, given.seeds, seed) for seed in range(given.seeds)]
-        found = [job.result() for job in jobs]
+        try:
+            found = [job.result() for job in jobs]
+        except DaguerreError as error:
+            parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     for picture in run.work.glob("*.png"):
         shutil.copy(picture, given.out)
