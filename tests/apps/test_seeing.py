@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from daguerre.apps.commands import attention
+
 
 def test_each_picture_has_its_sheet(run):
     code, out, err = run("attention", "a red apple", "a pizza", "--steps", "2", "--out", "new/seen.png")
@@ -18,6 +20,13 @@ def test_overlays_apart_of_chosen_words(run):
     code, out, _ = run("attention", "a Red apple", "--steps", "2", "--out", "seen.png", "--apart", "--words", "red", "apple")
     assert (code, out.splitlines()) == (0, ["seen.png", "seen-1-red.png", "seen-2-apple.png"])
     assert Image.open("seen-1-red.png").size == (32, 32)
+
+
+def test_each_sheet_shows_the_chosen_words_that_its_prompt_has(run):
+    code, out, _ = run(
+        "attention", "a red apple", "a [pizza:cake:1]", "--steps", "2", "--out", "s.png", "--apart", "--words", "red", "cake"
+    )
+    assert (code, out.splitlines()) == (0, ["s-1.png", "s-1-1-red.png", "s-2.png", "s-2-1-cake.png"])
 
 
 def test_pictures_drawn_over_and_inpainted(run):
@@ -38,7 +47,8 @@ def test_pictures_drawn_over_and_inpainted(run):
         (["x", "--picture", "none.png"], "none.png"),
     ],
 )
-def test_mistakes(run, arguments, message):
+def test_mistakes_are_told_before_anything_is_drawn(run, arguments, message, monkeypatch):
+    monkeypatch.setattr(attention, "walked", lambda *_: pytest.fail("drawn"))
     code, out, err = run("attention", *arguments, "--steps", "1")
     assert (code, out) == (1, "")
     assert message in err

@@ -27,7 +27,8 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.watching import Size, watched
 from daguerre.pipelines.grid import labelled_grid
-from daguerre.text import Conditioner
+from daguerre.pipelines.request import Request
+from daguerre.text import Conditioner, Prompt
 from daguerre.text.prompt import Line, says_nothing
 
 CELL = 192  # pixels, the least side of an overlay on a sheet
@@ -66,6 +67,12 @@ class AttentionRecord:
         self._sums: dict[tuple[Size, tuple[Place, ...]], Tensor] = {}  # (rows, H·W, tokens)
         self._counts: Counter[tuple[Size, tuple[Place, ...]]] = Counter()
 
+    def expected(self, request: Request) -> list[str]:
+        """The words that the prompts of a request say at one step or another, each once: what there will be maps of."""
+        steps = range(request.steps)
+        lines = dict.fromkeys(line for prompt in map(Prompt.parse, request.prompts) for i in steps for line in prompt.at(i, len(steps)))
+        return list(dict.fromkeys(word.text for line in lines for word in self._conditioner.words(line) if _is_word(word.text)))
+
     def words(self, picture: int = 0) -> list[WordMap]:
         """The words said of a picture in the order of their first appearance, an empty list where none was.
 
@@ -87,7 +94,7 @@ class AttentionRecord:
         return [
             WordMap(text, torch.stack([heat for heat, _ in heats]).sum(0).cpu() / sum(count for _, count in heats))
             for (text, _), heats in found.items()
-            if any(sign.isalnum() for sign in text)
+            if _is_word(text)
         ]
 
     def _hear(self, lines: Sequence[Line], negative: Sequence[bool], cond: Conditioning) -> None:
@@ -116,6 +123,10 @@ class AttentionRecord:
         key = size, self._places
         self._sums[key] = self._sums[key].add_(weights) if key in self._sums else weights
         self._counts[key] += 1
+
+
+def _is_word(text: str) -> bool:
+    return any(sign.isalnum() for sign in text)
 
 
 HEAT = ((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164))

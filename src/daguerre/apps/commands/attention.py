@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -18,9 +18,6 @@ from daguerre.pipelines.picture import check_suffix, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import ImageToImage, Inpaint, Task, TextToImage
 from daguerre.progress import busy
-
-if TYPE_CHECKING:
-    from daguerre.pipelines.attention import WordMap
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,10 @@ def run(options: Attention) -> None:
 
     count = len(request.each)
     with recorded(model, count) as record:
+        sought = _sought(record.expected(request), options.words)
         pictures = walked(model, request)
     for i, picture in enumerate(pictures):
-        words = _chosen(record.words(i), options.words)
+        words = [word for word in record.words(i) if word.text in sought]
         place = out if count == 1 else out.with_stem(f"{out.stem}-{i + 1}")
         write_image(place, sheet(picture.image, request.each[i][0], words))
         print(place)
@@ -92,12 +90,11 @@ def run(options: Attention) -> None:
             print(alone)
 
 
-def _chosen(words: "list[WordMap]", wanted: Sequence[str]) -> "list[WordMap]":
-    """The maps of the wanted words, all where none is named."""
-    have = [word.text for word in words]
+def _sought(have: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The words to show of those that the prompts have: the wanted ones, all where none is named."""
     if not have:
         raise DaguerreError('The prompt has no words to look for; give a prompt such as "a cat and a pizza".')
     for word in wanted:
         if word.lower() not in have:
-            raise DaguerreError(f"The prompt has no word {word!r}; it has {', '.join(dict.fromkeys(have))}.{nearest(word, have)}")
-    return [word for word in words if not wanted or word.text in (each.lower() for each in wanted)]
+            raise DaguerreError(f"The prompt has no word {word!r}; it has {', '.join(have)}.{nearest(word, have)}")
+    return [word.lower() for word in wanted] or list(have)
