@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from daguerre.data import Batches, FolderSource, Source
-from daguerre.data.source import View
+from daguerre.data import Batches, FolderSource
 from daguerre.files import atomic_path
 from daguerre.metrics import psnr
 from daguerre.training.decoder import DecoderStage
 from daguerre.training.lineage_options import DecoderRecipe, require_multiple
 from daguerre.training.loop import train
 from daguerre.training.perceptual import load_perceptual
+from daguerre.training.prior_data import Material, parted
 from daguerre.training.processes import rank
 from daguerre.training.recipes.first_stage import picture_source
 from daguerre.training.recipes.run import remember
@@ -25,8 +25,7 @@ from daguerre.weights.folder import renamed
 from daguerre.weights.hashes import network_hash
 
 DECODER = "decoder."
-MEASURED = 64  # pictures at most, kept from training where they are one in ten of a folder's
-KEPT = 10
+MEASURED = 64  # pictures, or as many as are kept of a folder's
 
 
 def run(recipe: DecoderRecipe) -> Path:
@@ -38,11 +37,14 @@ def run(recipe: DecoderRecipe) -> Path:
     path, loop = find(recipe.model), recipe.loop
     first_stage = load_first_stage(path)
     require_multiple(recipe.size, first_stage.downsampling, f"'{path}'")
-    source, kept = _kept_apart(picture_source(recipe.data, recipe.size, skip_bad=recipe.skip_bad))
+    pictures = picture_source(recipe.data, recipe.size, skip_bad=recipe.skip_bad)
+    drawn = not isinstance(pictures, FolderSource)
+    trained, kept, unseen = parted(Material(pictures, drawn=drawn))
+    source = trained.pictures
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
     parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.weight}
     remember(recipe.out, "DecoderRecipe", source.key, size=recipe.size, seed=loop.seed, plan=parts)
-    measured = Batches(kept, min(MEASURED, len(kept)), loop.seed + 1).batch(0).x
+    measured = Batches(kept.pictures, kept.enough(MEASURED, 1), loop.seed + 1).batch(0).x
     before = _psnr(first_stage, measured)
     stage = DecoderStage(first_stage, measured[:8], perceptual and perceptual.distance, recipe.weight)
     torch.manual_seed(loop.seed)
@@ -51,19 +53,9 @@ def run(recipe: DecoderRecipe) -> Path:
     if rank() == 0:
         _write(first_stage.cpu(), path, folder, recipe.size)
         after = _psnr(load_first_stage(folder), measured)
-        which = "not trained on" if kept is not source else "trained on" if isinstance(source, FolderSource) else "drawn anew"
+        which = "drawn anew" if drawn else "not trained on" if unseen else "trained on"
         print(f"PSNR of {len(measured)} pictures {which}: {before:.2f} dB before, {after:.2f} dB after")
     return folder
-
-
-def _kept_apart(source: Source) -> tuple[Source, Source]:
-    """What to train on and what to measure on: of a folder with enough pictures, one in ten is kept; what is drawn is drawn anew."""
-    if not isinstance(source, FolderSource) or len(source) < 2 * KEPT:
-        return source, source
-    kept = range(0, len(source), KEPT)
-    rest = [index for index in range(len(source)) if index not in kept]
-    train, measure = (View(source.size, f"{source.key} {len(part)}", source.sample, part) for part in (rest, kept))
-    return train, measure
 
 
 @torch.no_grad()
