@@ -91,6 +91,15 @@ class Tokenizer:
             DaguerreError: if a file is missing or cannot be read as what its name says.
         """
         folder = Path(folder)
+        try:
+            return cls._read(folder)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise DaguerreError(
+                f"The tokenizer in {folder} is not as CLIP's files are ({type(error).__name__}: {error}); fetch or save it again."
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Tokenizer":
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             vocab = _json(folder / "vocab.json")
             lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -98,8 +107,8 @@ class Tokenizer:
             added = {}
         elif (folder / "tokenizer.json").is_file():
             whole = _json(folder / "tokenizer.json")
-            vocab = whole.get("model", {}).get("vocab", {})
-            merges = [_pair(merge) if isinstance(merge, str) else (merge[0], merge[1]) for merge in whole["model"].get("merges", [])]
+            vocab, listed = whole["model"]["vocab"], whole["model"]["merges"]
+            merges = [_pair(merge) if isinstance(merge, str) else (merge[0], merge[1]) for merge in listed]
             added = {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
         else:
             raise DaguerreError(f"{folder} holds no tokenizer: neither vocab.json with merges.txt nor tokenizer.json.")
