@@ -187,6 +187,10 @@ def test_missing_unknown_and_misshaped_tensors_are_listed_together(saved: Path):
         ("vae/config.json", {"act_fn": "mish"}, "act_fn to 'mish'"),
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "holds a T5EncoderModel"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type 'flow'"),
+        ("unet/config.json", {"block_out_channels": 3}, "describe no network that can be built"),
+        ("unet/config.json", {"norm_num_groups": 7}, "describe no network that can be built"),
+        ("text_encoder/config.json", {"architectures": 3}, "describe no network that can be built"),
+        ("vae/config.json", {"block_out_channels": [None]}, "describe no network that can be built"),
     ],
 )
 def test_what_there_is_not_here_is_refused(saved: Path, file: str, change: dict[str, object], message: str):

@@ -72,6 +72,9 @@ BROKEN = {
     "reversed place": ({"a": entry(32, 0, [8])}, "needs 32 bytes"),
     "a shape of no numbers": ({"a": entry(0, 32, ["8"])}, "no counts"),  # type: ignore[list-item]
     "a shape beyond counting": ({"a": entry(0, 32, [1 << 62, 1 << 62])}, "no counts"),
+    "an empty shape beyond counting": ({"a": entry(0, 0, [0, 1 << 47, 1 << 47])}, "no counts"),
+    "a name that clears the screen": ({"a\x1b[2J": entry(0, 32)}, r"'a\\x1b\[2J': its name holds what cannot be shown"),
+    "a name of half a character": (b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', r"'\\ud800': its name"),
     "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 32]}}, "'shape'"),
     "no object": ({"a": 7}, "a: "),
     "not JSON": (b"{" + b"x" * 40, "header that cannot be read"),

@@ -5,11 +5,9 @@ folder, also carries the configs themselves.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights import configs
 from daguerre.weights.conditioners import ClassConditioner
 from daguerre.weights.families import STABLE_DIFFUSION, Family, family_of, heads_of, prediction_of
-from daguerre.weights.files import shapes_only
+from daguerre.weights.files import shapes_only, sound
 from daguerre.weights.first_stages import vq_config
 from daguerre.weights.keys_parts import Contents, Part, sort
 from daguerre.weights.reader import CONFIGS, TensorFile
@@ -89,7 +87,7 @@ class Description:
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """The networks of the parts, built without values; those parts are missing of which there is no network here to compare with."""
-        with _sound(self.file.path):
+        with sound(self.file.path):
             found = {name: self._network(part.kind.network, self.ours(part), name) for name, part in self.contents.parts.items()}
         return {name: network for name, network in found.items() if network is not None}
 
@@ -144,7 +142,7 @@ def describe(
     for sign, what in TOLD_BY_PICTURES.items():
         if any(name.startswith(sign) for name in file.shapes):
             raise DaguerreError(f"'{file.path}' is a {what}.")
-    with _sound(file.path):
+    with sound(file.path):
         return _described(file, prediction, heads, ema)
 
 
@@ -190,18 +188,6 @@ def _told_apart(part: Part) -> str:
     """The kind of a part; of latent diffusion's text towers those that do not read BERT's words read boxes."""
     kind = part.kind.network
     return "ldm_boxes" if kind == "ldm_text" and len(part.ours()["model.embed_tokens.weight"]) != BERT_WORDS else kind
-
-
-@contextmanager
-def _sound(path: Path) -> Iterator[None]:
-    """Says of shapes that describe no network at all what torch says of them, in one sentence."""
-    try:
-        yield
-    except (ValueError, RuntimeError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError, AssertionError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DaguerreError(
-            f"'{path}' holds tensors whose shapes or configs describe no network that can be built ({first[:200]})."
-        ) from error
 
 
 def said(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,9 @@ import mmap
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,21 @@ from torch.overrides import TorchFunctionMode
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What building a network raises where a config or a shape makes no sense.
+NO_NETWORK = (
+    ValueError,
+    RuntimeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ZeroDivisionError,
+    OverflowError,
+    AssertionError,
+)
 LISTED = 8  # how many names of one kind an error message shows
 PIECE = 1 << 17  # numbers converted at a time, so that what lies between two precisions stays in a core's cache
 
@@ -125,6 +141,31 @@ class _NoInit(TorchFunctionMode):
         if getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+@contextmanager
+def sound(path: str | Path) -> Iterator[None]:
+    """Says of shapes and configs that describe no network at all what Python or torch says of them, in one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except NO_NETWORK as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DaguerreError(
+            f"'{path}' holds tensors whose shapes or configs describe no network that can be built ({first[:200]})."
+        ) from error
+
+
+def soundly(load: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+    """The same loader of a path, which is `sound` about it."""
+
+    @wraps(load)
+    def told(path: Path, *args: P.args, **options: P.kwargs) -> T:
+        with sound(path):
+            return load(path, *args, **options)
+
+    return told
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:

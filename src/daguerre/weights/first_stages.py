@@ -19,7 +19,7 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.configs import Json, autoencoder_config, autoencoder_json, check_fixed
-from daguerre.weights.files import read_json
+from daguerre.weights.files import read_json, sound
 from daguerre.weights.folder import CONFIG, build, check_free, load_autoencoder, put_part, read_first_stage
 
 FirstStage = AutoencoderKL | VQModel
@@ -70,7 +70,8 @@ def load_first_stage(
             return load_autoencoder(folder, device=device, dtype=dtype)
         case "VQModel":
             tensors = read_first_stage(folder, device=device, dtype=dtype)
-            return build(VQModel, vq_config(given, folder / CONFIG), folder, tensors)
+            with sound(folder):
+                return build(VQModel, vq_config(given, folder / CONFIG), folder, tensors)
     raise DaguerreError(f"'{folder}' holds a {kind}; a first stage is an AutoencoderKL or a VQModel.")
 
 

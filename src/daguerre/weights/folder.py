@@ -29,7 +29,7 @@ from daguerre.weights.catalog import INDEX
 from daguerre.weights.clip_folder import vision_config
 from daguerre.weights.conditioners import PictureConditioner
 from daguerre.weights.configs import Json, autoencoder_config, schedule_config, text_config, unet_config
-from daguerre.weights.files import fill, put_json, put_safetensors, read_json, shapes_only
+from daguerre.weights.files import fill, put_json, put_safetensors, read_json, shapes_only, soundly
 from daguerre.weights.model_index import VARIATIONS
 from daguerre.weights.reader import open_tensors, weight_files, weights_in
 
@@ -46,6 +46,7 @@ IGNORED_TEXT = "embeddings.position_ids"
 M = TypeVar("M", bound=nn.Module)
 
 
+@soundly
 def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
     """Read a whole model; its name is the folder's.
 
@@ -105,6 +106,7 @@ def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
     return unet, size if isinstance(size, int) else max(size)
 
 
+@soundly
 def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The autoencoder of a part's folder, with old or new names of its attention.
 
@@ -120,6 +122,7 @@ def read_first_stage(folder: Path, *, device: torch.device | str, dtype: torch.d
     return {renamed(name): tensor for name, tensor in read_part(folder, device=device, dtype=dtype).items()}
 
 
+@soundly
 def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
     """The text tower of a part's folder, with or without the level `text_model.` in its names.
 

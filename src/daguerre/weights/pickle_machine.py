@@ -17,6 +17,7 @@ import torch
 MAX_PICKLE_BYTES = 64 << 20  # SD 1's object graph with its optimizer takes about 1 MB
 MAX_OPCODES = 2_000_000
 MAX_DIMENSIONS = 16
+MAX_ELEMENTS = 1 << 48
 
 DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -113,7 +114,7 @@ def _named(path: str) -> Name:
 
 
 def _integers(*values: object) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)
+    return all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_ELEMENTS for value in values)
 
 
 def _rebuilt(args: tuple) -> TensorRef:
@@ -123,6 +124,8 @@ def _rebuilt(args: tuple) -> TensorRef:
     if not len(shape) == len(strides) <= MAX_DIMENSIONS or not isinstance(offset, int) or not _integers(offset, *shape, *strides):
         raise RefusedError("it describes a tensor whose shape, strides or offset are no counts")
     end = offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if prod(shape) else offset
+    if prod(n or 1 for n in shape) >= MAX_ELEMENTS:  # torch reckons with empty shapes, too
+        raise RefusedError("it describes a tensor whose shape is too large")
     if max(end, prod(shape)) > storage.numel:  # also refuses a small storage stretched over a huge shape
         raise RefusedError(f"it describes a tensor of shape {list(shape)} on a storage of {storage.numel} elements")
     return TensorRef(storage, offset, shape, strides)

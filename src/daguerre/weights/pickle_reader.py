@@ -93,6 +93,8 @@ def _state_dict(root: object) -> tuple[dict[str, TensorRef], dict[str, str]]:
         tensors |= {f"{outer}.{key}": ref for outer, level in nested.items() for key, ref in level.items() if isinstance(ref, TensorRef)}
     if not tensors:
         raise RefusedError("it holds no tensors")
+    if hidden := [name for name in tensors if not name.isprintable()]:
+        raise RefusedError(f"the name {hidden[0][:80]!a} holds what cannot be shown")
     return tensors, {key: str(value) for key, value in root.items() if isinstance(key, str) and isinstance(value, str | int | float)}
 
 

@@ -138,9 +138,11 @@ def _open_safetensors(path: Path) -> TensorFile:
     places, faults = {}, []
     for name, entry in pairs.items():
         try:
+            if not name.isprintable():
+                raise ValueError("its name holds what cannot be shown")
             places[name] = _place(entry, size - 8 - length)
         except (ValueError, TypeError, KeyError) as error:
-            faults.append(f"{name[:80]}: {error}")
+            faults.append(f"{name[:80] if name.isprintable() else ascii(name[:80])}: {error}")
     for before, after in pairwise(sorted(places, key=lambda name: places[name][2:])):
         if places[after][2] < places[before][3]:
             faults.append(f"{after[:80]} overlaps {before[:80]}")
@@ -172,7 +174,8 @@ def _place(entry: Mapping[str, Any], room: int) -> tuple[torch.dtype, tuple[int,
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"its type {entry['dtype']!r} is unknown")
     dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 48 for n in (*shape, start, end)) or len(shape) > 16:
+    counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, start, end))
+    if not counts or len(shape) > 16 or prod(n or 1 for n in shape) >= 1 << 48:  # torch reckons with empty shapes, too
         raise ValueError("its shape or place are no counts")
     if end > room:
         raise ValueError(f"its last {end - max(start, room)} bytes are missing, the file is cut short")
@@ -211,7 +214,7 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
     if config.is_file():
         whole = open_tensors(weights_in(folder, variant))
         said = read_json(config)
-        part = CLASSES.get(str(said.get("_class_name") or next(iter(said.get("architectures") or []), "")), "text_encoder")
+        part = CLASSES.get(str(said.get("_class_name")), "text_encoder")
         return TensorFile(folder, "folder", whole.shapes, {**whole.metadata, CONFIGS: json.dumps({part: said})}, whole.tensor)
     places = {part: place for part in PARTS if ((place := part_folder(folder, part)) / "config.json").is_file()}
     parts = {part: open_tensors(weights_in(place, variant)) for part, place in places.items()}

@@ -81,7 +81,7 @@ def load(
         raise DaguerreError(f"'{path}' is a prior over codes, where a diffusion model is needed; `daguerre sample {path}` draws from it.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
     told = in_order or any(option is not None for option in (prediction, heads, ema, variant))
-    if kind is None or told or (kind not in PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
+    if not isinstance(kind, str) or told or (kind not in PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.single_file import load_single_file  # a quick start needs none of it
 
         return load_single_file(
