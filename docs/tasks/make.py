@@ -84,7 +84,7 @@ def seamless(model: LatentDiffusion) -> Image.Image:
             sheet.paste(tile, (x * tile.width, y * tile.height))
         return sheet
 
-    words = {"prompt": "a red flower", "seed": 4}
+    words = {"prompt": "a red flower on a green background", "seed": 4}
     axes = "no", "both", "horizontal"
     return labelled_grid([four(draw(model, seamless=axis, **words)) for axis in axes], [f"seamless {axis}" for axis in axes], columns=3)
 
