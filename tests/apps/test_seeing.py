@@ -1,13 +1,18 @@
 """`daguerre attention`: a sheet for each picture, an overlay for each word, for every task; and what `inspect` and `reproduce` tell."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import tyro
 from PIL import Image, PngImagePlugin
 
 from daguerre.apps.commands import attention
+from daguerre.apps.commands.txt2img import Txt2Img
+from daguerre.pipelines.foreign import Foreign
+from daguerre.pipelines.request import Request, changed
 
 
 def test_each_picture_has_its_sheet(run):
@@ -75,6 +80,21 @@ def test_a_picture_of_another_program_is_told_as_a_command(run):
     assert "daguerre txt2img 'a fox' --size 512x512 --negative rain --steps 20 --sampler euler_a --guidance 7 --seed 1" in out
     assert "  Clip skip: 2" in out
     assert "carries no request of ours" in run("reproduce", "theirs.png")[2]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"negative": "rain, -snow", "steps": 30, "sampler": "dpmpp_2m_karras", "spacing": "karras", "guidance": 6.5, "seed": 42},
+        {"sampler": "ddim", "eta": 0.5, "width": 96, "height": 64, "negative": "-rain"},
+        {"prompt": "--a fox"},
+    ],
+)
+def test_the_command_of_another_programs_picture_asks_for_just_that(more):
+    foreign = Foreign("a program", {"prompt": "a (red:1.2) 'fox'\n", **more}, None, {})
+    command, name, *arguments = shlex.split(foreign.command())
+    assert (command, name) == ("daguerre", "txt2img")
+    assert tyro.cli(Txt2Img, args=arguments).request() == changed(Request(), foreign.request)
 
 
 def test_a_trained_models_picture_tells_where_the_model_was(run, folder):

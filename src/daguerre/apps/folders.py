@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from daguerre.apps.making import Making, check_places, made, make, open_for, tell_slips
+from daguerre.apps.making import Making, check_places, made, make, open_for, outputs, tell_slips
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.metadata import FORMATS
@@ -49,7 +49,7 @@ def _make_all(options: Making, folder: Path, request: Callable[[Path], Request],
         place = out / f"{path.stem if stems.count(path.stem) == 1 else path.name}.png"
         try:
             wanted = request(path)
-            check_places(options, place, wanted)
+            check_places(outputs(options, place), wanted)
             for written in made(model, options, wanted, place):
                 print(written)
         except DaguerreError as error:

@@ -1,19 +1,19 @@
 """What all commands that make pictures share: their options, and the way from a request to files."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Literal
 
 from daguerre.apps.opening import open_any
-from daguerre.apps.options import Dtype, OptionalPath, OptionalText, parse_size, parse_variation, slug
+from daguerre.apps.options import Dtype, OptionalFloat, OptionalPath, OptionalText, parse_size, parse_variation, slug
 from daguerre.errors import DaguerreError
 from daguerre.files import check_writable
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.pipelines.metadata import FORMATS
-from daguerre.pipelines.picture import FILM_FORMATS, check_suffix, save_film, write_image
+from daguerre.pipelines.picture import FILM_FORMATS, check_suffix, numbered, save_film, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Task, TextToImage
 from daguerre.progress import busy, stepped
@@ -75,6 +75,8 @@ class Making(Drawing):
 
     spacing: OptionalText = Request.spacing
     """Which noise levels to visit; `daguerre models --samplers` lists them. Trailing if neither this nor the sampler says."""
+    eta: OptionalFloat = Request.eta
+    """The share of fresh noise in each step, 0 to 1, for the samplers that take it; the sampler's own if not given."""
     variation: OptionalText = None
     """SEED:WEIGHT, such as 8:0.3: how far the noise is moved towards that of another seed; of several pictures that seed counts on."""
     seamless: Literal["no", "both", "horizontal", "vertical"] = Request.seamless
@@ -97,7 +99,7 @@ class Making(Drawing):
     """Take less memory and more time: one condition at a time, decoding in tiles. Done unasked where a run would not fit."""
 
     def request_for(self, prompts: Sequence[str], task: Task | None = None) -> Request:
-        more = {name: getattr(self, name) for name in ("spacing", "seamless", "refine_at", "low_memory")}
+        more = {name: getattr(self, name) for name in ("spacing", "eta", "seamless", "refine_at", "low_memory")}
         return replace(super().request_for(prompts, task), variation=parse_variation(self.variation), **more)
 
 
@@ -108,23 +110,28 @@ def make(options: Making, request: Request, wordless: Path | None = None) -> Non
     """
     named = wordless if wordless and not any(request.prompts) else Path(f"{slug(request.prompts[0])}-{request.seed}.png")
     out = options.out or named
-    check_places(options, out, request)
+    check_places(outputs(options, out), request)
     model = open_for(options, request)
     tell_slips(model, request)
     for path in made(model, options, request, out):
         print(path)
 
 
-def check_places(options: Making, out: Path, request: Request) -> None:
-    """Raise DaguerreError where a file cannot be written, or two would be written to one place."""
-    places = {"--out": (out, FORMATS), "--preview": (options.preview, FORMATS), "--film": (options.film, FILM_FORMATS)}
+def outputs(options: Making, out: Path) -> Mapping[str, Path | None]:
+    """What the options write beside each other, by option."""
+    return {"--out": out, "--preview": options.preview, "--film": options.film}
+
+
+def check_places(outputs: Mapping[str, Path | None], request: Request) -> None:
+    """Raise DaguerreError where a file cannot be written, or two would be written to one place, or over a picture that is given."""
     taken = {Path(given.path).resolve(): f"the {name} it is made of" for name, given in request.task.given.items() if given.path}
-    for option, (path, formats) in places.items():
+    for option, path in outputs.items():
         if path is None:
             continue
-        check_writable(check_suffix(path, formats))
-        if (other := taken.setdefault(path.resolve(), option)) != option:
-            raise DaguerreError(f"{option} '{path}' is {other}, too; give each its own file.")
+        check_writable(check_suffix(path, FILM_FORMATS if option == "--film" else FORMATS))
+        for place in [path, *(numbered(path, len(request.each)) if option == "--out" else [])]:  # the name itself may be a grid's
+            if (other := taken.setdefault(place.resolve(), option)) != option:
+                raise DaguerreError(f"{option} '{place}' is {other}, too; give each its own file.")
 
 
 def open_for(options: Making, request: "Request | None" = None) -> "LatentDiffusion | LatentPrior":

@@ -56,14 +56,17 @@ class Foreign:
     unused: Mapping[str, str]
 
     def command(self) -> str:
-        """The command line that asks for the same here."""
+        """The command line that asks for the same here, also where a text begins as options do."""
         values = dict(self.request)
-        words = ["daguerre", "txt2img", str(values.pop("prompt", ""))]
+        prompt = str(values.pop("prompt", ""))
         if {"width", "height"} <= values.keys():
-            words += ["--size", f"{values.pop('width')}x{values.pop('height')}"]
+            values = {"size": f"{values.pop('width')}x{values.pop('height')}", **values}
+        options: list[str] = []
         for name, value in values.items():
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-        return shlex.join(words)
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            options += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+        words = [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
+        return shlex.join(["daguerre", "txt2img", *words])
 
 
 def read_foreign(texts: Mapping[str, str]) -> Foreign | None:
@@ -135,6 +138,8 @@ def _foreign(tool: str, values: Mapping[str, Any]) -> Foreign | None:
             unused[field] = _short(value)
         else:
             request[field] = fits
+    if ("width" in request) != ("height" in request):  # one side alone is no size
+        unused |= {side: str(request.pop(side)) for side in ("width", "height") if side in request}
     if request.get("spacing") is None:
         request.pop("spacing", None)
     seen = {name: value for name, value in unused.items() if value and _folded(name) not in SILENT}

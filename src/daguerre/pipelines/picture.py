@@ -50,10 +50,7 @@ class Pictures(tuple[Picture, ...]):
         Raises:
             DaguerreError: no such format, or the place cannot be written.
         """
-        path = Path(path)
-        if len(self) == 1:
-            return [self[0].save(path)]
-        return [picture.save(path.with_stem(f"{path.stem}-{i}")) for i, picture in enumerate(self, 1)]
+        return [picture.save(place) for picture, place in zip(self, numbered(Path(path), len(self)), strict=True)]
 
     def grid(self) -> Picture:
         """All of them on one sheet, each over its prompt: a row for each prompt where there are several of each."""
@@ -64,6 +61,11 @@ class Pictures(tuple[Picture, ...]):
             columns=request.count if len(request.prompts) > 1 and request.count > 1 else None,
         )
         return Picture(image, replace(self[0].origin, picture=None))
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Where so many pictures go that are saved to one path: there if it is one, else to `name-1.png`, `name-2.png`, … beside it."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
 
 
 def write_image(path: Path, image: Image.Image) -> None:

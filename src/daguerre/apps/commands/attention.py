@@ -8,13 +8,11 @@ from typing import Annotated
 import tyro
 
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import Drawing, tell_slips, walked
+from daguerre.apps.making import Drawing, check_places, tell_slips, walked
 from daguerre.apps.opening import open_model
 from daguerre.apps.options import OptionalPath, slug
 from daguerre.errors import DaguerreError, nearest
-from daguerre.files import check_writable
-from daguerre.pipelines.metadata import FORMATS
-from daguerre.pipelines.picture import check_suffix, write_image
+from daguerre.pipelines.picture import numbered, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import ImageToImage, Inpaint, Task, TextToImage
 from daguerre.progress import busy
@@ -68,7 +66,7 @@ def run(options: Attention) -> None:
     """
     request = options.request()
     out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}-attention.png")
-    check_writable(check_suffix(out, FORMATS))
+    check_places({"--out": out}, request)
     with busy("opening the model"):
         model = open_model(options.model, None, options.device, options.dtype, offline=options.offline)
     tell_slips(model, request)
@@ -79,9 +77,8 @@ def run(options: Attention) -> None:
     with recorded(model, count) as record:
         sought = _sought(record.expected(request), options.words)
         pictures = walked(model, request)
-    for i, picture in enumerate(pictures):
+    for i, (picture, place) in enumerate(zip(pictures, numbered(out, count), strict=True)):
         words = [word for word in record.words(i) if word.text in sought]
-        place = out if count == 1 else out.with_stem(f"{out.stem}-{i + 1}")
         write_image(place, sheet(picture.image, request.each[i][0], words))
         print(place)
         for j, word in enumerate(words if options.apart else ()):

@@ -1,7 +1,7 @@
 """`daguerre reproduce PICTURE`: the picture's request, walked again, and the two compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.apps.inputs import reopened
-from daguerre.apps.making import walked
+from daguerre.apps.making import check_places, walked
 from daguerre.apps.opening import open_any
 from daguerre.apps.options import OptionalPath, OptionalText
 from daguerre.errors import DaguerreError
-from daguerre.files import check_writable
-from daguerre.pipelines.metadata import FORMATS, Origin, read_origin, write_picture
-from daguerre.pipelines.picture import Picture, check_suffix
+from daguerre.pipelines.metadata import Origin, read_origin, write_picture
+from daguerre.pipelines.picture import Picture
 from daguerre.progress import busy
 from daguerre.weights.catalog import local
 
@@ -68,8 +67,9 @@ def run(options: Reproduce) -> None:
     check_sizes(image, origin)
     named = {"picture": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
     request = reopened(origin.request, options.picture, {name: path for name, path in named.items() if path is not None})
-    if options.out is not None:
-        check_writable(check_suffix(options.out, FORMATS))
+    if options.out is not None and options.out.resolve() == options.picture.resolve():
+        raise DaguerreError(f"--out '{options.out}' is the picture itself, which the new one is compared with; write to another file.")
+    check_places({"--out": options.out}, replace(request, prompt="", count=1))
     source = options.model or source_of(options.picture, origin)
     with busy("opening the model"):
         device = options.device or origin.device

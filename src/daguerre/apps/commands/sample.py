@@ -9,15 +9,13 @@ import tyro
 from PIL import Image
 
 from daguerre.apps.inputs import read_given
-from daguerre.apps.making import walked
+from daguerre.apps.making import check_places, walked
 from daguerre.apps.opening import open_any
 from daguerre.apps.options import Dtype, OptionalNumber, OptionalPath, OptionalText, parse_size, slug
 from daguerre.data.pictures import opaque
 from daguerre.errors import DaguerreError
-from daguerre.files import check_writable
 from daguerre.pipelines.grid import labelled_grid
-from daguerre.pipelines.metadata import FORMATS
-from daguerre.pipelines.picture import Pictures, check_suffix, write_image
+from daguerre.pipelines.picture import Pictures, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Complete, FromMap, Task, TextToImage
 from daguerre.progress import busy
@@ -91,7 +89,7 @@ def run(options: Sample) -> None:
     find(options.model)
     request = options.request()
     out = options.out or Path(f"{slug(request.prompts[0] or Path(options.model).resolve().name)}-{request.seed}.png")
-    check_writable(check_suffix(out, FORMATS))
+    check_places({"--out": out}, request)
     with busy("opening the model"):
         model = open_prior(options)
 
