@@ -138,16 +138,19 @@ def test_a_quantised_first_stage_alone_becomes_a_folder_and_comes_back(tmp_path)
         torch.testing.assert_close(load_first_stage(folder)(x).x, reference(x).sample, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["ldm-class", "discriminator"])
+@pytest.mark.parametrize("kind", ["ldm-class", "churches", "discriminator"])
 def test_what_the_field_has_no_folder_for_is_said(tmp_path, kind):
     tensors = checkpoints.quantized()
     if kind == "ldm-class":
         unet = checkpoints.replace(checkpoints.UNET, in_channels=3, out_channels=3, heads=(1, 1))
         tensors |= checkpoints.unet(unet) | {"cond_stage_model.embedding.weight": torch.randn(11, 64)}
+    elif kind == "churches":
+        unet = checkpoints.replace(checkpoints.UNET, context_width=None, scale_shift=True, resample="resblock")
+        tensors = checkpoints.unet(unet) | checkpoints.autoencoder() | {"scale_factor": torch.tensor(0.2237)}
     else:
         tensors |= checkpoints.condition(PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=2)), "loss.discriminator.")
     single = checkpoints.write(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(DaguerreError, match=r"no folder layout; it can be written as one file: give a name that ends in \.safetensors"):
+    with pytest.raises(DaguerreError, match=r"folder layout.*; it can be written as one file: give a name that ends in \.safetensors"):
         convert(single, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     checkpoints.same(convert(single, tmp_path / "one.safetensors"), tensors)

@@ -181,10 +181,11 @@ def _write_folder(target: Path, parts: Mapping[str, Part], about: Description, d
             put_json(beside / INDEX, _index(about, pipeline, written, schedulers))
 
 
+AS_ONE_FILE = "it can be written as one file: give a name that ends in .safetensors."
+
+
 def _no_place(what: str) -> DaguerreError:
-    return DaguerreError(
-        f"This file {what}, for which the field has no folder layout; it can be written as one file: give a name that ends in .safetensors."
-    )
+    return DaguerreError(f"This file {what}, for which the field has no folder layout; {AS_ONE_FILE}")
 
 
 def _place(part: str, pipeline: str | None) -> str:
@@ -209,7 +210,10 @@ def _config(part: str, about: Description) -> configs.Json:
         return kept[part]
     if part == "unet" and about.unet is not None:
         factor = 2 ** (len(about.autoencoder.channels) - 1) if about.autoencoder else 8
-        return configs.unet_json(about.unet, about.size // factor)
+        try:
+            return configs.unet_json(about.unet, about.size // factor)
+        except DaguerreError as error:
+            raise DaguerreError(f"{str(error).removesuffix('.')}; {AS_ONE_FILE}") from error
     if part == "vae" and about.autoencoder is not None:
         return first_stage_json(about.autoencoder, about.size)
     tokenizer, words = _tokenizer(part, about), about.networks[part]
