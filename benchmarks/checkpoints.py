@@ -1,19 +1,25 @@
 """A checkpoint of Stable Diffusion 1.5's size, side by side with diffusers: opening, one call of the UNet, decoding; time and peak memory.
 
     python -m benchmarks.random_models FOLDER
-    python -m benchmarks.checkpoints FOLDER [--rows unet-bfloat16 vae512-bfloat16 …] [--rounds 3] [--out benchmarks/checkpoints.md]
+    python -m benchmarks.checkpoints FOLDER [--rows unet-bfloat16 vae512-bfloat16 …] [--rivals compiled openvino] [--rounds 3] [--out …]
 
-Every figure is of a process of its own, imports left out of the time and counted in the memory; the two programs take turns and medians
-are taken. Times are processor time, which other programs disturb least; set OMP_NUM_THREADS=1, as waiting threads count.
-"Opening" ends with the first answer of the UNet (batch 2, 64×64 latents); "one call" is the next one.
+Every figure is of a process of its own; the programs take turns and medians are taken. Times are processor time, which other programs
+disturb least; set OMP_NUM_THREADS=1, as waiting threads count. "Opening" ends with the first answer of the UNet (batch 2, 64×64 latents),
+imports left out; "from `python` to the first answer" is the same with the start of Python and all imports, as a person waits for it.
+"One call" is the next one. Memory is the process' peak, imports and all.
+
+The rivals are there for the UNet's call alone, and what they need before the first one is not counted: `compiled` is diffusers' UNet under
+torch.compile with its weights frozen, which needs a C++ compiler; `openvino` is diffusers' UNet converted for the package of that name.
 """
 
 import argparse
 import json
 import platform
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,7 @@ from torch import Tensor
 from benchmarks.measuring import in_a_process, noise, peak, row
 
 WHO = "daguerre", "diffusers"
+RIVALS = {"compiled": "diffusers compiled", "openvino": "OpenVINO"}
 ROWS = [f"{what}-{dtype}" for dtype in ("bfloat16", "float32") for what in ("unet", "vae512", "vae1024")]
 AIMS = {"open": ("≤ 0.6 ×", "≤ 0.7 ×"), "unet": ("≤ 0.87 ×", ""), "vae": ("≤ 0.87 ×", "≤ 0.6 ×")}
 Call = Callable[[], Tensor]
@@ -38,12 +45,36 @@ def unet(who: str, folder: Path, dtype: torch.dtype) -> Iterator[Call]:
         yield lambda: torch.empty(0)
         model = load(folder, dtype=dtype)
         yield lambda: model.unet(x, t, Conditioning(context=context))
-    else:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+        return
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-        yield lambda: torch.empty(0)
+    yield lambda: torch.empty(0)
+    if who == "diffusers":
         pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
         yield lambda: pipe.unet(x, t, context).sample
+        return
+    kept = torch.float32 if who == "openvino" else dtype  # it traces float32; what it computes in is told when it compiles
+    theirs: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=kept)
+    if who == "compiled":
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True  # pyright: ignore[reportAttributeAccessIssue]
+        compiled = torch.compile(theirs)
+        yield lambda: compiled(x, t, context).sample
+    else:
+        yield in_openvino(theirs, (x.float(), t, context.float()), "bf16" if dtype == torch.bfloat16 else "f32")
+
+
+def in_openvino(network: torch.nn.Module, inputs: tuple[Tensor, ...], precision: str) -> Call:
+    """A network converted and compiled by OpenVINO for these inputs, on as many threads as torch has."""
+    import openvino  # pyright: ignore[reportMissingImports] # an extra of this benchmark alone
+
+    shapes = [(list(each.shape), openvino.Type.i64 if each.dtype == torch.int64 else openvino.Type.f32) for each in inputs]
+    model = openvino.convert_model(network, example_input=inputs, input=shapes)
+    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda: torch.from_numpy(compiled([each.numpy() for each in inputs])[0])
 
 
 def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]:
@@ -64,7 +95,7 @@ def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]
 
 @torch.no_grad()
 def measured(who: str, what: str, folder: Path) -> dict[str, float]:
-    """Seconds of processor time of opening with the first call and of the next call, and the peak of resident memory in GB."""
+    """Seconds of processor time of opening with the first call, of the process until then and of the next call; peak memory in GB."""
     what, name = what.split("-")
     dtype = getattr(torch, name)
     calls = unet(who, folder, dtype) if what == "unet" else vae(who, folder, dtype, int(what.removeprefix("vae")))
@@ -75,34 +106,54 @@ def measured(who: str, what: str, folder: Path) -> dict[str, float]:
         call()
     first = time.process_time()
     call()
-    return {"open": first - start, "call": time.process_time() - first, "peak": peak()}
+    return {"open": first - start, "process": first, "call": time.process_time() - first, "peak": peak()}
 
 
-def compared(what: str, folder: Path, rounds: int) -> list[tuple[str, float, float, str]]:
-    """The table's rows of one network in one dtype: what, ours, theirs, aim."""
-    found: dict[str, list[dict[str, float]]] = {who: [] for who in WHO}
+def compared(what: str, folder: Path, rounds: int, rivals: Sequence[str]) -> list[tuple[object, ...]]:
+    """The table's rows of one network in one dtype: what, ours, theirs, ratio, aim, and of each rival the time of a call."""
+    name, dtype = what.split("-")
+    asked = [*WHO, *(rivals if name == "unet" else ())]
+    found: dict[str, list[dict[str, float]]] = {who: [] for who in asked}
     for _ in range(rounds):
-        for who in WHO:
+        for who in asked:
             found[who].append(in_a_process("benchmarks.checkpoints", folder, "--one", who, what))
-    ours, theirs = ({key: statistics.median(each[key] for each in found[who]) for key in found[who][0]} for who in WHO)
-    what, dtype = what.split("-")
-    if what == "unet":
+    medians = {who: {key: statistics.median(each[key] for each in of) for key in of[0]} for who, of in found.items()}
+
+    def line(text: str, key: str, aim: str, beside: Sequence[object] = ("",) * len(rivals)) -> tuple[object, ...]:
+        ours, theirs = (medians[who][key] for who in WHO)
+        return (text, ours, theirs, f"{ours / theirs:.2f}", aim, *beside)
+
+    if name == "unet":
         return [
-            (f"open the folder, through the first UNet call, {dtype}, s", ours["open"], theirs["open"], AIMS["open"][0]),
-            (f"the same, peak memory, {dtype}, GB", ours["peak"], theirs["peak"], AIMS["open"][1]),
-            (f"one UNet call, batch 2, 64×64, {dtype}, s", ours["call"], theirs["call"], AIMS["unet"][0]),
+            line(f"open the folder, through the first UNet call, {dtype}, s", "open", *AIMS["open"][:1]),
+            line(f"from `python` to the first answer, all imports included, {dtype}, s", "process", ""),
+            line(f"the same, peak memory, {dtype}, GB", "peak", AIMS["open"][1]),
+            line(f"one UNet call, batch 2, 64×64, {dtype}, s", "call", AIMS["unet"][0], [medians[who]["call"] for who in rivals]),
         ]
-    side = what.removeprefix("vae")
+    side = name.removeprefix("vae")
     return [
-        (f"decode {side}×{side}, {dtype}, s", ours["call"], theirs["call"], AIMS["vae"][0]),
-        (f"the same with opening, peak memory, {dtype}, GB", ours["peak"], theirs["peak"], AIMS["vae"][1]),
+        line(f"decode {side}×{side}, {dtype}, s", "call", AIMS["vae"][0]),
+        line(f"the same with opening, peak memory, {dtype}, GB", "peak", AIMS["vae"][1]),
     ]
+
+
+def there(rivals: Sequence[str]) -> list[str]:
+    """The rivals that can be measured here; says which cannot."""
+    needs = {
+        "compiled": (shutil.which("c++") is not None, "a C++ compiler"),
+        "openvino": (find_spec("openvino") is not None, "`pip install openvino`"),
+    }
+    for who in rivals:
+        if not needs[who][0]:
+            print(f"{RIVALS[who]} is left out: it needs {needs[who][1]}.")
+    return [who for who in rivals if needs[who][0]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/checkpoints.md"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -110,13 +161,19 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.one[0], options.one[1], options.folder)))
         return
+    rivals = there(options.rivals)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    command = f"`python -m benchmarks.checkpoints FOLDER --rows {' '.join(options.rows)} --rounds {options.rounds}`, medians; {where}."
-    heads = "what", "daguerre", "diffusers", "ratio", "aim"
-    lines = ["# A checkpoint of Stable Diffusion 1.5's size, measured", "", command, "", row(heads), row("---" for _ in heads)]
+    given = f"--rows {' '.join(options.rows)}{' --rivals ' * bool(rivals)}{' '.join(rivals)} --rounds {options.rounds}"
+    heads = "what", *WHO, "ratio", "aim", *(RIVALS[who] for who in rivals)
+    lines = [
+        "# A checkpoint of Stable Diffusion 1.5's size, measured",
+        "",
+        f"`python -m benchmarks.checkpoints FOLDER {given}`, medians; {where}.",
+    ]
+    lines += ["", row(heads), row("---" for _ in heads)]
     for each in options.rows:
-        for what, ours, theirs, aim in compared(each, options.folder, options.rounds):
-            lines.append(row((what, ours, theirs, f"{ours / theirs:.2f}", aim)))
+        for cells in compared(each, options.folder, options.rounds, rivals):
+            lines.append(row(cells))
             print(lines[-1], flush=True)
         options.out.write_text("\n".join(lines) + "\n")  # what is known so far
 
