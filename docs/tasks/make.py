@@ -60,8 +60,9 @@ def outpaint(model: LatentDiffusion) -> Image.Image:
     given = Image.new("RGB", (96, 64), "white")
     given.paste(rocket, (16, 0))
     task = Outpaint(rocket, left=16, right=16)
-    new = [draw(model, prompt="a rocket on a blue background", seed=seed, task=task) for seed in seeds]
-    return labelled_grid([given, *new], ["given", *(f"16 pixels at both sides, seed {seed}" for seed in seeds)], columns=3)
+    scales = 5, 1.5
+    new = [draw(model, prompt="a rocket on a blue background", seed=seed, guidance=s, task=task) for s in scales for seed in seeds]
+    return labelled_grid([given, *new], ["given", *(f"guidance {s:g}, seed {seed}" for s in scales for seed in seeds)], columns=5)
 
 
 def hires(model: LatentDiffusion) -> Image.Image:
