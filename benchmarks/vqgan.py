@@ -1,10 +1,10 @@
 """The experiments of the VQGAN paper in small, on drawn shapes of 32 pixels (Esser et al. 2021, arXiv:2012.09841, sections 4.1 to 4.4).
 
-    python -m benchmarks.vqgan [--minutes 80] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out docs/vqgan]
+    python -m benchmarks.vqgan [--minutes 60] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out docs/vqgan]
 
 Every network is trained once for each seed, which draws its first weights and the order of its pictures; pictures, maps and the judge are
 the same for all. `--minutes` are of processor time for the trainings of all seeds together, each on one thread, so that a busy machine
-changes nothing but the wait: the default takes about 45 minutes on two cores. Everything trained or measured is kept in `--work`, so that a
+changes nothing but the wait: with all that is measured, the default should take under 45 minutes of two free cores. Everything trained or measured is kept in `--work`, so that a
 run that was stopped goes on.
 """
 

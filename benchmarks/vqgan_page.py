@@ -5,7 +5,7 @@ from typing import Any
 
 Found = Mapping[str, Any]  # what one experiment measured with one training seed
 
-DEFAULT = 80.0  # minutes
+DEFAULT = 60.0  # minutes
 ENOUGH = 25  # minutes for each seed
 THIN = (
     "> With so little time the first stages are blurred, the VQGAN's most of all, whose critic enters hardly later than its codebook, and "
