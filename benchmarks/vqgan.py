@@ -4,8 +4,8 @@
 
 Every network is trained once for each seed, which draws its first weights and the order of its pictures; pictures, maps and the judge are
 the same for all. `--minutes` are of processor time for the trainings of all seeds together, each on one thread, so that a busy machine
-changes nothing but the wait: with all that is measured, the default should take under 45 minutes of two free cores. Everything trained or measured is kept in `--work`, so that a
-run that was stopped goes on.
+changes nothing but the wait: with all that is measured, the default should take under 45 minutes of two free cores. Everything trained or
+measured is kept in `--work`, so that a run that was stopped goes on.
 """
 
 import argparse
