@@ -16,7 +16,7 @@ from daguerre.pipelines.metadata import Origin, parameters, read_origin, read_pi
 from daguerre.pipelines.picture import Picture, Pictures, save_film
 from daguerre.pipelines.request import Request
 
-ORIGIN = Origin(Request(prompt="a red apple", spacing="trailing", seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
+ORIGIN = Origin(Request(prompt="a red apple", spacing="trailing", guidance=5.0, seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
 
 
 def picture(colour: str = "red", origin: Origin = ORIGIN) -> Picture:

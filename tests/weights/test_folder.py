@@ -48,6 +48,18 @@ def test_every_tensor_and_value_comes_back(tiny_model: LatentDiffusion, saved: P
     assert not any(module.training for part in again.modules for module in part.modules())
 
 
+def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_request_gets(tiny_model: LatentDiffusion, tmp_path: Path):
+    model = daguerre.load(daguerre.save(replace(tiny_model, guidance=2.5), tmp_path / "own"))
+    assert model.guidance == 2.5
+    assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).guidance == tiny_model.guidance == 5.0
+    (own,) = daguerre.generate(model, prompt="a red apple", steps=2)
+    (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=2.5)
+    (other,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=5)
+    assert own.origin.request.guidance == 2.5
+    assert own.image.tobytes() == told.image.tobytes()
+    assert own.image.tobytes() != other.image.tobytes()
+
+
 def test_half_precision_halves_the_file_and_rounds_only(tiny_model: LatentDiffusion, tmp_path: Path):
     folder = daguerre.save(tiny_model, tmp_path / "half", dtype=torch.float16)
     wanted = {name: tensor.half() for name, tensor in tiny_model.unet.state_dict().items()}

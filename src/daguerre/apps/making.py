@@ -37,8 +37,8 @@ class Drawing:
     """How many noise levels the sampler visits; more is slower and finer."""
     sampler: str = Request.sampler
     """How to go from one noise level to the next; `daguerre models --samplers` lists them. "DPM++ 2M Karras" is understood, too."""
-    guidance: float = Request.guidance
-    """How much the prompt weighs; 1 is not at all more than the model learned."""
+    guidance: OptionalFloat = None
+    """How much the prompt weighs, 1 no more than the model learned; if not given what suits the model: 2 the embedded one, 5 others."""
     seed: int = Request.seed
     """Of the first picture's noise; the next ones count on from it. -1 draws one."""
     count: int = Request.count

@@ -115,7 +115,7 @@ def _walking(request: Request) -> dict[str, object]:
         "Steps": request.steps,
         "Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler),
         **({"Schedule type": request.spacing.replace("_", " ").capitalize()} if request.spacing else {}),
-        "CFG scale": f"{request.guidance:g}",
+        **({} if request.guidance is None else {"CFG scale": f"{request.guidance:g}"}),
         **request.task.parameters(),
         **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.weight:g}"}),
         **({} if request.seamless == "no" else {"Tiling": True}),

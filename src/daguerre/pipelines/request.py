@@ -48,6 +48,7 @@ class Request:
         sampler: a name in `daguerre.diffusion.SAMPLERS`, or as others spell it, "DPM++ 2M Karras".
         spacing: a name in `daguerre.diffusion.SPACINGS`; None is the one that the sampler's name holds, else "trailing".
         guidance: the scale s of classifier-free guidance, weights (s, 1 − s) over (prompt, negative); 1 leaves the negative out.
+            None is the model's own.
         seed: of the first picture's noise.
         count: pictures for each prompt.
         width, height: in pixels; None is the model's own size.
@@ -71,7 +72,7 @@ class Request:
     steps: int = 20
     sampler: str = "dpmpp_2m"
     spacing: str | None = None
-    guidance: float = 5.0
+    guidance: float | None = None
     seed: int = 0
     count: int = 1
     width: int | None = None
@@ -102,7 +103,7 @@ class Request:
             raise DaguerreError("There is no prompt; give at least one text, which may be empty.")
         if not 0 <= self.seed <= MAX_SEED - self.count:
             raise DaguerreError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - self.count}.")
-        if not abs(self.guidance) <= MAX_GUIDANCE:  # which NaN is not, either
+        if self.guidance is not None and not abs(self.guidance) <= MAX_GUIDANCE:  # which NaN is not, either
             raise DaguerreError(f"guidance is {self.guidance:g}; it is a number such as 5, no further from 0 than {MAX_GUIDANCE:g}.")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise DaguerreError(f"eta is {self.eta}; it must be between 0 (no fresh noise) and 1.")

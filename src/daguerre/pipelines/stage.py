@@ -40,7 +40,8 @@ class Stage:
         """Settle a request. Raises DaguerreError for a sampler or a spacing that there is not."""
         choice = resolve(request.sampler)
         spacing = spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
-        request = replace(request, sampler=choice.sampler.name, spacing=spacing)
+        guidance = model.guidance if request.guidance is None else request.guidance
+        request = replace(request, sampler=choice.sampler.name, spacing=spacing, guidance=guidance)
         options = {} if request.eta is None else {"eta": request.eta}
         singles = request.singles()
         return cls(
@@ -54,6 +55,11 @@ class Stage:
     @property
     def f(self) -> int:
         return self.model.autoencoder.downsampling
+
+    @property
+    def guidance(self) -> float:
+        """The scale that the request asks for, or the model's own."""
+        return self.model.guidance if self.request.guidance is None else self.request.guidance
 
     @property
     def size(self) -> Size:

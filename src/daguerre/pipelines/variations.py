@@ -29,7 +29,7 @@ def variations(stage: Stage, task: Variations) -> Plan:
         context = seer.see(clip_pixels(opaque(task.picture), seer.encoder.config.size))  # (1, 1, D)
     B = len(request.each)
     seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (context, torch.zeros_like(context)))
-    voices = [seen, unseen], [request.guidance, 1 - request.guidance]
+    voices = [seen, unseen], [stage.guidance, 1 - stage.guidance]
     return Plan((Pass(stage.size, stage.sigmas(), from_noise(stage), tell=lambda _: voices),))
 
 

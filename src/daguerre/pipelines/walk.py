@@ -146,7 +146,7 @@ def _guided(stage: Stage, each: Pass) -> Denoise:
         step = sum(sigma.item() <= level for level in levels)  # whose interval [σ_step, σ_step+1) this σ lies in
         voices = plan.at(each.before + step)
         if id(voices) not in known:
-            known[id(voices)] = guide(denoiser, *each.tell(voices.guided(request.guidance)))
+            known[id(voices)] = guide(denoiser, *each.tell(voices.guided(stage.guidance)))
         return known[id(voices)](x, sigma)
 
     return each.around(denoise)

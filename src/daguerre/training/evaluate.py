@@ -98,6 +98,8 @@ def run(config: EvaluateConfig) -> Report:
     request = Request(steps=config.steps, sampler=config.sampler, guidance=config.guidance, seed=config.seed)
     check_out(config.out)
     model = load_any(config.model)
+    if request.guidance is None and isinstance(model, LatentDiffusion):
+        request = replace(request, guidance=model.guidance)  # so that the report names it
     steps(model, request)  # says at once if the model can't do what is asked
     judge = ShapesJudge() if config.data == "shapes" else load_judge(config.judge, device=model.device)
     trials, others = (trials_of(config.data, model.size, config.count, seed) for seed in (config.seed, config.seed + OTHER_PROMPTS))

@@ -131,7 +131,7 @@ class EvaluateConfig:
     count: int = 125  # prompts of each of the four kinds
     steps: int = 20
     sampler: str = Request.sampler
-    guidance: float = Request.guidance
+    guidance: float | None = None  # None: the model's own
     seed: int = 0
     training_pictures: int = 8192  # searched for neighbours
 

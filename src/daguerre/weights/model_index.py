@@ -7,6 +7,8 @@ from daguerre.models.unet import UNetConfig
 from daguerre.weights.configs import Json
 from daguerre.weights.families import Family, task_of
 
+GUIDANCE = "_guidance_scale"  # ours; other programs pass over what begins with an underscore
+
 VARIATIONS = "StableDiffusionImageVariationPipeline"  # told pictures in the place of words
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 UPSCALER = "StableDiffusionUpscalePipeline"

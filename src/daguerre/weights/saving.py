@@ -24,7 +24,7 @@ from daguerre.weights.families import family_of
 from daguerre.weights.files import put_json, shapes_only
 from daguerre.weights.first_stages import first_stage_json
 from daguerre.weights.folder import SCHEDULER_CONFIG, check_free, put_part
-from daguerre.weights.model_index import UPSCALER, model_index, pipeline_of
+from daguerre.weights.model_index import GUIDANCE, UPSCALER, model_index, pipeline_of
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -88,7 +88,8 @@ def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtyp
             (beside / "feature_extractor").mkdir()
             put_json(beside / "feature_extractor" / PREPROCESSOR, preprocessor_json(model.conditioner.encoder.config))
             classes["feature_extractor"] = "CLIPImageProcessor"
-        put_json(beside / INDEX, model_index(pipeline, classes, told.options))
+        own = {} if model.guidance == LatentDiffusion.guidance else {GUIDANCE: model.guidance}
+        put_json(beside / INDEX, model_index(pipeline, classes, {**told.options, **own}))
     return folder
 
 

@@ -45,6 +45,7 @@ CPU = Plan(
         LoopConfig(steps=6000, batch_size=64, learning_rate=1e-3, precision="bf16", ema=0.999),
         DiffusionLoss(shift=4.0),
         trains_text=True,
+        guidance=2.0,  # of 1.5, 2, 3 and 5 the one by which the judge found most names
     ),
 )
 
@@ -84,6 +85,7 @@ GPU = Plan(
         DiffusionLoss(shift=4.0),
         pool=400_000,
         trains_text=True,
+        guidance=2.0,
     ),
 )
 

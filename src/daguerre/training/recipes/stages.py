@@ -64,6 +64,7 @@ class DiffusionPlan:
     schedule: ScheduleConfig = ScheduleConfig(zero_terminal_snr=True)
     pool: int = 50_000  # samples encoded once and shown again every epoch
     trains_text: bool = False  # the text encoder learns on with the UNet
+    guidance: float = LatentDiffusion.guidance  # the finished model's own
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def fresh_model(
 ) -> LatentDiffusion:
     """A model whose UNet knows nothing yet."""
     torch.manual_seed(seed)
-    return LatentDiffusion(UNet(plan.unet), autoencoder, conditioner, Schedule(plan.schedule), "v", name, size)
+    return LatentDiffusion(UNet(plan.unet), autoencoder, conditioner, Schedule(plan.schedule), "v", name, size, plan.guidance)
 
 
 def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Source, seed: int, out: Path, shown: Sequence[str]) -> None:
