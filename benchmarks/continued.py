@@ -1,6 +1,6 @@
 """What `daguerre train text-to-image` teaches: the embedded model before and after, on drawn shapes, which are no emoji.
 
-    python -m benchmarks.continued [--steps 1200] [--pictures 1000] [--count 90] [--work runs/continued]
+    python -m benchmarks.continued [--steps 300] [--pictures 400] [--count 45] [--work runs/continued]
 
 A folder of drawn shapes with captions is written, the model's UNet learns on with it, and "a red circle" and the like are asked for before
 and after. The judge of drawn shapes (`daguerre.training.shapes_judge`) ranks each picture's own prompt among all of them; beside the two
@@ -58,9 +58,9 @@ def row(name: str, judge: ShapesJudge, x: Tensor, prompts: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--pictures", type=int, default=1000, help="in the folder that is learned from")
-    parser.add_argument("--count", type=int, default=90, help="prompts")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--pictures", type=int, default=400, help="in the folder that is learned from")
+    parser.add_argument("--count", type=int, default=45, help="prompts")
     parser.add_argument("--work", type=Path, default=Path("runs/continued"))
     options = parser.parse_args()
     if options.work.exists():
@@ -72,7 +72,7 @@ def main() -> None:
     drawn = torch.from_numpy(np.stack([to_array(source.sample(index, rng).picture) for index in chosen]))
     lines = [f"| {len(prompts)} prompts | @1 | @5 |", "|---|---|---|", row("before", judge, made(model, prompts), prompts)]
     write_folder(options.work / "pictures", model.size, options.pictures)
-    loop = LoopConfig(steps=options.steps, batch_size=8, learning_rate=2e-4, precision="bf16", ema=0.99, sample_every=0)
+    loop = LoopConfig(steps=options.steps, batch_size=8, learning_rate=3e-4, precision="bf16", ema=0.98, sample_every=0)
     folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
     lines += [row("after", judge, made(load(folder), prompts), prompts), row("true drawings", judge, drawn, prompts)]
     print("\n".join(lines))
