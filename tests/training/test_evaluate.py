@@ -77,7 +77,7 @@ def trials(count: int = 12) -> list[Trial]:
 
 def made_of(names: list[str]) -> Made:
     pictures = torch.stack([torch.from_numpy(to_array(solid(name))) for name in names])
-    return Made(pictures, tuple(range(len(names))), "painter", Request(steps=3), 1.5)
+    return Made(pictures, tuple(range(len(names))), "painter", Request(steps=3, guidance=5.0), 1.5)
 
 
 def some_pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_places_are_judged_where_they_are():
         Trial(sides[name], flag, kind, (*(c for c in sides.values() if c.prompt != name), whole("magenta")))
         for name, kind in (("red beside blue", "pair"), ("blue beside red", "known"))
     ]
-    made = Made(true_renders(asked), (0, 1), "painter", Request(steps=3), 1.5)
+    made = Made(true_renders(asked), (0, 1), "painter", Request(steps=3, guidance=5.0), 1.5)
     report = evaluate(ColourJudge(), asked, made, reference=some_pictures(12), training=some_pictures(12)).report  # type: ignore[arg-type]
     assert [prompt.rank for prompt in report.prompts] == [0, 2]
     assert report.prompts[1].taken_for == "red beside blue"

@@ -75,7 +75,8 @@ class Report:
     def markdown(self) -> str:
         """The tables of a model card, with what is needed to read them."""
         default = Request()
-        made = ", ".join(f"{name} {value}" for name, value in self.settings.items() if name in TOLD or value != getattr(default, name))
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        made = ", ".join(f"{name} {value}" for name, value in given.items() if name in TOLD or value != getattr(default, name))
         doubted = [kind.kind for kind in self.kinds if not kind.trusted]
         verdict = (
             f"The judge recognises fewer than {TRUSTED:.0%} of the true renders of {', '.join(doubted)}: there its numbers for the model "
