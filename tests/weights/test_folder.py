@@ -17,6 +17,11 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.text import TextConditioner
 from daguerre.weights import configs
 from daguerre.weights.catalog import embedded, find
+from daguerre.weights.convert import convert
+from daguerre.weights.describe import describe
+from daguerre.weights.model_index import own_guidance
+from daguerre.weights.reader import open_tensors
+from daguerre.weights.single_file import load_single_file
 
 PARTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -52,12 +57,24 @@ def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_requ
     model = daguerre.load(daguerre.save(replace(tiny_model, guidance=2.5), tmp_path / "own"))
     assert model.guidance == 2.5
     assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).guidance == tiny_model.guidance == 5.0
+    assert load_single_file(tmp_path / "own", in_order=True).guidance == 2.5
+    single = describe(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
+    assert own_guidance(single.said["model_index"]) == 2.5  # a file has no place for the small vocabulary, so it is not opened whole
     (own,) = daguerre.generate(model, prompt="a red apple", steps=2)
     (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=2.5)
     (other,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=5)
     assert own.origin.request.guidance == 2.5
     assert own.image.tobytes() == told.image.tobytes()
     assert own.image.tobytes() != other.image.tobytes()
+
+
+@pytest.mark.parametrize("told", ["much", None, True, float("inf")])
+def test_a_guidance_that_is_no_number_is_refused(saved: Path, told: object):
+    index = saved / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_guidance_scale": told}))
+    for load in (daguerre.load, load_single_file):
+        with pytest.raises(DaguerreError, match="_guidance_scale"):
+            load(saved)
 
 
 def test_half_precision_halves_the_file_and_rounds_only(tiny_model: LatentDiffusion, tmp_path: Path):

@@ -59,7 +59,8 @@ class Stage:
     @property
     def guidance(self) -> float:
         """The scale that the request asks for, or the model's own."""
-        return self.model.guidance if self.request.guidance is None else self.request.guidance
+        assert self.request.guidance is not None  # as `of` settles it
+        return self.request.guidance
 
     @property
     def size(self) -> Size:

@@ -30,7 +30,7 @@ from daguerre.weights.clip_folder import vision_config
 from daguerre.weights.conditioners import PictureConditioner
 from daguerre.weights.configs import Json, autoencoder_config, schedule_config, text_config, unet_config
 from daguerre.weights.files import fill, put_json, put_safetensors, read_json, shapes_only, soundly
-from daguerre.weights.model_index import GUIDANCE, VARIATIONS
+from daguerre.weights.model_index import VARIATIONS, own_guidance
 from daguerre.weights.reader import open_tensors, weight_files, weights_in
 
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
@@ -59,7 +59,7 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
         raise DaguerreError(f"'{folder}' holds a {kind}; a folder that can be opened holds a {' or '.join(PIPELINES)}.")
     where = folder / "scheduler" / SCHEDULER_CONFIG
     schedule, prediction = schedule_config(read_json(where), where)
-    guidance = float(index.get(GUIDANCE, LatentDiffusion.guidance))
+    guidance = own_guidance(index)
     unet, size = load_unet(folder / "unet", device=device, dtype=dtype)
     autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
     files = weight_files(folder)

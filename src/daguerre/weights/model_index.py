@@ -1,8 +1,11 @@
 """`model_index.json`: the pipeline of the field that opens a folder, and the class of each part."""
 
 from collections.abc import Collection, Mapping
+from math import isfinite
 from typing import Any
 
+from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNetConfig
 from daguerre.weights.configs import Json
 from daguerre.weights.families import Family, task_of
@@ -49,6 +52,18 @@ def pipeline_of(family: Family, unet: UNetConfig, parts: Collection[str]) -> str
     if family.name == "sdxl-refiner":
         return REFINER
     return (XL_PIPELINES if family.name == "sdxl" else PIPELINES).get(task)
+
+
+def own_guidance(index: Mapping[str, Any]) -> float:
+    """The guidance that an index says suits its model; the usual one where it says none.
+
+    Raises:
+        DaguerreError: it is no finite number.
+    """
+    told = index.get(GUIDANCE, LatentDiffusion.guidance)
+    if isinstance(told, bool) or not isinstance(told, int | float) or not isfinite(told):
+        raise DaguerreError(f"The model's index says {GUIDANCE} is {told!r}; it is a number such as {LatentDiffusion.guidance:g}.")
+    return float(told)
 
 
 def model_index(pipeline: str, parts: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Json:

@@ -30,6 +30,7 @@ from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import fill, laid_out, listed, shapes_only
 from daguerre.weights.in_order import InOrder
 from daguerre.weights.keys_parts import sort
+from daguerre.weights.model_index import own_guidance
 from daguerre.weights.reader import open_tensors, weight_files
 
 Give = Callable[[nn.Module, str], None]  # a network built on the meta device gets the tensors of a part
@@ -93,6 +94,7 @@ def load_single_file(
         prediction=about.prediction,
         name=Path(path).stem,
         size=about.size,
+        guidance=own_guidance(about.said.get("model_index", {})),
         files=files,
         low_resolution=_low_resolution(about),
         in_order=in_order,
