@@ -1,81 +1,80 @@
-"""What `daguerre train text-to-image` teaches: the embedded model before and after, on drawn shapes, which are no emoji.
+"""What `daguerre train text-to-image` teaches: the embedded model before and after, on emoji in colours that it was never shown.
 
-    python -m benchmarks.continued [--steps 300] [--pictures 400] [--count 45] [--work runs/continued]
+    python -m benchmarks.continued [--count 60] [--steps 400] [--judge benchmarks/judge] [--work runs/continued]
 
-A folder of drawn shapes with captions is written, the model's UNet learns on with it, and "a red circle" and the like are asked for before
-and after. The judge of drawn shapes (`daguerre.training.shapes_judge`) ranks each picture's own prompt among all of them; beside the two
-stands what it makes of true drawings.
+A folder of `--count` pictures in held-out colours ("a blue apple") is written, and the UNet learns on with it. Before and after, the
+judge of `daguerre evaluate` ranks the prompt of each new picture among 100: of what was taught, of as many held-out colours that were not,
+and of plain names, which tell what was forgotten. Pictures begin from noise, so what was taught is drawn, not found again.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from daguerre.data import ShapesMix, ShapesSource
-from daguerre.data.batches import to_array
-from daguerre.data.captions import article
-from daguerre.metrics import retrieval, within
+from daguerre.data import EmojiSource, Trial, held_out_trials, known_trials
+from daguerre.metrics import Interval
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines import Request, generate
+from daguerre.pipelines import Request
+from daguerre.training.evaluate import evaluate, sample, true_renders
+from daguerre.training.judge import Judge, load_judge
 from daguerre.training.options import LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import text_to_image
-from daguerre.training.shapes_judge import ShapesJudge
+from daguerre.training.report import Report
 from daguerre.weights import load
 
-SINGLE = ShapesMix(count=0, pair=0)
-PLAIN = ShapesMix(count=0, pair=0, background=0, size=0, place=0)
-BATCH = 15
 
-
-def write_folder(folder: Path, size: int, count: int) -> None:
-    """Pictures of one shape each, with their captions beside them."""
-    source, rng = ShapesSource(size, mix=SINGLE), np.random.default_rng(0)
+def write_folder(folder: Path, trials: Sequence[Trial]) -> None:
+    """The true render of each trial, with its prompt beside it."""
     folder.mkdir(parents=True)
-    for number in range(count):
-        sample = source.sample(number % len(source), rng)
-        sample.picture.save(folder / f"{number:04}.png")
-        (folder / f"{number:04}.txt").write_text(sample.caption)
+    for number, trial in enumerate(trials):
+        trial.picture.save(folder / f"{number:03}.png")
+        (folder / f"{number:03}.txt").write_text(trial.prompt)
 
 
-def made(model: LatentDiffusion, prompts: list[str]) -> Tensor:
-    """A picture of each prompt, (N, 3, H, W) in [−1, 1]."""
-    found = []
-    for first in range(0, len(prompts), BATCH):
-        request = Request(prompt=tuple(prompts[first : first + BATCH]))
-        found += [to_array(picture.image) for picture in generate(model, request)]
-    return torch.from_numpy(np.stack(found))
+def judged(judge: Judge, model: LatentDiffusion, trials: Sequence[Trial], taught: int) -> Report:
+    """The report on a new picture of each trial; the first `taught` were in the folder."""
+    made = sample(model, [trial.prompt for trial in trials], Request(guidance=model.guidance))
+    renders = true_renders(trials)
+    return evaluate(judge, trials, made, reference=renders, training=renders[:taught])
 
 
-def row(name: str, judge: ShapesJudge, x: Tensor, prompts: list[str]) -> str:
-    """A line of the table."""
-    ranks = retrieval(judge.pictures(x), judge.texts(prompts))
-    return f"| {name} | {within(ranks, 1).mean():.2f} | {within(ranks, 5).mean():.2f} |"
+def table(before: Report, after: Report, count: int) -> str:
+    """Both reports side by side, with what the judge makes of the true renders."""
+    lines = [f"| {count} prompts each, @1 (@5) | before | after | true renders |", "|---|---|---|---|"]
+    for was, now in zip(before.kinds, after.kinds, strict=True):
+        pairs = ((was.at_1, was.at_5), (now.at_1, now.at_5), (now.true_at_1, now.true_at_5))
+        lines.append(f"| {now.kind} | " + " | ".join(f"{_interval(at_1)} ({at_5.value:.2f})" for at_1, at_5 in pairs) + " |")
+    return "\n".join(lines)
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--pictures", type=int, default=400, help="in the folder that is learned from")
-    parser.add_argument("--count", type=int, default=45, help="prompts")
+    parser.add_argument("--count", type=int, default=60, help="pictures in the folder, and prompts of each kind")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--judge", type=Path, default=Path("benchmarks/judge"))
     parser.add_argument("--work", type=Path, default=Path("runs/continued"))
     options = parser.parse_args()
     if options.work.exists():
         sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
-    model, judge = load(), ShapesJudge()
-    source, rng = ShapesSource(model.size, mix=PLAIN), np.random.default_rng(1)
-    chosen = rng.permutation(len(source))[: options.count].tolist()
-    prompts = [article(" ".join(source.things[index])) for index in chosen]
-    drawn = torch.from_numpy(np.stack([to_array(source.sample(index, rng).picture) for index in chosen]))
-    lines = [f"| {len(prompts)} prompts | @1 | @5 |", "|---|---|---|", row("before", judge, made(model, prompts), prompts)]
-    write_folder(options.work / "pictures", model.size, options.pictures)
-    loop = LoopConfig(steps=options.steps, batch_size=8, learning_rate=3e-4, precision="bf16", ema=0.98, sample_every=0)
+    model, judge, count = load(), load_judge(options.judge), options.count
+    source = EmojiSource(model.size, split="all")
+    colours = [replace(trial, kind="taught" if i < count else "not taught") for i, trial in enumerate(_colours(source, 2 * count))]
+    trials = colours + known_trials(source, count, seed=0)
+    before = judged(judge, model, trials, count)
+    write_folder(options.work / "pictures", trials[:count])
+    loop = LoopConfig(steps=options.steps, batch_size=16, learning_rate=1e-4, precision="bf16", ema=0.98, sample_every=0)
     folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
-    lines += [row("after", judge, made(load(folder), prompts), prompts), row("true drawings", judge, drawn, prompts)]
-    print("\n".join(lines))
+    print(table(before, judged(judge, load(folder), trials, count), count))
+
+
+def _colours(source: EmojiSource, count: int) -> list[Trial]:
+    return held_out_trials(source, count, seed=0, kinds=("colour",))
 
 
 if __name__ == "__main__":

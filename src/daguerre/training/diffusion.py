@@ -55,12 +55,11 @@ class DiffusionStage:
         read: Callable[[Sequence[str]], Conditioning],
         shown: Sequence[str],
         *,
-        guidance: float = 4.0,
         text: Conditioner | None = None,
     ):
         """`read` turns captions into conditions; `shown` are prompts for the sample grid; `text`: the model's conditioner, if it learns."""
         self.networks: dict[str, nn.Module] = {"unet": model.unet if text is None else Told(model.unet, text)}
-        self.model, self.weights, self.shown, self.guidance = model, weights, tuple(shown), guidance
+        self.model, self.weights, self.shown = model, weights, tuple(shown)
         self.read = read if text is None else list  # the network reads its captions itself
 
     def to(self, device: torch.device) -> None:
@@ -85,8 +84,8 @@ class DiffusionStage:
         yield "unet", (weight * error).mean(), unweighed
 
     def sample(self) -> Image.Image:
-        """The shown prompts, pictured with the weights as they are."""
-        return generate(self.model, prompt=self.shown, steps=20, guidance=self.guidance).grid().image
+        """The shown prompts, pictured with the weights as they are and the guidance that the finished model will have."""
+        return generate(self.model, prompt=self.shown, steps=20).grid().image
 
 
 def draw_times(count: int, timesteps: int, weights: DiffusionLoss, draw: torch.Generator) -> Tensor:
