@@ -211,6 +211,15 @@ def test_the_key_tells_every_setting_that_changes_samples():
     assert EmojiSource(64).key in keys
 
 
+def test_in_order_the_left_or_upper_thing_is_told_first():
+    source, rng = EmojiSource(64, mix=EmojiMix(pair=1, recoloured=0, background=0, in_order=True)), np.random.default_rng(0)
+    told = [scene for i in range(300) if (scene := source.scene(i, rng)).relation]
+    assert {scene.relation for scene in told} == {"left", "above"}
+    for scene in told:
+        (first, second), across = scene.placed, scene.relation == "left"
+        assert first.x < second.x if across else first.y < second.y
+
+
 def test_a_contrary_caption_differs_in_the_relation_alone():
     source = EmojiSource(16, mix=EmojiMix(pair=1, recoloured=0, background=0))
     scenes = [source.scene(i, np.random.default_rng(i)) for i in range(200)]

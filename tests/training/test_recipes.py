@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import daguerre
-from daguerre.data import ShapesSource
+from daguerre.data import ShapesMix, ShapesSource
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -29,13 +29,21 @@ PLAN = Plan(
         AutoencoderKLConfig(latent_channels=4, channels=(8, 16, 16), blocks=1, mid_attention=False, norm_groups=4, quant_conv=False), LOOP
     ),
     clip=ClipPlan(tiny_text(600, 64, 1, length=16), tiny_vision(16, 8, 64, 1, projection=64), LOOP),
-    diffusion=DiffusionPlan(UNetConfig(4, 4, channels=(32, 64), blocks=1, depth=(0, 1), heads=(1, 1), context_width=64), LOOP, pool=24),
+    diffusion=DiffusionPlan(
+        UNetConfig(4, 4, channels=(32, 64), blocks=1, depth=(0, 1), heads=(1, 1), context_width=64), replace(LOOP, steps=8), pool=48
+    ),
+    lesson=0.5,
 )
 
 
 @dataclass(frozen=True)
 class TinyRecipe(LatentRecipe):
     out: Path = Path("runs/tiny")
+
+
+def run(recipe: TinyRecipe, plan: Plan = PLAN) -> Path:
+    lesson = ShapesSource(16, mix=ShapesMix(pair=0.6, in_order=True))
+    return run_latent_recipe(recipe, plan, ShapesSource(16), lesson, ["a red circle"])
 
 
 def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:
@@ -45,7 +53,7 @@ def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return run_latent_recipe(TinyRecipe(tmp_path_factory.mktemp("runs") / "whole"), PLAN, ShapesSource(16), ["a red circle"])
+    return run(TinyRecipe(tmp_path_factory.mktemp("runs") / "whole"))
 
 
 def test_the_result_opens_and_makes_pictures(finished):
@@ -53,7 +61,7 @@ def test_the_result_opens_and_makes_pictures(finished):
     (picture,) = daguerre.generate(model, prompt="a red circle", steps=3)
     assert picture.image.size == (16, 16)
     samples = sorted(path.name for path in finished.parent.glob("*/samples/*.png"))
-    assert samples == ["000004.png", "000004.png"]  # autoencoder and diffusion
+    assert samples == ["000004.png"] * 3  # autoencoder, lesson and diffusion
 
 
 def test_latents_have_unit_variance(finished):
@@ -68,12 +76,12 @@ def test_latents_have_unit_variance(finished):
 
 def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path, monkeypatch):
     recipe = TinyRecipe(tmp_path / "parts")
-    for stage in ("autoencoder", "clip", "diffusion"):
+    for stage in ("autoencoder", "clip", "lesson", "diffusion"):
         monkeypatch.setattr("daguerre.training.loop._stop_signals", stop_after(3, tmp_path / "parts" / stage))
         with pytest.raises(Stopped, match="step 3 of 4"):
-            run_latent_recipe(recipe, PLAN, ShapesSource(16), ["a red circle"])
+            run(recipe)
     monkeypatch.undo()
-    again = run_latent_recipe(recipe, PLAN, ShapesSource(16), ["a red circle"])
+    again = run(recipe)
     one, two = weights(daguerre.load(finished)), weights(daguerre.load(again))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -82,7 +90,7 @@ def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path
 @pytest.mark.parametrize(("trains_text", "learned"), [(False, {"unet"}), (True, {"unet", "text"})])
 def test_a_finished_model_trains_on(finished, tmp_path, trains_text, learned):
     plan = replace(PLAN, diffusion=replace(PLAN.diffusion, trains_text=trains_text))
-    again = run_latent_recipe(TinyRecipe(tmp_path / "more", base=str(finished)), plan, ShapesSource(16), ["a red circle"])
+    again = run(TinyRecipe(tmp_path / "more", base=str(finished)), plan)
     before, after = weights(daguerre.load(finished)), weights(daguerre.load(again))
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == learned
 
@@ -105,18 +113,18 @@ def stop_after(steps: int, folder: Path):
     return signals
 
 
-NEXT = {"autoencoder": "clip", "clip": "diffusion", "diffusion": "model"}
+NEXT = {"autoencoder": "clip", "clip": "lesson", "lesson": "diffusion", "diffusion": "model"}
 
 
 def test_another_recipes_folder_is_refused(finished):
     with pytest.raises(DaguerreError, match=r"belongs to a run with seed 0, not 5\. .* choose another --out"):
-        run_latent_recipe(TinyRecipe(finished.parent, seed=5), PLAN, ShapesSource(16), ["x"])
+        run(TinyRecipe(finished.parent, seed=5))
 
 
 def test_a_model_that_is_not_there_leaves_nothing(tmp_path):
     """Or the folder would remember the wrong name, and refuse the right one."""
     with pytest.raises(DaguerreError, match="no model 'none'"):
-        run_latent_recipe(TinyRecipe(tmp_path / "out", base="none"), PLAN, ShapesSource(16), ["x"])
+        run(TinyRecipe(tmp_path / "out", base="none"))
     assert not (tmp_path / "out").exists()
 
 

@@ -24,6 +24,7 @@ RELATIONS = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+IN_ORDER = ["left", "above"]  # those that name things as one reads
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _T = TypeVar("_T")
 

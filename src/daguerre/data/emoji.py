@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from daguerre.data.captions import OPPOSITE, RELATIONS, on_background, pick, related, worded
+from daguerre.data.captions import IN_ORDER, OPPOSITE, RELATIONS, on_background, pick, related, worded
 from daguerre.data.colours import HUES, PAINTS, colour_of, hue_turn, main_hue, shade, turn_hues
 from daguerre.data.emoji_archive import ARCHIVE, SIDE, read_pictures
 from daguerre.data.emoji_things import Thing, read_things
@@ -36,6 +36,7 @@ class EmojiMix:
     mirrored: float = 0.25  # of the others, where mirroring changes no meaning
     other_name: float = 0.25  # of the things that have another name
     and_pair: float = 0.2  # of the pairs: "a cat and a pizza", placed anyhow
+    in_order: bool = False  # of the others, the left or upper thing is always told first
 
     def __post_init__(self) -> None:
         if min(asdict(self).values()) < 0 or max(self.recoloured + self.background + self.pair, *asdict(self).values()) > 1:
@@ -155,7 +156,7 @@ class EmojiSource:
         for _ in range(20):
             other = pick(rng, self.pairable)
             if other is not thing and self.allowed("pair", *sorted((thing.name, other.name))):
-                relation = pick(rng, list(RELATIONS))
+                relation = pick(rng, IN_ORDER if self.mix.in_order else list(RELATIONS))
                 told = rng.random() >= self.mix.and_pair
                 wording = pick(rng, RELATIONS[relation]) if told else "and"
                 first, second = self._name(thing, rng), self._name(other, rng)

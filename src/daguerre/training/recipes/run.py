@@ -1,6 +1,7 @@
 """A whole recipe, from pictures to a model folder: what `daguerre train emoji` and `daguerre train shapes` have in common."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from daguerre.text import TextConditioner
 from daguerre.training.identity import require_same
 from daguerre.training.options import LatentRecipe, LoopConfig
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
+from daguerre.training.recipes.stages import DiffusionPlan, Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
 from daguerre.weights import load, save, save_clip
 from daguerre.weights.files import read_json
 
 
-def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str]) -> Path:
-    """Train the stages of `plan` on `source` under `recipe.out`; return `out/model`, the finished folder."""
+def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, lesson: Source, shown: Sequence[str]) -> Path:
+    """Train the stages of `plan` on `source` under `recipe.out`, the UNet first on `lesson`; return `out/model`, the finished folder."""
     plan = shortened(plan, recipe)
     if recipe.base is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
         raise DaguerreError("With --from only the last stage is trained; leave out --autoencoder-steps and --clip-steps, or --from.")
@@ -32,12 +33,24 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: S
             save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # whole, for who wants its eyes
         conditioner = TextConditioner(tokenizer, clip.text.eval())
         model = fresh_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
+        first, plan = divided(plan)
+        if first is not None:
+            train_diffusion(first, model, lesson, recipe.seed, recipe.out / "lesson", shown)
     else:
         model = replace(base, name=recipe.out.name)
     train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", shown)
     if rank() == 0:
         save(model, recipe.out / "model")
     return recipe.out / "model"
+
+
+def divided(plan: Plan) -> tuple[DiffusionPlan | None, Plan]:
+    """The lesson of a plan, None where it has none, and the plan without its steps."""
+    whole, steps = plan.diffusion, round(plan.lesson * plan.diffusion.loop.steps)
+    if steps == 0:
+        return None, plan
+    first = replace(whole, pool=math.ceil(plan.lesson * whole.pool), loop=replace(whole.loop, steps=steps))
+    return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, steps=whole.loop.steps - steps)))
 
 
 def shortened(plan: Plan, recipe: LatentRecipe) -> Plan:

@@ -69,12 +69,17 @@ class DiffusionPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All three, for pictures of `size` pixels a side."""
+    """All three, for pictures of `size` pixels a side.
+
+    Where two things stand is said by the order of their names and the word between them together, and by neither alone, so that a model may
+    heed neither for very long. A lesson at the start of the last stage keeps to one order (Bengio et al. 2009, Curriculum Learning).
+    """
 
     size: int
     autoencoder: AutoencoderPlan
     clip: ClipPlan
     diffusion: DiffusionPlan
+    lesson: float = 0.0  # its share of the last stage's steps and samples; a model that is trained on needs none
 
 
 def train_autoencoder(plan: AutoencoderPlan, source: Source, size: int, seed: int, out: Path) -> AutoencoderKL:
