@@ -4,10 +4,9 @@ Things on a plain background get 16 pixels more at both sides by the embedded mo
 """
 
 import numpy as np
-from PIL import Image
 
+from daguerre.data import EmojiSource
 from daguerre.data.colours import PAINTS
-from daguerre.data.emoji_archive import ARCHIVE, read_index, read_pictures
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
 from daguerre.pipelines.given import Given
@@ -18,19 +17,10 @@ THINGS = {"rocket": "blue", "red apple": "white", "red heart": "yellow", "pizza"
 MARGIN, COUNT = 16, 2
 
 
-def drawn(name: str, colour: tuple[int, int, int]) -> Image.Image:
-    """A thing as the model's training pictures show it, 64 pixels a side."""
-    place = next(i for i, entry in enumerate(read_index()) if name in entry.names)
-    thing = Image.fromarray(read_pictures(ARCHIVE)[place], "RGBa").convert("RGBA").resize((56, 56), Image.Resampling.LANCZOS)
-    picture = Image.new("RGB", (64, 64), colour)
-    picture.paste(thing, (4, 4), thing)
-    return picture
-
-
 def distances(model: LatentDiffusion, name: str, background: str, guidance: float) -> list[float]:
     """The mean distance, of 255, of each picture's margins from the background's colour."""
     colour = PAINTS[background]
-    task = Outpaint(Given.of(drawn(name, colour)), left=MARGIN, right=MARGIN)
+    task = Outpaint(Given.of(EmojiSource().portrait(name, background)), left=MARGIN, right=MARGIN)
     request = Request(prompt=f"a {name} on a {background} background", guidance=guidance, count=COUNT, task=task)
     pictures = [np.asarray(picture.image, dtype=float) for picture in generate(model, request)]
     return [np.abs(np.concatenate([x[:, :MARGIN], x[:, -MARGIN:]], axis=1) - colour).mean() for x in pictures]

@@ -11,8 +11,7 @@ from typing import Any
 from PIL import Image
 
 import daguerre
-from daguerre.data.colours import PAINTS
-from daguerre.data.emoji_archive import ARCHIVE, read_index, read_pictures
+from daguerre.data import EmojiSource
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.pipelines.request import Variation
@@ -34,11 +33,7 @@ def apple(model: LatentDiffusion) -> Any:
 
 def emoji(name: str, background: str = "white") -> Image.Image:
     """A thing as the model's training pictures show it, 64 pixels a side."""
-    place = next(i for i, entry in enumerate(read_index()) if name in entry.names)
-    thing = Image.fromarray(read_pictures(ARCHIVE)[place], "RGBa").convert("RGBA").resize((56, 56), Image.Resampling.LANCZOS)
-    picture = Image.new("RGB", (64, 64), PAINTS[background])
-    picture.paste(thing, (4, 4), thing)
-    return picture
+    return EmojiSource().portrait(name, background)
 
 
 def img2img(model: LatentDiffusion) -> Image.Image:

@@ -211,6 +211,14 @@ def test_the_key_tells_every_setting_that_changes_samples():
     assert EmojiSource(64).key in keys
 
 
+def test_a_portrait_is_of_the_thing_named():
+    picture = np.asarray(EmojiSource().portrait("red apple", "blue"))
+    assert tuple(picture[0, 0]) == PAINTS["blue"]
+    assert picture[32, 32, 0] > 2 * picture[32, 32, 2]
+    with pytest.raises(DaguerreError, match="no emoji called 'red aple'. Did you mean 'red apple'"):
+        EmojiSource().portrait("red aple")
+
+
 def test_in_order_the_left_or_upper_thing_is_told_first():
     source, rng = EmojiSource(64, mix=EmojiMix(pair=1, recoloured=0, background=0, in_order=True)), np.random.default_rng(0)
     told = [scene for i in range(300) if (scene := source.scene(i, rng)).relation]

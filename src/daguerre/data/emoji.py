@@ -19,7 +19,7 @@ from daguerre.data.colours import HUES, PAINTS, colour_of, hue_turn, main_hue, s
 from daguerre.data.emoji_archive import ARCHIVE, SIDE, read_pictures
 from daguerre.data.emoji_things import Thing, read_things
 from daguerre.data.source import Sample, Split, held_out, some_captions
-from daguerre.errors import DaguerreError
+from daguerre.errors import DaguerreError, nearest
 
 _VERSION = 2  # raise it when the same (index, rng) would give another sample
 
@@ -198,6 +198,13 @@ class EmojiSource:
         return [thing for thing in self.things if thing.pairable]
 
     # Drawing it
+
+    def portrait(self, name: str, background: str = "white") -> Image.Image:
+        """A thing by name, in the middle of a background of one of PAINTS: RGB (size, size). Raises DaguerreError for an unknown name."""
+        named = {each: thing for thing in reversed(self.things) for each in (*thing.other_names, thing.name)}
+        if name not in named:
+            raise DaguerreError(f"There is no emoji called '{name}'.{nearest(name, named)}")
+        return self.draw(Scene("single", (Placed(named[name], side=0.86),), name, background, PAINTS[background]))
 
     def draw(self, scene: Scene) -> Image.Image:
         """Draw a scene: RGB (size, size)."""

@@ -27,11 +27,12 @@ PLAN = Plan(
     diffusion=DiffusionPlan(
         # One level: every attention sees all 8×8 places apart.
         replace(CPU.diffusion.unet, in_channels=8, out_channels=8, channels=(128,), depth=(1,), heads=(2,), context_width=128),
-        replace(CPU.diffusion.loop, steps=4000, batch_size=16, ema=0.998, sample_every=1000, checkpoint_every=250),
+        replace(CPU.diffusion.loop, steps=3200, batch_size=16, ema=0.998, sample_every=1000, checkpoint_every=250),
         DiffusionLoss(shift=3.0),
         pool=8192,
         trains_text=True,
     ),
+    lesson=0.2,
 )
 LESSON = ShapesMix(pair=0.6, in_order=True)
 SHOWN = (
