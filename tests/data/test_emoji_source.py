@@ -215,7 +215,7 @@ def test_a_portrait_is_of_the_thing_named():
     picture = np.asarray(EmojiSource().portrait("red apple", "blue"))
     assert tuple(picture[0, 0]) == PAINTS["blue"]
     assert picture[32, 32, 0] > 2 * picture[32, 32, 2]
-    with pytest.raises(DaguerreError, match="no emoji called 'red aple'. Did you mean 'red apple'"):
+    with pytest.raises(DaguerreError, match=r"no emoji called 'red aple'\. Did you mean 'red apple'"):
         EmojiSource().portrait("red aple")
 
 

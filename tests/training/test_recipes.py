@@ -42,8 +42,7 @@ class TinyRecipe(LatentRecipe):
 
 
 def run(recipe: TinyRecipe, plan: Plan = PLAN) -> Path:
-    lesson = ShapesSource(16, mix=ShapesMix(pair=0.6, in_order=True))
-    return run_latent_recipe(recipe, plan, ShapesSource(16), lesson, ["a red circle"])
+    return run_latent_recipe(recipe, plan, ShapesSource(16), ["a red circle"], lesson=ShapesSource(16, mix=ShapesMix(pair=0.6)))
 
 
 def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:

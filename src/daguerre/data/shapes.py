@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from daguerre.data.captions import IN_ORDER, RELATIONS, article, on_background, pick, related
+from daguerre.data.captions import RELATIONS, article, on_background, pick, related
 from daguerre.data.colours import PAINTS, shade
 from daguerre.data.source import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError
@@ -75,7 +75,6 @@ class ShapesMix:
     background: float = 0.35  # of all scenes
     size: float = 0.4  # of the single shapes
     place: float = 0.4  # of the single shapes
-    in_order: bool = False  # the left or upper shape of a pair is always told first
 
     def __post_init__(self) -> None:
         if min(asdict(self).values()) < 0 or max(self.count + self.pair, *asdict(self).values()) > 1:
@@ -182,7 +181,7 @@ class ShapesSource:
             other_colour, other = self.things[int(rng.integers(len(self)))]
             if (other_colour, other) != (colour, shape) and self.allowed("shape pair", *sorted((shape, other))):
                 break
-        relation = pick(rng, IN_ORDER if self.mix.in_order else list(RELATIONS))
+        relation = pick(rng, list(RELATIONS))
         along = 0 if relation in ("left", "above") else 1
         drawn = []
         for each, (name, paint) in enumerate(((shape, colour), (other, other_colour))):

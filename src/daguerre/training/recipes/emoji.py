@@ -111,4 +111,4 @@ SHOWN = (
 def run(recipe: EmojiRecipe) -> Path:
     """Train, and return the folder of the finished model."""
     plan = PRESETS[recipe.preset]
-    return run_latent_recipe(recipe, plan, EmojiSource(plan.size, mix=MIX), EmojiSource(plan.size, mix=LESSON), SHOWN)
+    return run_latent_recipe(recipe, plan, EmojiSource(plan.size, mix=MIX), SHOWN, EmojiSource(plan.size, mix=LESSON))

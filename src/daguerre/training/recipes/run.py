@@ -19,8 +19,11 @@ from daguerre.weights import load, save, save_clip
 from daguerre.weights.files import read_json
 
 
-def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, lesson: Source, shown: Sequence[str]) -> Path:
-    """Train the stages of `plan` on `source` under `recipe.out`, the UNet first on `lesson`; return `out/model`, the finished folder."""
+def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str], lesson: Source | None = None) -> Path:
+    """Train the stages of `plan` on `source` under `recipe.out`; return `out/model`, the finished folder.
+
+    A fresh UNet begins with `lesson`, for the share of its steps that the plan has for one.
+    """
     plan = shortened(plan, recipe)
     if recipe.base is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
         raise DaguerreError("With --from only the last stage is trained; leave out --autoencoder-steps and --clip-steps, or --from.")
@@ -33,8 +36,8 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, lesson: 
             save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # whole, for who wants its eyes
         conditioner = TextConditioner(tokenizer, clip.text.eval())
         model = fresh_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
-        first, plan = divided(plan)
-        if first is not None:
+        if lesson is not None and plan.diffusion.loop.steps > 1:
+            first, plan = divided(plan)
             train_diffusion(first, model, lesson, recipe.seed, recipe.out / "lesson", shown)
     else:
         model = replace(base, name=recipe.out.name)
@@ -44,11 +47,9 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, lesson: 
     return recipe.out / "model"
 
 
-def divided(plan: Plan) -> tuple[DiffusionPlan | None, Plan]:
-    """The lesson of a plan, None where it has none, and the plan without its steps."""
-    whole, steps = plan.diffusion, round(plan.lesson * plan.diffusion.loop.steps)
-    if steps == 0:
-        return None, plan
+def divided(plan: Plan) -> tuple[DiffusionPlan, Plan]:
+    """The lesson of a plan, at least one step, and the plan without it."""
+    whole, steps = plan.diffusion, math.ceil(plan.lesson * plan.diffusion.loop.steps)
     first = replace(whole, pool=math.ceil(plan.lesson * whole.pool), loop=replace(whole.loop, steps=steps))
     return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, steps=whole.loop.steps - steps)))
 

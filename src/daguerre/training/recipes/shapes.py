@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from daguerre.data import ShapesMix, ShapesSource
+from daguerre.data import ShapesSource
 from daguerre.training.autoencoder import AutoencoderLoss
 from daguerre.training.options import DiffusionLoss, ShapesRecipe
 from daguerre.training.recipes.emoji import CPU
@@ -32,9 +32,7 @@ PLAN = Plan(
         pool=8192,
         trains_text=True,
     ),
-    lesson=0.2,
 )
-LESSON = ShapesMix(pair=0.6, in_order=True)
 SHOWN = (
     "a red circle",
     "a small blue square on a yellow background",
@@ -49,4 +47,4 @@ SHOWN = (
 
 def run(recipe: ShapesRecipe) -> Path:
     """Train, and return the folder of the finished model."""
-    return run_latent_recipe(recipe, PLAN, ShapesSource(SIZE), ShapesSource(SIZE, mix=LESSON), SHOWN)
+    return run_latent_recipe(recipe, PLAN, ShapesSource(SIZE), SHOWN)
