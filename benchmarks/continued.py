@@ -37,7 +37,7 @@ def judged(judge: Judge, model: LatentDiffusion, trials: Sequence[Trial], taught
     """The report on a new picture of each trial; the first `taught` were in the folder."""
     made = sample(model, [trial.prompt for trial in trials], Request(guidance=model.guidance))
     renders = true_renders(trials)
-    return evaluate(judge, trials, made, reference=renders, training=renders[:taught])
+    return evaluate(judge, trials, made, reference=renders, training=renders[:taught]).report
 
 
 def table(before: Report, after: Report, count: int) -> str:
