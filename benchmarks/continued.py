@@ -64,17 +64,14 @@ def main() -> None:
         sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
     model, judge, count = load(), load_judge(options.judge), options.count
     source = EmojiSource(model.size, split="all")
-    colours = [replace(trial, kind="taught" if i < count else "not taught") for i, trial in enumerate(_colours(source, 2 * count))]
-    trials = colours + known_trials(source, count, seed=0)
+    colours = held_out_trials(source, 2 * count, seed=0, kinds=("colour",))
+    taught = [replace(trial, kind="taught") for trial in colours[:count]]
+    trials = [*taught, *(replace(trial, kind="not taught") for trial in colours[count:]), *known_trials(source, count, seed=0)]
     before = judged(judge, model, trials, count)
-    write_folder(options.work / "pictures", trials[:count])
+    write_folder(options.work / "pictures", taught)
     loop = LoopConfig(steps=options.steps, batch_size=16, learning_rate=1e-4, precision="bf16", ema=0.98, sample_every=0)
     folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
     print(table(before, judged(judge, load(folder), trials, count), count))
-
-
-def _colours(source: EmojiSource, count: int) -> list[Trial]:
-    return held_out_trials(source, count, seed=0, kinds=("colour",))
 
 
 if __name__ == "__main__":

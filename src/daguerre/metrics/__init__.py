@@ -8,7 +8,7 @@ from daguerre.metrics.distributions import KID, Gaussian, features_of, frechet, 
 from daguerre.metrics.images import psnr, ssim
 from daguerre.metrics.intervals import Interval, bootstrap, proportion
 from daguerre.metrics.neighbours import Copying, Neighbours, copying, nearest_neighbours
-from daguerre.metrics.retrieval import clip_score, cosine, ranks, retrieval, within
+from daguerre.metrics.retrieval import clip_score, cosine, ranks, within
 
 __all__ = [
     "KID",
@@ -29,7 +29,6 @@ __all__ = [
     "proportion",
     "psnr",
     "ranks",
-    "retrieval",
     "squared_mmd",
     "ssim",
     "within",

@@ -5,7 +5,6 @@ R-precision: a picture made from a text must find that text among others that it
 section 4.1: 100 candidates, one of them true).
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,11 +21,6 @@ def ranks(scores: Tensor, truth: Tensor) -> Tensor:
     """
     true = scores.gather(1, truth[:, None])  # (N, 1)
     return (~(true > scores)).sum(1) - 1  # less the truth itself, which never exceeds itself
-
-
-def retrieval(queries: Tensor, answers: Tensor) -> Tensor:
-    """Rank (N,) of answer i for query i among all the answers, (N, D) twice; swap them for the other way. Recall@k: `within(ranks, k)`."""
-    return ranks(cosine(queries, answers), torch.arange(len(queries), device=queries.device))
 
 
 def within(ranks: Tensor, k: int) -> Tensor:
