@@ -11,6 +11,7 @@ from daguerre.nn import packing
 from daguerre.nn.circular import circular
 from daguerre.nn.packing import packed, remembering
 from daguerre.nn.watching import watched
+from daguerre.pipelines import walk
 
 CONFIG = UNetConfig(channels=(16, 32), blocks=1, depth=(1, 2), heads=(2, 4), context_width=12, norm_groups=4, cross_only_levels=(0,))
 X, T, COND = torch.randn(2, 4, 6, 10), torch.tensor([3.0, 700.0]), Conditioning(torch.randn(2, 5, 12))
@@ -88,18 +89,30 @@ def test_a_torus_stays_one_and_watchers_see_every_call(unet: UNet):
                 torch.testing.assert_close(k, known, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_large_or_not_for_onednn_is_left_alone(unet: UNet, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_for_onednn_is_left_alone(unet: UNet):
     assert packed(unet.double()) is unet
-    unet.float()
-    monkeypatch.setattr(packing, "MOST_BYTES", 1000)
-    assert packed(unet) is unet
+
+
+@pytest.mark.parametrize(("most", "copies"), [(0, True), (1 << 28, False)])
+def test_the_weights_of_a_large_network_are_not_copied_but_read_as_they_are(
+    unet: UNet, monkeypatch: pytest.MonkeyPatch, most: int, copies: bool
+):
+    monkeypatch.setattr(packing, "MOST_BYTES", most)
+    twin = packed(unet, copies=copies)
+    assert twin is not unet
+    for _ in range(2):
+        torch.testing.assert_close(twin(X, T, COND), unet(X, T, COND), atol=1e-5, rtol=1e-5)
+        for module in (unet.conv_in, unet.mid_block.attentions[0].transformer_blocks[0].ff.net[0].proj):  # type: ignore[index,union-attr]
+            module.weight.mul_(2)  # type: ignore[union-attr,operator]
+    narrow = X.bfloat16(), T, COND.to(dtype=torch.bfloat16)
+    torch.testing.assert_close(packed(unet.bfloat16(), copies=copies)(*narrow), unet(*narrow), atol=0.05, rtol=0.05)
 
 
 def test_the_same_request_gives_the_same_picture_with_and_without(tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch):
     prompt = "[a red apple:a cat:2] AND a dog"  # what is said changes half-way
     *_, with_it = daguerre.steps(tiny_model, prompt=prompt, steps=4)
     *_, again = daguerre.steps(tiny_model, prompt=prompt, steps=4)
-    monkeypatch.setattr(packing, "MOST_BYTES", 0)
+    monkeypatch.setattr(walk, "packed", lambda network, **_: network)
     *_, without = daguerre.steps(tiny_model, prompt=prompt, steps=4)
     assert torch.equal(with_it.x, again.x)
     torch.testing.assert_close(with_it.x, without.x, atol=1e-4, rtol=1e-4)

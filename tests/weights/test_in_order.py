@@ -14,8 +14,10 @@ from torch import nn
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import generate
+from daguerre.pipelines.refiner import with_refiner
 from daguerre.weights import ahead, in_order, load, save
 from daguerre.weights.estimate import Way
+from daguerre.weights.in_order import InOrder
 from daguerre.weights.reader import TensorFile
 
 
@@ -45,6 +47,49 @@ def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, l
     assert [whole(part) for part in parts] == [False, True, False]
     plain = generate(load(folder), **request)[0]
     assert np.abs(np.asarray(picture.image, dtype=int) - np.asarray(plain.image, dtype=int)).max() <= 1
+
+
+def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_same(folder: Path):
+    model = load(folder, in_order=InOrder(stay=("unet",)))
+    assert not model.in_order
+    parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
+    there = []
+    for part in parts:
+        part.register_forward_hook(lambda *_: there.append([whole(each) for each in parts]))
+    request = {"prompt": "a red apple", "steps": 3, "seed": 5}
+    picture = generate(model, **request)[0]
+    assert {tuple(each) for each in there} == {
+        (True, False, True)
+    }  # those of the text encoder and the UNet; the decoder is a part of a part
+    assert [whole(part) for part in parts] == [True, True, False]
+    assert picture.image.tobytes() == generate(load(folder), **request)[0].image.tobytes()
+
+
+def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each fits, but not both: all their parts take turns. With less than one of them needs the run is refused."""
+    run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    monkeypatch.setattr(ahead, "free_memory", lambda _device: 1 << 40)
+    assert ahead.order_ahead([folder, folder], **run) is None
+    monkeypatch.setattr(ahead, "LARGE", 0)
+    beside = ahead.order_ahead([folder, folder], **run)
+    assert beside is not None
+    assert beside.stay == ("unet",)
+    one = ahead.way_ahead(folder, **run, low_memory=True).peak
+    monkeypatch.setattr(ahead, "free_memory", lambda _device: round(1.15 * one))
+    order = ahead.order_ahead([folder, folder], **run)
+    assert order is not None
+    assert order.stay == ()
+    model = load(folder, in_order=order)
+    both = with_refiner(model, load(folder, in_order=order))
+    assert both.refiner is not None
+    there = []
+    for unet in (both.unet, both.refiner.unet):
+        unet.register_forward_hook(lambda *_: there.append((whole(both.unet), whole(both.refiner.unet))))
+    generate(both, prompt="a red apple", steps=4, refine_at=0.5)
+    assert set(there) == {(True, False), (False, True)}
+    monkeypatch.setattr(ahead, "free_memory", lambda _device: one)
+    with pytest.raises(DaguerreError, match="are free"):
+        ahead.order_ahead([folder, folder], **run)
 
 
 def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):

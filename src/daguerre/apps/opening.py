@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
     from daguerre.pipelines import Request
+    from daguerre.weights.in_order import InOrder
 
 
 def open_model(
@@ -59,8 +60,8 @@ def open_any(
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
     computed = default_dtype(default_device(device)) if dtype == "auto" else getattr(torch, dtype)
-    short = request is not None and not refiner and _in_order(name, request, default_device(device), computed, offline)
-    more = {"in_order": True} if short else {}
+    order = None if request is None else _order(name, refiner, request, default_device(device), computed, offline)
+    more = {} if order is None else {"in_order": order}
     model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
     if vae is None and refiner is None:
         return model
@@ -71,23 +72,28 @@ def open_any(
         return model
     from daguerre.pipelines.refiner import with_refiner
 
-    return with_refiner(model, open_model(refiner, None, device, dtype, offline=offline))
+    finisher = load_any(refiner, device=device, dtype=computed, offline=offline, **more)
+    if not isinstance(finisher, LatentDiffusion):
+        raise DaguerreError(f"'{refiner}' is a prior over codes, where a diffusion model is needed to refine.")
+    return with_refiner(model, finisher)
 
 
-def _in_order(name: str | None, request: "Request", device: "torch.device", dtype: "torch.dtype", offline: bool) -> bool:
-    """Whether the parts of a model must take turns in memory for a request, or shall.
+def _order(
+    name: str | None, refiner: str | None, request: "Request", device: "torch.device", dtype: "torch.dtype", offline: bool
+) -> "InOrder | None":
+    """In which order the parts of a model and its refiner come into memory for a request; None is all at once.
 
     Raises:
         DaguerreError: the request would not fit.
     """
-    from daguerre.weights.ahead import way_ahead
+    from daguerre.weights.ahead import order_ahead
     from daguerre.weights.source import located, of_diffusion
 
-    path = located(name, offline)
-    if not of_diffusion(path):
-        return False
-    return way_ahead(
-        path,
+    paths = [located(each, offline) for each in ([name, refiner] if refiner else [name])]
+    if not all(map(of_diffusion, paths)):
+        return None
+    return order_ahead(
+        paths,
         width=request.width,
         height=request.height,
         count=len(request.each),
@@ -95,7 +101,7 @@ def _in_order(name: str | None, request: "Request", device: "torch.device", dtyp
         device=device,
         dtype=dtype,
         low_memory=request.low_memory,
-    ).in_order
+    )
 
 
 def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":

@@ -30,7 +30,8 @@ class LatentDiffusion:
     """conditioner: prompts to what the network is told, one batch entry a prompt. prediction: what the network predicts.
     size: the side in pixels of the pictures that it was trained on. guidance: the scale that suits it, where none is asked for.
     files: with the weights, where it was read from files. low_resolution: of an upscaler, the noise on the small picture that it is shown.
-    refiner: a model of the same latents that walks the last steps. in_order: its parts take turns in memory (see `weights.in_order`)."""
+    refiner: a model of the same latents that walks the last steps.
+    in_order: its UNet, too, takes turns in memory (see `weights.in_order`)."""
 
     unet: UNet
     autoencoder: Autoencoder

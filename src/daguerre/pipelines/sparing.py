@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
@@ -42,7 +42,7 @@ def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
         count=len(request.each),
         conditions=1 if request.guidance == 1 else 2,
         dtype=model.dtype,
-        loaded=0 if model.in_order else sum(tensor.nbytes for part in (model.unet, model.autoencoder) for tensor in part.parameters()),
+        loaded=0 if model.in_order else sum(_bytes(part) for part in (model.unet, model.autoencoder)),
         low_memory=request.low_memory,
         in_order=model.in_order,
     )
@@ -50,6 +50,11 @@ def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
         return request
     log.warning(taken.line)
     return replace(request, low_memory=True)
+
+
+def _bytes(network: nn.Module) -> int:
+    """Of the weights that are in memory."""
+    return sum(weight.nbytes for weight in network.parameters() if not weight.is_meta)
 
 
 def in_turns(network: Network) -> Network:

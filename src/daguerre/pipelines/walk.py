@@ -132,7 +132,7 @@ def _developed(stage: Stage, plan: Plan, walk: Iterator[tuple[Tensor, Tensor]]) 
 def _guided(stage: Stage, each: Pass) -> Denoise:
     """The model told at every σ what the prompts say there, and what the task tells it besides."""
     model, request, sigmas = each.model or stage.model, stage.request, each.sigmas
-    network = finite(model.unet, model.unet if request.low_memory else packed(model.unet), "UNet")
+    network = finite(model.unet, packed(model.unet, copies=not request.low_memory), "UNet")
     denoiser = Denoiser(in_turns(network) if request.low_memory else network, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.each]
     if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words

@@ -1,15 +1,48 @@
 """How a run will be done, told from the headers of a model's files before anything is loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.weights.describe import describe
 from daguerre.weights.estimate import Way, free_memory, way
-from daguerre.weights.reader import open_tensors
+from daguerre.weights.in_order import InOrder
+from daguerre.weights.reader import TensorFile, open_tensors
 
 ROOMY = 4  # times a model's own size free: no run is planned ahead then, but told from the loaded model (see `pipelines.sparing`)
+LARGE = 1 << 30  # bytes of a model whose text encoders and autoencoder take turns beside the UNet even where there is room for all
+
+
+def order_ahead(paths: Sequence[Path], *, device: torch.device, dtype: torch.dtype, **run: Any) -> InOrder | None:
+    """In which order the parts of a model, and of its refiner, come into memory for one run; None is all at once.
+
+    On a CPU the text encoders and the autoencoder of a large model always take turns: they are needed once each, and are read in less
+    than a hundredth of the time that the UNet takes.
+
+    Args:
+        paths: of the models, each a file or a folder.
+        run: the other arguments of `way_ahead`.
+
+    Raises:
+        DaguerreError: no way fits, or the files are not whole.
+    """
+    files = [open_tensors(path) for path in paths]
+    sizes = [_size(file, dtype) for file in files]
+    try:
+        ways = [
+            way_ahead(path, device=device, dtype=dtype, beside=sum(sizes) - size, **run) for path, size in zip(paths, sizes, strict=True)
+        ]
+    except DaguerreError:  # not beside each other
+        ways = [way_ahead(path, device=device, dtype=dtype, **run) for path in paths]
+    if any(taken.in_order for taken in ways):
+        return InOrder()
+    if device.type == "cpu" and sum(sizes) > LARGE and all(describe(file).texts for file in files):
+        return InOrder(stay=("unet",))
+    return None
 
 
 def way_ahead(
@@ -22,18 +55,19 @@ def way_ahead(
     device: torch.device,
     dtype: torch.dtype,
     low_memory: bool = False,
+    beside: int = 0,
 ) -> Way:
     """The plainest way that fits of making so many pictures at once with the model in a file or folder; arguments as for `estimate.way`.
 
     Args:
         width, height: None is the model's own.
+        beside: bytes that other models of the run take.
 
     Raises:
         DaguerreError: no way fits, or the files are not whole.
     """
-    file, free = open_tensors(path), free_memory(device)
-    size = sum(tensor.numel() for tensor in file.shapes.values()) * dtype.itemsize
-    if not low_memory and free > ROOMY * size:
+    file, free = open_tensors(path), free_memory(device) - beside
+    if not low_memory and free > ROOMY * _size(file, dtype):
         return Way()
     about = describe(file)
     if about.unet is None or not isinstance(about.autoencoder, AutoencoderKLConfig) or not about.texts:
@@ -50,3 +84,8 @@ def way_ahead(
         dtype=dtype,
         low_memory=low_memory,
     )
+
+
+def _size(file: TensorFile, dtype: torch.dtype) -> int:
+    """Bytes of all that a file holds, in the dtype that it is computed in."""
+    return sum(tensor.numel() for tensor in file.shapes.values()) * dtype.itemsize

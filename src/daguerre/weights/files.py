@@ -225,7 +225,7 @@ def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, 
     else:
         there = tensor.to(device, dtype)
     if mapped and there.data_ptr() != tensor.data_ptr():
-        _give_back(tensor)
+        give_back(tensor)
     return there
 
 
@@ -243,8 +243,8 @@ def _convert(tensor: Tensor, there: Tensor) -> None:
         target.copy_(source.float().to(there.dtype))
 
 
-def _give_back(tensor: Tensor) -> None:
-    """Drop a map's pages that hold nothing but this tensor; they would be read again. Where the system has no such call, nothing."""
+def give_back(tensor: Tensor) -> None:
+    """Drop the pages of a file's map that hold nothing but this tensor; they are read again. Where the system has no such call, nothing."""
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if sys.platform == "linux" and first < last and tensor.is_contiguous():

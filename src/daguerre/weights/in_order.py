@@ -1,10 +1,10 @@
-"""Networks of one model that take turns in memory: each is there while it works, and gone when another begins.
+"""Networks that take turns in memory: each is there while it works, and gone when another begins.
 
 Only what is large comes and goes; biases, norms and first convolutions stay, so a network always tells its device and dtype. What goes is
 read again from its file when it is needed, so nothing may have changed it: such networks are for making pictures, not for training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,29 @@ SMALL = 1 << 16  # elements of a tensor that stays
 
 
 class InOrder:
-    """Holds at most one of its networks whole."""
+    """Holds at most one of its networks whole, be they of one model or of several that are opened with it.
 
-    def __init__(self) -> None:
+    stay: the parts that take no turns; they are in memory all the time.
+    """
+
+    def __init__(self, stay: Container[str] = ()) -> None:
+        self.stay = stay
         self._here: _Lent | None = None
 
-    def add(self, network: nn.Module, tensors: Mapping[str, Tensor], place: Callable[[Tensor], Tensor], where: str | Path) -> None:
+    def add(
+        self,
+        network: nn.Module,
+        tensors: Mapping[str, Tensor],
+        place: Callable[[Tensor], Tensor],
+        release: Callable[[Tensor], None],
+        where: str | Path,
+    ) -> None:
         """Give a network built on the meta device its small tensors, and the others whenever it or a layer of it is called.
 
         Args:
             tensors: all of them, as maps of a file.
             place: makes of a tensor what the network computes with.
+            release: is told of each tensor when its network goes.
             where: they come from.
 
         Raises:
@@ -38,7 +50,7 @@ class InOrder:
         dtype = next((tensor.dtype for tensor in small.values()), None)
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
-        lent = _Lent(network, large, empty, place)
+        lent = _Lent(network, large, empty, place, release)
         for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
             part.register_forward_pre_hook(lambda *_: self._bring(lent))
 
@@ -59,12 +71,15 @@ class _Lent:
     large: Mapping[str, Tensor]
     empty: Mapping[str, Tensor]
     place: Callable[[Tensor], Tensor]
+    release: Callable[[Tensor], None]
 
     def bring(self) -> None:
         self._assign({name: self.place(tensor) for name, tensor in self.large.items()})
 
     def drop(self) -> None:
         self._assign(self.empty)
+        for tensor in self.large.values():
+            self.release(tensor)
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
         # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.

@@ -27,7 +27,7 @@ from daguerre.weights.conditioners import ClassConditioner, LayoutConditioner, M
 from daguerre.weights.configs import schedule_config
 from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
-from daguerre.weights.files import fill, laid_out, listed, shapes_only
+from daguerre.weights.files import fill, give_back, laid_out, listed, shapes_only
 from daguerre.weights.in_order import InOrder
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.model_index import own_guidance
@@ -46,7 +46,7 @@ def load_single_file(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
-    in_order: bool = False,
+    in_order: bool | InOrder = False,
 ) -> LatentDiffusion:
     """Open a model that lies in one file, in shards with an index, or in a folder of parts.
 
@@ -55,7 +55,7 @@ def load_single_file(
         heads: of the UNet, one number or one per level, where its family has no rule.
         ema: read the running average of the UNet's weights; None: only where there is nothing else.
         variant: of a folder's files, such as "fp16".
-        in_order: the parts take turns in memory.
+        in_order: the parts take turns in memory, all of them or as such an order has it.
 
     Raises:
         DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
@@ -67,19 +67,23 @@ def load_single_file(
         raise asked_prediction(path)
     tensors = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
 
-    order = InOrder() if in_order else None
+    order = InOrder() if in_order is True else in_order or None
     files = weight_files(file.path, variant)
 
     def place(tensor: Tensor) -> Tensor:
         return laid_out(tensor, device, dtype, mapped=_mapped(tensor, files))
 
+    def release(tensor: Tensor) -> None:
+        if _mapped(tensor, files):
+            give_back(tensor)
+
     def give(network: nn.Module, part: str) -> None:
         wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
         given = {name: tensor for name, tensor in about.ours(tensors[part]).items() if wanted is None or name in wanted}
-        if order is None:
+        if order is None or part in order.stay:
             fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
         else:
-            order.add(network, given, place, path)
+            order.add(network, given, place, release, path)
 
     unet, autoencoder = about.networks["unet"], about.networks["vae"]
     assert isinstance(unet, UNet)
@@ -97,7 +101,7 @@ def load_single_file(
         guidance=own_guidance(about.said.get("model_index", {})),
         files=files,
         low_resolution=_low_resolution(about),
-        in_order=in_order,
+        in_order=order is not None and "unet" not in order.stay,
     )
 
 

@@ -15,6 +15,7 @@ from daguerre.weights.files import read_json
 from daguerre.weights.folder import PIPELINES, load_folder
 
 if TYPE_CHECKING:
+    from daguerre.weights.in_order import InOrder
     from daguerre.weights.reader import TensorFile
 
 
@@ -56,7 +57,7 @@ def load(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
-    in_order: bool = False,
+    in_order: "bool | InOrder" = False,
 ) -> LatentDiffusion:
     """Open a diffusion model.
 
@@ -69,7 +70,8 @@ def load(
         prediction, heads: what the network predicts, and the UNet's heads (one number or one a level), where the files do not say.
         ema: of a file with both, read the running average of the weights in their place.
         variant: of a folder's files, such as "fp16".
-        in_order: its parts take turns in memory, read from the files each time; for making pictures with little memory.
+        in_order: its parts take turns in memory, read from the files each time; for making pictures with little memory. An `InOrder` tells
+            which of them stay, and may be another model's, too.
 
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
@@ -80,7 +82,7 @@ def load(
     if _is_latent_prior(path):
         raise DaguerreError(f"'{path}' is a prior over codes, where a diffusion model is needed; `daguerre sample {path}` draws from it.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
-    told = in_order or any(option is not None for option in (prediction, heads, ema, variant))
+    told = bool(in_order) or any(option is not None for option in (prediction, heads, ema, variant))
     if not isinstance(kind, str) or told or (kind not in PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.single_file import load_single_file  # a quick start needs none of it
 
