@@ -36,9 +36,8 @@ def ours(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Mak
     from daguerre.pipelines.given import Given
     from daguerre.pipelines.tasks import ImageToImage, TextToImage
     from daguerre.weights import load
-    from daguerre.weights.in_order import InOrder
 
-    model = load(folder, dtype=dtype, in_order=InOrder(stay=("unet",)))  # as the commands open a model of this size on a CPU
+    model = load(folder, dtype=dtype, in_order=True)  # as the commands open a model of this size on a CPU
     what, times = (TextToImage(), 1) if task == "txt2img" else (ImageToImage(Given.of(given), strength=0.5), 2)
     request = {"prompt": PROMPT, "guidance": GUIDANCE, "sampler": "dpmpp_2m", "width": given.width, "height": given.height, "task": what}
     return lambda steps: generate(model, steps=times * steps, **request)

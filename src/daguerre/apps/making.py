@@ -146,6 +146,7 @@ def open_for(options: Making, request: "Request | None" = None) -> "LatentDiffus
             prediction=options.prediction,
             refiner=options.refiner,
             request=request,
+            stay=("unet",) if options.film else (),  # which decodes after every step
         )
 
 

@@ -1,5 +1,6 @@
 """The model that a command line names."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -43,10 +44,12 @@ def open_any(
     prediction: str = "known",
     refiner: str | None = None,
     request: "Request | None" = None,
+    stay: Sequence[str] = (),
 ) -> "LatentDiffusion | LatentPrior":
     """As `open_model`, and priors over codes, too; a diffusion model with its refiner where one is named.
 
-    request: what it is opened for; where memory is short, the parts take turns in it, and what would not fit is refused at once.
+    request: what it is opened for; what would not fit is refused at once, and the parts take turns in memory where that is better.
+    stay: the parts that had better not, as the request needs them again and again.
     """
     if not may_be_on_the_hub(name):
         find(name)  # before torch is imported, which takes a second that a wrong name need not cost
@@ -60,7 +63,7 @@ def open_any(
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
     computed = default_dtype(default_device(device)) if dtype == "auto" else getattr(torch, dtype)
-    order = None if request is None else _order(name, refiner, request, default_device(device), computed, offline)
+    order = None if request is None else _order(name, refiner, request, stay, default_device(device), computed, offline)
     more = {} if order is None else {"in_order": order}
     model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
     if vae is None and refiner is None:
@@ -79,7 +82,13 @@ def open_any(
 
 
 def _order(
-    name: str | None, refiner: str | None, request: "Request", device: "torch.device", dtype: "torch.dtype", offline: bool
+    name: str | None,
+    refiner: str | None,
+    request: "Request",
+    stay: Sequence[str],
+    device: "torch.device",
+    dtype: "torch.dtype",
+    offline: bool,
 ) -> "InOrder | None":
     """In which order the parts of a model and its refiner come into memory for a request; None is all at once.
 
@@ -101,6 +110,7 @@ def _order(
         device=device,
         dtype=dtype,
         low_memory=request.low_memory,
+        stay=stay,
     )
 
 

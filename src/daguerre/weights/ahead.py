@@ -1,6 +1,6 @@
 """How a run will be done, told from the headers of a model's files before anything is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ from daguerre.weights.in_order import InOrder
 from daguerre.weights.reader import TensorFile, open_tensors
 
 ROOMY = 4  # times a model's own size free: no run is planned ahead then, but told from the loaded model (see `pipelines.sparing`)
-LARGE = 1 << 30  # bytes of a model whose text encoders and autoencoder take turns beside the UNet even where there is room for all
+LARGE = 1 << 30  # bytes of a model whose parts take turns on a CPU even where there is room for all
 
 
-def order_ahead(paths: Sequence[Path], *, device: torch.device, dtype: torch.dtype, **run: Any) -> InOrder | None:
+def order_ahead(
+    paths: Sequence[Path], *, device: torch.device, dtype: torch.dtype, stay: Container[str] = (), **run: Any
+) -> InOrder | None:
     """In which order the parts of a model, and of its refiner, come into memory for one run; None is all at once.
 
-    On a CPU the text encoders and the autoencoder of a large model always take turns: they are needed once each, and are read in less
-    than a hundredth of the time that the UNet takes.
+    On a CPU those of a large model always take turns, as a run needs each once: they take less memory and no more time.
 
     Args:
         paths: of the models, each a file or a folder.
+        stay: parts that the run needs again and again, and so keeps where there is room.
         run: the other arguments of `way_ahead`.
 
     Raises:
@@ -41,7 +43,7 @@ def order_ahead(paths: Sequence[Path], *, device: torch.device, dtype: torch.dty
     if any(taken.in_order for taken in ways):
         return InOrder()
     if device.type == "cpu" and sum(sizes) > LARGE and all(describe(file).texts for file in files):
-        return InOrder(stay=("unet",))
+        return InOrder(stay)
     return None
 
 

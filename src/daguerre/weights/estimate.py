@@ -260,15 +260,16 @@ def way(
     """
     room = free * (1 - KEPT_FREE) + loaded
     smallest = Way(guidance_in_turns=conditions > 1, tiled=True, in_order=in_order is not False)
-    ways = [Way(), Way(tiled=True), Way(guidance_in_turns=True, tiled=True), replace(smallest, guidance_in_turns=False), smallest]
-    ways = [plan for plan in ways if in_order in (None, plan.in_order)]
+    orders = [each for each in (False, True) if in_order in (None, each)]
+    ways = [Way(turns, tiled, each) for each in orders for turns, tiled in ((False, False), (False, True), (True, True))]
     peak = 0
     for plan in [smallest] if low_memory else ways:
         turns = 1 if plan.guidance_in_turns else conditions
         need = estimate(unet, autoencoder, texts, width=width, height=height, count=count, conditions=turns, dtype=dtype, tiled=plan.tiled)
         peak = need.in_order if plan.in_order else need.together
         if peak <= room:
-            return replace(plan, peak=peak, line=_line(plan, peak, room, forced=low_memory))
+            said = plan if low_memory or need.together > room else replace(plan, in_order=False)
+            return replace(plan, peak=peak, line=_line(said, peak, room, forced=low_memory))
     raise DaguerreError(
         f"{count} × {width}×{height} pixels need about {_gigabytes(peak)} even in the smallest way, and {_gigabytes(room)} are free. "
         "Ask for fewer or smaller pictures, or for half precision."

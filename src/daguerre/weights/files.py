@@ -249,3 +249,10 @@ def give_back(tensor: Tensor) -> None:
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if sys.platform == "linux" and first < last and tensor.is_contiguous():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def give_free_back() -> None:
+    """Give memory that was freed back to the system, which the C library keeps for itself otherwise. Where it has no such call, nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from daguerre.weights.files import fill
+from daguerre.weights.files import fill, give_free_back
 
 SMALL = 1 << 16  # elements of a tensor that stays
 
@@ -19,7 +19,7 @@ SMALL = 1 << 16  # elements of a tensor that stays
 class InOrder:
     """Holds at most one of its networks whole, be they of one model or of several that are opened with it.
 
-    stay: the parts that take no turns; they are in memory all the time.
+    stay: the parts that take no turns; they are in memory all the time, and the others go when they begin.
     """
 
     def __init__(self, stay: Container[str] = ()) -> None:
@@ -51,16 +51,22 @@ class InOrder:
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
         lent = _Lent(network, large, empty, place, release)
+        lent.drop()
         for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
-            part.register_forward_pre_hook(lambda *_: self._bring(lent))
+            part.register_forward_pre_hook(lambda *_: self._begin(lent))
 
-    def _bring(self, lent: "_Lent") -> None:
+    def alone(self, network: nn.Module) -> None:
+        """Tell a network that stays, and so has its tensors, to send the others away when it is called."""
+        network.register_forward_pre_hook(lambda *_: self._begin(None))
+
+    def _begin(self, lent: "_Lent | None") -> None:
         if self._here is lent:
             return
         if self._here is not None:
             self._here.drop()
         self._here = lent
-        lent.bring()
+        if lent is not None:
+            lent.bring()
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class _Lent:
         self._assign(self.empty)
         for tensor in self.large.values():
             self.release(tensor)
+        give_free_back()
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
         # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.

@@ -80,10 +80,12 @@ def load_single_file(
     def give(network: nn.Module, part: str) -> None:
         wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
         given = {name: tensor for name, tensor in about.ours(tensors[part]).items() if wanted is None or name in wanted}
-        if order is None or part in order.stay:
-            fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
-        else:
+        if order is not None and part not in order.stay:
             order.add(network, given, place, release, path)
+            return
+        fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
+        if order is not None:
+            order.alone(network)
 
     unet, autoencoder = about.networks["unet"], about.networks["vae"]
     assert isinstance(unet, UNet)
