@@ -55,7 +55,8 @@ class TwoNetworks:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        first = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 4))
+        seen = nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten()  # whose weights have an order of their own
+        first = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Tanh(), *seen, nn.Linear(16, 4))
         self.networks: dict[str, nn.Module] = {"first": first, "second": nn.Linear(4, 1)}
         self.stop_at: int | None = None
 
@@ -112,7 +113,7 @@ def without_dropout(folder: Path, accumulate: int) -> list[torch.Tensor]:
     stage = TwoNetworks()
     first = stage.networks["first"]
     assert isinstance(first, nn.Sequential)
-    stage.networks = {"first": nn.Sequential(first[0], first[2], first[3])}
+    stage.networks = {"first": nn.Sequential(first[0], *first[2:])}
     stage.losses = lambda batch, draw, step: iter([("first", (stage.networks["first"](batch.x) - batch.x).square().mean(), {})])
     train(stage, NumberBatches(), replace(CONFIG, accumulate=accumulate, ema=0), folder)
     return weights(stage)
@@ -277,7 +278,7 @@ def one_or_two(out: Path) -> list[list[float]]:
     stage = TwoNetworks()
     first = stage.networks["first"]
     assert isinstance(first, nn.Sequential)
-    stage.networks["first"] = nn.Sequential(first[0], first[2], first[3])
+    stage.networks["first"] = nn.Sequential(first[0], *first[2:])
 
     def losses(batch: Numbers, draw: torch.Generator, step: int):
         y = stage.networks["first"](batch.x)

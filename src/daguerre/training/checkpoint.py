@@ -115,11 +115,17 @@ def _flatten_optimizers(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict
 
 def _restore_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     for name, optimizer in optimizers.items():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, name).items():
             index, field = key.split(".", 1)
-            state.setdefault(int(index), {})[field] = value
+            state.setdefault(int(index), {})[field] = _in_the_order_of(parameters[int(index)], value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _in_the_order_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment in its parameter's order of dimensions, which the file does not keep: a fused step walks through both as they lie."""
+    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value) if value.shape == parameter.shape else value
 
 
 def _sha256(path: Path) -> str:
