@@ -1,10 +1,12 @@
 """`daguerre sample` and `txt2img` on a prior: files, labelled sheets, the same picture again, and errors in one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from daguerre.apps.cli import main
 from daguerre.models.latent_prior import LatentPrior
@@ -13,7 +15,8 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.metadata import read_origin
 from daguerre.text.prefix import ClassPrefix, LayoutPrefix, MapPrefix, NoPrefix
-from daguerre.weights import save
+from daguerre.weights import load_any, save
+from daguerre.weights.hashes import identity
 
 SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
 
@@ -128,3 +131,29 @@ def test_a_diffusion_model_is_named_as_one(capsys: pytest.CaptureFixture[str]):
 def test_no_such_folder(capsys: pytest.CaptureFixture[str]):
     assert main(["sample", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_inspect_tells_every_network_of_a_prior_s_folder_and_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = Path(folder(tmp_path, "map"))
+    assert main(["inspect", str(model), "--json", "--hash"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["family"], told["task"], told["identity"]) == ("latent-prior", "told by map", identity(load_any(model)))
+    assert {name: part["network"] for name, part in told["parts"].items()} == {
+        "vqvae": "VQModel",
+        "prior": "TransformerPrior",
+        "map_vqvae": "VQModel",
+    }
+    assert told["missing_keys"] == told["unmatched_keys"] == told["wrong_shapes"] == []
+    weights = model / "prior" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    lost, wide = sorted(tensors)[:2]
+    tensors[wide] = torch.zeros(3, 3, 3)
+    tensors["sundry"] = tensors.pop(lost)
+    save_file(tensors, weights)
+    assert main(["inspect", str(model), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [told[key] for key in ("missing_keys", "unmatched_keys", "wrong_shapes")] == [
+        [f"prior/{lost}"],
+        ["prior/sundry"],
+        [f"prior/{wide}"],
+    ]

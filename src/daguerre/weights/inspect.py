@@ -8,7 +8,7 @@ Only headers are read, unless a hash is asked for.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from typing import Any
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
+from daguerre.models.vq_model import VQModel
+from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.describe import Description, describe
 from daguerre.weights.families import task_of
+from daguerre.weights.files import read_json, shapes_only, sound
+from daguerre.weights.folder import CONFIG
 from daguerre.weights.hashes import file_hash, files_hash
 from daguerre.weights.keys_parts import sort
-from daguerre.weights.reader import CONFIGS, TensorFile, open_tensors, weight_files
+from daguerre.weights.reader import CONFIGS, open_tensors, weight_files, weights_in
 
 # What people keep beside checkpoints, by a name that only such a file holds.
 ATTACHMENTS = {
@@ -38,6 +42,10 @@ class PartReport:
     dtype: str
     parameters: int
     tensors: int
+
+    @classmethod
+    def of(cls, network: str, shapes: Mapping[str, Tensor]) -> "PartReport":
+        return cls(network, _dtype(shapes.values()), _parameters(shapes.values()), len(shapes))
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,9 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     Raises:
         DaguerreError: it is no checkpoint, or its header is damaged.
     """
+    path = Path(path)
+    if (path / INDEX).is_file() and read_json(path / INDEX).get("_class_name") == LATENT_PRIOR:
+        return _latent_prior(path, hashed)
     file = open_tensors(path, variant=variant)
     question = None
     try:
@@ -128,10 +139,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         dtype=_dtype(file.shapes.values()),
         parameters=_parameters(file.shapes.values()),
         bytes=sum(each.stat().st_size for each in files),
-        parts={
-            name: PartReport(part.kind.network, _dtype(part.theirs.values()), _parameters(part.theirs.values()), len(part.theirs))
-            for name, part in about.contents.parts.items()
-        },
+        parts={name: PartReport.of(part.kind.network, part.theirs) for name, part in about.contents.parts.items()},
         ema=about.contents.ema,
         metadata={key: value for key, value in file.metadata.items() if key != CONFIGS},
         unmatched_keys=faults["unmatched"],
@@ -139,13 +147,61 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         wrong_shapes=faults["of another shape"],
         ignored_keys=len(about.contents.ignored),
         question=question,
-        sha256={each.name if len(files) == 1 else str(each.relative_to(_home(file))): file_hash(each) for each in files} if hashed else {},
-        identity=files_hash(files) if hashed else None,
+        **_hashes(files, file.path) if hashed else {},
     )
 
 
-def _home(file: TensorFile) -> Path:
-    return file.path if file.path.is_dir() else file.path.parent
+def _latent_prior(folder: Path, hashed: bool) -> Report:
+    """Of a first stage with a prior over its codes (see `latent_priors`), whose parts are networks of ours."""
+    from daguerre.weights.first_stages import vq_config
+    from daguerre.weights.folder import renamed
+    from daguerre.weights.latent_priors import FIRST_STAGE, MAPS, PRIOR
+    from daguerre.weights.priors import prior_of
+
+    faults: dict[str, list[str]] = {"missing": [], "unmatched": [], "of another shape": []}
+    parts: dict[str, PartReport] = {}
+    shapes: dict[str, Tensor] = {}
+    for part in (FIRST_STAGE, PRIOR, MAPS):
+        if part == MAPS and not (folder / part).is_dir():
+            continue
+        where = folder / part / CONFIG
+        given = read_json(where)
+        with sound(where), shapes_only():
+            wanted = (prior_of(given, where) if part == PRIOR else VQModel(vq_config(given, where))).state_dict()
+        found = {renamed(name): tensor for name, tensor in open_tensors(weights_in(folder / part)).shapes.items()}
+        faults["missing"] += [f"{part}/{name}" for name in wanted.keys() - found.keys()]
+        faults["unmatched"] += [f"{part}/{name}" for name in found.keys() - wanted.keys()]
+        faults["of another shape"] += [f"{part}/{n}" for n in found.keys() & wanted.keys() if found[n].shape != wanted[n].shape]
+        parts[part] = PartReport.of(str(given["_class_name"]), found)
+        shapes |= {f"{part}/{name}": tensor for name, tensor in found.items()}
+    files = tuple(weights_in(folder / part) for part in parts)
+    told = read_json(folder / INDEX).get("prefix", {}).get("kind", "none")
+    return Report(
+        path=str(folder),
+        container="folder",
+        family="latent-prior",
+        task="told nothing" if told == "none" else f"told by {told}",
+        prediction_type=None,
+        prediction_from=None,
+        dtype=_dtype(shapes.values()),
+        parameters=_parameters(shapes.values()),
+        bytes=sum(each.stat().st_size for each in files),
+        parts=parts,
+        ema="none",
+        metadata={},
+        unmatched_keys=sorted(faults["unmatched"]),
+        missing_keys=sorted(faults["missing"]),
+        wrong_shapes=sorted(faults["of another shape"]),
+        ignored_keys=0,
+        **_hashes(files, folder) if hashed else {},
+    )
+
+
+def _hashes(files: Sequence[Path], path: Path) -> dict[str, Any]:
+    """What a report says of the bytes of a model's files, named as they lie in its folder."""
+    home = path if path.is_dir() else path.parent
+    named = {each.name if len(files) == 1 else str(each.relative_to(home)): file_hash(each) for each in files}
+    return {"sha256": named, "identity": files_hash(files)}
 
 
 def _dtype(tensors: Iterable[Tensor]) -> str:

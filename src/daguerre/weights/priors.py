@@ -23,7 +23,7 @@ from daguerre.weights.files import read_json
 from daguerre.weights.folder import CONFIG, build, check_free, put_part, read_part
 from daguerre.weights.hashes import network_hash
 
-KINDS: Mapping[str, tuple[type[Prior], type[Any]]] = {
+KINDS = {
     "TransformerPrior": (TransformerPrior, TransformerPriorConfig),
     "PixelCNN": (PixelCNN, PixelCNNConfig),
     "PixelSNAIL": (PixelSNAIL, PixelSNAILConfig),
@@ -60,15 +60,19 @@ def load_prior(
     folder = Path(folder)
     where = folder / CONFIG
     given = read_json(where)
-    network, config = chosen(given.pop("_class_name", None), KINDS, "prior", where)
-    trained_on = given.pop("first_stage", {}).get("sha256")
+    trained_on = given.get("first_stage", {}).get("sha256")
     if (found := network_hash(first_stage)) != trained_on:
         raise DaguerreError(
             f"The prior in '{folder}' was trained on the codes of another first stage (sha256 {str(trained_on)[:12]}, not {found[:12]}); "
             "give the one that it was trained with."
         )
-    tensors = read_part(folder, device=device, dtype=dtype)
-    return build(network, _config(config, given, where), folder, tensors)
+    return build(lambda config: prior_of(config, where), given, folder, read_part(folder, device=device, dtype=dtype))
+
+
+def prior_of(given: Mapping[str, Any], where: object) -> Prior:
+    """The network of a prior's config, untrained. Raises DaguerreError where there is no such class, or it has no such option."""
+    kind, config = chosen(str(given.get("_class_name")), KINDS, "prior", where)
+    return kind(_config(config, {name: value for name, value in given.items() if name not in ("_class_name", "first_stage")}, where))
 
 
 def _config(kind: type[Any], given: Mapping[str, Any], where: object) -> Any:
