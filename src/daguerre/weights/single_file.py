@@ -98,7 +98,7 @@ def load_single_file(
         conditioner=_conditioner(about, give),
         schedule=Schedule(about.schedule),
         prediction=about.prediction,
-        name=Path(path).stem,
+        name=file.path.resolve().name if file.path.is_dir() else file.path.stem,
         size=about.size,
         guidance=own_guidance(about.said.get("model_index", {})),
         files=files,
