@@ -14,9 +14,9 @@ from daguerre.weights import save_clip
 PLAN = ClipPlan(
     tiny_text(vocab_size=3072, width=192, layers=3),
     tiny_vision(size=64, patch=8, width=192, layers=4, projection=192),  # patches that the halves of a pair fill several of
-    replace(CPU.clip.loop, steps=4500),
+    replace(CPU.clip.loop, steps=6200),
 )
-MIX = EmojiMix(recoloured=0.4, background=0.25, pair=0.35)  # it is asked about these as often as about things
+MIX = EmojiMix(recoloured=0.4, background=0.33, pair=0.25)  # it is asked about these as often as about things
 
 
 def run(recipe: JudgeRecipe) -> Path:
