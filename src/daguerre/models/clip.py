@@ -157,7 +157,7 @@ class Encoder(nn.Module):
         if config.activation not in ("quick_gelu", "gelu"):
             raise DaguerreError(f"CLIP has no activation {config.activation!r}; give 'quick_gelu' or 'gelu'.")
         self.layers = nn.ModuleList(Block(config, causal=causal) for _ in range(config.layers))
-        into_residual = (2 * config.width * max(config.layers, 1)) ** -0.5
+        into_residual = (2 * config.width * config.layers) ** -0.5
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
