@@ -148,6 +148,10 @@ def test_the_plainest_way_that_fits_is_taken():
     tiled = way(*XL, free=round(0.99 * whole / 0.9), **run)
     assert tiled.tiled
     assert not tiled.in_order
+    assert way(*XL, free=2 * whole, in_order=True, **run).line == ""
+    alone = way(*XL, free=round(0.95 * whole / 0.9), in_order=True, **run)
+    assert (alone.in_order, alone.tiled, alone.guidance_in_turns) == (True, False, False)
+    assert "one part in memory at a time" in alone.line
     assert "decoding in tiles" in tiled.line
     assert way(*XL, free=round(0.8 * whole / 0.9), **run).in_order
     assert way(*XL, free=whole // 100, loaded=whole, **run).peak <= whole

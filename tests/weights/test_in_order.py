@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from daguerre.apps.cli import main
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import generate
@@ -63,7 +65,7 @@ def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_s
     assert picture.image.tobytes() == generate(load(folder), **request)[0].image.tobytes()
 
 
-def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """Each fits, but not both: all their parts take turns. With less than one of them needs the run is refused."""
     run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
     monkeypatch.setattr(ahead, "free_memory", lambda _device: 1 << 40)
@@ -72,11 +74,13 @@ def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypat
     always = ahead.order_ahead([folder, folder], stay=("unet",), **run)
     assert always is not None
     assert always.stay == ("unet",)
+    assert not caplog.records
     one = ahead.way_ahead(folder, **run, low_memory=True).peak
     monkeypatch.setattr(ahead, "free_memory", lambda _device: round(1.15 * one))
     order = ahead.order_ahead([folder, folder], **run)
     assert order is not None
     assert order.stay == ()
+    assert "one part of both models in memory at a time" in caplog.text
     model = load(folder, in_order=order)
     both = with_refiner(model, load(folder, in_order=order))
     assert both.refiner is not None
@@ -88,6 +92,20 @@ def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypat
     monkeypatch.setattr(ahead, "free_memory", lambda _device: one)
     with pytest.raises(DaguerreError, match="are free"):
         ahead.order_ahead([folder, folder], **run)
+
+
+def test_a_film_of_a_model_in_turns_is_the_film_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def filmed(name: str) -> tuple[bytes, bytes]:
+        out, film = tmp_path / f"{name}.png", tmp_path / f"{name}.webp"
+        assert main(["txt2img", "a red apple", "--steps", "2", "--out", str(out), "--film", str(film)]) == 0
+        return Image.open(out).tobytes(), film.read_bytes()
+
+    stays = []
+    plain = filmed("plain")
+    monkeypatch.setattr(ahead, "LARGE", 0)
+    monkeypatch.setattr(ahead, "InOrder", lambda stay=(): stays.append(stay) or InOrder(stay))
+    assert filmed("turns") == plain
+    assert stays == [("unet",)]
 
 
 def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):

@@ -46,10 +46,9 @@ def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
         low_memory=request.low_memory,
         in_order=model.in_order,
     )
-    if not taken.line:
-        return request
-    log.warning(taken.line)
-    return replace(request, low_memory=True)
+    if taken.line:
+        log.warning(taken.line)
+    return replace(request, low_memory=True) if taken.tiled or taken.guidance_in_turns else request
 
 
 def _bytes(network: nn.Module) -> int:

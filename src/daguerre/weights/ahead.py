@@ -1,5 +1,6 @@
 """How a run will be done, told from the headers of a model's files before anything is loaded."""
 
+import logging
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from daguerre.weights.reader import TensorFile, open_tensors
 
 ROOMY = 4  # times a model's own size free: no run is planned ahead then, but told from the loaded model (see `pipelines.sparing`)
 LARGE = 1 << 30  # bytes of a model whose parts take turns on a CPU even where there is room for all
+
+log = logging.getLogger(__name__)
 
 
 def order_ahead(
@@ -41,6 +44,8 @@ def order_ahead(
     except DaguerreError:  # not beside each other
         ways = [way_ahead(path, device=device, dtype=dtype, **run) for path in paths]
     if any(taken.in_order for taken in ways):
+        if len(paths) > 1 and not run.get("low_memory"):
+            log.warning("one part of both models in memory at a time, because there is no room for them beside each other.")
         return InOrder()
     if device.type == "cpu" and sum(sizes) > LARGE and all(describe(file).texts for file in files):
         return InOrder(stay)

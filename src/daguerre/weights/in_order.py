@@ -51,7 +51,7 @@ class InOrder:
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
         lent = _Lent(network, large, empty, place, release)
-        lent.drop()
+        lent.release_all()  # what was read to see that it is whole
         for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
             part.register_forward_pre_hook(lambda *_: self._begin(lent))
 
@@ -84,9 +84,12 @@ class _Lent:
 
     def drop(self) -> None:
         self._assign(self.empty)
+        self.release_all()
+        give_free_back()
+
+    def release_all(self) -> None:
         for tensor in self.large.values():
             self.release(tensor)
-        give_free_back()
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
         # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.
