@@ -1,5 +1,7 @@
 """Maps some rows at a time against the same layers on the whole map."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,7 +63,10 @@ def test_a_decoder_answers_the_same(attention_levels: tuple[int, ...]):
 
 
 @torch.no_grad()
-def test_the_moments_are_precise_far_from_zero(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("way", [rows.kernel_moments, rows.plain_moments])
+def test_the_moments_are_precise_far_from_zero(way: Callable[[Tensor, int], tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch):
+    """On a CPU and on a GPU."""
+    monkeypatch.setattr(rows, "kernel_moments", way)
     monkeypatch.setattr(rows, "AT_ONCE", 1 << 14)
     x = noise(1, 8, 256, 128) + 3
     mean, variance = rows.moments(GroupNormSiLU(2, 8, 1e-6), x)
