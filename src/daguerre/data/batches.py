@@ -5,7 +5,7 @@ each sample a generator of its own, seeded by (seed, epoch, index). Who draws it
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +23,7 @@ from daguerre.errors import DaguerreError
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w), if `latent`) and their B captions.
+    """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w) in any precision, if `latent`) and their B captions.
 
     Captions of one meaning say the same; empty `meanings` are the captions themselves. `contraries` are nearly the captions, but not true;
     "" where there is none.
@@ -51,6 +51,21 @@ def to_array(picture: Image.Image) -> np.ndarray:
 def _order(seed: int, epoch: int, length: int) -> np.ndarray:
     """The permutation of one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def drawn_ahead(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
+    """Yield `batch(start)`, `batch(start + 1)`, … for ever, so many of them made ahead by threads."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        waiting = deque(pool.submit(batch, start + i) for i in range(ahead))
+        start += ahead
+        while True:
+            ready = waiting.popleft().result()
+            waiting.append(pool.submit(batch, start))
+            start += 1
+            yield ready
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Batches(Dataset[Batch]):
@@ -90,20 +105,7 @@ class Batches(Dataset[Batch]):
             # A generator of its own, or the loader would draw from (and shift) the global one.
             yield from DataLoader(self, None, sampler=count(start), num_workers=workers, prefetch_factor=2, generator=torch.Generator())
         else:
-            yield from self._from_threads(start, workers, max(ahead, workers))
-
-    def _from_threads(self, start: int, workers: int, ahead: int) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-        try:
-            waiting = deque(pool.submit(self.batch, start + i) for i in range(ahead))
-            start += ahead
-            while True:
-                ready = waiting.popleft().result()
-                waiting.append(pool.submit(self.batch, start))
-                start += 1
-                yield ready
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            yield from drawn_ahead(self.batch, start, workers, max(ahead, workers))
 
     def _sample(self, place: int) -> tuple[np.ndarray, Sample]:
         group, sibling = divmod(place, self.siblings)

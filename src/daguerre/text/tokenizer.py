@@ -168,7 +168,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without begin, end, cut or padding."""
-        return [number for group in self.groups(text) for number in group]
+        return self._all_vectors(self._backend.encode(text, add_special_tokens=False).ids)
 
     def ends_word(self, number: int, following: int) -> bool:
         """Whether a word ends with this id, which it shows itself."""
@@ -181,7 +181,9 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (B, max_length) of int64 ids, each text cut to the window and padded: what a text tower is trained on."""
-        return torch.tensor([self.window(self.encode(text)) for text in texts], dtype=torch.int64).reshape(-1, self.max_length)
+        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)  # on all cores
+        rows = [self.window(self._all_vectors(each.ids)) for each in encoded]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.max_length)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The lower-case text of ids, words apart by one space; special tokens are left out."""
@@ -191,6 +193,10 @@ class Tokenizer:
         to_byte = {character: byte for byte, character in byte_characters().items()}
         raw = b"".join(bytes([to_byte[c]]) if c in to_byte else c.encode() for c in text)
         return raw.decode("utf-8", errors="replace").strip()
+
+    def _all_vectors(self, ids: Iterable[int]) -> list[int]:
+        """The ids, each learned word's further vectors after its first."""
+        return [each for number in ids for each in self._groups.get(number, (number,))]
 
     def _group(self, word: str) -> tuple[int, ...]:
         """The ids of an added word and of the further vectors that carry its name and a number."""

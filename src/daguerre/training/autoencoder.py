@@ -23,6 +23,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.training.grids import paired_grid
 from daguerre.training.lineage_options import AutoencoderLoss
+from daguerre.training.noise import normal
 
 
 class AutoencoderStage:
@@ -79,7 +80,7 @@ class AutoencoderStage:
         change = latent_change(draw) if torch.rand((), generator=draw) < self.weights.equivariance else None
         B, _, H, W = x.shape
         f, Z = self.plain.downsampling, self.plain.config.latent_channels
-        noise = torch.randn(B, Z, H // f, W // f, generator=draw).to(x.device)
+        noise = normal((B, Z, H // f, W // f), draw, x.device)
         rebuilt, posterior = self.networks["autoencoder"](x, noise, change)
         kl = posterior.kl().mean() / noise[0].numel()
         return change(x) if change else x, rebuilt, self.weights.kl * kl, {"kl": kl}

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from daguerre.data import Batch, Batches
+from daguerre.data.batches import drawn_ahead
 from daguerre.diffusion import Conditioning
 from daguerre.files import atomic_path
 from daguerre.models.autoencoder_kl import AutoencoderKL
@@ -36,13 +37,11 @@ class CachedLatents:
         """The batch of one step; batches run on across the end of an epoch."""
         first, count = step * self.batch_size, len(self.captions)
         chosen = [self._order(place // count)[place % count] for place in range(first, first + self.batch_size)]
-        return Batch(self.latents[torch.from_numpy(np.array(chosen))].float(), [self.captions[i] for i in chosen], latent=True)
+        return Batch(self.latents[torch.from_numpy(np.array(chosen))], [self.captions[i] for i in chosen], latent=True)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
-        """The batches of steps start, start + 1, …; they lie in memory, so that no worker is asked."""
-        while True:
-            yield self.batch(start)
-            start += 1
+        """The batches of steps start, start + 1, …; they lie in memory, so that one thread keeps up with any network."""
+        return drawn_ahead(self.batch, start, workers=1, ahead=2)
 
     def _order(self, epoch: int) -> np.ndarray:
         if getattr(self, "_epoch", None) != epoch:

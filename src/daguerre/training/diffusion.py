@@ -22,6 +22,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.pipelines import generate
 from daguerre.text import Conditioner, TextConditioner
+from daguerre.training.noise import normal
 from daguerre.training.options import DiffusionLoss
 
 
@@ -76,7 +77,7 @@ class DiffusionStage:
         x0, prediction = x0.float(), self.model.prediction
         t = draw_times(len(batch), len(self.model.schedule.alpha_bars), self.weights, draw)
         alpha_bar = self.model.schedule.alpha_bars[t].float().to(device)  # (B,)
-        eps = torch.randn(x0.shape, generator=draw).to(device)
+        eps = normal(x0.shape, draw, device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
         error = (self.networks["unet"](x_t, t.to(device), told).float() - target).square().mean((1, 2, 3))  # (B,)
         weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.min_snr, floor=self.weights.weight_floor)
@@ -85,7 +86,8 @@ class DiffusionStage:
 
     def sample(self) -> Image.Image:
         """The shown prompts, pictured with the weights as they are and the guidance that the finished model will have."""
-        return generate(self.model, prompt=self.shown, steps=20).grid().image
+        with torch.compiler.set_stance("force_eager"):  # what was compiled for training is not compiled anew for eight pictures
+            return generate(self.model, prompt=self.shown, steps=20).grid().image
 
 
 def draw_times(count: int, timesteps: int, weights: DiffusionLoss, draw: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ from daguerre.models.vector_quantizer import GumbelQuantizer, code_use
 from daguerre.models.vq_model import VQModel
 from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from daguerre.training.grids import paired_grid
+from daguerre.training.noise import normal
 
 BIN = 2 / 255  # from one value of a byte to the next, for pixels in [−1, 1]
 
@@ -45,7 +46,7 @@ class VariationalStage(AutoencoderStage):
         x = batch.x.to(self.shown.device)
         B, _, H, W = x.shape
         f, Z = self.plain.downsampling, self.plain.config.latent_channels
-        noise = torch.randn(B, Z, H // f, W // f, generator=draw).to(x.device)
+        noise = normal((B, Z, H // f, W // f), draw, x.device)
         rebuilt, posterior = self.networks["autoencoder"](x, noise)
         rebuilt = rebuilt.float()
         deviation = (x - rebuilt.detach()).square().mean().sqrt()

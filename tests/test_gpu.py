@@ -1,0 +1,55 @@
+"""What only a GPU can show: that pictures, large decodes and training steps there are those of the CPU. Runs where there is a CUDA GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+import daguerre
+from daguerre.models.autoencoder_kl import SD, AutoencoderKL
+from daguerre.nn.norm import GroupNorm
+from daguerre.training.noise import normal
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, which CI has not")
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 2), (torch.float16, 2), (torch.bfloat16, 12)])
+def test_the_embedded_model_makes_the_picture_of_the_cpu(dtype: torch.dtype, apart: int):
+    pictures = [
+        np.asarray(daguerre.generate(daguerre.load(device=device, dtype=kind), prompt="a red apple", seed=3)[0].image, dtype=int)
+        for device, kind in ((torch.device("cpu"), torch.float32), (CUDA, dtype))
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() <= apart
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_large_picture_is_encoded_and_decoded_some_rows_at_a_time(dtype: torch.dtype):
+    """At 512×512 pixels with the channels of Stable Diffusion the maps are large enough for it."""
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(SD).eval()
+    x = torch.rand(1, 3, 512, 512) * 2 - 1
+    z = autoencoder.encode(x)
+    decoded = autoencoder.decode(z)
+    autoencoder.to(CUDA, dtype)
+    for mine, theirs in (
+        (autoencoder.encode(x.to(CUDA, dtype)), z),
+        (autoencoder.decode(z.to(CUDA, dtype)), decoded),
+    ):
+        assert (mine.float().cpu() - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_group_norm_under_autocast_keeps_bfloat16_and_is_right():
+    layer = GroupNorm(4, 24).to(CUDA)
+    x = torch.randn(3, 24, 16, 16, device=CUDA)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = layer(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.02, atol=0.03)
+
+
+def test_noise_for_training_is_decided_by_the_steps_generator():
+    a, b, c = (normal((4, 16), torch.Generator().manual_seed(seed), CUDA) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert abs(float(normal((1000, 1000), torch.Generator(), CUDA).std()) - 1) < 0.01
