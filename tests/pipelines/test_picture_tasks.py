@@ -177,6 +177,14 @@ def test_a_picture_continued_stands_in_its_place_unchanged(tiny_model: LatentDif
     assert np.abs(after - edges).max() > 20
 
 
+def test_margins_begin_from_drawn_out_edges_unless_the_model_was_trained_to_fill_in(four_channels: LatentDiffusion):
+    for channels, strength, other in ((4, 0.8, 1.0), (9, 1.0, 0.8)):
+        model = with_channels(four_channels, channels)
+        asked, unasked, another = (made(model, steps=5, task=Outpaint(smooth(), left=16, strength=s)) for s in (strength, None, other))
+        assert np.array_equal(asked, unasked)
+        assert not np.array_equal(another, unasked)
+
+
 def test_all_white_is_the_words_alone_and_all_black_is_refused(tiny_model: LatentDiffusion):
     white, black = (Image.new("L", (32, 32), value) for value in (255, 0))
     assert np.array_equal(made(tiny_model, task=Inpaint(smooth(), white)), made(tiny_model))
@@ -268,6 +276,7 @@ def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion,
         (lambda: Inpaint(smooth(), Image.new("L", (16, 32))), "The mask is 16×32 and the picture 32×32"),
         (lambda: Inpaint(smooth(), half(), feather=-1), "feather is -1"),
         (lambda: Outpaint(smooth()), "one at least is above"),
+        (lambda: Outpaint(smooth(), left=8, strength=1.5), "strength"),
         (lambda: Outpaint(smooth(), left=-4, right=8), "none is below 0"),
         (lambda: Hires(0.5), "above 1 and up to 8"),
     ],

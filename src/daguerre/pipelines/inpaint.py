@@ -21,6 +21,8 @@ from daguerre.pipelines.canvas import around, extended, feathered, free_places, 
 from daguerre.pipelines.stage import Pass, Plan, Stage, also_told, from_latents, noised
 from daguerre.pipelines.tasks import Inpaint, Latent, Outpaint
 
+DRAWN_OUT = 0.8  # the strength at which a model not trained to fill in continues edges that were drawn out
+
 
 def inpaint(stage: Stage, task: Inpaint) -> Plan:
     """One pass over the canvas, then the masked part laid over the picture."""
@@ -36,7 +38,8 @@ def outpaint(stage: Stage, task: Outpaint) -> Plan:
     canvas = extended(image, task.margins)
     mask = Image.new("L", canvas.size, 255)
     mask.paste(0, (task.left, task.top, task.left + image.width, task.top + image.height))
-    return filled(stage, canvas, mask, 1.0, task.feather, "mean")
+    strength = task.strength if task.strength is not None else 1.0 if kind(stage.model) == "inpainting" else DRAWN_OUT
+    return filled(stage, canvas, mask, strength, task.feather, "mean")
 
 
 def filled(stage: Stage, image: Image.Image, mask: Image.Image, strength: float, feather: int | None, latent: Latent) -> Plan:

@@ -154,6 +154,8 @@ class Outpaint(Task):
     """A picture continued beyond its edges by so many pixels; every byte of the picture stays as it is.
 
     feather: as in `Inpaint`, from the picture's edges outwards.
+    strength: as in `Inpaint`, over the edges drawn out; None is 1 for models that were trained to fill in and 0.8 for others, which at 1
+        put the words' things into the margins once more.
     """
 
     picture: Given
@@ -162,11 +164,14 @@ class Outpaint(Task):
     right: int = 0
     bottom: int = 0
     feather: int | None = None
+    strength: float | None = None
     name: ClassVar[str] = "outpaint"
     kinds: ClassVar[tuple[str, ...]] = ("plain", "inpainting")
 
     def check(self) -> None:
         check_feather(self.feather)
+        if self.strength is not None:
+            check_strength(self.strength)
         if min(self.margins) < 0 or not any(self.margins):
             raise DaguerreError(f"Left, top, right and bottom are {self.margins} pixels; none is below 0, and one at least is above.")
 

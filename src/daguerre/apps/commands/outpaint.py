@@ -10,7 +10,7 @@ import tyro
 from daguerre.apps.folders import make_each
 from daguerre.apps.inputs import read_given
 from daguerre.apps.making import Making
-from daguerre.apps.options import OptionalNumber, PictureFile, Prompts
+from daguerre.apps.options import OptionalFloat, OptionalNumber, PictureFile, Prompts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Outpaint as Task
 
@@ -33,10 +33,13 @@ class Outpaint(Making):
     """Pixels to add at the bottom."""
     feather: OptionalNumber = Task.feather
     """Over how many of the new pixels the drawn-out edge goes over into what is drawn; if not given one place of the latents."""
+    strength: OptionalFloat = Task.strength
+    """How much of the noise the margins begin from, 0 to 1; if not given 1 for a model trained to fill in, else 0.8."""
 
     def request(self, picture: Path) -> Request:
         """The request that these options are, for one picture."""
-        return self.request_for(self.prompt, Task(read_given(picture), self.left, self.top, self.right, self.bottom, self.feather))
+        margins = self.left, self.top, self.right, self.bottom
+        return self.request_for(self.prompt, Task(read_given(picture), *margins, self.feather, self.strength))
 
 
 def main(arguments: Sequence[str]) -> None:
