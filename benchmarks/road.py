@@ -60,7 +60,7 @@ def diffusers_command(folder: Path, out: Path) -> None:
         "from diffusers import StableDiffusionPipeline as P, DPMSolverMultistepScheduler as S\n"
         f"p = P.from_pretrained({str(folder)!r}); p.set_progress_bar_config(disable=True)\n"
         "p.scheduler = S.from_config(p.scheduler.config)\n"
-        f"p('a red apple', num_inference_steps={STEPS}, guidance_scale={GUIDANCE}, height=64, width=64).images[0].save({str(out)!r})\n"
+        f"p('a red apple', num_inference_steps={STEPS}, guidance_scale={GUIDANCE}).images[0].save({str(out)!r})\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 

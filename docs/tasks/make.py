@@ -18,6 +18,7 @@ from daguerre.pipelines.request import Variation
 from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint
 
 HERE = Path(__file__).parent
+SIDE = 128  # pixels, of the model's pictures
 APPLE = {"prompt": "a red apple", "seed": 3}
 
 Sheet = Callable[[LatentDiffusion], Image.Image]
@@ -32,8 +33,8 @@ def apple(model: LatentDiffusion) -> Any:
 
 
 def emoji(name: str, background: str = "white") -> Image.Image:
-    """A thing as the model's training pictures show it, 64 pixels a side."""
-    return EmojiSource().portrait(name, background)
+    """A thing as the model's training pictures show it."""
+    return EmojiSource(SIDE).portrait(name, background)
 
 
 def img2img(model: LatentDiffusion) -> Image.Image:
@@ -43,34 +44,37 @@ def img2img(model: LatentDiffusion) -> Image.Image:
 
 
 def inpaint(model: LatentDiffusion) -> Image.Image:
-    heart, mask = emoji("red heart"), Image.new("L", (64, 64), 0)
-    mask.paste(255, (0, 20, 64, 44))
+    heart, mask = emoji("red heart"), Image.new("L", (SIDE, SIDE), 0)
+    mask.paste(255, (0, 40, SIDE, 88))
     prompts = "a blue heart", "a green heart", "a purple heart"
     new = [draw(model, prompt=prompt, seed=1, task=Inpaint(heart, mask)) for prompt in prompts]
     return labelled_grid([heart, mask.convert("RGB"), *new], ["given", "mask", *prompts], columns=5)
 
 
 def outpaint(model: LatentDiffusion) -> Image.Image:
-    rocket, seeds = emoji("rocket", "blue"), (0, 1)
-    given = Image.new("RGB", (96, 64), "white")
-    given.paste(rocket, (16, 0))
-    task = Outpaint(rocket, left=16, right=16)
-    scales = 5, 1.5
-    new = [draw(model, prompt="a rocket on a blue background", seed=seed, guidance=s, task=task) for s in scales for seed in seeds]
-    return labelled_grid([given, *new], ["given", *(f"guidance {s:g}, seed {seed}" for s in scales for seed in seeds)], columns=5)
+    rocket = emoji("rocket", "blue")
+    given = Image.new("RGB", (SIDE + 64, SIDE), "white")
+    given.paste(rocket, (32, 0))
+    sheet, labels = [given], ["given"]
+    for strength in (1.0, 0.8):
+        task = Outpaint(rocket, left=32, right=32, strength=strength)
+        sheet += [draw(model, prompt="a rocket on a blue background", seed=seed, task=task) for seed in (0, 1)]
+        labels += [f"strength {strength:g}, seed {seed}" for seed in (0, 1)]
+    return labelled_grid(sheet, labels, columns=5)
 
 
 def hires(model: LatentDiffusion) -> Image.Image:
-    large = [draw(model, width=128, height=128, **APPLE)]
-    large += [draw(model, task=Hires(2, 0.5, through), **APPLE) for through in ("pixels", "latents")]
-    images = [apple(model).resize((128, 128), Image.Resampling.LANCZOS), *large]
-    return labelled_grid(images, ["64 pixels", "128 at once", "128 through pixels", "128 through latents"], columns=4)
+    twice = 2 * SIDE, 2 * SIDE
+    large = [draw(model, width=2 * SIDE, height=2 * SIDE, **APPLE)]
+    large += [draw(model, task=Hires(2, 0.3, through), **APPLE) for through in ("pixels", "latents")]
+    images = [apple(model).resize(twice, Image.Resampling.LANCZOS), *large]
+    return labelled_grid(images, ["128 pixels", "256 at once", "256 through pixels", "256 through latents"], columns=4)
 
 
 def variations(model: LatentDiffusion) -> Image.Image:
     weights = 0, 0.2, 0.4, 0.6, 0.8, 1
-    images = [draw(model, variation=Variation(8, weight), **APPLE) for weight in weights]
-    return labelled_grid(images, [f"8:{weight:g}" for weight in weights], columns=6)
+    images = [draw(model, prompt="a flag", seed=8, variation=Variation(5, weight)) for weight in weights]
+    return labelled_grid(images, [f"5:{weight:g}" for weight in weights], columns=6)
 
 
 def seamless(model: LatentDiffusion) -> Image.Image:
@@ -80,7 +84,7 @@ def seamless(model: LatentDiffusion) -> Image.Image:
             sheet.paste(tile, (x * tile.width, y * tile.height))
         return sheet
 
-    words = {"prompt": "a red flower on a green background", "seed": 4}
+    words = {"prompt": "a cookie on a green background", "seed": 0}
     axes = "no", "both", "horizontal"
     return labelled_grid([four(draw(model, seamless=axis, **words)) for axis in axes], [f"seamless {axis}" for axis in axes], columns=3)
 
