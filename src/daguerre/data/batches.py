@@ -26,7 +26,7 @@ class Batch:
     """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w) in any precision, if `latent`) and their B captions.
 
     Captions of one meaning say the same; empty `meanings` are the captions themselves. `contraries` are nearly the captions, but not true;
-    "" where there is none.
+    "" where there is none. `covered`, where it is known: the share of each latent's place that each class of thing covers, (B, K, h, w).
     """
 
     x: Tensor
@@ -34,12 +34,14 @@ class Batch:
     latent: bool = False
     meanings: list[str] = field(default_factory=list)
     contraries: list[str] = field(default_factory=list)
+    covered: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, part: slice) -> "Batch":
-        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part], self.contraries[part])
+        covered = None if self.covered is None else self.covered[part]
+        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part], self.contraries[part], covered)
 
 
 def to_array(picture: Image.Image) -> np.ndarray:

@@ -45,6 +45,11 @@ def article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def plural(noun: str) -> str:
+    """More than one of it: "crosses", "stars"."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
 def on_background(colour: str) -> str:
     """The end of a caption: " on a green background"."""
     return f" on {article(colour)} background"

@@ -10,13 +10,14 @@ Semantic maps are known of drawn shapes; those of a folder's pictures, and maps 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from daguerre.data.captions import plural
 from daguerre.data.folder import FolderSource
 from daguerre.data.pictures import fit, open_picture
 from daguerre.data.shapes import SHAPES, ShapesScene, ShapesSource
@@ -38,6 +39,7 @@ SHAPES_PALETTE: tuple[Colour, ...] = (  # the background, then SHAPES in order
     (240, 50, 230),
     (250, 250, 250),
 )
+SHAPES_NOUNS: Mapping[str, int] = {noun: SHAPES.index(shape) + 1 for shape in SHAPES for noun in (shape, plural(shape))}  # -> place there
 MOST_CLASSES = 256  # of a folder's semantic maps
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from daguerre.data.captions import RELATIONS, article, on_background, pick, related
+from daguerre.data.captions import RELATIONS, article, on_background, pick, plural, related
 from daguerre.data.colours import PAINTS, shade
 from daguerre.data.source import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError
@@ -172,8 +172,7 @@ class ShapesSource:
             top = int(quarter // 2) * (self.size // 2) + int(rng.integers(free + 1))
             drawn.append(Drawn(shape, colour, paint, (left, top, left + side, top + side)))
         background, after = self._background((colour,), (shape,), rng)
-        plural = f"{shape}es" if shape.endswith("s") else f"{shape}s"
-        caption = _said(rng, f"{COUNTS[count]} {colour} {plural}") + after
+        caption = _said(rng, f"{COUNTS[count]} {colour} {plural(shape)}") + after
         return ShapesScene("count", tuple(drawn), caption, background, shade(rng, background))
 
     def _pair(self, colour: str, shape: str, rng: np.random.Generator) -> ShapesScene:

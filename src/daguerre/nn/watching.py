@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from daguerre.nn.attention import Attention, SpatialTransformer, TransformerBlock, attend
@@ -31,6 +32,11 @@ def watched(network: nn.Module, see: See) -> Iterator[None]:
             hook.remove()
         for attention in changed:
             del attention.attend  # the instance's; the class's shows again
+
+
+def looks(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(QKᵀ / √d), the mean over the heads, for what `See` is shown: (B, H·W, M) float32."""
+    return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32).mean(1)
 
 
 def crossing(block: nn.Module) -> list[Attention]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.nn.watching import Size, watched
+from daguerre.nn.watching import Size, looks, watched
 from daguerre.pipelines.grid import labelled_grid
 from daguerre.pipelines.request import Request
 from daguerre.text import Conditioner, Prompt
@@ -118,8 +118,7 @@ class AttentionRecord:
     def _see(self, size: Size, q: Tensor, k: Tensor) -> None:
         if not self._rows:
             return
-        q, k = q[self._rows], k[self._rows]
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32).mean(1)  # (rows, H·W, tokens)
+        weights = looks(q[self._rows], k[self._rows])  # (rows, H·W, tokens)
         key = size, self._places
         self._sums[key] = self._sums[key].add_(weights) if key in self._sums else weights
         self._counts[key] += 1

@@ -30,14 +30,17 @@ from daguerre.weights.files import put_safetensors
 class CachedLatents:
     """Batches of scaled latents (B, Z, h, w) and captions; every epoch visits each of them once, in an order of its own."""
 
-    def __init__(self, latents: Tensor, captions: list[str], batch_size: int, seed: int):
-        self.latents, self.captions, self.batch_size, self.seed = latents, captions, batch_size, seed
+    def __init__(self, latents: Tensor, captions: list[str], batch_size: int, seed: int, covered: Tensor | None = None):
+        """covered: what `Batch` says, of each sample."""
+        self.latents, self.captions, self.batch_size, self.seed, self.covered = latents, captions, batch_size, seed, covered
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; batches run on across the end of an epoch."""
         first, count = step * self.batch_size, len(self.captions)
         chosen = [self._order(place // count)[place % count] for place in range(first, first + self.batch_size)]
-        return Batch(self.latents[torch.from_numpy(np.array(chosen))], [self.captions[i] for i in chosen], latent=True)
+        places = torch.from_numpy(np.array(chosen))
+        covered = None if self.covered is None else self.covered[places]
+        return Batch(self.latents[places], [self.captions[i] for i in chosen], latent=True, covered=covered)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …; they lie in memory, so that one thread keeps up with any network."""

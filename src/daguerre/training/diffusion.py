@@ -10,6 +10,7 @@ arXiv:2112.10752, section 4.3.1).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from daguerre.data import Batch
 from daguerre.diffusion import Conditioning, loss_weight, training_pair
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
+from daguerre.nn.watching import watched
 from daguerre.pipelines import generate
 from daguerre.text import Conditioner, TextConditioner
+from daguerre.training.grounding import Grounding, Looks
 from daguerre.training.noise import normal
 from daguerre.training.options import DiffusionLoss
 
@@ -57,10 +60,12 @@ class DiffusionStage:
         shown: Sequence[str],
         *,
         text: Conditioner | None = None,
+        grounding: Grounding | None = None,
     ):
-        """`read` turns captions into conditions; `shown` are prompts for the sample grid; `text`: the model's conditioner, if it learns."""
+        """`read` turns captions into conditions; `shown` are prompts for the sample grid; `text`: the model's conditioner, if it learns;
+        `grounding`: what its attention is taught besides, on batches that know where things are."""
         self.networks: dict[str, nn.Module] = {"unet": model.unet if text is None else Told(model.unet, text)}
-        self.model, self.weights, self.shown = model, weights, tuple(shown)
+        self.model, self.weights, self.shown, self.grounding = model, weights, tuple(shown), grounding
         self.read = read if text is None else list  # the network reads its captions itself
 
     def to(self, device: torch.device) -> None:
@@ -73,16 +78,25 @@ class DiffusionStage:
             if not batch.latent:
                 x0 = self.model.autoencoder.encode(x0)
             dropped = torch.rand(len(batch), generator=draw) < self.weights.dropout
-            told = self.read(["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)])
+            captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)]
+            told = self.read(captions)
         x0, prediction = x0.float(), self.model.prediction
         t = draw_times(len(batch), len(self.model.schedule.alpha_bars), self.weights, draw)
         alpha_bar = self.model.schedule.alpha_bars[t].float().to(device)  # (B,)
         eps = normal(x0.shape, draw, device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
-        error = (self.networks["unet"](x_t, t.to(device), told).float() - target).square().mean((1, 2, 3))  # (B,)
+        looks = None if self.grounding is None or batch.covered is None else Looks()
+        with nullcontext() if looks is None else watched(self.model.unet, looks.see):
+            answer = self.networks["unet"](x_t, t.to(device), told)
+        error = (answer.float() - target).square().mean((1, 2, 3))  # (B,)
         weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.min_snr, floor=self.weights.weight_floor)
-        unweighed = {} if self.weights.min_snr is None else {"mse": error.detach().mean()}  # else it is the loss itself
-        yield "unet", (weight * error).mean(), unweighed
+        loss, logged = (weight * error).mean(), {}
+        if self.weights.min_snr is not None or looks is not None:  # else it is the loss itself
+            logged["mse"] = error.detach().mean()
+        if self.grounding is not None and looks is not None and batch.covered is not None:
+            astray = self.grounding.loss(looks, captions, batch.covered, alpha_bar)
+            loss, logged["astray"] = loss + self.grounding.weight * astray, astray.detach()
+        yield "unet", loss, logged
 
     def sample(self) -> Image.Image:
         """The shown prompts, pictured with the weights as they are and the guidance that the finished model will have."""

@@ -31,6 +31,7 @@ PLAN = Plan(
         DiffusionLoss(shift=3.0),
         pool=8192,
         trains_text=True,
+        grounding=0.05,
     ),
 )
 SHOWN = (

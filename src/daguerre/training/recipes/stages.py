@@ -27,6 +27,7 @@ from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from daguerre.training.cache import CachedLatents, cache_latents
 from daguerre.training.contrastive import ContrastiveStage
 from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
+from daguerre.training.grounding import Grounding, covered_places
 from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
 from daguerre.training.processes import main_first
 from daguerre.weights.files import shapes_only
@@ -64,6 +65,7 @@ class DiffusionPlan:
     schedule: ScheduleConfig = ScheduleConfig(zero_terminal_snr=True)
     pool: int = 50_000  # samples encoded once and shown again every epoch
     trains_text: bool = False  # the text encoder learns on with the UNet
+    grounding: float = 0.0  # weight of the loss that keeps attention to a noun on its thing; only of drawn shapes is it known where that is
     guidance: float = LatentDiffusion.guidance  # the finished model's own
 
 
@@ -156,8 +158,12 @@ def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Source,
     learned = {"unet": asdict(model.unet.config), "loss": asdict(plan.loss), "schedule": asdict(model.schedule.config)}
     identity = encoded | learned | {"pool": plan.pool, "text": weights_key(conditioner)}
     text = conditioner.requires_grad_(True) if plan.trains_text else None
-    stage = DiffusionStage(model, plan.loss, conditioner.captions, shown, text=text)
-    train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed), plan.loop, out, recipe=identity)
+    grounding, covered = None, None
+    if plan.grounding:
+        identity["grounding"] = plan.grounding
+        grounding, covered = Grounding(plan.grounding, conditioner), covered_places(drawn, source, len(captions), latents.shape[-1])
+    stage = DiffusionStage(model, plan.loss, conditioner.captions, shown, text=text, grounding=grounding)
+    train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed, covered), plan.loop, out, recipe=identity)
 
 
 def trained_parts(model: LatentDiffusion) -> tuple[AutoencoderKL, Conditioner]:
