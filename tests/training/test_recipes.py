@@ -15,9 +15,10 @@ from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNetConfig
 from daguerre.training.loop import Stopped
-from daguerre.training.options import LatentRecipe, LoopConfig, TextToImageRecipe
+from daguerre.training.options import EmojiRecipe, LatentRecipe, LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import RECIPES
 from daguerre.training.recipes.emoji import PRESETS
+from daguerre.training.recipes.emoji import run as run_emoji
 from daguerre.training.recipes.run import run_latent_recipe, shortened
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
 from daguerre.training.recipes.text_to_image import run as run_text_to_image
@@ -132,6 +133,13 @@ def test_steps_of_a_preset_can_be_changed():
     plan = shortened(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
     assert (plan.autoencoder.loop.steps, plan.diffusion.loop.steps) == (7, 9)
     assert plan.clip == PRESETS["cpu"].clip
+
+
+def test_the_gpu_preset_is_refused_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DaguerreError, match="take --preset cpu"):
+        run_emoji(EmojiRecipe(tmp_path / "out", preset="gpu"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_embedded_model_fits():
