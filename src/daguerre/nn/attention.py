@@ -17,20 +17,24 @@ TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, w
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
 SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
 FEW_WEIGHTS = 1 << 15  # attention weights in all, up to which one call of the fused kernel beats the formula's many
+MANY = 256  # queries and keys, from which oneDNN's products pay in float32
 WEIGHTS_AT_ONCE = 1 << 20  # attention weights made at a time, so that they stay in a CPU's cache
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
 
-    PyTorch's fused kernel does it, except in bfloat16 on a CPU, where it is two to four times slower than the formula itself unless all is
-    small.
+    PyTorch's fused kernel does it, except on a CPU: in bfloat16 it is two to four times slower there than the formula itself unless all is
+    small, and in float32 half as slow again, for many queries and keys, as the formula by oneDNN's products.
     """
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
+    if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(q, k, v)
-    if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if q.dtype == torch.bfloat16 and not learns:
         return _attend_in_parts(q, k, v)
-    if k.shape[-2] <= SHORT_CONTEXT:
+    if q.dtype == torch.float32 and not learns and min(q.shape[-2], k.shape[-2]) >= MANY and torch.backends.mkldnn.is_available():
+        return _attend_by_onednn(q, k, v)
+    if q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT_CONTEXT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
@@ -47,6 +51,25 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for y_rows, q_rows in zip(y_part.split(rows, dim=1), q_part.split(rows, dim=1), strict=True):
             torch.bmm((q_rows @ k_part.transpose(1, 2)).softmax(dim=-1), v_part, out=y_rows)
     return y
+
+
+def _attend_by_onednn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula for some rows of one head at a time; both products are linear layers, whose weights are the keys and the values."""
+    rows = max(1, WEIGHTS_AT_ONCE // k.shape[-2])
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    scaled = torch.mul(q, q.shape[-1] ** -0.5).contiguous()
+    heads = (part.flatten(0, 1) for part in (y, scaled, k, v))  # each (B·heads, L or M, d)
+    for y_head, q_head, k_head, v_head in zip(*heads, strict=True):
+        keys, values = k_head.contiguous(), v_head.t().contiguous()
+        for y_rows, q_rows in zip(y_head.split(rows), q_head.split(rows), strict=True):
+            weights = _product(q_rows, keys).softmax(dim=-1)  # (R, M)
+            y_rows.copy_(_product(weights, values))
+    return y
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x·weightᵀ"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class Attention(nn.Module):

@@ -7,9 +7,10 @@ locally is colour, so this shows the picture at 1/f of its size for next to noth
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.nn.packing import packed
 from daguerre.pipelines.precision import finite
 from daguerre.pipelines.sparing import in_tiles
 
@@ -30,8 +31,11 @@ class Developer:
     def full(self, z: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in float32, about [−1, 1], of scaled latents z (B, Z, h, w)."""
         autoencoder = self._model.autoencoder
-        decode = finite(autoencoder, autoencoder.decode, "autoencoder")
         z = z.to(self._model.device, self._model.dtype)
+        decode = autoencoder.decode
+        if isinstance(autoencoder, nn.Module) and z.dtype == torch.float32:
+            decode = packed(autoencoder, copies=False).decode  # it decodes once: nothing laid out would be met again
+        decode = finite(autoencoder, decode, "autoencoder")
         return in_tiles(decode, z) if self._low_memory else decode(z).float()
 
     @torch.no_grad()
