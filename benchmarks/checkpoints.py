@@ -5,7 +5,8 @@
 
 Every figure is of a process of its own; the programs take turns and medians are taken. Times are processor time, which other programs
 disturb least; set OMP_NUM_THREADS=1, as waiting threads count. "Opening" ends with the first answer of the UNet (batch 2, 64×64 latents),
-imports left out; "from `python` to the first answer" is the same with the start of Python and all imports, as a person waits for it.
+imports left out; "from `python` to the first answer" is the same with the start of Python and all imports, as a person waits for it. Ours
+opens as the commands open a large model: its parts take turns, so that the UNet alone is read when it is called; diffusers reads all.
 "One call" is the next one, told the same, so ours knows the keys and values of the text as it does in a run. Memory is the process' peak,
 imports and all.
 
@@ -45,7 +46,7 @@ def unet(who: str, folder: Path, dtype: torch.dtype) -> Iterator[Call]:
         from daguerre.weights import load
 
         yield lambda: torch.empty(0)
-        network = packed(load(folder, dtype=dtype).unet)  # what every run makes of it
+        network = packed(load(folder, dtype=dtype, in_order=True).unet)  # what every run makes of it
         yield lambda: network(x, t, Conditioning(context=context))
         return
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -1,44 +1,76 @@
-"""What `daguerre train text-to-image` teaches: the embedded model before and after, on a folder of drawn shapes, which are no emoji.
+"""What `daguerre train text-to-image` teaches: the embedded model before and after, on things in a new colour on a coloured background.
 
-    python -m benchmarks.continued [--pictures 500] [--steps 400] [--count 40] [--judge benchmarks/judge] [--work runs/continued]
+    python -m benchmarks.continued [--pictures 300] [--steps 400] [--count 40] [--judge benchmarks/judge] [--work runs/continued]
 
-A folder of `--pictures` drawn shapes with captions is written, in which some colours, backgrounds and numbers of each shape are held out,
-and the UNet learns on with it. Before and after, the prompt of each new picture is ranked among 100: `--count` prompts of each kind of what
-the folder shows and of what it holds out, by a judge that measures shapes; and plain names of emoji, by the judge of the embedded model,
-which tell what was forgotten.
+Either alone the model has seen, both together never: asked for a pink elephant on a green background it forgets one of them. A folder of
+`--pictures` such pictures with captions is written, of every second thing, and the UNet learns on with it. Before and after, the judge of
+`daguerre evaluate` ranks the prompt of each new picture among 100: of the things in the folder, of as many that are not in it, and of
+plain names, which tell what was forgotten.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from daguerre.data import EmojiSource, ShapesSource, Trial, known_trials, shape_trials
+from daguerre.data import EmojiSource, Trial, known_trials
+from daguerre.data.captions import on_background, pick
+from daguerre.data.colours import PAINTS
+from daguerre.data.emoji import Placed, Scene
+from daguerre.data.emoji_names import with_article
+from daguerre.data.emoji_things import Thing
+from daguerre.data.trials import DISTRACTORS, WHOLE, Claim
 from daguerre.metrics import Interval
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request
-from daguerre.training.evaluate import AnyJudge, evaluate, sample, true_renders
-from daguerre.training.judge import load_judge
+from daguerre.training.evaluate import evaluate, sample, true_renders
+from daguerre.training.judge import Judge, load_judge
 from daguerre.training.options import LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import text_to_image
 from daguerre.training.report import KindReport
-from daguerre.training.shapes_judge import ShapesJudge
 from daguerre.weights import load
 
 
-def write_folder(folder: Path, source: ShapesSource, count: int) -> None:
-    """So many pictures of a source, each with its caption beside it."""
+def said(thing: Thing, colour: str, background: str) -> str:
+    """ "a pink elephant on a green background" """
+    return with_article(f"{colour} {thing.base}") + on_background(background)
+
+
+def both(source: EmojiSource, things: Sequence[Thing], kind: str, seed: int) -> Iterator[Trial]:
+    """Without end, things that can change their colour, in a new one on a background, told from what differs in one of the three."""
+    rng = np.random.default_rng(seed)
+    able = [thing for thing in things if source.colours_of(thing)]
+    while True:
+        thing = pick(rng, able)
+        colour = pick(rng, source.colours_of(thing))
+        grounds = [ground for ground in PAINTS if ground not in ("white", colour, thing.colour)]
+        ground = pick(rng, grounds)
+        others = [with_article(thing.name) + on_background(ground), with_article(f"{colour} {thing.base}")]
+        others += [said(thing, other, ground) for other in source.colours_of(thing) if other not in (colour, ground)]
+        others += [said(thing, colour, other) for other in grounds if other != ground]
+        rest = (said(pick(rng, able), colour, ground) for _ in range(10 * DISTRACTORS))
+        prompt = said(thing, colour, ground)
+        distractors = [other for other in dict.fromkeys((*others, *rest)) if other != prompt][:DISTRACTORS]
+        scene = Scene(kind, (Placed(thing, side=0.86, colour=colour),), prompt, ground, PAINTS[ground])
+        yield Trial(_claim(prompt), source.draw(scene), kind, tuple(map(_claim, distractors)))
+
+
+def _claim(prompt: str) -> Claim:
+    return Claim(prompt, ((WHOLE, prompt),))
+
+
+def write_folder(folder: Path, trials: Sequence[Trial]) -> None:
+    """The true render of each trial, with its prompt beside it."""
     folder.mkdir(parents=True)
-    for number in range(count):
-        sample = source.sample(number % len(source), np.random.default_rng(number))
-        sample.picture.save(folder / f"{number:03}.png")
-        (folder / f"{number:03}.txt").write_text(sample.caption)
+    for number, trial in enumerate(trials):
+        trial.picture.save(folder / f"{number:03}.png")
+        (folder / f"{number:03}.txt").write_text(trial.prompt)
 
 
-def judged(judge: AnyJudge, model: LatentDiffusion, trials: Sequence[Trial]) -> tuple[KindReport, ...]:
+def judged(judge: Judge, model: LatentDiffusion, trials: Sequence[Trial]) -> tuple[KindReport, ...]:
     """The reports on a new picture of each trial, by kind."""
     made = sample(model, [trial.prompt for trial in trials], Request(guidance=model.guidance))
     renders = true_renders(trials)
@@ -60,29 +92,29 @@ def _interval(found: Interval) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500, help="in the folder")
+    parser.add_argument("--pictures", type=int, default=300, help="in the folder")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rate", type=float, default=1e-4, help="of learning")
+    parser.add_argument("--rate", type=float, default=5e-5, help="of learning")
     parser.add_argument("--count", type=int, default=40, help="prompts of each kind")
     parser.add_argument("--judge", type=Path, default=Path("benchmarks/judge"))
     parser.add_argument("--work", type=Path, default=Path("runs/continued"))
     options = parser.parse_args()
     if options.work.exists():
         sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
-    model, count = load(), options.count
-    shapes = shape_trials(model.size, count, seed=0)
-    names = [replace(trial, kind="emoji, not in the folder") for trial in known_trials(EmojiSource(model.size, split="all"), count, seed=0)]
-
-    def measured(model: LatentDiffusion) -> tuple[KindReport, ...]:
-        return judged(ShapesJudge(), model, shapes) + judged(load_judge(options.judge), model, names)
-
-    before = measured(model)
-    write_folder(options.work / "pictures", ShapesSource(model.size), options.pictures)
-    loop = LoopConfig(
-        steps=options.steps, batch_size=16, learning_rate=options.rate, precision="bf16", ema=0.98, sample_every=options.steps
-    )
+    model, judge, count = load(), load_judge(options.judge), options.count
+    source = EmojiSource(model.size, split="all")
+    here, elsewhere = (list(source.things[parity::2]) for parity in (0, 1))
+    trials = [
+        *islice(both(source, here, "things in the folder", seed=1), count),
+        *islice(both(source, elsewhere, "other things", seed=2), count),
+        *known_trials(source, count, seed=0),
+    ]
+    before = judged(judge, model, trials)
+    write_folder(options.work / "pictures", list(islice(both(source, here, "taught", seed=3), options.pictures)))
+    steps, rate = options.steps, options.rate
+    loop = LoopConfig(steps=steps, batch_size=16, learning_rate=rate, precision="bf16", ema=0.99, sample_every=steps)
     folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
-    print(table(before, measured(load(folder)), count))
+    print(table(before, judged(judge, load(folder), trials), count))
 
 
 if __name__ == "__main__":
