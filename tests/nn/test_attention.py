@@ -48,6 +48,7 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
     q, k, v = (noise(2, length, 3, 20, seed=i, dtype=dtype).transpose(1, 2) for i, length in enumerate((11, 13, 13)))
     monkeypatch.setattr(attention, "FEW_WEIGHTS", 0)
     monkeypatch.setattr(attention, "MANY", 0)
+    monkeypatch.setattr(attention, "waits_calmly", lambda: True)
     monkeypatch.setattr(attention, "WEIGHTS_AT_ONCE", budget)
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=atol)
 
@@ -55,6 +56,7 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize(("dtype", "keys", "taken"), [(torch.float32, 256, 1), (torch.float32, 77, 0), (torch.float64, 256, 0)])
 def test_only_many_queries_and_keys_in_float32_go_by_onednn(dtype: torch.dtype, keys: int, taken: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "waits_calmly", lambda: True)
     calls, by_onednn = [], attention._attend_by_onednn
     monkeypatch.setattr(attention, "_attend_by_onednn", lambda *given: calls.append(given) or by_onednn(*given))
     q, k, v = (noise(1, 2, length, 8, seed=i, dtype=dtype) for i, length in enumerate((256, keys, keys)))

@@ -62,6 +62,7 @@ def test_the_error_stays_small_where_sums_are_long():
 )
 @torch.no_grad()
 def test_a_packed_twin_takes_it_where_it_pays(monkeypatch: pytest.MonkeyPatch, conv: nn.Conv2d, dtype: torch.dtype, side: int, taken: bool):
+    monkeypatch.setattr(winograd, "waits_calmly", lambda: True)
     calls, convolution = [], winograd.convolution
     monkeypatch.setattr(winograd, "convolution", lambda *given: calls.append(given) or convolution(*given))
     network, x = nn.Sequential(conv).to(dtype), torch.randn(2, conv.in_channels, side, side, dtype=dtype)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.nn.norm import GroupNorm
+from daguerre.nn.threads import waits_calmly
 from daguerre.nn.voices import repeated
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
@@ -32,7 +33,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if q.dtype == torch.bfloat16 and not learns:
         return _attend_in_parts(q, k, v)
-    if q.dtype == torch.float32 and not learns and min(q.shape[-2], k.shape[-2]) >= MANY and torch.backends.mkldnn.is_available():
+    many = min(q.shape[-2], k.shape[-2]) >= MANY
+    if q.dtype == torch.float32 and not learns and many and torch.backends.mkldnn.is_available() and waits_calmly():
         return _attend_by_onednn(q, k, v)
     if q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT_CONTEXT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)

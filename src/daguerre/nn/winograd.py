@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from daguerre.nn.threads import waits_calmly
+
 P, Q = 2**-0.5, 2**0.5  # half the rounding error of Lavin and Gray's 1 and 2
 SP, SQ = 0.5 / (P**4 - 1), 0.5 / (Q**4 - 1)  # 1/n(P), 1/n(Q)
 ONE = (1 - Q**2, (Q**2 + Q) / (2 * SP), (Q**2 - Q) / (2 * SP), 0.0, 0.0, 1 - P**2)  # Aᵀ ONE = (1, 1, 1, 1)
@@ -24,10 +26,13 @@ KERNELS = 1 << 18  # that are transformed at a time, so that they are still in t
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolution` is quicker than oneDNN's, which multiplies directly: on large maps, and where reading kernels takes longest."""
+    """Whether `convolution` is quicker than oneDNN's, which multiplies directly: on large maps, and where reading kernels takes longest.
+
+    It is some 300 small steps, after each of which threads wait for one another: they must be few, or be told to sleep soon.
+    """
     tiles, pairs = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4), weight.shape[0] * weight.shape[1]
     worth = (tiles >= 64 and tiles * pairs >= 1 << 22) or (tiles >= 8 and pairs >= 1 << 20)
-    return worth and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled()
+    return worth and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled() and waits_calmly()
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
