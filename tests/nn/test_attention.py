@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from daguerre.nn import attention
-from daguerre.nn.attention import SHORT_CONTEXT, Attention, SpatialTransformer, attend
+from daguerre.nn.attention import MANY, SHORT_CONTEXT, Attention, SpatialTransformer, attend
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,12 +54,12 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
-@pytest.mark.parametrize(("dtype", "keys", "taken"), [(torch.float32, 256, 1), (torch.float32, 77, 0), (torch.float64, 256, 0)])
+@pytest.mark.parametrize(("dtype", "keys", "taken"), [(torch.float32, MANY, 1), (torch.float32, 77, 0), (torch.float64, MANY, 0)])
 def test_only_many_queries_and_keys_in_float32_go_by_onednn(dtype: torch.dtype, keys: int, taken: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "waits_calmly", lambda: True)
     calls, by_onednn = [], attention._attend_by_onednn
     monkeypatch.setattr(attention, "_attend_by_onednn", lambda *given: calls.append(given) or by_onednn(*given))
-    q, k, v = (noise(1, 2, length, 8, seed=i, dtype=dtype) for i, length in enumerate((256, keys, keys)))
+    q, k, v = (noise(1, 2, length, 8, seed=i, dtype=dtype) for i, length in enumerate((MANY, keys, keys)))
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=1e-6)
     attend(q.requires_grad_(), k, v)
     assert len(calls) == taken

@@ -18,7 +18,7 @@ TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, w
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
 SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
 FEW_WEIGHTS = 1 << 15  # attention weights in all, up to which one call of the fused kernel beats the formula's many
-MANY = 256  # queries and keys, from which oneDNN's products pay in float32
+MANY = 512  # queries and keys, from which oneDNN's products pay in float32
 WEIGHTS_AT_ONCE = 1 << 20  # attention weights made at a time, so that they stay in a CPU's cache
 
 
