@@ -2,8 +2,8 @@
 
 A tile Y of 4×4 outputs takes 36 multiplications instead of 144; d are the 6×6 inputs it depends on, g is the kernel. The sum over the input
 channels is inside the brackets: a matrix product, tiles × channels × output channels, for each of the 36 places. Lavin and Gray 2015,
-arXiv:1509.09308. The matrices are those of the points 0, ±P, ±Q and ∞, with P·Q = 1 and
-the factors 1/n(x), n(x) = 2x²(x² − 1/x²), moved from G to A:
+arXiv:1509.09308. The matrices are those of the points 0, ±P, ±Q and ∞, with P·Q = 1 and the factors 1/n(x), n(x) = 2x²(x² − 1/x²), moved
+from G to A:
 
          ⎡ 1   0   −P²−Q²   0      1  0 ⎤        ⎡ 1   0   0 ⎤         ⎡ 1    1/n(P)     1/n(P)     1/n(Q)     1/n(Q)   0 ⎤
     Bᵀ = ⎢ 0  ∓Q    −Q²    ±P      1  0 ⎥    G = ⎢ 1  ±P   P²⎥    Aᵀ = ⎢ 0    P/n(P)    −P/n(P)     Q/n(Q)    −Q/n(Q)   0 ⎥
