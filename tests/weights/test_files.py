@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,17 @@ def test_a_file_and_its_copy_in_another_dtype_are_never_in_memory_together(tmp_p
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.safetensors")], check=True, capture_output=True, text=True)
     assert int(run.stdout) < 1.5 * size
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="asks for large pages, which this system lacks")
+def test_copies_in_another_dtype_are_asked_for_in_large_pages(tmp_path: Path):
+    save_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(8 << 20, dtype=torch.float16)})
+    copy = open_tensors(tmp_path / "x.safetensors").laid_out("cpu", torch.float32)["x"]
+    middle, inside, flags = copy.data_ptr() + copy.nbytes // 2, False, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            start, end = (int(each, 16) for each in line.split()[0].split("-"))
+            inside = start <= middle < end
+        elif inside and line.startswith("VmFlags"):
+            flags = line
+    assert " hg" in flags

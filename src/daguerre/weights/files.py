@@ -40,6 +40,7 @@ NO_NETWORK = (
 )
 LISTED = 8  # how many names of one kind an error message shows
 PIECE = 1 << 17  # numbers converted at a time, so that what lies between two precisions stays in a core's cache
+LARGE_PAGE = 1 << 21  # bytes; Linux on x86 and most ARM gives such pages where it is asked, elsewhere the question has no effect
 
 
 def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -221,6 +222,7 @@ def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, 
         there = tensor.contiguous(memory_format=torch.channels_last) if last else tensor.to(device)
     elif tensor.device.type == torch.device(device).type == "cpu":
         there = torch.empty(tensor.shape, dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+        _advise(there, LARGE_PAGE, "MADV_HUGEPAGE")  # new memory comes page by page, which can take longer than to convert
         _convert(tensor, there)
     else:
         there = tensor.to(device, dtype)
@@ -245,10 +247,16 @@ def _convert(tensor: Tensor, there: Tensor) -> None:
 
 def give_back(tensor: Tensor) -> None:
     """Drop the pages of a file's map that hold nothing but this tensor; they are read again. Where the system has no such call, nothing."""
+    if tensor.is_contiguous():
+        _advise(tensor, mmap.PAGESIZE, "MADV_DONTNEED")
+
+
+def _advise(tensor: Tensor, page: int, advice: str) -> None:
+    """Tell the system how the pages are used that hold nothing but this tensor. Where it has no such call, nothing."""
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-    if sys.platform == "linux" and first < last and tensor.is_contiguous():
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+    first, last = -(-start // page) * page, end // page * page
+    if sys.platform == "linux" and first < last:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
 
 
 def give_free_back() -> None:
