@@ -170,9 +170,10 @@ def test_a_file_and_its_copy_in_another_dtype_are_never_in_memory_together(tmp_p
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="asks for large pages, which this system lacks")
-def test_copies_in_another_dtype_are_asked_for_in_large_pages(tmp_path: Path):
-    save_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(8 << 20, dtype=torch.float16)})
-    copy = open_tensors(tmp_path / "x.safetensors").laid_out("cpu", torch.float32)["x"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_copies_in_another_dtype_or_order_are_asked_for_in_large_pages(tmp_path: Path, dtype: torch.dtype):
+    save_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(2048, 1024, 4, 4, dtype=torch.float16)})
+    copy = open_tensors(tmp_path / "x.safetensors").laid_out("cpu", dtype)["x"]
     middle, inside, flags = copy.data_ptr() + copy.nbytes // 2, False, ""
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):

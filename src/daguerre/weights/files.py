@@ -217,13 +217,8 @@ def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, 
     back to the system where a copy was made, so that a file and its copy in another dtype are never in memory together.
     """
     dtype = dtype if tensor.is_floating_point() else tensor.dtype
-    last = tensor.ndim == 4 and torch.device(device).type == "cpu"
-    if tensor.dtype == dtype:
-        there = tensor.contiguous(memory_format=torch.channels_last) if last else tensor.to(device)
-    elif tensor.device.type == torch.device(device).type == "cpu":
-        there = torch.empty(tensor.shape, dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
-        _advise(there, LARGE_PAGE, "MADV_HUGEPAGE")  # new memory comes page by page, which can take longer than to convert
-        _convert(tensor, there)
+    if tensor.device.type == torch.device(device).type == "cpu":
+        there = _on_cpu(tensor, dtype)
     else:
         there = tensor.to(device, dtype)
     if mapped and there.data_ptr() != tensor.data_ptr():
@@ -231,13 +226,24 @@ def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, 
     return there
 
 
+def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor itself where it is laid out already, else a copy, in large pages: new memory comes page by page."""
+    order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    if tensor.dtype == dtype and tensor.is_contiguous(memory_format=order):
+        return tensor
+    there = torch.empty(tensor.shape, dtype=dtype, memory_format=order)
+    _advise(there, LARGE_PAGE, "MADV_HUGEPAGE")
+    _convert(tensor, there)
+    return there
+
+
 def _convert(tensor: Tensor, there: Tensor) -> None:
-    """Copy numbers into another precision and perhaps another order of dimensions.
+    """Copy numbers into another precision, another order of dimensions, or both.
 
     PyTorch is quick between half precision and float32 in one order, and from order to order in one precision, but slow where it has to
     do more at once; on pieces, one after the other, it takes two thirds of the time.
     """
-    if tensor.ndim == 0 or tensor.itemsize > 4 or there.itemsize != 2:
+    if tensor.ndim == 0 or tensor.itemsize > 4 or there.itemsize != 2 or tensor.dtype == there.dtype:
         there.copy_(tensor)
         return
     rows = max(1, PIECE // max(1, tensor[:1].numel()))
@@ -246,7 +252,7 @@ def _convert(tensor: Tensor, there: Tensor) -> None:
 
 
 def give_back(tensor: Tensor) -> None:
-    """Drop the pages of a file's map that hold nothing but this tensor; they are read again. Where the system has no such call, nothing."""
+    """Drop the pages of a file's map that hold nothing but this tensor; they are read again."""
     if tensor.is_contiguous():
         _advise(tensor, mmap.PAGESIZE, "MADV_DONTNEED")
 
