@@ -4,7 +4,8 @@
     python -m benchmarks.checkpoints FOLDER [--rows unet-bfloat16 vae512-bfloat16 …] [--rivals compiled openvino] [--rounds 3] [--out …]
 
 Every figure is of a process of its own; the programs take turns and medians are taken. Times are processor time, which other programs
-disturb least; set OMP_NUM_THREADS=1, as waiting threads count. "Opening" ends with the first answer of the UNet (batch 2, 64×64 latents),
+disturb least; set OMP_NUM_THREADS=1, as waiting threads count. `--clock wall` tells what a person waits, with all threads of an idle
+machine; our threads wait as the commands let them. "Opening" ends with the first answer of the UNet (batch 2, 64×64 latents),
 imports left out; "from `python` to the first answer" is the same with the start of Python and all imports, as a person waits for it. Ours
 opens as the commands open a large model: its parts take turns, so that the UNet alone is read when it is called; diffusers reads all.
 "One call" is the next one, told the same, so ours knows the keys and values of the text as it does in a run. Memory is the process' peak,
@@ -28,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import in_a_process, noise, peak, row
+from benchmarks.measuring import age, in_a_process, noise, peak, row
+from daguerre.apps.cli import SPINS
 
 WHO = "daguerre", "diffusers"
 RIVALS = {"compiled": "diffusers compiled", "openvino": "OpenVINO"}
@@ -97,29 +99,31 @@ def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]
 
 
 @torch.no_grad()
-def measured(who: str, what: str, folder: Path) -> dict[str, float]:
-    """Seconds of processor time of opening with the first call, of the process until then and of the next call; peak memory in GB."""
+def measured(who: str, what: str, folder: Path, clock: str) -> dict[str, float]:
+    """Seconds of opening with the first call, of the process until then and of the next call; peak memory in GB."""
+    now = time.process_time if clock == "processor" else age
     what, name = what.split("-")
     dtype = getattr(torch, name)
     calls = unet(who, folder, dtype) if what == "unet" else vae(who, folder, dtype, int(what.removeprefix("vae")))
     next(calls)
-    start = time.process_time()
+    start = now()
     call = next(calls)
     if what == "unet":  # else the decoder's first call is as long as any other
         call()
-    first = time.process_time()
+    first = now()
     call()
-    return {"open": first - start, "process": first, "call": time.process_time() - first, "peak": peak()}
+    return {"open": first - start, "process": first, "call": now() - first, "peak": peak()}
 
 
-def compared(what: str, folder: Path, rounds: int, rivals: Sequence[str]) -> list[tuple[object, ...]]:
+def compared(what: str, folder: Path, rounds: int, rivals: Sequence[str], clock: str) -> list[tuple[object, ...]]:
     """The table's rows of one network in one dtype: what, ours, theirs, ratio, aim, and of each rival the time of a call."""
     name, dtype = what.split("-")
+    environment = {"daguerre": {"GOMP_SPINCOUNT": SPINS}}  # as the commands set it
     asked = [*WHO, *(rivals if name == "unet" else ())]
     found: dict[str, list[dict[str, float]]] = {who: [] for who in asked}
     for _ in range(rounds):
         for who in asked:
-            found[who].append(in_a_process("benchmarks.checkpoints", folder, "--one", who, what))
+            found[who].append(in_a_process("benchmarks.checkpoints", folder, "--one", who, what, "--clock", clock, **environment.get(who, {})))
     medians = {who: {key: statistics.median(each[key] for each in of) for key in of[0]} for who, of in found.items()}
 
     def line(text: str, key: str, aim: str, beside: Sequence[object] = ("",) * len(rivals)) -> tuple[object, ...]:
@@ -158,15 +162,17 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=[])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=("processor", "wall"), default="processor")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/checkpoints.md"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measured(options.one[0], options.one[1], options.folder)))
+        print(json.dumps(measured(options.one[0], options.one[1], options.folder, options.clock)))
         return
     rivals = there(options.rivals)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     given = f"--rows {' '.join(options.rows)}{' --rivals ' * bool(rivals)}{' '.join(rivals)} --rounds {options.rounds}"
+    given += " --clock wall" * (options.clock == "wall")
     heads = "what", *WHO, "ratio", "aim", *(RIVALS[who] for who in rivals)
     lines = [
         "# A checkpoint of Stable Diffusion 1.5's size, measured",
@@ -175,7 +181,7 @@ def main() -> None:
     ]
     lines += ["", row(heads), row("---" for _ in heads)]
     for each in options.rows:
-        for cells in compared(each, options.folder, options.rounds, rivals):
+        for cells in compared(each, options.folder, options.rounds, rivals, options.clock):
             lines.append(row(cells))
             print(lines[-1], flush=True)
         options.out.write_text("\n".join(lines) + "\n")  # what is known so far

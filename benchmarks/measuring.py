@@ -1,6 +1,7 @@
 """What the measurements of single processes share: a fresh process for each figure, its peak of memory, noise, and tables."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -11,12 +12,19 @@ import torch
 from torch import Tensor
 
 
-def in_a_process(module: str, *arguments: object) -> dict[str, Any]:
+def in_a_process(module: str, *arguments: object, **environment: str) -> dict[str, Any]:
     """What `python -m MODULE ARGUMENTS` prints last, a line of JSON. What it says besides goes to the terminal if it fails."""
-    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def age() -> float:
+    """Seconds since this process was started, by the clock on the wall."""
+    started = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text().split()[0]) - started
 
 
 def peak() -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daguerre.nn import products
 from daguerre.nn.norm import GroupNorm
 from daguerre.nn.threads import waits_calmly
 from daguerre.nn.voices import repeated
@@ -26,7 +27,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
 
     PyTorch's fused kernel does it, except on a CPU: in bfloat16 it is two to four times slower there than the formula itself unless all is
-    small, and in float32 half as slow again, for many queries and keys, as the formula by oneDNN's products.
+    small, and in float32 with AVX-512 half as slow again, for many queries and keys, as the formula by oneDNN's products.
     """
     if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(q, k, v)
@@ -34,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.dtype == torch.bfloat16 and not learns:
         return _attend_in_parts(q, k, v)
     many = min(q.shape[-2], k.shape[-2]) >= MANY
-    if q.dtype == torch.float32 and not learns and many and torch.backends.mkldnn.is_available() and waits_calmly():
+    if q.dtype == torch.float32 and not learns and many and products.by_onednn(q.dtype) and waits_calmly():
         return _attend_by_onednn(q, k, v)
     if q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT_CONTEXT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)
@@ -64,14 +65,9 @@ def _attend_by_onednn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for y_head, q_head, k_head, v_head in zip(*heads, strict=True):
         keys, values = k_head.contiguous(), v_head.t().contiguous()
         for y_rows, q_rows in zip(y_head.split(rows), q_head.split(rows), strict=True):
-            weights = _product(q_rows, keys).softmax(dim=-1)  # (R, M)
-            y_rows.copy_(_product(weights, values))
+            weights = products.linear(q_rows, keys).softmax(dim=-1)  # (R, M)
+            y_rows.copy_(products.linear(weights, values))
     return y
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x·weightᵀ"""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class Attention(nn.Module):

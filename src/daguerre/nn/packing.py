@@ -1,45 +1,83 @@
-"""A twin of a network for many calls on a CPU without gradients, that computes by oneDNN and does once what is the same in every call.
+"""A twin of a network for many calls on a CPU without gradients, that computes in the quickest ways and does once what is always the same.
 
-Products: oneDNN's are up to a quarter faster than PyTorch's own in float32, and end in the GELU and the product of a GEGLU, which alone
-take PyTorch a fifteenth of the time.
+Products: see `nn.products`.
 Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`).
 Weights: oneDNN reads them in blocks, and lays them out anew at every call, which on maps of few places takes a sixth of the time.
+Weights in half precision, while the network computes in float32: they stay as they are and are converted where they are used, in memory
+that all layers share. That takes a fiftieth of a call, half the memory, and none of the time in which a network becomes float32.
 Keys and values of the text: they depend on the context alone, which stays the same from step to step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from daguerre.nn import winograd
-from daguerre.nn.attention import GEGLU, TransformerBlock
+from daguerre.nn import products, winograd
+from daguerre.nn.attention import GEGLU, FeedForward, TransformerBlock
 from daguerre.nn.twin import M, twin
 from daguerre.nn.watching import crossing
 
 MOST_BYTES = 1 << 28  # of weights that are laid out once: that takes a second copy, and on the maps of larger networks gains little
-NOTHING = torch.empty(0, dtype=torch.int8)
+PART = 1 << 20  # numbers of a linear layer's weight that are converted at a time, so that they are still in the cache when they are used
+AT_ONCE = 1 << 21  # numbers inside of a feed-forward block that are worked on at a time
+FEW_ROWS = 512  # for fewer, reading the weights once more takes longer than it gains
+NOTHING = torch.empty(0)
 W = TypeVar("W")
 
 
 def packed(network: M, *, copies: bool = True) -> M:
-    """A twin of a network whose answers differ by rounding alone; the network itself where oneDNN does not compute it.
+    """A twin of a network whose answers differ by rounding alone; the network itself where no quicker way is known.
 
     It is made for one run: the weights may be those of its first call.
 
     copies: lay the weights out once where they are few; otherwise they are read as they are.
     """
     weights = list(network.parameters())
-    if not all(_computed(weight) for weight in weights):
-        return network
-    copies = copies and sum(weight.nbytes for weight in weights) <= MOST_BYTES
-    second = twin(network, lambda module: _forward(module, copies))
+    dtypes = {weight.dtype for weight in weights}
+    computed = torch.float32 if torch.float32 in dtypes else next(iter(dtypes), torch.float32)
+    if not all(weight.device.type in ("cpu", "meta") for weight in weights) or not products.computes(computed):
+        return network  # on the meta device are those that are read when the network begins
+    copies = copies and sum(weight.numel() for weight in weights) * computed.itemsize <= MOST_BYTES
+    scratch = _Scratch()
+    second = twin(network, lambda module: _forward(module, scratch, copies))
+    names = frozenset(f"{name}.weight" for name, module in network.named_modules() if not copies and _taken(module))
     for block in second.modules():
+        block.__dict__["converts"] = names
         for attention in crossing(block) if isinstance(block, TransformerBlock) else ():
             for layer in (attention.get_submodule("to_k"), attention.get_submodule("to_v")):
                 layer.forward = remembering(layer.forward)
     return second
+
+
+def converts(module: nn.Module) -> frozenset[str]:
+    """The weights of a network that this twin of it, or of a part of it, takes in half precision, too, where it computes in float32."""
+    return module.__dict__.get("converts", frozenset())
+
+
+class _Scratch:
+    """Memory in which weights become what a layer computes with, one after the other."""
+
+    def __init__(self) -> None:
+        self.memory = NOTHING
+
+    def wide(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+        """The weights themselves where they are of this dtype, else copies, kernels channels last, that last until the next ones."""
+        if all(weight.dtype == dtype for weight in weights):
+            return weights
+        size = sum(weight.numel() for weight in weights)
+        if self.memory.dtype != dtype or len(self.memory) < size:
+            self.memory = torch.empty(size, dtype=dtype)
+        places = self.memory[:size].split([weight.numel() for weight in weights])
+        return [_shaped(place, weight.shape).copy_(weight) for place, weight in zip(places, weights, strict=True)]
+
+
+def _shaped(memory: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) != 4:
+        return memory.view(shape)
+    N, C, H, W = shape
+    return memory.view(N, H, W, C).permute(0, 3, 1, 2)
 
 
 def remembering(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -57,59 +95,73 @@ def remembering(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return remembered
 
 
-def _computed(weight: Tensor) -> bool:
-    """Whether oneDNN computes with such weights on this machine; on the meta device are those that are read when the network begins."""
-    if weight.device.type not in ("cpu", "meta") or not torch.backends.mkldnn.is_available():
-        return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _taken(module: nn.Module) -> bool:
+    """Whether a module is a plain layer, that does nothing of its own already."""
+    return type(module) in (nn.Conv2d, nn.Linear) and "forward" not in module.__dict__
 
 
-def _forward(module: nn.Module, copies: bool) -> Callable[..., Tensor] | None:
-    if "forward" in module.__dict__:  # it does something of its own already
+def _forward(module: nn.Module, scratch: _Scratch, copies: bool) -> Callable[..., Tensor] | None:
+    if type(module) is FeedForward:
+        return _by_rows(module)
+    if type(module) is GEGLU and "forward" not in module.__dict__ and type(module.proj) is nn.Linear:
+        return _product(module.proj, 2, scratch, copies)
+    if not _taken(module):
         return None
-    if type(module) is nn.Conv2d:
-        return _convolution(module, copies)
-    if type(module) is GEGLU and type(module.proj) is nn.Linear:
-        return _geglu(module.proj, copies)
-    return _linear(module, copies) if type(module) is nn.Linear else None
+    if isinstance(module, nn.Conv2d):
+        return _convolution(module, scratch, copies)
+    assert isinstance(module, nn.Linear)
+    return _product(module, 1, scratch, copies)
 
 
-def _convolution(conv: nn.Conv2d, copies: bool) -> Callable[[Tensor], Tensor]:
+def _convolution(conv: nn.Conv2d, scratch: _Scratch, copies: bool) -> Callable[[Tensor], Tensor]:
     shape = conv.padding, conv.stride, conv.dilation, conv.groups
     small = (conv.kernel_size, *shape) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
     laid_out = _kept(lambda x: torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *shape, x.shape))
-    weight = laid_out if copies else lambda _: conv.weight
 
     def forward(x: Tensor) -> Tensor:
-        if small and winograd.pays(x, conv.weight):
-            return winograd.convolution(x, conv.weight, conv.bias)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight(x), conv.bias, *shape, "none", [], "")
+        (weight,) = scratch.wide([conv.weight], x.dtype)
+        if small and winograd.pays(x, weight):
+            return winograd.convolution(x, weight, conv.bias)
+        return torch.ops.mkldnn._convolution_pointwise(x, laid_out(x) if copies else weight, conv.bias, *shape, "none", [], "")
 
     return forward
 
 
-def _linear(linear: nn.Linear, copies: bool) -> Callable[[Tensor], Tensor]:
-    weight = _kept(lambda x: _laid_out(linear.weight, x)) if copies else lambda _: linear.weight
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight(x), linear.bias, "none", [], "")
-
-
-def _geglu(linear: nn.Linear, copies: bool) -> Callable[[Tensor], Tensor]:
-    def halves(_: Tensor) -> list[Tensor]:
-        return list(linear.weight.chunk(2))
-
-    weights = _kept(lambda x: [_laid_out(half, x) for half in halves(x)]) if copies else halves
+def _product(linear: nn.Linear, shares: int, scratch: _Scratch, copies: bool) -> Callable[[Tensor], Tensor]:
+    """shares: in which the weight lies; 1 for a linear layer, 2 for the values and gates of a GEGLU."""
+    product = products.linear if shares == 1 else products.geglu
+    laid_out = _kept(lambda x: [products.laid_out(share, x) for share in linear.weight.chunk(shares)])
+    rows = max(1, PART // (shares * linear.in_features))
 
     def forward(x: Tensor) -> Tensor:
-        value, gate = weights(x)
-        value_bias, gate_bias = (None, None) if linear.bias is None else linear.bias.chunk(2)
-        gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
+        weights = laid_out(x) if copies else linear.weight.chunk(shares)
+        biases = [None] * shares if linear.bias is None else linear.bias.chunk(shares)
+        if weights[0].dtype == x.dtype:
+            return product(x, *weights, *biases)
+        parts = []
+        for first in range(0, len(weights[0]), rows):
+            part = slice(first, first + rows)
+            wide = scratch.wide([weight[part] for weight in weights], x.dtype)
+            parts.append(product(x, *wide, *(bias if bias is None else bias[part] for bias in biases)))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
     return forward
 
 
-def _laid_out(weight: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), x.numel() // x.shape[-1])
+def _by_rows(block: FeedForward) -> Callable[[Tensor], Tensor]:
+    """Some places at a time, so that what is four times as wide stays in the cache and is never there as a whole."""
+    most = max(FEW_ROWS, AT_ONCE // block.net[2].in_features)
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        if len(rows) <= most:
+            return block.net(x)
+        y = torch.empty_like(rows)
+        for part, answer in zip(rows.split(most), y.split(most), strict=True):
+            answer.copy_(block.net(part))
+        return y.view(x.shape)
+
+    return forward
 
 
 def _kept(make: Callable[[Tensor], W]) -> Callable[[Tensor], W]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ class Upsample(nn.Module):
         B, _, H, W = x.shape
         doubled = size is None or tuple(size) == (2 * H, 2 * W)
         if doubled and x.device.type == "cpu" and B * H * W >= FUSED_PLACES:
-            return F.conv_transpose2d(x, doubling_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)  # (B, C, 2H, 2W)
+            weight = self.conv.weight.to(torch.promote_types(self.conv.weight.dtype, x.dtype))  # it may be kept in half precision
+            return F.conv_transpose2d(x, doubling_kernel(weight), self.conv.bias, stride=2, padding=1)  # (B, C, 2H, 2W)
         return self.conv(F.interpolate(x, size=[2 * H, 2 * W] if size is None else list(size)))  # (B, C, H_out, W_out)
 
 

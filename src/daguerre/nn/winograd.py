@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from daguerre.nn import products
 from daguerre.nn.threads import waits_calmly
 
 P, Q = 2**-0.5, 2**0.5  # half the rounding error of Lavin and Gray's 1 and 2
@@ -74,7 +75,7 @@ def _convolve(d: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
             m = []
             for j in range(6):
                 b = bias[part] * (ONE[i] * ONE[j]) if bias is not None and ONE[i] * ONE[j] else None
-                m.append(torch.ops.mkldnn._linear_pointwise(v[j].view(-1, C), u[j, : len(g)], b, "none", [], ""))  # (B·h·w, C_out)
+                m.append(products.linear(v[j].view(-1, C), u[j, : len(g)], b))  # (B·h·w, C_out)
             _to_y(m, half[i, :, :, part].unbind())  # line i of [(G g Gᵀ) ⊙ (Bᵀ d B)] A
     for j in range(4):
         _to_y([line[j].view(B, h, w, N) for line in half], [out[:, k::4, j::4] for k in range(4)])

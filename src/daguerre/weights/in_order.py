@@ -2,6 +2,9 @@
 
 Only what is large comes and goes; biases, norms and first convolutions stay, so a network always tells its device and dtype. What goes is
 read again from its file when it is needed, so nothing may have changed it: such networks are for making pictures, not for training.
+
+What a packed twin converts in use (see `nn.packing`) is not even read: half precision stays in the map of its file where the network
+computes in float32.
 """
 
 from collections.abc import Callable, Container, Mapping
@@ -11,9 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from daguerre.nn.packing import converts
 from daguerre.weights.files import fill, give_free_back
 
 SMALL = 1 << 16  # elements of a tensor that stays
+
+
+def kept(stored: torch.dtype, computed: torch.dtype) -> bool:
+    """Whether weights that are stored in one dtype, and are converted in use to another, are better left as they are."""
+    return computed == torch.float32 and stored in (torch.float16, torch.bfloat16)
 
 
 class InOrder:
@@ -24,7 +33,7 @@ class InOrder:
 
     def __init__(self, stay: Container[str] = ()) -> None:
         self.stay = stay
-        self._here: _Lent | None = None
+        self._here: tuple[_Lent | None, frozenset[str]] = (None, frozenset())
 
     def add(
         self,
@@ -53,23 +62,24 @@ class InOrder:
         lent = _Lent(network, large, empty, place, release)
         lent.release_all()  # what was read to see that it is whole
         for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
-            part.register_forward_pre_hook(lambda *_: self._begin(lent))
+            part.register_forward_pre_hook(lambda begins, _: self._begin(lent, converts(begins)))
 
     def alone(self, network: nn.Module) -> None:
         """Tell a network that stays, and so has its tensors, to send the others away when it is called."""
         network.register_forward_pre_hook(lambda *_: self._begin(None))
 
-    def _begin(self, lent: "_Lent | None") -> None:
-        if self._here is lent:
+    def _begin(self, lent: "_Lent | None", converted: frozenset[str] = frozenset()) -> None:
+        before, _ = here = self._here
+        if here == (lent, converted):
             return
-        if self._here is not None:
-            self._here.drop()
-        self._here = lent
+        if before is not None:
+            before.drop()
+        self._here = lent, converted
         if lent is not None:
-            lent.bring()
+            lent.bring(converted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Lent:
     """A network, where its large tensors are, what stands for them meanwhile, and how they are laid out."""
 
@@ -79,8 +89,13 @@ class _Lent:
     place: Callable[[Tensor], Tensor]
     release: Callable[[Tensor], None]
 
-    def bring(self) -> None:
-        self._assign({name: self.place(tensor) for name, tensor in self.large.items()})
+    def bring(self, converted: Container[str]) -> None:
+        """converted: what may stay as it is in the file, if that is half precision for float32."""
+
+        def stays(name: str, tensor: Tensor) -> bool:
+            return name in converted and tensor.is_cpu and kept(tensor.dtype, self.empty[name].dtype)
+
+        self._assign({name: tensor if stays(name, tensor) else self.place(tensor) for name, tensor in self.large.items()})
 
     def drop(self) -> None:
         self._assign(self.empty)
