@@ -119,11 +119,12 @@ def compared(what: str, folder: Path, rounds: int, rivals: Sequence[str], clock:
     """The table's rows of one network in one dtype: what, ours, theirs, ratio, aim, and of each rival the time of a call."""
     name, dtype = what.split("-")
     environment = {"daguerre": {"GOMP_SPINCOUNT": SPINS}}  # as the commands set it
+    one = "--clock", clock, "--one"
     asked = [*WHO, *(rivals if name == "unet" else ())]
     found: dict[str, list[dict[str, float]]] = {who: [] for who in asked}
     for _ in range(rounds):
         for who in asked:
-            found[who].append(in_a_process("benchmarks.checkpoints", folder, "--one", who, what, "--clock", clock, **environment.get(who, {})))
+            found[who].append(in_a_process("benchmarks.checkpoints", folder, *one, who, what, **environment.get(who, {})))
     medians = {who: {key: statistics.median(each[key] for each in of) for key in of[0]} for who, of in found.items()}
 
     def line(text: str, key: str, aim: str, beside: Sequence[object] = ("",) * len(rivals)) -> tuple[object, ...]:

@@ -8,8 +8,9 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.nn import packing
+from daguerre.nn.attention import FeedForward
 from daguerre.nn.circular import circular
-from daguerre.nn.packing import packed, remembering
+from daguerre.nn.packing import converts, packed, remembering
 from daguerre.nn.watching import watched
 from daguerre.pipelines import walk
 
@@ -116,6 +117,37 @@ def test_the_same_request_gives_the_same_picture_with_and_without(tiny_model: La
     *_, without = daguerre.steps(tiny_model, prompt=prompt, steps=4)
     assert torch.equal(with_it.x, again.x)
     torch.testing.assert_close(with_it.x, without.x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("side", [8, 64])
+def test_weights_in_half_precision_are_converted_where_they_are_used(unet: UNet, stored: torch.dtype, side: int):
+    twin, x = packed(unet, copies=False), torch.randn(2, 4, side, side)
+    narrow = {name: weight.to(stored) for name, weight in unet.state_dict().items() if name in converts(twin)}
+    assert len(narrow) > 30
+    assert converts(twin.mid_block) == converts(twin)
+    assert not converts(unet)
+    assert not converts(packed(unet))
+    unet.load_state_dict(narrow, strict=False, assign=True)
+    answer = twin(x, T, COND)
+    assert torch.equal(packed(unet, copies=False)(x, T, COND), answer)
+    torch.testing.assert_close(answer, unet.float()(x, T, COND), atol=1e-5, rtol=1e-5)
+
+
+def test_what_has_a_way_of_its_own_is_not_converted(unet: UNet):
+    ringed = converts(packed(circular(unet, "both"), copies=False))
+    assert "conv_in.weight" not in ringed
+    assert "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight" in ringed
+
+
+def test_a_feed_forward_block_goes_by_rows_where_there_are_many(monkeypatch: pytest.MonkeyPatch):
+    block, x = FeedForward(8).requires_grad_(False), torch.randn(3, 7, 8)
+    monkeypatch.setattr(packing, "AT_ONCE", 1)
+    monkeypatch.setattr(packing, "FEW_ROWS", 4)
+    seen: list[int] = []
+    block.net[2].register_forward_hook(lambda _module, _given, answer: seen.append(len(answer)))
+    torch.testing.assert_close(packed(block)(x), block(x), atol=1e-6, rtol=1e-6)
+    assert seen == [4, 4, 4, 4, 4, 1, 3]
 
 
 def test_inference_mode_draws_the_same_picture(tiny_model: LatentDiffusion):

@@ -15,9 +15,11 @@ from torch import nn
 from daguerre.apps.cli import main
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines import generate
+from daguerre.nn import packing, products
+from daguerre.pipelines import generate, sparing
 from daguerre.pipelines.refiner import with_refiner
 from daguerre.weights import ahead, in_order, load, save
+from daguerre.weights.convert import convert
 from daguerre.weights.estimate import Way
 from daguerre.weights.in_order import InOrder
 from daguerre.weights.reader import TensorFile
@@ -53,7 +55,7 @@ def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, l
 
 def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_same(folder: Path):
     model = load(folder, in_order=InOrder(stay=("unet",)))
-    assert (model.in_order, model.name) == (False, "tiny-v1.5")
+    assert (model.in_turns, model.name) == (None, "tiny-v1.5")
     parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
     there = []
     for part in parts:
@@ -115,6 +117,45 @@ def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
         with torch.no_grad():
             assert torch.equal(model.autoencoder.decode(z), plain.autoencoder.decode(z))
             assert torch.equal(model.conditioner(told).context, plain.conditioner(told).context)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same in float16, and taken for a network so large that no second copy of it is made."""
+    monkeypatch.setattr(packing, "MOST_BYTES", 0)
+    convert(folder, folder.with_name("half"), dtype=torch.float16)
+    return folder.with_name("half")
+
+
+@pytest.mark.skipif(not products.computes(torch.float32), reason="this build of torch has no oneDNN")
+def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path):
+    model, plain = load(half, in_order=True), load(half)
+    assert (model.dtype, model.in_turns, plain.in_turns) == (torch.float32, torch.float16, None)
+    dtypes: list[set[torch.dtype]] = []
+    model.unet.register_forward_hook(lambda *_: dtypes.append({weight.dtype for weight in model.unet.parameters()}))
+    request = {"prompt": "a red apple", "steps": 3, "seed": 5}
+    pictures = [generate(each, **request)[0].image for each in (model, plain)]
+    assert np.abs(np.asarray(pictures[0], dtype=int) - np.asarray(pictures[1], dtype=int)).max() <= 1
+    assert dtypes == [{torch.float16, torch.float32}] * 3
+    assert model.dtype == torch.float32
+    x, t, told = torch.zeros(1, model.unet.config.in_channels, 8, 8), torch.tensor([3.0]), model.conditioner(["a red apple"])
+    with torch.no_grad():  # asked directly, not by a run
+        torch.testing.assert_close(model.unet(x, t, told), plain.unet(x, t, told), atol=1e-5, rtol=1e-5)
+    assert dtypes[-1] == {torch.float32}
+
+
+def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    needs = [ahead.way_ahead(each, **run, low_memory=True).peak for each in (folder, half)]
+    assert needs[1] < needs[0]
+    for room in (ahead, sparing):
+        monkeypatch.setattr(room, "free_memory", lambda _device: round(1.12 * needs[1]))
+    assert ahead.way_ahead(half, **run).in_order
+    with pytest.raises(DaguerreError, match="are free"):
+        ahead.way_ahead(folder, **run)
+    assert generate(load(half, in_order=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
+    bfloat16 = {**run, "dtype": torch.bfloat16}
+    assert ahead.way_ahead(half, **bfloat16, low_memory=True).peak == ahead.way_ahead(folder, **bfloat16, low_memory=True).peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")

@@ -31,7 +31,7 @@ class LatentDiffusion:
     size: the side in pixels of the pictures that it was trained on. guidance: the scale that suits it, where none is asked for.
     files: with the weights, where it was read from files. low_resolution: of an upscaler, the noise on the small picture that it is shown.
     refiner: a model of the same latents that walks the last steps.
-    in_order: its UNet, too, takes turns in memory (see `weights.in_order`)."""
+    in_turns: its UNet, too, takes turns in memory, where its large weights are of this dtype (see `weights.in_order`)."""
 
     unet: UNet
     autoencoder: Autoencoder
@@ -44,15 +44,15 @@ class LatentDiffusion:
     files: tuple[Path, ...] = ()
     low_resolution: Schedule | None = None
     refiner: "LatentDiffusion | None" = None
-    in_order: bool = False
+    in_turns: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
+        return self.unet.conv_norm_out.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.conv_in.weight.dtype
+        return self.unet.conv_norm_out.weight.dtype
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -115,7 +115,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width))
+        self.inner = 4 * width
+        self.net = nn.Sequential(GEGLU(width, self.inner), nn.Dropout(dropout), nn.Linear(self.inner, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

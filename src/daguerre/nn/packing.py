@@ -8,7 +8,7 @@ that all layers share. That takes a fiftieth of a call, half the memory, and non
 Keys and values of the text: they depend on the context alone, which stays the same from step to step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -20,7 +20,6 @@ from daguerre.nn.twin import M, twin
 from daguerre.nn.watching import crossing
 
 MOST_BYTES = 1 << 28  # of weights that are laid out once: that takes a second copy, and on the maps of larger networks gains little
-PART = 1 << 20  # numbers of a linear layer's weight that are converted at a time, so that they are still in the cache when they are used
 AT_ONCE = 1 << 21  # numbers inside of a feed-forward block that are worked on at a time
 FEW_ROWS = 512  # for fewer, reading the weights once more takes longer than it gains
 NOTHING = torch.empty(0)
@@ -39,7 +38,7 @@ def packed(network: M, *, copies: bool = True) -> M:
     computed = torch.float32 if torch.float32 in dtypes else next(iter(dtypes), torch.float32)
     if not all(weight.device.type in ("cpu", "meta") for weight in weights) or not products.computes(computed):
         return network  # on the meta device are those that are read when the network begins
-    copies = copies and sum(weight.numel() for weight in weights) * computed.itemsize <= MOST_BYTES
+    copies = copies and few(weights, computed)
     scratch = _Scratch()
     second = twin(network, lambda module: _forward(module, scratch, copies))
     names = frozenset(f"{name}.weight" for name, module in network.named_modules() if not copies and _taken(module))
@@ -49,6 +48,11 @@ def packed(network: M, *, copies: bool = True) -> M:
             for layer in (attention.get_submodule("to_k"), attention.get_submodule("to_v")):
                 layer.forward = remembering(layer.forward)
     return second
+
+
+def few(weights: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    """Whether a network's weights are so few that they are laid out once for a run."""
+    return sum(weight.numel() for weight in weights) * dtype.itemsize <= MOST_BYTES
 
 
 def converts(module: nn.Module) -> frozenset[str]:
@@ -131,26 +135,18 @@ def _product(linear: nn.Linear, shares: int, scratch: _Scratch, copies: bool) ->
     """shares: in which the weight lies; 1 for a linear layer, 2 for the values and gates of a GEGLU."""
     product = products.linear if shares == 1 else products.geglu
     laid_out = _kept(lambda x: [products.laid_out(share, x) for share in linear.weight.chunk(shares)])
-    rows = max(1, PART // (shares * linear.in_features))
 
     def forward(x: Tensor) -> Tensor:
-        weights = laid_out(x) if copies else linear.weight.chunk(shares)
+        weights = laid_out(x) if copies else scratch.wide(linear.weight.chunk(shares), x.dtype)
         biases = [None] * shares if linear.bias is None else linear.bias.chunk(shares)
-        if weights[0].dtype == x.dtype:
-            return product(x, *weights, *biases)
-        parts = []
-        for first in range(0, len(weights[0]), rows):
-            part = slice(first, first + rows)
-            wide = scratch.wide([weight[part] for weight in weights], x.dtype)
-            parts.append(product(x, *wide, *(bias if bias is None else bias[part] for bias in biases)))
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        return product(x, *weights, *biases)
 
     return forward
 
 
 def _by_rows(block: FeedForward) -> Callable[[Tensor], Tensor]:
     """Some places at a time, so that what is four times as wide stays in the cache and is never there as a whole."""
-    most = max(FEW_ROWS, AT_ONCE // block.net[2].in_features)
+    most = max(FEW_ROWS, AT_ONCE // block.inner)
 
     def forward(x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)

@@ -42,9 +42,10 @@ def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
         count=len(request.each),
         conditions=1 if request.guidance == 1 else 2,
         dtype=model.dtype,
-        loaded=0 if model.in_order else sum(_bytes(part) for part in (model.unet, model.autoencoder)),
+        loaded=0 if model.in_turns else sum(_bytes(part) for part in (model.unet, model.autoencoder)),
         low_memory=request.low_memory,
-        in_order=model.in_order,
+        in_order=model.in_turns is not None,
+        in_turns=model.in_turns,
     )
     if taken.line:
         log.warning(taken.line)

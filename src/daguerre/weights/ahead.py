@@ -11,7 +11,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.weights.describe import describe
 from daguerre.weights.estimate import Way, free_memory, way
-from daguerre.weights.in_order import InOrder
+from daguerre.weights.in_order import InOrder, dtype_in_turns
 from daguerre.weights.reader import TensorFile, open_tensors
 
 ROOMY = 4  # times a model's own size free: no run is planned ahead then, but told from the loaded model (see `pipelines.sparing`)
@@ -90,6 +90,7 @@ def way_ahead(
         conditions=conditions,
         dtype=dtype,
         low_memory=low_memory,
+        in_turns=dtype_in_turns(about.ours(about.contents.parts["unet"]).values(), device, dtype),
     )
 
 

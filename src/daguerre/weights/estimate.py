@@ -71,6 +71,7 @@ def estimate(
     conditions: int = 2,
     dtype: torch.dtype = torch.float32,
     tiled: bool = False,
+    stored: torch.dtype | None = None,
 ) -> Estimate:
     """The memory of a run.
 
@@ -79,7 +80,9 @@ def estimate(
         count: pictures at once.
         conditions: that one call of the UNet holds for each picture; 2 with classifier-free guidance, 1 without.
         tiled: decode in tiles of 64 latents a side, one after the other.
+        stored: the dtype of the UNet's weights, if it converts them in use.
     """
+    stored = stored or dtype
     parts = {"unet": _size(unet), "vae": _size(autoencoder)}
     parts |= {f"text_encoder{f'_{i + 1}' if i else ''}": _size(config) for i, config in enumerate(texts)}
     factor = 2 ** (len(autoencoder.channels) - 1)
@@ -88,12 +91,13 @@ def estimate(
     picture = autoencoder.out_channels * count * height * width
 
     def bytes_of(elements: float, part: str) -> int:
-        # A convolution reorders its weights once more beside them.
-        return round((elements * SLACK + parts[part].largest) * dtype.itemsize)
+        # A convolution reorders its weights once more beside them, and what is converted lies there, too.
+        copies = 2 if part == "unet" and stored != dtype else 1
+        return round((elements * SLACK + copies * parts[part].largest) * dtype.itemsize)
 
     text = max((_text_peak(config) * count * conditions for config in texts), default=0.0)
     return Estimate(
-        weights={part: size.parameters * dtype.itemsize for part, size in parts.items()},
+        weights={part: size.parameters * (stored if part == "unet" else dtype).itemsize for part, size in parts.items()},
         text=round(text * SLACK * dtype.itemsize),
         unet=bytes_of(unet_peak(unet, h, w) * count * conditions, "unet"),
         decode=bytes_of(decoder_peak(autoencoder, th, tw) * tiles + (picture if tiled else 0), "vae"),
@@ -246,6 +250,7 @@ def way(
     loaded: int = 0,
     low_memory: bool = False,
     in_order: bool | None = None,
+    in_turns: torch.dtype | None = None,
 ) -> Way:
     """The plainest way of doing a run that fits; arguments as for `estimate`.
 
@@ -254,6 +259,7 @@ def way(
         loaded: bytes of the model's weights that are in memory already, which the run need not take again.
         low_memory: take the smallest way, whether it is needed or not.
         in_order: whether the parts take turns in memory, where that is settled because the model is open; None: as is needed.
+        in_turns: the dtype of the UNet's weights if they do.
 
     Raises:
         DaguerreError: no way fits; tells what is needed and what there is.
@@ -265,10 +271,11 @@ def way(
     peak = 0
     for plan in [smallest] if low_memory else ways:
         turns = 1 if plan.guidance_in_turns else conditions
-        need = estimate(unet, autoencoder, texts, width=width, height=height, count=count, conditions=turns, dtype=dtype, tiled=plan.tiled)
-        peak = need.in_order if plan.in_order else need.together
+        run = {"width": width, "height": height, "count": count, "conditions": turns, "dtype": dtype, "tiled": plan.tiled}
+        together = estimate(unet, autoencoder, texts, **run).together
+        peak = estimate(unet, autoencoder, texts, **run, stored=in_turns).in_order if plan.in_order else together
         if peak <= room:
-            said = plan if low_memory or need.together > room else replace(plan, in_order=False)
+            said = plan if low_memory or together > room else replace(plan, in_order=False)
             return replace(plan, peak=peak, line=_line(said, peak, room, forced=low_memory))
     raise DaguerreError(
         f"{count} × {width}×{height} pixels need about {_gigabytes(peak)} even in the smallest way, and {_gigabytes(room)} are free. "

@@ -7,22 +7,31 @@ What a packed twin converts in use (see `nn.packing`) is not even read: half pre
 computes in float32.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from daguerre.nn.packing import converts
+from daguerre.nn import products
+from daguerre.nn.packing import converts, few
 from daguerre.weights.files import fill, give_free_back
 
 SMALL = 1 << 16  # elements of a tensor that stays
 
 
 def kept(stored: torch.dtype, computed: torch.dtype) -> bool:
-    """Whether weights that are stored in one dtype, and are converted in use to another, are better left as they are."""
+    """Whether weights stay as they are in their file where a network converts them in use."""
     return computed == torch.float32 and stored in (torch.float16, torch.bfloat16)
+
+
+def dtype_in_turns(weights: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the large ones of a UNet's weights in memory, where it takes turns and computes in `dtype`."""
+    large = [weight for weight in weights if weight.numel() > SMALL]
+    stored, *others = {weight.dtype for weight in large} or {dtype}
+    converted = device.type == "cpu" and products.computes(dtype) and not few(large, dtype)
+    return stored if converted and not others and kept(stored, dtype) else dtype
 
 
 class InOrder:

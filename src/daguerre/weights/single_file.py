@@ -28,7 +28,7 @@ from daguerre.weights.configs import schedule_config
 from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
 from daguerre.weights.files import fill, give_back, laid_out, listed, shapes_only
-from daguerre.weights.in_order import InOrder
+from daguerre.weights.in_order import InOrder, dtype_in_turns
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.model_index import own_guidance
 from daguerre.weights.reader import open_tensors, weight_files
@@ -103,7 +103,9 @@ def load_single_file(
         guidance=own_guidance(about.said.get("model_index", {})),
         files=files,
         low_resolution=_low_resolution(about),
-        in_order=order is not None and "unet" not in order.stay,
+        in_turns=None
+        if order is None or "unet" in order.stay
+        else dtype_in_turns(about.ours(tensors["unet"]).values(), torch.device(device), dtype),
     )
 
 
