@@ -7,7 +7,8 @@ Every figure is of a process of its own; the programs take turns and medians are
 disturb least; set OMP_NUM_THREADS=1, as waiting threads count. `--clock wall` tells what a person waits, with all threads of an idle
 machine; our threads wait as the commands let them. "Opening" ends with the first answer of the UNet (batch 2, 64×64 latents),
 imports left out; "from `python` to the first answer" is the same with the start of Python and all imports, as a person waits for it. Ours
-opens as the commands open a large model: its parts take turns, so that the UNet alone is read when it is called; diffusers reads all.
+opens as the commands open a large model: its parts take turns, so that the UNet alone is read when it is called; diffusers reads all, or
+the autoencoder alone where that is measured.
 "One call" is the next one, told the same, so ours knows the keys and values of the text as it does in a run. Memory is the process' peak,
 imports and all.
 
@@ -85,10 +86,13 @@ def in_openvino(network: torch.nn.Module, inputs: tuple[Tensor, ...], precision:
 def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]:
     z = noise(1, 4, side // 8, side // 8, dtype=dtype)
     if who == "daguerre":
-        from daguerre.weights import load_vae
+        from daguerre.nn.packing import packed
+        from daguerre.weights import load
 
         yield lambda: torch.empty(0)
-        autoencoder = load_vae(folder, dtype=dtype)
+        autoencoder: Any = load(folder, dtype=dtype, in_order=True).autoencoder
+        if dtype == torch.float32:  # as a run decodes
+            autoencoder = packed(autoencoder, copies=False)
         yield lambda: autoencoder.decode(z)
     else:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

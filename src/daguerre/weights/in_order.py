@@ -55,7 +55,7 @@ class InOrder:
         """Give a network built on the meta device its small tensors, and the others whenever it or a layer of it is called.
 
         Args:
-            tensors: all of them, as maps of a file.
+            tensors: all of them, as maps of a file, not in memory.
             place: makes of a tensor what the network computes with.
             release: is told of each tensor when its network goes.
             where: they come from.
@@ -69,7 +69,6 @@ class InOrder:
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
         lent = _Lent(network, large, empty, place, release)
-        lent.release_all()  # what was read to see that it is whole
         for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
             part.register_forward_pre_hook(lambda begins, _: self._begin(lent, converts(begins)))
 

@@ -48,14 +48,21 @@ class TensorFile:
     metadata: Mapping[str, str]
     tensor: Callable[[str], Tensor]
 
-    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def read(self, names: Iterable[str] | None = None, release: Callable[[Tensor], None] | None = None) -> dict[str, Tensor]:
         """Some tensors, or all, as maps of the file.
+
+        release: is told of each once it was looked through, so that no more than one need be in memory.
 
         Raises:
             DaguerreError: numbers that are not finite; lists the tensors that hold them.
         """
-        tensors = {name: self.tensor(name) for name in (self.shapes if names is None else names)}
-        self._refuse([name for name, tensor in tensors.items() if not finite(tensor)])
+        tensors, wrong = {name: self.tensor(name) for name in (self.shapes if names is None else names)}, []
+        for name, tensor in tensors.items():
+            if not finite(tensor):
+                wrong.append(name)
+            if release is not None:
+                release(tensor)
+        self._refuse(wrong)
         return tensors
 
     def laid_out(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -65,8 +65,6 @@ def load_single_file(
     _check_whole(about)
     if about.prediction is None:
         raise asked_prediction(path)
-    tensors = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
-
     order = InOrder() if in_order is True else in_order or None
     files = weight_files(file.path, variant)
 
@@ -76,6 +74,9 @@ def load_single_file(
     def release(tensor: Tensor) -> None:
         if _mapped(tensor, files):
             give_back(tensor)
+
+    names = [name for name in file.shapes if name not in about.contents.ignored]
+    tensors = sort(file.read(names, None if order is None else release), ema=ema).parts
 
     def give(network: nn.Module, part: str) -> None:
         wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
