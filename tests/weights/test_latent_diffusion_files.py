@@ -331,8 +331,7 @@ def test_a_text_to_image_folder(tmp_path: Path):
     again = saved(pipeline, tmp_path / "folder")
     assert again.unet.config.heads == (4, 4)
     assert again.size == 32
-    # Products of a single row depend, in their last bit, on where in the file a weight lies.
-    torch.testing.assert_close(drawn(again, "a fish", 3.0), drawn(model, "a fish", 3.0), atol=1e-5, rtol=1e-5)
+    assert torch.equal(drawn(again, "a fish", 3.0), drawn(model, "a fish", 3.0))
 
 
 def test_folders_without_words_and_with_old_names(tmp_path: Path):
