@@ -28,9 +28,9 @@ def kept(stored: torch.dtype, computed: torch.dtype) -> bool:
 
 def dtype_in_turns(weights: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the large ones of a UNet's weights in memory, where it takes turns and computes in `dtype`."""
-    large = [weight for weight in weights if weight.numel() > SMALL]
-    stored, *others = {weight.dtype for weight in large} or {dtype}
-    converted = device.type == "cpu" and products.computes(dtype) and not few(large, dtype)
+    weights = list(weights)
+    stored, *others = {weight.dtype for weight in weights if weight.numel() > SMALL} or {dtype}
+    converted = device.type == "cpu" and products.computes(dtype) and not few(weights, dtype)
     return stored if converted and not others and kept(stored, dtype) else dtype
 
 
@@ -101,18 +101,15 @@ class _Lent:
         """converted: what may stay as it is in the file, if that is half precision for float32."""
 
         def stays(name: str, tensor: Tensor) -> bool:
-            return name in converted and tensor.is_cpu and kept(tensor.dtype, self.empty[name].dtype)
+            return name in converted and kept(tensor.dtype, self.empty[name].dtype)
 
         self._assign({name: tensor if stays(name, tensor) else self.place(tensor) for name, tensor in self.large.items()})
 
     def drop(self) -> None:
         self._assign(self.empty)
-        self.release_all()
-        give_free_back()
-
-    def release_all(self) -> None:
         for tensor in self.large.values():
             self.release(tensor)
+        give_free_back()
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
         # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.
