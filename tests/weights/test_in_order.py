@@ -128,12 +128,13 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.skipif(not products.computes(torch.float32), reason="this build of torch has no oneDNN")
-def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path):
+@pytest.mark.parametrize("seamless", ["no", "both"])
+def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, seamless: str):
     model, plain = load(half, in_order=True), load(half)
     assert (model.dtype, model.in_turns, plain.in_turns) == (torch.float32, torch.float16, None)
     dtypes: list[set[torch.dtype]] = []
     model.unet.register_forward_hook(lambda *_: dtypes.append({weight.dtype for weight in model.unet.parameters()}))
-    request = {"prompt": "a red apple", "steps": 3, "seed": 5}
+    request = {"prompt": "a red apple", "steps": 3, "seed": 5, "seamless": seamless}
     pictures = [generate(each, **request)[0].image for each in (model, plain)]
     assert np.abs(np.asarray(pictures[0], dtype=int) - np.asarray(pictures[1], dtype=int)).max() <= 1
     assert dtypes == [{torch.float16, torch.float32}] * 3
