@@ -32,6 +32,18 @@ def test_one_and_the_two_of_a_geglu(library: bool, shape: tuple[int, ...], biase
     torch.testing.assert_close(products.geglu(x, value, gate, b, c), F.linear(x, value, b) * F.gelu(F.linear(x, gate, c)), **close)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@torch.no_grad()
+def test_answers_do_not_depend_on_where_a_weight_lies(library: bool, rows: int):
+    """As it does elsewhere in a single file than in a folder, and the pictures of both are the same."""
+    x, value, gate, b = noise(rows, 128), noise(16, 128), noise(17, 128)[1:], noise(16)
+    wanted = products.linear(x, value, b), products.geglu(x, value, gate, b, b)
+    for offset in (1, 2, 4, 8):
+        moved = [torch.empty(16 * 128 + offset)[offset:].view(16, 128).copy_(weight) for weight in (value, gate)]
+        assert torch.equal(products.linear(x, moved[0], b), wanted[0])
+        assert torch.equal(products.geglu(x, *moved, b, b), wanted[1])
+
+
 @torch.no_grad()
 def test_several_at_a_time(library: bool):
     x, weights = noise(6, 4, 9), noise(7, 5, 9)[:6]

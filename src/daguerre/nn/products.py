@@ -36,8 +36,8 @@ def several(x: Tensor, weights: Tensor) -> Sequence[Tensor]:
 def geglu(x: Tensor, value: Tensor, gate: Tensor, value_bias: Tensor | None, gate_bias: Tensor | None) -> Tensor:
     """(x·Vᵀ + b) ⊙ GELU(x·Gᵀ + c), (*, N), for x (*, C), value and gate (N, C)."""
     if _by_mkl(x.dtype):
-        gates = torch.ops.aten.gelu_(F.linear(x, gate, gate_bias))
-        return gates.mul_(F.linear(x, value, value_bias))
+        gates = torch.ops.aten.gelu_(linear(x, gate, gate_bias))
+        return gates.mul_(linear(x, value, value_bias))
     gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
     return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
 
