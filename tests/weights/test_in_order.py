@@ -122,12 +122,13 @@ def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
 @pytest.fixture
 def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same in float16, and taken for a network so large that no second copy of it is made."""
+    if not products.computes(torch.float32):
+        pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(packing, "MOST_BYTES", 0)
     convert(folder, folder.with_name("half"), dtype=torch.float16)
     return folder.with_name("half")
 
 
-@pytest.mark.skipif(not products.computes(torch.float32), reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize("seamless", ["no", "both"])
 def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, seamless: str):
     model, plain = load(half, in_order=True), load(half)

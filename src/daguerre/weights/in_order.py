@@ -1,7 +1,7 @@
 """Networks that take turns in memory: each is there while it works, and gone when another begins.
 
-Only what is large comes and goes; biases, norms and first convolutions stay, so a network always tells its device and dtype. What goes is
-read again from its file when it is needed, so nothing may have changed it: such networks are for making pictures, not for training.
+Only what is large comes and goes; biases and norms stay, so a network always tells its device and dtype. What goes is read again from its
+file when it is needed, so nothing may have changed it: such networks are for making pictures, not for training.
 
 What a packed twin converts in use (see `nn.packing`) is not even read: half precision stays in the map of its file where the network
 computes in float32.
