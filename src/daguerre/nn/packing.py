@@ -4,7 +4,7 @@ Products: see `nn.products`.
 Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`).
 Weights: oneDNN reads them in blocks, and lays them out anew at every call, which on maps of few places takes a sixth of the time.
 Weights in half precision, while the network computes in float32: they stay as they are and are converted where they are used, in memory
-that all layers share. That takes a thirtieth of a call, half the memory, and none of the time in which a network becomes float32.
+that all layers share. That takes a twentieth of a call, half the memory, and none of the time in which a network becomes float32.
 Keys and values of the text: they depend on the context alone, which stays the same from step to step.
 """
 
