@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daguerre.nn import products
+from daguerre.nn.packing import packed
 
 
 @pytest.fixture(params=[True, False], ids=["MKL", "oneDNN"])
@@ -49,6 +50,38 @@ def test_several_at_a_time(library: bool):
     x, weights = noise(6, 4, 9), noise(7, 5, 9)[:6]
     for y, one, weight in zip(products.several(x, weights), x, weights, strict=True):
         torch.testing.assert_close(y, one @ weight.t(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "stride"), [(3, (1, 1), (1, 1)), (3, (0, 2), (2, 1)), (1, (0, 0), (2, 2)), (4, (1, 0), (1, 3))]
+)
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("biased", [True, False])
+@torch.no_grad()
+def test_a_convolution_as_one_product(
+    library: bool, kernel: int, padding: tuple[int, int], stride: tuple[int, int], order: torch.memory_format, biased: bool
+):
+    x, weight = noise(2, 5, 7, 6).contiguous(memory_format=order), noise(8, 5, kernel, kernel).contiguous(memory_format=order)
+    bias = noise(8) if biased else None
+    y = products.convolution(x, weight, bias, padding, stride)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.conv2d(x, weight, bias, stride, padding), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "stride", "quicker"),
+    [((2, 8, 8), 1024, 1, True), ((2, 16, 16), 1024, 2, True), ((3, 8, 8), 1024, 1, False), ((2, 8, 8), 512, 1, False)],
+)
+@torch.no_grad()
+def test_a_packed_twin_takes_one_product_where_it_is_the_quickest(
+    library: bool, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], channels: int, stride: int, quicker: bool
+):
+    calls, convolution = [], products.convolution
+    monkeypatch.setattr(products, "convolution", lambda *given: calls.append(given) or convolution(*given))
+    (batch, *sides), conv = shape, torch.nn.Conv2d(channels, channels, 3, stride, padding=1)
+    x = noise(batch, channels, *sides)
+    torch.testing.assert_close(packed(conv, copies=False)(x), conv(x), atol=5e-5, rtol=1e-5)
+    assert bool(calls) == (quicker and library)
 
 
 def test_where_onednn_is_the_quickest(library: bool):

@@ -1,7 +1,8 @@
 """A twin of a network for many calls on a CPU without gradients, that computes in the quickest ways and does once what is always the same.
 
 Products: see `nn.products`.
-Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`).
+Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`), and so do those
+behind an enlargement by a way of their own (`nn.doubling`).
 Weights: oneDNN reads them in blocks, and lays them out anew at every call, which on maps of few places takes a sixth of the time.
 Weights in half precision, while the network computes in float32: they stay as they are and are converted where they are used, in memory
 that all layers share. That takes a twentieth of a call, half the memory, and none of the time in which a network becomes float32.
@@ -14,8 +15,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from daguerre.nn import products, winograd
+from daguerre.nn import doubling, products, winograd
 from daguerre.nn.attention import GEGLU, FeedForward, TransformerBlock
+from daguerre.nn.resample import Upsample
 from daguerre.nn.twin import M, twin
 from daguerre.nn.watching import crossing
 
@@ -109,6 +111,8 @@ def _forward(module: nn.Module, scratch: _Scratch, copies: bool) -> Callable[...
         return _by_rows(module)
     if type(module) is GEGLU and "forward" not in module.__dict__ and type(module.proj) is nn.Linear:
         return _product(module.proj, 2, scratch, copies)
+    if type(module) is Upsample and "forward" not in module.__dict__ and type(module.conv) is nn.Conv2d:
+        return _enlargement(module, scratch)
     if not _taken(module):
         return None
     if isinstance(module, nn.Conv2d):
@@ -118,15 +122,33 @@ def _forward(module: nn.Module, scratch: _Scratch, copies: bool) -> Callable[...
 
 
 def _convolution(conv: nn.Conv2d, scratch: _Scratch, copies: bool) -> Callable[[Tensor], Tensor]:
-    shape = conv.padding, conv.stride, conv.dilation, conv.groups
-    small = (conv.kernel_size, *shape) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    padding, stride = conv.padding, conv.stride
+    assert not isinstance(padding, str)
+    shape = padding, stride, conv.dilation, conv.groups
+    plain = (conv.dilation, conv.groups) == ((1, 1), 1)
+    small = plain and (conv.kernel_size, padding, stride) == ((3, 3), (1, 1), (1, 1))
     laid_out = _kept(lambda x: torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *shape, x.shape))
 
     def forward(x: Tensor) -> Tensor:
         (weight,) = scratch.wide([conv.weight], x.dtype)
+        if plain and not copies and products.one_is_quicker(x, weight, stride):
+            return products.convolution(x, weight, conv.bias, padding, stride)
         if small and winograd.pays(x, weight):
             return winograd.convolution(x, weight, conv.bias)
         return torch.ops.mkldnn._convolution_pointwise(x, laid_out(x) if copies else weight, conv.bias, *shape, "none", [], "")
+
+    return forward
+
+
+def _enlargement(upsample: Upsample, scratch: _Scratch) -> Callable[..., Tensor]:
+    plain, conv = upsample.forward, upsample.conv
+
+    def forward(x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        doubled = size is None or [*size] == [2 * side for side in x.shape[2:]]
+        if doubled and doubling.pays(x, conv.weight):
+            (weight,) = scratch.wide([conv.weight], x.dtype)
+            return doubling.convolution(x, weight, conv.bias)
+        return plain(x, size)
 
     return forward
 

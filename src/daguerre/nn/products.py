@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW_PLACES, MANY_PAIRS = 128, 1 << 20  # B·H·W and C·N between which a convolution is best one product
+
 
 def computes(dtype: torch.dtype) -> bool:
     """Whether products in this dtype are for this room; PyTorch has its own ways of all others."""
@@ -31,6 +33,24 @@ def several(x: Tensor, weights: Tensor) -> Sequence[Tensor]:
     if _by_mkl(x.dtype):
         return torch.bmm(x, weights.transpose(1, 2)).unbind()
     return [linear(one, weight) for one, weight in zip(x, weights, strict=True)]
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """conv2d as one product, in which each place is a row of the numbers that its answer depends on: (B, N, H', W'), channels last.
+
+    x: (B, C, H, W); weight: (N, C, kh, kw), which is read as it is where it is channels last.
+    """
+    top, left = padding
+    d = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+    windows = d.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])  # (B, H', W', C, kh, kw)
+    rows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', kh·kw·C)
+    return linear(rows, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def one_is_quicker(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    """Whether `convolution` is the quickest way: on maps of few places, where others take longest to lay out their kernels, by MKL."""
+    places = len(x) * x.shape[2] * x.shape[3] // (stride[0] * stride[1])
+    return _by_mkl(x.dtype) and places <= FEW_PLACES and weight[:, :, 0, 0].numel() >= MANY_PAIRS
 
 
 def geglu(x: Tensor, value: Tensor, gate: Tensor, value_bias: Tensor | None, gate_bias: Tensor | None) -> Tensor:

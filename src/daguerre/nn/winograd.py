@@ -11,7 +11,7 @@ from G to A:
          ⎣ 0   1     0   −P²−Q²    0  1 ⎦        ⎣ 0   0   1 ⎦         ⎣ 0    P³/n(P)   −P³/n(P)    Q³/n(Q)   −Q³/n(Q)  1 ⎦
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,17 +40,23 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     B, C, H, W = x.shape
     N, h, w = len(weight), -(-H // 4), -(-W // 4)
     out = x.new_empty(B, 4 * h, 4 * w, N)
-    most = max(1, STATES // (w * max(C, N)))  # rows of tiles at a time
-    rows, pictures = -(-h // -(-h // most)), max(1, most // h)
-    for first in range(0, B, pictures):
-        for top in range(0, 4 * h, 4 * rows):
-            place = out[first : first + pictures, top : top + 4 * rows]
-            _convolve(_padded(x[first : first + pictures], top, place.shape[1], 4 * w), weight, bias, place)
+    for pictures, rows in parts(B, h, w * max(C, N), STATES):
+        place = out[pictures, 4 * rows.start : 4 * rows.stop]
+        _convolve(padded(x[pictures], 4 * rows.start, place.shape[1], 4 * w), weight, bias, place)
     return out[:, :H, :W].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def _padded(x: Tensor, top: int, height: int, width: int) -> Tensor:
-    """What so many rows of outputs depend on, (B, height + 2, width + 2, C), of x (B, C, H, W)."""
+def parts(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Some pictures and some of their rows at a time, whole pictures or rows of one, of no more than `most` numbers; a row has `size`."""
+    height = max(1, most // size)
+    step, together = -(-rows // -(-rows // height)), max(1, height // rows)
+    for first in range(0, pictures, together):
+        for top in range(0, rows, step):
+            yield slice(first, min(first + together, pictures)), slice(top, min(top + step, rows))
+
+
+def padded(x: Tensor, top: int, height: int, width: int) -> Tensor:
+    """What so many rows of a 3×3 convolution's outputs depend on, (B, height + 2, width + 2, C), of x (B, C, H, W)."""
     B, C, H, W = x.shape
     d, above, end = x.new_zeros(B, height + 2, width + 2, C), max(top - 1, 0), min(top + height + 1, H)
     d[:, above + 1 - top : end + 1 - top, 1 : W + 1] = x[:, :, above:end].permute(0, 2, 3, 1)
