@@ -133,6 +133,17 @@ def test_a_part_of_a_fused_tensor_is_not_written_as_if_it_were_whole():
     assert table.to_theirs({"q_proj.weight": torch.ones(2, 2)}) == ({}, ["q_proj.weight"])
 
 
+def test_the_longest_prefix_that_ends_a_part_of_a_name_is_taken():
+    table = Table([rule("a.", "x."), rule("a.b.", "y."), rule("a.bc", "z"), rule("q_", "r_")])
+    names = {"a.b.c": "y.c", "a.d": "x.d", "a.bc": "z", "a.bcd": "x.bcd", "q_k": "r_k", "a": None, "qu": None, "": None}
+    ours, unmatched = table.to_ours({name: torch.tensor(i) for i, name in enumerate(names)})
+    assert unmatched == [name for name, new in names.items() if new is None]
+    assert {name: ours[new].item() for name, new in names.items() if new is not None} == {
+        name: i for i, name in enumerate(names) if names[name]
+    }
+    assert Table([rule("", ""), rule("a.", "x.")]).to_ours({"b.c": torch.ones(1)})[0].keys() == {"b.c"}
+
+
 def test_a_table_with_two_rules_for_one_name_is_refused():
     with pytest.raises(ValueError, match="invertible"):
         Table([rule("a.", "x."), rule("b.", "x.")])

@@ -72,12 +72,13 @@ class Table:
         self._by_ours = {prefix: (rule, place) for rule in self.rules for place, prefix in enumerate(rule.ours)}
         if len(self._by_theirs) != len(self.rules) or len(self._by_ours) != sum(len(rule.ours) for rule in self.rules):
             raise ValueError("a table of names must be invertible")
+        self._lengths_of_theirs, self._lengths_of_ours = (sorted({*map(len, by)}, reverse=True) for by in (self._by_theirs, self._by_ours))
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors under their names to tensors under ours, and their names that no rule covers or whose shape does not allow it."""
         ours, unmatched = {}, []
         for name, tensor in tensors.items():
-            prefix = next((p for p in _prefixes(name) if p in self._by_theirs), None)
+            prefix = _longest(name, self._by_theirs, self._lengths_of_theirs)
             if prefix is None:
                 unmatched.append(name)
                 continue
@@ -93,7 +94,7 @@ class Table:
         slots: dict[str, tuple[Rule, dict[int, str]]] = {}
         unmatched = []
         for name in tensors:
-            prefix = next((p for p in _prefixes(name) if p in self._by_ours), None)
+            prefix = _longest(name, self._by_ours, self._lengths_of_ours)
             if prefix is None:
                 unmatched.append(name)
                 continue
@@ -108,11 +109,13 @@ class Table:
         return theirs, unmatched
 
 
-def _prefixes(name: str) -> Iterator[str]:
-    yield name
-    for end in range(len(name), -1, -1):
-        if end == 0 or name[end - 1] in "._":
-            yield name[:end]
+def _longest(name: str, prefixes: Collection[str], lengths: Iterable[int]) -> str | None:
+    """The longest prefix that is the name or ends a part of it. lengths: of the prefixes, the longest first."""
+    for length in lengths:
+        ends = length in (0, len(name)) or (length < len(name) and name[length - 1] in "._")
+        if ends and name[:length] in prefixes:
+            return name[:length]
+    return None
 
 
 RESBLOCK = {

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def finite(tensor: Tensor) -> bool:
     if tensor.itemsize == 1:
         tensor = tensor.half()
     low, high = torch.aminmax(tensor)  # passes NaN on, in one pass and without another tensor of that size
-    return bool(low.isfinite() & high.isfinite())
+    return isfinite(low.item()) and isfinite(high.item())
 
 
 def _open_safetensors(path: Path) -> TensorFile:

@@ -67,12 +67,13 @@ def load_single_file(
         raise asked_prediction(path)
     order = InOrder() if in_order is True else in_order or None
     files = weight_files(file.path, variant)
+    mapped = _mapped(files)
 
     def place(tensor: Tensor) -> Tensor:
-        return laid_out(tensor, device, dtype, mapped=_mapped(tensor, files))
+        return laid_out(tensor, device, dtype, mapped=mapped(tensor))
 
     def release(tensor: Tensor) -> None:
-        if _mapped(tensor, files):
+        if mapped(tensor):
             give_back(tensor)
 
     names = [name for name in file.shapes if name not in about.contents.ignored]
@@ -134,8 +135,8 @@ def load_first_stage_file(
     tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
     with shapes_only():
         autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
-    files = weight_files(file.path)
-    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=_mapped(tensor, files)) for name, tensor in tensors.items()}, path)
+    mapped = _mapped(weight_files(file.path))
+    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=mapped(tensor)) for name, tensor in tensors.items()}, path)
     return autoencoder.eval()
 
 
@@ -240,6 +241,7 @@ def _check_whole(about: Description) -> None:
         raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
 
 
-def _mapped(tensor: Tensor, files: Sequence[Path]) -> bool:
-    """Whether a tensor lies in the map of one of these files as a whole, and not in memory of its own."""
-    return tensor.untyped_storage().nbytes() in {each.stat().st_size for each in files}
+def _mapped(files: Sequence[Path]) -> Callable[[Tensor], bool]:
+    """Tells whether a tensor lies in the map of one of these files as a whole, and not in memory of its own."""
+    sizes = {each.stat().st_size for each in files}
+    return lambda tensor: tensor.untyped_storage().nbytes() in sizes
