@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.measuring import age, in_a_process, noise, peak, row
 from daguerre.apps.cli import SPINS
+from daguerre.weights.quickest import multiplies_bfloat16
 
 WHO = "daguerre", "diffusers"
 RIVALS = {"compiled": "diffusers compiled", "openvino": "OpenVINO"}
@@ -161,10 +162,18 @@ def there(rivals: Sequence[str]) -> list[str]:
     return [who for who in rivals if needs[who][0]]
 
 
+def native() -> list[str]:
+    """The rows in dtypes that this processor has instructions for, without which a call takes minutes; says what is left out."""
+    if multiplies_bfloat16():
+        return ROWS
+    print("bfloat16 is left out: this processor has no instructions for it.")
+    return [each for each in ROWS if each.endswith("float32")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
+    parser.add_argument("--rows", nargs="*", choices=ROWS, help="by default all that this processor multiplies natively")
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("processor", "wall"), default="processor")
@@ -174,9 +183,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.one[0], options.one[1], options.folder, options.clock)))
         return
-    rivals = there(options.rivals)
+    rows, rivals = options.rows or native(), there(options.rivals)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    given = f"--rows {' '.join(options.rows)}{' --rivals ' * bool(rivals)}{' '.join(rivals)} --rounds {options.rounds}"
+    given = f"--rows {' '.join(rows)}{' --rivals ' * bool(rivals)}{' '.join(rivals)} --rounds {options.rounds}"
     given += " --clock wall" * (options.clock == "wall")
     heads = "what", *WHO, "ratio", "aim", *(RIVALS[who] for who in rivals)
     lines = [
@@ -185,7 +194,7 @@ def main() -> None:
         f"`python -m benchmarks.checkpoints FOLDER {given}`, medians; {where}.",
     ]
     lines += ["", row(heads), row("---" for _ in heads)]
-    for each in options.rows:
+    for each in rows:
         for cells in compared(each, options.folder, options.rounds, rivals, options.clock):
             lines.append(row(cells))
             print(lines[-1], flush=True)

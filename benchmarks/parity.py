@@ -3,7 +3,8 @@
     python -m benchmarks.parity [--parts sd15-unet sdxl-text_2 …] [--out benchmarks/parity.md]
 
 Each part has a process of its own: ours is built, filled and asked; then the reference is built around the same tensors and asked the
-same. The error is the largest difference divided by the largest magnitude of the reference's answer. Fails where one is above 1e-5.
+same. What a run computes by a packed twin is asked of that, too. The error is the largest difference divided by the largest magnitude of
+the reference's answer. Fails where one is above 1e-5.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import in_a_process, noise, peak, row
 from benchmarks.random_models import randomly
+from daguerre.apps.cli import SPINS
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models import autoencoder_kl, clip
 from daguerre.models import unet as unets
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.unet import UNet, UNetConfig
+from daguerre.nn.packing import packed
 from daguerre.weights.configs import autoencoder_json, text_json, unet_json
 from daguerre.weights.files import shapes_only
 
@@ -35,7 +38,8 @@ Answers = Mapping[str, Tensor]
 
 
 class Part(NamedTuple):
-    """ours, reference: build the networks without values. ask, ask_reference: their answers to the same questions, by name."""
+    """ours, reference: build the networks without values. ask, ask_reference: their answers to the same questions, by name. What another
+    way of ours answers stands behind a comma: "call, packed"."""
 
     ours: Callable[[], nn.Module]
     reference: Callable[[], Any]
@@ -58,10 +62,15 @@ def unet(config: UNetConfig, side: int) -> Part:
         pooled, numbers = noise(1, 1280, seed=2), torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]])
         vector = torch.cat([pooled, sinusoidal(numbers.flatten(), 256).reshape(1, -1)], dim=1)
         more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": numbers}}
+
+    def ask(network: UNet) -> Answers:
+        both = {"call": network, "call, packed": packed(network, copies=False)}
+        return {what: each(x, t, Conditioning(context=context, vector=vector)) for what, each in both.items()}
+
     return Part(
         lambda: UNet(config),
         lambda: library.UNet2DConditionModel.from_config(unet_json(config, side)),
-        lambda network: {"call": network(x, t, Conditioning(context=context, vector=vector))},
+        ask,
         lambda network: {"call": network(x, t, context, **more).sample},
     )
 
@@ -75,7 +84,8 @@ def vae(config: AutoencoderKLConfig, side: int) -> Part:
 
     def ask(network: AutoencoderKL) -> Answers:
         posterior = network.moments(x)
-        return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z)}
+        decode = packed(network, copies=False).decode
+        return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z), "decode, packed": decode(z)}
 
     def ask_reference(network: Any) -> Answers:
         posterior = network.encode(x).latent_dist
@@ -139,7 +149,10 @@ def compared(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     truths = part.ask_reference(reference)
     theirs = time.perf_counter() - start
-    errors = {what: ((answers[what] - truth).abs().max() / truth.abs().max()).item() for what, truth in truths.items()}
+    errors = {}
+    for what, answer in answers.items():
+        truth = truths[what.partition(",")[0]]
+        errors[what] = ((answer - truth).abs().max() / truth.abs().max()).item()
     return {"errors": errors, "ours": ours, "theirs": theirs, "peak": peak(), "parameters": sum(p.numel() for p in network.parameters())}
 
 
@@ -167,7 +180,7 @@ def main() -> None:
     print("\n".join(lines))
     worst = 0.0
     for name in options.parts:
-        found = in_a_process("benchmarks.parity", "--one", name)
+        found = in_a_process("benchmarks.parity", "--one", name, GOMP_SPINCOUNT=SPINS)  # as the commands set it
         for what, error in found["errors"].items():
             worst = max(worst, error)
             lines.append(row((name, f"{found['parameters']:,}", what, f"{error:.1e}", found["ours"], found["theirs"], found["peak"])))

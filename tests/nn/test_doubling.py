@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from daguerre.nn import doubling
+from daguerre.nn import doubling, products
 from daguerre.nn.circular import circular
 from daguerre.nn.packing import converts, packed
 from daguerre.nn.resample import Upsample
@@ -29,11 +29,9 @@ def test_a_packed_twin_takes_it_where_it_pays(
     monkeypatch.setattr(doubling, "convolution", lambda *given: calls.append(given) or convolution(*given))
     upsample, x = Upsample(channels).to(dtype), torch.randn(2, channels, side, side, dtype=dtype)
     twin = packed(upsample)
-    if twin is upsample:
-        pytest.skip("this machine computes nothing of this dtype by oneDNN")
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(twin(x, size), upsample(x, size), atol=tolerance, rtol=tolerance)
-    assert bool(calls) == taken
+    assert bool(calls) == (taken and products.computes(dtype))
 
 
 @torch.no_grad()
@@ -47,6 +45,7 @@ def test_weights_in_half_precision_are_converted_where_they_are_used(monkeypatch
 
 
 @torch.no_grad()
-def test_a_torus_stays_one():
+def test_a_torus_stays_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doubling, "waits_calmly", lambda: True)
     torus, x = circular(Upsample(256), "both"), torch.randn(1, 256, 16, 16)
     torch.testing.assert_close(packed(torus)(x), torus(x), atol=1e-5, rtol=1e-5)

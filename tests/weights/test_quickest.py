@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(("native", "quicker"), [(True, True), (True, False), (False, True)])
 def test_a_processor_computes_in_bfloat16_only_where_it_can_and_is_quicker(monkeypatch: pytest.MonkeyPatch, native: bool, quicker: bool):
-    monkeypatch.setattr(quickest, "_multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(quickest, "multiplies_bfloat16", lambda: native)
     monkeypatch.setattr(quickest, "_quicker_in_bfloat16", lambda: quicker)
     assert quickest.default_dtype(CPU) == (torch.bfloat16 if native and quicker else torch.float32)
 
