@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daguerre.nn import products
 from daguerre.nn.threads import waits_calmly
-from daguerre.nn.winograd import padded, parts
+from daguerre.nn.winograd import outputs_at_once, padded, parts
 
 STATES = 1 << 18  # places times channels that are worked on at a time
 KERNELS = 1 << 18  # that are added up at a time
@@ -46,7 +46,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _convolve(d: Tensor, weight: Tensor, out: Tensor) -> None:
     """Doubling and convolving padded d (B, H + 2, W + 2, C), written to `out` (B, H, 2, W, 2, C_out)."""
     B, H, _, W, _, N = out.shape
-    C, step = d.shape[-1], max(1, KERNELS // d.shape[-1])
+    C, step = d.shape[-1], outputs_at_once(d.shape[-1], KERNELS)
     lines, v = d.new_empty(3, B, H, W + 2, C), d.new_empty(3, 3, B, H, W, C)
     _differences(d, 1, lines)
     _differences(lines, 3, v.transpose(0, 1))

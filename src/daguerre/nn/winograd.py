@@ -22,6 +22,7 @@ from daguerre.nn.threads import waits_calmly
 P, Q = 2**-0.5, 2**0.5  # half the rounding error of Lavin and Gray's 1 and 2
 SP, SQ = 0.5 / (P**4 - 1), 0.5 / (Q**4 - 1)  # 1/n(P), 1/n(Q)
 STATES = 1 << 17  # tiles times channels that are worked on at a time; twice as many: a fiftieth quicker or a seventh slower, by process
+FULL = 16  # outputs, of which products work on so many at once; a part that they do not divide costs a tenth of them
 KERNELS = 1 << 18  # that are transformed at a time, so that they are still in the cache when they are multiplied
 
 
@@ -55,6 +56,11 @@ def parts(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slic
             yield slice(first, min(first + together, pictures)), slice(top, min(top + step, rows))
 
 
+def outputs_at_once(channels: int, most: int) -> int:
+    """How many outputs to work on at a time, whose kernels have no more than `most` pairs of channels: as many as fill whole vectors."""
+    return max(1, most // channels // FULL) * FULL
+
+
 def padded(x: Tensor, top: int, height: int, width: int) -> Tensor:
     """What so many rows of a 3×3 convolution's outputs depend on, (B, height + 2, width + 2, C), of x (B, C, H, W)."""
     B, C, H, W = x.shape
@@ -67,7 +73,7 @@ def _convolve(d: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
     """The convolution of padded d (B, 4h + 2, 4w + 2, C), written to `out` (B, 4h, 4w, C_out)."""
     B, H, W, N = out.shape
     C, h, w = d.shape[-1], H // 4, W // 4
-    step = max(1, KERNELS // C)
+    step = outputs_at_once(C, KERNELS)
     lines, v = d.new_empty(6, B, h, W + 2, C), d.new_empty(6, B, h, w, C)
     u, half = d.new_empty(7, min(step, N), C), d.new_empty(6, 4, B * h * w, N)
     _to_v([d[:, k : k + H - 3 : 4] for k in range(6)], lines)  # Bᵀd
