@@ -63,7 +63,7 @@ def test_a_convolution_as_one_product(
 ):
     x, weight = noise(2, 5, 7, 6).contiguous(memory_format=order), noise(8, 5, kernel, kernel).contiguous(memory_format=order)
     bias = noise(8) if biased else None
-    y = products.convolution(x, weight, bias, padding, stride)
+    y = products.convolution(x, weight, bias, stride, padding)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, F.conv2d(x, weight, bias, stride, padding), atol=1e-5, rtol=1e-5)
 

@@ -1,8 +1,8 @@
 """A twin of a network for many calls on a CPU without gradients, that computes in the quickest ways and does once what is always the same.
 
 Products: see `nn.products`.
-Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`), and so do those
-behind an enlargement by a way of their own (`nn.doubling`).
+Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`), and those behind
+an enlargement two thirds or less by nine products (`nn.doubling`).
 Weights: oneDNN reads them in blocks, and lays them out anew at every call, which on maps of few places takes a sixth of the time.
 Weights in half precision, while the network computes in float32: they stay as they are and are converted where they are used, in memory
 that all layers share. That takes a twentieth of a call, half the memory, and none of the time in which a network becomes float32.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from daguerre.nn import doubling, products, winograd
 from daguerre.nn.attention import GEGLU, FeedForward, TransformerBlock
-from daguerre.nn.resample import Upsample
+from daguerre.nn.resample import Upsample, doubles
 from daguerre.nn.twin import M, twin
 from daguerre.nn.watching import crossing
 
@@ -131,8 +131,8 @@ def _convolution(conv: nn.Conv2d, scratch: _Scratch, copies: bool) -> Callable[[
 
     def forward(x: Tensor) -> Tensor:
         (weight,) = scratch.wide([conv.weight], x.dtype)
-        if plain and not copies and products.one_is_quicker(x, weight, stride):
-            return products.convolution(x, weight, conv.bias, padding, stride)
+        if plain and not copies and products.convolution_pays(x, weight, stride):
+            return products.convolution(x, weight, conv.bias, stride, padding)
         if small and winograd.pays(x, weight):
             return winograd.convolution(x, weight, conv.bias)
         return torch.ops.mkldnn._convolution_pointwise(x, laid_out(x) if copies else weight, conv.bias, *shape, "none", [], "")
@@ -141,14 +141,13 @@ def _convolution(conv: nn.Conv2d, scratch: _Scratch, copies: bool) -> Callable[[
 
 
 def _enlargement(upsample: Upsample, scratch: _Scratch) -> Callable[..., Tensor]:
-    plain, conv = upsample.forward, upsample.conv
+    otherwise, conv = upsample.forward, upsample.conv
 
     def forward(x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        doubled = size is None or [*size] == [2 * side for side in x.shape[2:]]
-        if doubled and doubling.pays(x, conv.weight):
+        if doubles(x, size) and doubling.pays(x, conv.weight):
             (weight,) = scratch.wide([conv.weight], x.dtype)
             return doubling.convolution(x, weight, conv.bias)
-        return plain(x, size)
+        return otherwise(x, size)
 
     return forward
 

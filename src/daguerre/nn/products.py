@@ -1,7 +1,8 @@
 """Matrix products x·Wᵀ for networks that learn nothing, on a CPU, by the library that is quickest at them.
 
 In bfloat16, and in float32 with AVX-512, that is oneDNN by up to a quarter, and its products end in a GELU or in a product by places,
-which alone take PyTorch a fifteenth of the time. In float32 without AVX-512 it is MKL by a tenth to a fifth.
+which alone take PyTorch a fifteenth of the time. In float32 without AVX-512 it is MKL by a tenth to a fifth, and there a convolution of
+many channels on a map of few places is best a product, too.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW_PLACES, MANY_PAIRS = 128, 1 << 20  # B·H·W and C·N between which a convolution is best one product
+FEW_PLACES, MANY_PAIRS = 128, 1 << 20  # places (B·H'·W') up to which, and pairs (C·N) from which, a convolution is best one product
 
 
 def computes(dtype: torch.dtype) -> bool:
@@ -35,8 +36,8 @@ def several(x: Tensor, weights: Tensor) -> Sequence[Tensor]:
     return [linear(one, weight) for one, weight in zip(x, weights, strict=True)]
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """conv2d as one product, in which each place is a row of the numbers that its answer depends on: (B, N, H', W'), channels last.
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """conv2d as one product (im2col): each place is a row of the numbers that its answer depends on. Returns (B, N, H', W'), channels last.
 
     x: (B, C, H, W); weight: (N, C, kh, kw), which is read as it is where it is channels last.
     """
@@ -47,10 +48,10 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
     return linear(rows, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def one_is_quicker(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
-    """Whether `convolution` is the quickest way: on maps of few places, where others take longest to lay out their kernels, by MKL."""
+def convolution_pays(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    """Whether `convolution` is the quickest way: by MKL, on maps of few places, where other ways take longest to lay out their kernels."""
     places = len(x) * x.shape[2] * x.shape[3] // (stride[0] * stride[1])
-    return _by_mkl(x.dtype) and places <= FEW_PLACES and weight[:, :, 0, 0].numel() >= MANY_PAIRS
+    return _by_mkl(x.dtype) and places <= FEW_PLACES and weight.shape[0] * weight.shape[1] >= MANY_PAIRS
 
 
 def geglu(x: Tensor, value: Tensor, gate: Tensor, value_bias: Tensor | None, gate_bias: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from daguerre.nn.threads import waits_calmly
 P, Q = 2**-0.5, 2**0.5  # half the rounding error of Lavin and Gray's 1 and 2
 SP, SQ = 0.5 / (P**4 - 1), 0.5 / (Q**4 - 1)  # 1/n(P), 1/n(Q)
 STATES = 1 << 17  # tiles times channels that are worked on at a time; twice as many: a fiftieth quicker or a seventh slower, by process
-FULL = 16  # outputs, of which products work on so many at once; a part that they do not divide costs a tenth of them
+FULL = 16  # outputs: products of multiples of so many are up to a tenth quicker
 KERNELS = 1 << 18  # that are transformed at a time, so that they are still in the cache when they are multiplied
 
 
@@ -57,7 +57,7 @@ def parts(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slic
 
 
 def outputs_at_once(channels: int, most: int) -> int:
-    """How many outputs to work on at a time, whose kernels have no more than `most` pairs of channels: as many as fill whole vectors."""
+    """How many outputs to work on at a time: a multiple of FULL whose kernels have at most so many pairs of channels, at least FULL."""
     return max(1, most // channels // FULL) * FULL
 
 
