@@ -163,7 +163,7 @@ def there(rivals: Sequence[str]) -> list[str]:
 
 
 def native() -> list[str]:
-    """The rows in dtypes that this processor has instructions for, without which a call takes minutes; says what is left out."""
+    """The rows in dtypes that this processor has instructions for, without which one takes seven times as long; says what it leaves out."""
     if multiplies_bfloat16():
         return ROWS
     print("bfloat16 is left out: this processor has no instructions for it.")

@@ -186,7 +186,8 @@ def main() -> None:
             lines.append(row((name, f"{found['parameters']:,}", what, f"{error:.1e}", found["ours"], found["theirs"], found["peak"])))
             print(lines[-1], flush=True)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    about = " ".join((__doc__ or "").split("\n\n")[2].split()) + " Seconds are those of all answers of a part together."
+    about = " ".join((__doc__ or "").split("\n\n")[2].split())
+    about += " Seconds are those of all answers of a part together, ours of the packed ones, too."
     command = f"`python -m benchmarks.parity --parts {' '.join(options.parts)}`; {where}."
     title, table = "# The full-sized networks against the reference", "\n".join(lines)
     options.out.write_text(f"{title}\n\n{about}\n\n{command}\n\n{table}\n")

@@ -262,16 +262,16 @@ def _advise(tensor: Tensor, page: int, advice: str) -> None:
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first, last = -(-start // page) * page, end // page * page
     if sys.platform == "linux" and first < last:
-        _c().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
+        _c_library().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
 
 
 def give_free_back() -> None:
     """Give memory that was freed back to the system, which the C library keeps for itself otherwise. Where it has no such call, nothing."""
-    trim = getattr(_c(), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = getattr(_c_library(), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 @cache
-def _c() -> ctypes.CDLL:
+def _c_library() -> ctypes.CDLL:
     return ctypes.CDLL(None)
