@@ -102,7 +102,7 @@ def main() -> None:
     folder = options.trained
     if folder is None:
         write_folder(options.work / "pictures", source, list(islice(both(source, here, 4), options.pictures)))
-        loop = LoopConfig(steps=steps, batch_size=16, learning_rate=options.rate, precision="bf16", ema=0.99, sample_every=steps)
+        loop = LoopConfig(steps=steps, batch_size=16, learning_rate=options.rate, precision="auto", ema=0.99, sample_every=steps)
         folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
     trained = load(folder)
     print(table(before, {kind: likeness(trained, source, of) for kind, of in scenes.items()}))

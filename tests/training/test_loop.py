@@ -308,19 +308,43 @@ def test_two_processes_train_as_one_and_stop_as_one(tmp_path):
     assert kept == "step-00000006"
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_weights_whole(tmp_path):
-    """The square root's slope at 0 is infinite though its value is fine: the step is refused and the last good checkpoint stays."""
+def with_infinite_gradients(steps: range) -> TwoNetworks:
+    """A stage whose gradient is infinite in these steps, by the square root's slope at 0, though its loss is fine."""
     stage = TwoNetworks()
     first = stage.networks["first"]
     stage.networks = {"first": first}
 
     def losses(batch: Numbers, draw: torch.Generator, step: int):
         y = first(batch.x)
-        yield "first", (y * 0).sum().sqrt() if step == 6 else y.square().mean(), {}
+        yield "first", (y * 0).sum().sqrt() if step in steps else y.square().mean(), {}
 
     stage.losses = losses
-    with pytest.raises(DaguerreError, match=r"gradient of 'first'.*at step 6"):
+    return stage
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_told(tmp_path, capsys):
+    before, after = with_infinite_gradients(range(0)), with_infinite_gradients(range(6, 7))
+    train(before, NumberBatches(), replace(CONFIG, steps=6, ema=0, decay=0), tmp_path / "before")
+    train(after, NumberBatches(), replace(CONFIG, steps=7, ema=0, decay=0), tmp_path / "after")
+    assert all(torch.equal(a, b) for a, b in zip(weights(before), weights(after), strict=True))
+    assert "two: the gradient of 'first' is not finite at step 6, which is left out" in capsys.readouterr().err
+
+
+def test_gradients_that_are_not_finite_again_and_again_leave_the_last_good_checkpoint(tmp_path):
+    stage = with_infinite_gradients(range(6, 12))
+    with pytest.raises(DaguerreError, match=r"gradient of 'first' became infinite or NaN, 6 times in a row, at step 11"):
         train(stage, NumberBatches(), CONFIG, tmp_path)
-    assert all(bool(p.isfinite().all()) for p in first.parameters())
-    (kept,) = checkpoints(tmp_path / "checkpoints")
-    assert json.loads((kept / "state.json").read_text())["step"] == 4
+    assert all(bool(p.isfinite().all()) for p in stage.networks["first"].parameters())
+    kept = [json.loads((path / "state.json").read_text())["step"] for path in checkpoints(tmp_path / "checkpoints")]
+    assert max(kept) == 8
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_precision_called_auto_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, has):
+    monkeypatch.setattr("daguerre.training.loop.torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("daguerre.training.loop.multiplies_bfloat16", lambda: has)
+    auto, told, other = (
+        run(tmp_path / name, replace(CONFIG, precision=name)) for name in ("auto", *(("bf16", "no") if has else ("no", "bf16")))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(auto, told, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(auto, other, strict=True))

@@ -10,9 +10,9 @@ from daguerre.errors import DaguerreError
 from daguerre.training.options import LoopConfig
 
 GROUPS = 4  # of every norm: with few channels a group it is nearly instance norm, which forgets colour
-LOOP = LoopConfig(steps=2000, batch_size=16, learning_rate=8e-4, ema=0.998, precision="bf16", sample_every=500, checkpoint_every=500)
+LOOP = LoopConfig(steps=2000, batch_size=16, learning_rate=8e-4, ema=0.998, precision="auto", sample_every=500, checkpoint_every=500)
 PRIOR_LOOP = LoopConfig(
-    steps=3000, batch_size=32, learning_rate=1e-3, betas=(0.9, 0.95), ema=0.998, precision="bf16", sample_every=1000, checkpoint_every=500
+    steps=3000, batch_size=32, learning_rate=1e-3, betas=(0.9, 0.95), ema=0.998, precision="auto", sample_every=1000, checkpoint_every=500
 )
 
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,9 +30,11 @@ from daguerre.training.checkpoint import Checkpointed, checkpoints, restore_chec
 from daguerre.training.ema import EMA
 from daguerre.training.log import RunLog
 from daguerre.training.options import LoopConfig
+from daguerre.weights.quickest import multiplies_bfloat16
 
 # The settings that give what was saved its meaning; all others may change between two parts of one run.
 DECIDES = ("batch_size", "betas", "ema", "seed")
+FORGIVEN = 5  # gradients that are not finite, one after another, whose steps are left out; of so many more the weights are the cause
 
 
 class Stage(Protocol):
@@ -97,8 +100,9 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
     Writes `out/checkpoints`, `out/samples`, `out/curves` and `out/log.jsonl`. `recipe` is whatever else decides the result, best as named
     JSON-able values: with those of the settings that give a checkpoint its meaning, it tells whether one belongs to this run.
 
-    Raises DaguerreError if the loss is not finite (the last good checkpoint stays), if the checkpoint is another run's or is further than
-    `config.steps`, if the disk is full; Stopped after SIGINT or SIGTERM, in all processes after the same step.
+    A step whose gradient is not finite is left out and told. Raises DaguerreError if the loss is not finite, or more than FORGIVEN
+    gradients in a row are not (the last good checkpoint stays), if the checkpoint is another run's or is further than `config.steps`, if
+    the disk is full; Stopped after SIGINT or SIGTERM, in all processes after the same step.
     """
     accelerator = _accelerator(config)
     plain = dict(stage.networks)
@@ -148,6 +152,7 @@ class _Run:
     prepared: Mapping[str, tuple[Any, Any]]  # each network and its optimiser, as several processes need them
     state: Checkpointed
     log: RunLog
+    forgiven: Counter[str] = field(default_factory=Counter)  # gradients in a row that were not finite, by network
 
     def take(self, step: int, batch: Any) -> None:
         """Take one step, of all networks, and log it."""
@@ -194,12 +199,17 @@ class _Run:
         return value
 
     def _update(self, name: str, step: int) -> None:
-        """One optimiser step, if the gradient is finite; if not, half precision's scaler leaves it out, and all else is an error."""
+        """One optimiser step if the gradient is finite; if not, it is left out: in half precision by the scaler, silently."""
         network, optimizer = self.prepared[name]
         norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.clip or math.inf)
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
-            raise self._not_finite(f"gradient of {name!r} became infinite or NaN", step)
-        optimizer.step()
+            self.forgiven[name] += 1
+            if self.forgiven[name] > FORGIVEN:
+                raise self._not_finite(f"gradient of {name!r} became infinite or NaN, {FORGIVEN + 1} times in a row,", step)
+            self.log.say(f"{self.stage.name}: the gradient of {name!r} is not finite at step {step}, which is left out")
+        else:
+            self.forgiven[name] = 0
+            optimizer.step()
         optimizer.zero_grad()
 
     def _not_finite(self, what: str, step: int) -> DaguerreError:
@@ -212,8 +222,8 @@ class _Run:
         modes = {name: network.training for name, network in networks.items()}
         for network in networks.values():
             network.eval()
-        with self.state.ema.applied() if self.state.ema else nullcontext():
-            picture = self.stage.sample()
+        with self.state.ema.applied() if self.state.ema else nullcontext(), torch.compiler.set_stance("force_eager"):
+            picture = self.stage.sample()  # compiling for its shapes takes longer than it
         for name, network in networks.items():
             network.train(modes[name])
         if picture is not None:
@@ -223,7 +233,7 @@ class _Run:
 def _accelerator(config: LoopConfig) -> Accelerator:
     """What knows the devices and processes. Raises DaguerreError where the settings do not fit them."""
     AcceleratorState._reset_state()  # which would keep the precision of the stage before
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = Accelerator(mixed_precision=_native() if config.precision == "auto" else config.precision)
     kind, world = accelerator.distributed_type, accelerator.num_processes
     if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise DaguerreError(f"Training under {kind.value} is not supported; use one process or data-parallel ones.")
@@ -232,6 +242,12 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     if config.precision == "fp16" and accelerator.scaler is None:
         raise DaguerreError(f"precision fp16 needs a GPU, and this is the {accelerator.device.type}; use bf16 or no.")
     return accelerator
+
+
+def _native() -> str:
+    """bf16 where there are instructions for it: without them a step on a CPU takes many times as long as in float32."""
+    has = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else multiplies_bfloat16()
+    return "bf16" if has else "no"
 
 
 def _agreed(accelerator: Accelerator, wish: bool) -> bool:

@@ -25,7 +25,7 @@ class LoopConfig:
     weight_decay: float = 0.01
     clip: float = 1.0  # gradient norm; 0 = off
     ema: float = 0.999  # 0 = off
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no"  # auto: bf16 where processor or GPU have instructions for it, else no
     compile: bool = False  # torch.compile the networks; needs a C++ compiler on a CPU
     workers: int = 1  # that draw batches ahead: a thread, or so many processes
     seed: int = 0
@@ -81,7 +81,7 @@ class EmojiRecipe(LatentRecipe):
     """Train the embedded model on emoji: autoencoder, CLIP, diffusion."""
 
     out: Path = Path("runs/emoji")
-    preset: Literal["cpu", "gpu"] = "cpu"  # two cores and some hours, or one large GPU and 25 minutes
+    preset: Literal["cpu", "gpu"] = "cpu"  # two cores and some hours, or one large GPU and 20 minutes
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TextToImageRecipe:
     gradient_checkpointing: bool = False  # less memory, a third slower
     skip_bad: bool = False  # skip and count unreadable pictures and missing captions instead of stopping
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
-        default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="bf16")
+        default_factory=lambda: LoopConfig(steps=2000, batch_size=16, learning_rate=1e-4, precision="auto")
     )
     loss: tyro.conf.OmitArgPrefixes[DiffusionLoss] = field(default_factory=DiffusionLoss)
 
@@ -128,7 +128,7 @@ class EvaluateConfig:
     judge: Path = Path("runs/judge/model")  # a folder from `daguerre train judge`
     out: Path = Path("runs/evaluation")  # report.json, report.md and sheets of pictures
     data: Literal["emoji", "shapes"] = "emoji"  # what the model draws; shapes are measured, without the judge that --judge names
-    count: int = 125  # prompts of each of the four kinds
+    count: int = 125  # prompts of each kind
     steps: int = 20
     sampler: str = Request.sampler
     guidance: float | None = None  # None: the model's own
