@@ -30,7 +30,7 @@ def test_each_prompt_is_told_from_99_others_half_of_its_thing(trials: list[Trial
         things = [base for base in bases if base in trial.prompt]
         assert all(any(base in distractor.prompt for base in things) for distractor in trial.distractors[:49])
     kinds = [trial.kind for trial in trials]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"known": 12, "colour": 8, "background": 8, "pair": 8}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"known": 12, "colour": 8, "background": 8, "pair": 8, "and": 8}
 
 
 def test_held_out_prompts_are_held_out(trials: list[Trial], source: EmojiSource):
@@ -75,7 +75,10 @@ def test_a_pairs_render_has_its_things_where_the_prompt_says(source: EmojiSource
 def test_a_pairs_claim_speaks_of_the_two_places(trials: list[Trial]):
     boxes = {" to the left of ": ((0, 0.25, 0.5, 0.75), (0.5, 0.25, 1, 0.75)), " above ": ((0.25, 0, 0.75, 0.5), (0.25, 0.5, 0.75, 1))}
     boxes |= {" to the right of ": boxes[" to the left of "][::-1], " below ": boxes[" above "][::-1]}
-    for claim in trials[-1].candidates:
+    boxes |= {" and ": boxes[" to the left of "]}  # side by side as one reads
+    told, joined = ([trial for trial in trials if trial.kind == kind][-1] for kind in ("pair", "and"))
+    assert " and " in joined.prompt
+    for claim in (*told.candidates, *joined.candidates):
         word = next((word for word in boxes if word in claim.prompt), None)
         expected = ((WHOLE, claim.prompt),) if word is None else tuple(zip(boxes[word], claim.prompt.split(word), strict=True))
         assert claim.parts == expected

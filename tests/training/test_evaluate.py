@@ -242,10 +242,10 @@ def test_the_whole_road_on_emoji(tiny_model, judge_folder: Path, tmp_path: Path)
     save(tiny_model, tmp_path / "model")
     config = EvaluateConfig(str(tmp_path / "model"), judge_folder, tmp_path / "out", count=2, steps=2, training_pictures=70)
     report = run(config)
-    assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "pair", "all held out"]
+    assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "pair", "and", "all held out"]
     assert report.candidates == 100
     assert report.training_pictures == 70
-    assert len({prompt.prompt for prompt in report.prompts}) == 8
+    assert len({prompt.prompt for prompt in report.prompts}) == 10
     assert (tmp_path / "out" / "neighbours.png").is_file()
 
 

@@ -9,7 +9,7 @@ what is in a picture long before it knows where.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,7 +23,7 @@ from daguerre.data.emoji_things import Thing
 from daguerre.data.source import held_out
 from daguerre.errors import DaguerreError
 
-HeldOut = Literal["colour", "background", "pair"]
+HeldOut = Literal["colour", "background", "pair", "and"]  # "and": a pair whose places are told by the order of the names alone
 DISTRACTORS = 99
 _SAME_THING = 49  # of them
 _PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "above": (0.5, 0.25), "below": (0.5, 0.75)}
@@ -109,10 +109,17 @@ def _held_out_pairs(source: EmojiSource, rng: np.random.Generator) -> Iterator[S
             yield _beside(first, pick(rng, list(RELATIONS)), second)
 
 
+def _held_out_joined(source: EmojiSource, rng: np.random.Generator) -> Iterator[Scene]:
+    for scene in _held_out_pairs(source, rng):
+        first, second = (placed.thing for placed in scene.placed)
+        yield replace(_beside(first, "left", second), caption=related(first.name, "and", second.name))
+
+
 _HELD_OUT: dict[str, Callable[[EmojiSource, np.random.Generator], Iterator[Scene]]] = {
     "colour": _held_out_colours,
     "background": _held_out_backgrounds,
     "pair": _held_out_pairs,
+    "and": _held_out_joined,
 }
 
 
