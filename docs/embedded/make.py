@@ -10,7 +10,7 @@ PROMPTS = (
     # From here on combinations that are held out, which training never showed.
     *("a blue airplane", "a pink dog", "a green cat face", "a red tiger face", "a green crab", "a blue key", "a blue trophy", "a red pear"),
     *("dog face on a blue background", "a parrot on a pink background", "a rocket on a pink background", "a pizza on a green background"),
-    *("a cat to the left of a sailboat", "an octopus to the right of a red heart", "a rocket above a turtle", "an owl above a sunflower"),
+    *("a cat to the left of a sailboat", "an octopus to the right of a red heart", "a rocket above a turtle", "a cat and a guitar"),
 )
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def hires(model: LatentDiffusion) -> Image.Image:
 
 def variations(model: LatentDiffusion) -> Image.Image:
     weights = 0, 0.2, 0.4, 0.6, 0.8, 1
-    images = [draw(model, prompt="a flag", seed=8, variation=Variation(5, weight)) for weight in weights]
+    images = [draw(model, prompt="a flag", seed=20, variation=Variation(5, weight)) for weight in weights]
     return labelled_grid(images, [f"5:{weight:g}" for weight in weights], columns=6)
 
 

@@ -109,3 +109,21 @@ def test_a_picture_that_does_not_divide_is_refused():
     assert autoencoder.downsampling == 4
     with pytest.raises(DaguerreError, match=r"18×16.*multiples of 4"):
         autoencoder.encode(torch.zeros(1, 3, 16, 18))
+
+
+def test_compiled_it_answers_alike_and_what_lies_between_its_parts_is_not_compiled():
+    torch.manual_seed(0)
+    plain = AutoencoderKL(TINY)
+    x, between = torch.rand(1, 3, 32, 32) * 2 - 1, lambda latent: latent.rot90(1, (-2, -1)).contiguous()
+    expected, _ = plain(x, None, between)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    plain.compile(backend=backend)
+    answer, _ = plain(x, None, between)
+    torch.testing.assert_close(answer, expected)
+    assert len(graphs) == 2  # encoder and decoder
+    assert not any("rot90" in graph.code for graph in graphs)

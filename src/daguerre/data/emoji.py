@@ -21,7 +21,7 @@ from daguerre.data.emoji_things import Thing, read_things
 from daguerre.data.source import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError, nearest
 
-_VERSION = 2  # raise it when the same (index, rng) would give another sample
+_VERSION = 3  # raise it when the same (index, rng) would give another sample
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EmojiMix:
     centred: float = 0.5  # in the middle, as large as fits, not mirrored; of pairs: each in the middle of its half
     mirrored: float = 0.25  # of the others, where mirroring changes no meaning
     other_name: float = 0.25  # of the things that have another name
-    and_pair: float = 0.2  # of the pairs: "a cat and a pizza", placed anyhow
+    and_pair: float = 0.2  # of the pairs: "a cat and a pizza", side by side as one reads
     in_order: bool = False  # of the others, the left or upper thing is always told first
 
     def __post_init__(self) -> None:
@@ -156,8 +156,9 @@ class EmojiSource:
         for _ in range(20):
             other = pick(rng, self.pairable)
             if other is not thing and self.allowed("pair", *sorted((thing.name, other.name))):
-                relation = pick(rng, IN_ORDER if self.mix.in_order else list(RELATIONS))
                 told = rng.random() >= self.mix.and_pair
+                # Placed anyhow, things that "and" joins would leave a model nothing to begin with: both then go to one place, and merge.
+                relation = pick(rng, IN_ORDER if self.mix.in_order else list(RELATIONS)) if told else "left"
                 wording = pick(rng, RELATIONS[relation]) if told else "and"
                 first, second = self._name(thing, rng), self._name(other, rng)
                 scene = Scene("pair", self.pair_places(thing, relation, other, rng), related(first, wording, second))

@@ -5,6 +5,7 @@ Diffusion sees scaled latents of about unit variance, z = (latent − shift_fact
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -105,6 +106,11 @@ class AutoencoderKL(nn.Module):
         latent = posterior.mean if noise is None else posterior.sample(noise)
         latent = latent if between is None else between(latent)
         return self.decoder(latent if self.post_quant_conv is None else self.post_quant_conv(latent)), posterior
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Encoder and decoder by themselves, so that what training does to a latent between them is not compiled anew for each change."""
+        self.encoder.compile(*args, **options)
+        self.decoder.compile(*args, **options)
 
     @property
     def last_layer(self) -> Tensor:

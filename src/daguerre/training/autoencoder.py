@@ -134,7 +134,7 @@ def latent_change(draw: torch.Generator) -> Callable[[Tensor], Tensor]:
     def change(x: Tensor) -> Tensor:
         if scale < 1:
             x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
-        return x.rot90(turns, (-2, -1))
+        return x.rot90(turns, (-2, -1)).contiguous()  # one order of memory, so that a compiled decoder is compiled once a size
 
     return change
 

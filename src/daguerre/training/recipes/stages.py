@@ -98,6 +98,7 @@ def train_autoencoder(plan: AutoencoderPlan, source: Source, size: int, seed: in
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # for a few batches
 def with_measured_scale(first_stage: F, x: Tensor) -> F:
     """The same weights, whose scaled latents have variance 1 over the pictures x (B, 3, H, W), and mean 0 where the config has a shift."""
     device = next(first_stage.parameters()).device
