@@ -1,6 +1,6 @@
 """Do the layers of Stable Diffusion 1.5 go the quickest ways that are known here, on this processor? Each layer by each way, in turns.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.ways [--dtypes bfloat16 float32] [--kinds attention …] [--tries 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.ways [--dtypes bfloat16 float32] [--kinds attention …] [--tries 5] > benchmarks/ways.md
 
 Which way a layer goes is a rule of its shape, its dtype and what the processor can (`nn.attention`, `nn.products`, `nn.winograd`,
 `nn.doubling`), found on one or two processors. "Taken" is the layer as a run computes it, rule and all; "of the quickest" is its time over
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=5)
     options = parser.parse_args()
     can = torch.backends.cpu.get_cpu_capability()
+    print("# The layers of Stable Diffusion 1.5 by every way, `python -m benchmarks.ways`\n")
     print(f"{torch.get_num_threads()} threads, {can}, torch {torch.__version__}; milliseconds.")
     for dtype in options.dtypes:
         if not products.computes(getattr(torch, dtype)):
