@@ -2,10 +2,10 @@
 
     python -m benchmarks.continued [--pictures 300] [--steps 400] [--count 40] [--work runs/continued]
 
-Either alone the model has seen, both together never: asked for a pink elephant on a green background it draws one that is hardly pink. A folder of
-`--pictures` such pictures with captions is written, of every second thing, and the UNet learns on with it. Before and after, new pictures
-are compared with the true renders of their prompts, of which the model knows one for each: by PSNR, of the things in the folder, of as
-many that are not in it, and of things in their own colours on white, which tell what was forgotten.
+Either alone the model has seen, both together never: asked for a pink elephant on a green background it draws one that is hardly pink. A
+folder of `--pictures` such pictures with captions is written, of every second thing, and the UNet learns on with it. Before and after, new
+pictures are compared with the true renders of their prompts, of which the model knows one for each: by PSNR, of the things in the folder,
+of as many that are not in it, and of things in their own colours on white, which tell what was forgotten.
 """
 
 import argparse
