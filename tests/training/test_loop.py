@@ -340,11 +340,13 @@ def test_gradients_that_are_not_finite_again_and_again_leave_the_last_good_check
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_the_precision_called_auto_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, has):
+def test_the_precision_called_auto_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, capsys, has):
     monkeypatch.setattr("daguerre.training.loop.torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("daguerre.training.loop.multiplies_bfloat16", lambda: has)
-    auto, told, other = (
-        run(tmp_path / name, replace(CONFIG, precision=name)) for name in ("auto", *(("bf16", "no") if has else ("no", "bf16")))
-    )
-    assert all(torch.equal(a, b) for a, b in zip(auto, told, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(auto, other, strict=True))
+    found = {name: run(tmp_path / name, replace(CONFIG, precision=name)) for name in ("auto", "no")}
+    assert "no instructions for bf16" not in capsys.readouterr().err
+    found["bf16"] = run(tmp_path / "bf16", replace(CONFIG, precision="bf16"))
+    assert ("no instructions for bf16" in capsys.readouterr().err) is not has
+    same, other = ("bf16", "no") if has else ("no", "bf16")
+    assert all(torch.equal(a, b) for a, b in zip(found["auto"], found[same], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found["auto"], found[other], strict=True))

@@ -127,6 +127,8 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
     prepared = {name: (accelerator.prepare(plain[name]), accelerator.prepare(optimizers[name])) for name in plain}
     stage.networks.update({name: network for name, (network, _) in prepared.items()})
     with RunLog(out, stage.name, start, config.steps, accelerator.is_main_process) as log, _stop_signals() as asked_to_stop:
+        if config.precision == "bf16" and _native() == "no":
+            log.say(f"{stage.name}: there are no instructions for bf16 here; with --precision auto a step takes a fraction of the time")
         if start:
             log.say(f"{stage.name}: {f'continued after step {start}' if start < config.steps else f'all {start} steps were done before'}")
         run = _Run(stage, config, out, accelerator, prepared, state, log)
