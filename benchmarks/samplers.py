@@ -6,7 +6,7 @@
 The analytic page takes a mixture of two Gaussians in the plane (`daguerre.diffusion.specimen`), whose denoiser and whose trajectories are
 known. Samplers without noise are measured by how far their points end from the exact ones; those with noise, whose points go elsewhere
 each time, by how far the cloud of points is from the distribution. On a model the truth is its own solution of many steps; the embedded
-one takes less than four minutes of one processor.
+one takes some minutes of one processor.
 """
 
 import argparse

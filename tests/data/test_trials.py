@@ -8,6 +8,7 @@ import pytest
 from daguerre.data import EmojiSource, ShapesSource, held_out, held_out_trials, known_trials, shape_trials
 from daguerre.data.colours import PAINTS
 from daguerre.data.emoji import Placed, Scene
+from daguerre.data.emoji_names import with_article
 from daguerre.data.shapes import SHAPES
 from daguerre.data.trials import WHOLE, Trial
 from daguerre.errors import DaguerreError
@@ -36,6 +37,7 @@ def test_each_prompt_is_told_from_99_others_half_of_its_thing(trials: list[Trial
 def test_held_out_prompts_are_held_out(trials: list[Trial], source: EmojiSource):
     things = {thing.name: thing for thing in source.things}
     words = {f"{colour} {thing.base}": (thing.base, colour) for thing in source.things for colour in source.colours_of(thing)}
+    written = {with_article(thing.name): thing.name for thing in source.things}
     for trial in trials:
         bare = trial.prompt.removeprefix("a ").removeprefix("an ").removeprefix("the ")
         if trial.kind == "colour":
@@ -45,6 +47,8 @@ def test_held_out_prompts_are_held_out(trials: list[Trial], source: EmojiSource)
             assert held_out("background", things[name].name, ground.split()[-2])
         elif trial.kind == "known":
             assert bare in things
+        else:
+            assert held_out("pair", *sorted(written[words] for _, words in trial.claim.parts))
 
 
 def test_the_true_render_shows_the_prompt(source: EmojiSource, trials: list[Trial]):

@@ -339,6 +339,34 @@ def test_gradients_that_are_not_finite_again_and_again_leave_the_last_good_check
     assert max(kept) == 8
 
 
+class Own(nn.Module):
+    """A module of another class than PyTorch's own, whose `compile` does nothing where they stand alone."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_steps_are_compiled_and_samples_are_not(tmp_path, monkeypatch):
+    """A sample's shapes and mode are others, for which compiling would take longer than the sample."""
+    compiled, seen, plain = [], [], nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda network: plain(network, backend=backend))
+    stage = TwoNetworks()
+    stage.networks = {name: Own(network) for name, network in stage.networks.items()}
+    stage.sample = lambda: seen.append(stage.networks["first"](torch.zeros(3, 4)).shape)
+    train(stage, NumberBatches(), replace(CONFIG, compile=True, sample_every=4), tmp_path)
+    assert seen == [(3, 4)] * 3
+    assert len(compiled) == 2  # the two networks, once each
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_the_precision_called_auto_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, capsys, has):
     monkeypatch.setattr("daguerre.training.loop.torch.cuda.is_available", lambda: False)

@@ -27,7 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
 
     PyTorch's fused kernel does it, except on a CPU: in bfloat16 it is two to four times slower there than the formula itself unless all is
-    small, and in float32 with AVX-512 half as slow again, for many queries and keys, as the formula by oneDNN's products.
+    small (with AVX-512; with AMX that is not known), and in float32 with AVX-512 half as slow again, for many queries and keys, as the
+    formula by oneDNN's products.
     """
     if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(q, k, v)
