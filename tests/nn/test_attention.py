@@ -50,6 +50,7 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
     monkeypatch.setattr(attention, "MANY", 0)
     monkeypatch.setattr(attention, "waits_calmly", lambda: True)
     monkeypatch.setattr(products, "_mkl_is_quicker", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(attention, "WEIGHTS_AT_ONCE", budget)
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=atol)
 
@@ -65,6 +66,19 @@ def test_only_many_queries_and_keys_in_float32_go_by_onednn(dtype: torch.dtype, 
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=1e-6)
     attend(q.requires_grad_(), k, v)
     assert len(calls) == taken
+
+
+@pytest.mark.parametrize("keys", [77, MANY])
+@pytest.mark.parametrize(("tiles", "learns", "in_parts"), [(False, False, 1), (True, False, 0), (False, True, 0), (True, True, 0)])
+def test_bfloat16_goes_in_parts_where_the_fused_kernel_has_no_tiles(
+    keys: int, tiles: bool, learns: bool, in_parts: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    calls, parts = [], attention._attend_in_parts
+    monkeypatch.setattr(attention, "_attend_in_parts", lambda *given: calls.append(given) or parts(*given))
+    q, k, v = (noise(1, 2, length, 8, seed=i, dtype=torch.bfloat16) for i, length in enumerate((MANY, keys, keys)))
+    torch.testing.assert_close(attend(q.requires_grad_(learns), k, v).double(), by_formula(q, k, v), rtol=0, atol=0.02)
+    assert len(calls) == in_parts
 
 
 def test_heads_must_divide_the_width():

@@ -26,19 +26,18 @@ WEIGHTS_AT_ONCE = 1 << 20  # attention weights made at a time, so that they stay
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
 
-    PyTorch's fused kernel does it, except on a CPU: in bfloat16 it is two to four times slower there than the formula itself unless all is
-    small (with AVX-512; with AMX that is not known), and in float32 with AVX-512 half as slow again, for many queries and keys, as the
-    formula by oneDNN's products.
+    PyTorch's fused kernel does it, except on a CPU: in bfloat16 without AMX it is two to four times slower there than the formula itself
+    unless all is small, and in float32 with AVX-512 half as slow again, for many queries and keys, as the formula by oneDNN's products.
     """
     if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(q, k, v)
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.dtype == torch.bfloat16 and not learns:
+    if q.dtype == torch.bfloat16 and not learns and not torch.cpu._is_amx_tile_supported():
         return _attend_in_parts(q, k, v)
     many = min(q.shape[-2], k.shape[-2]) >= MANY
     if q.dtype == torch.float32 and not learns and many and products.by_onednn(q.dtype) and waits_calmly():
         return _attend_by_onednn(q, k, v)
-    if q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT_CONTEXT:
+    if q.dtype == torch.bfloat16 and learns and k.shape[-2] <= SHORT_CONTEXT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
