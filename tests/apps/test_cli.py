@@ -130,6 +130,12 @@ def test_a_checkpoint_is_inspected_and_converted_and_opens(run: Run, folder: Pat
     assert "family" in run("inspect", "again")[1]
 
 
+@pytest.mark.parametrize(("name", "written"), [("fp16", "float16"), ("float16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
+def test_a_checkpoint_is_converted_to_a_precision_by_either_of_its_names(run: Run, folder: Path, name: str, written: str):
+    assert run("convert", str(folder), "other.safetensors", "--dtype", name) == (0, "other.safetensors\n", "")
+    assert json.loads(run("inspect", "other.safetensors", "--json")[1])["dtype"] == written
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [

@@ -116,10 +116,10 @@ def test_boxes_are_told_by_layout_and_by_a_prompt(tmp_path: Path):
     assert Image.open(one).tobytes() == Image.open(two).tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_networks_compute_in_what_is_asked(tmp_path: Path, dtype: str):
+@pytest.mark.parametrize(("name", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bf16", "bfloat16")])
+def test_the_networks_compute_in_what_is_asked(tmp_path: Path, name: str, dtype: str):
     out = tmp_path / "cat.png"
-    assert main(["sample", folder(tmp_path, "class"), "--class", "cat", "--dtype", dtype, "--out", str(out)]) == 0
+    assert main(["sample", folder(tmp_path, "class"), "--class", "cat", "--dtype", name, "--out", str(out)]) == 0
     assert read_origin(out)[1].dtype == dtype
 
 

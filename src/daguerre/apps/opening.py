@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from daguerre.apps.options import dtype_called
 from daguerre.errors import DaguerreError
 from daguerre.weights.catalog import find, may_be_on_the_hub
 
@@ -54,15 +55,13 @@ def open_any(
     if not may_be_on_the_hub(name):
         find(name)  # before torch is imported, which takes a second that a wrong name need not cost
 
-    import torch
-
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.weights import load_any
     from daguerre.weights.quickest import default_dtype
     from daguerre.weights.source import default_device
 
     told = cast("Prediction | None", None if prediction == "known" else prediction)
-    computed = default_dtype(default_device(device)) if dtype == "auto" else getattr(torch, dtype)
+    computed = default_dtype(default_device(device)) if dtype == "auto" else dtype_called(dtype)
     order = None if request is None else _order(name, refiner, request, stay, default_device(device), computed, offline)
     more = {} if order is None else {"in_order": order}
     model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told, **more)

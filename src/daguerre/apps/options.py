@@ -2,20 +2,32 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Variation
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+if TYPE_CHECKING:
+    import torch
+
+Named = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+Dtype = Literal["auto", Named]
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the names of files have it
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 OptionalNumber = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 PictureFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT [PROMPT ...]", help_behavior_hint="")]
+
+
+def dtype_called(name: str) -> "torch.dtype":
+    """torch.float16 of "float16" and of "fp16"."""
+    import torch  # not sooner, as it takes a second
+
+    return getattr(torch, SHORT.get(name, name))
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:

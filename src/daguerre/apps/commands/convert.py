@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from daguerre.apps.options import Named, dtype_called
 from daguerre.progress import busy
 
 
@@ -18,7 +19,7 @@ class Convert:
     """A checkpoint's file, the index of its shards, or a folder."""
     target: tyro.conf.Positional[Path]
     """A name that ends in .safetensors makes one file, any other a folder."""
-    dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
+    dtype: Literal["same", Named] = "same"
     """Precision of the written tensors."""
     weights: Literal["all", "plain", "average"] = "all"
     """Of a checkpoint with both: the weights alone, their running average in their place, or as the source has them."""
@@ -31,15 +32,13 @@ class Convert:
 def main(arguments: Sequence[str]) -> None:
     """Parse, convert, and print where the result is."""
     options = tyro.cli(Convert, args=arguments, prog="daguerre convert")
-    import torch
-
     from daguerre.weights.convert import convert
 
     with busy("converting"):
         written = convert(
             options.source,
             options.target,
-            dtype=None if options.dtype == "same" else getattr(torch, options.dtype),
+            dtype=None if options.dtype == "same" else dtype_called(options.dtype),
             ema={"all": None, "plain": False, "average": True}[options.weights],
             prediction=None if options.prediction == "known" else options.prediction,
             variant=options.variant,
