@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.measuring import age, in_a_process, noise, peak, row
 from daguerre.apps.cli import SPINS
+from daguerre.memory import keep_freed
 from daguerre.weights.quickest import multiplies_bfloat16
 
 WHO = "daguerre", "diffusers"
@@ -110,6 +111,8 @@ def measured(who: str, what: str, folder: Path, clock: str) -> dict[str, float]:
     what, name = what.split("-")
     dtype = getattr(torch, name)
     calls = unet(who, folder, dtype) if what == "unet" else vae(who, folder, dtype, int(what.removeprefix("vae")))
+    if who == "daguerre":
+        keep_freed()  # as the commands do
     next(calls)
     start = now()
     call = next(calls)

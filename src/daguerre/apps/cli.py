@@ -11,6 +11,7 @@ from importlib import import_module
 
 import daguerre
 from daguerre.errors import DaguerreError, nearest
+from daguerre.memory import keep_freed
 
 COMMANDS = {
     "txt2img": "make pictures from words",
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _complain(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported, which only commands do
+    keep_freed()
     try:
         import_module(f"daguerre.apps.commands.{name}").main(rest)
     except SystemExit as stop:  # the argument parser has said what it had to say

@@ -4,13 +4,10 @@ A file is eight bytes of header length, a JSON header {name: {dtype, shape, data
 in it can run (https://github.com/huggingface/safetensors, "Format").
 """
 
-import ctypes
 import json
-import mmap
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -22,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from daguerre.errors import DaguerreError
 from daguerre.files import atomic_path
+from daguerre.memory import give_back, in_large_pages
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,7 +38,6 @@ NO_NETWORK = (
 )
 LISTED = 8  # how many names of one kind an error message shows
 PIECE = 1 << 17  # numbers converted at a time, so that what lies between two precisions stays in a core's cache
-LARGE_PAGE = 1 << 21  # bytes; Linux on x86 and most ARM gives such pages where it is asked, elsewhere the question has no effect
 
 
 def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -227,12 +224,12 @@ def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, 
 
 
 def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor itself where it is laid out already, else a copy, in large pages: new memory comes page by page."""
+    """The tensor itself where it is laid out already, else a copy, in large pages."""
     order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
     if tensor.dtype == dtype and tensor.is_contiguous(memory_format=order):
         return tensor
     there = torch.empty(tensor.shape, dtype=dtype, memory_format=order)
-    _advise(there, LARGE_PAGE, "MADV_HUGEPAGE")
+    in_large_pages(there)
     _convert(tensor, there)
     return there
 
@@ -249,29 +246,3 @@ def _convert(tensor: Tensor, there: Tensor) -> None:
     rows = max(1, PIECE // max(1, tensor[:1].numel()))
     for source, target in zip(tensor.split(rows), there.split(rows), strict=True):
         target.copy_(source.float().to(there.dtype))
-
-
-def give_back(tensor: Tensor) -> None:
-    """Drop the pages of a file's map that hold nothing but this tensor; they are read again."""
-    if tensor.is_contiguous():
-        _advise(tensor, mmap.PAGESIZE, "MADV_DONTNEED")
-
-
-def _advise(tensor: Tensor, page: int, advice: str) -> None:
-    """Tell the system how the pages are used that hold nothing but this tensor. Where it has no such call, nothing."""
-    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    first, last = -(-start // page) * page, end // page * page
-    if sys.platform == "linux" and first < last:
-        _c_library().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
-
-
-def give_free_back() -> None:
-    """Give memory that was freed back to the system, which the C library keeps for itself otherwise. Where it has no such call, nothing."""
-    trim = getattr(_c_library(), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from daguerre.memory import give_freed_back
 from daguerre.nn import products
 from daguerre.nn.packing import converts, few
-from daguerre.weights.files import fill, give_free_back
+from daguerre.weights.files import fill
 
 SMALL = 1 << 16  # elements of a tensor that stays
 
@@ -109,7 +110,7 @@ class _Lent:
         self._assign(self.empty)
         for tensor in self.large.values():
             self.release(tensor)
-        give_free_back()
+        give_freed_back()
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
         # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.

@@ -14,6 +14,7 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import Schedule
 from daguerre.errors import DaguerreError
+from daguerre.memory import give_back
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -27,7 +28,7 @@ from daguerre.weights.conditioners import ClassConditioner, LayoutConditioner, M
 from daguerre.weights.configs import schedule_config
 from daguerre.weights.describe import Description, describe, with_values
 from daguerre.weights.families import asked_prediction
-from daguerre.weights.files import fill, give_back, laid_out, listed, shapes_only
+from daguerre.weights.files import fill, laid_out, listed, shapes_only
 from daguerre.weights.in_order import InOrder, dtype_in_turns
 from daguerre.weights.keys_parts import sort
 from daguerre.weights.model_index import own_guidance

@@ -1,0 +1,66 @@
+"""What the system is told of memory, seen in what it does: the pages that a process asks for."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from daguerre import memory
+from daguerre.apps import cli
+
+LOOP = """
+import ctypes, resource, sys
+from daguerre.memory import give_freed_back, keep_freed
+
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.memset.argtypes, library.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+
+def asked():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [library.malloc(24 << 20) for _ in range(4)]
+    for place in maps:
+        library.memset(place, 1, 24 << 20)
+    for place in reversed(maps):
+        library.free(place)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    keep_freed()
+asked()
+again = asked()
+give_freed_back()
+print(again, asked())
+"""
+PAGES = 4 * (24 << 20) // os.sysconf("SC_PAGE_SIZE")  # of what is in use at a time
+glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="only glibc is told")
+
+
+def pages_asked_for(how: str, **environment: str) -> tuple[int, int]:
+    """For maps of as many bytes as were freed just before; and again, after all that was freed was given back."""
+    plain = {name: value for name, value in os.environ.items() if name not in memory.VARIABLES}
+    done = subprocess.run([sys.executable, "-c", LOOP, how], capture_output=True, text=True, env=plain | environment, check=True)
+    again, anew = done.stdout.split()
+    return int(again), int(anew)
+
+
+@glibc
+def test_what_is_freed_is_kept_until_it_is_given_back():
+    again, anew = pages_asked_for("kept")
+    assert again < PAGES / 10
+    assert anew > PAGES * 0.9
+
+
+@glibc
+@pytest.mark.parametrize(("how", "environment"), [("plain", {}), ("kept", {"MALLOC_TRIM_THRESHOLD_": "0"})])
+def test_otherwise_and_where_the_environment_says_so_it_is_not_kept(how: str, environment: dict[str, str]):
+    assert pages_asked_for(how, **environment)[0] > PAGES * 0.9
+
+
+def test_every_command_keeps_what_it_freed(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed", lambda: calls.append(1))
+    assert cli.main(["models", "--samplers"]) == 0
+    assert cli.main(["--version"]) == 0
+    assert len(calls) == 1
