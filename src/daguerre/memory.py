@@ -24,7 +24,7 @@ def keep_freed() -> None:
     """Keep freed blocks for the next ones that are asked for, in the whole process, unless the environment says what to do.
 
     A network frees maps of some megabytes all the time and asks for as many. The C library gives them back to the system in between, and
-    new ones come page by page, which takes a thirtieth to a fifteenth of a picture's time.
+    new ones come page by page, which takes a thirtieth to a fifteenth of a picture's time and a tenth of a training step's.
     """
     if sys.platform == "linux" and not any(name in os.environ for name in VARIABLES):
         tell = getattr(_c_library(), "mallopt", None)
