@@ -16,21 +16,20 @@ if TYPE_CHECKING:
 LARGE_PAGE = 1 << 21  # bytes; Linux on x86 and most ARM gives such pages where it is asked, elsewhere the question has no effect
 KEPT = 1 << 30  # bytes that are free at the end of the heap before the C library gives them back
 SINGLE = 1 << 25  # bytes from which a block is mapped by itself, and goes back at once; the most that all versions of glibc take
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h has them
-VARIABLES = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"  # by which a user tells the C library the same
+POLICY = {"MALLOC_TRIM_THRESHOLD_": (-1, KEPT), "MALLOC_MMAP_THRESHOLD_": (-3, SINGLE)}  # mallopt(3): variable, parameter and value
 
 
 def keep_freed() -> None:
-    """Keep freed blocks for the next ones that are asked for, in the whole process, unless the environment says what to do.
+    """Keep freed blocks for the next ones that are asked for, in this process and those it starts, unless the environment says what to do.
 
     A network frees maps of some megabytes all the time and asks for as many. The C library gives them back to the system in between, and
     new ones come page by page, which takes a thirtieth to a fifteenth of a picture's time and a tenth of a training step's.
     """
-    if sys.platform == "linux" and not any(name in os.environ for name in VARIABLES):
-        tell = getattr(_c_library(), "mallopt", None)
-        if tell is not None:
-            tell(MMAP_THRESHOLD, SINGLE)
-            tell(TRIM_THRESHOLD, KEPT)
+    tell = getattr(_c_library(), "mallopt", None) if sys.platform == "linux" else None
+    if tell is not None and not POLICY.keys() & os.environ.keys():
+        for variable, (parameter, value) in POLICY.items():
+            tell(parameter, value)
+            os.environ[variable] = str(value)  # which is read when a process starts
 
 
 def give_freed_back() -> None:
