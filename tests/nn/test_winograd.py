@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.nn import doubling, products, winograd
+from daguerre.nn import doubling, filtering, products, winograd
 from daguerre.nn.packing import packed
 
 
@@ -57,7 +57,7 @@ def test_it_is_the_convolution(
 def test_parts_of_pictures_and_of_kernels_fit_together(monkeypatch: pytest.MonkeyPatch, way: Way, states: int):
     monkeypatch.setattr(way.room, "STATES", states)
     monkeypatch.setattr(way.room, "KERNELS", 24)
-    monkeypatch.setattr(winograd, "FULL", 3)
+    monkeypatch.setattr(filtering, "FULL", 3)
     x, weight, bias = torch.randn(3, 8, 22, 13), torch.randn(10, 8, 3, 3), torch.randn(10)
     assert error(way, x, weight, bias) < way.error
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from daguerre.nn import products
+from daguerre.nn.filtering import outputs_at_once, padded, parts
 from daguerre.nn.threads import waits_calmly
-from daguerre.nn.winograd import outputs_at_once, padded, parts
 
 STATES = 1 << 18  # places times channels that are worked on at a time
 KERNELS = 1 << 18  # that are added up at a time

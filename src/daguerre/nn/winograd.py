@@ -11,18 +11,18 @@ from G to A:
          ⎣ 0   1     0   −P²−Q²    0  1 ⎦        ⎣ 0   0   1 ⎦         ⎣ 0    P³/n(P)   −P³/n(P)    Q³/n(Q)   −Q³/n(Q)  1 ⎦
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from daguerre.nn import products
+from daguerre.nn.filtering import outputs_at_once, padded, parts
 from daguerre.nn.threads import waits_calmly
 
 P, Q = 2**-0.5, 2**0.5  # half the rounding error of Lavin and Gray's 1 and 2
 SP, SQ = 0.5 / (P**4 - 1), 0.5 / (Q**4 - 1)  # 1/n(P), 1/n(Q)
 STATES = 1 << 17  # tiles times channels that are worked on at a time; twice as many: a fiftieth quicker or a seventh slower, by process
-FULL = 16  # outputs: products of multiples of so many are up to a tenth quicker
 KERNELS = 1 << 18  # that are transformed at a time, so that they are still in the cache when they are multiplied
 
 
@@ -45,28 +45,6 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         place = out[pictures, 4 * rows.start : 4 * rows.stop]
         _convolve(padded(x[pictures], 4 * rows.start, place.shape[1], 4 * w), weight, bias, place)
     return out[:, :H, :W].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
-def parts(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Some pictures and some of their rows at a time, whole pictures or rows of one, of no more than `most` numbers; a row has `size`."""
-    height = max(1, most // size)
-    step, together = -(-rows // -(-rows // height)), max(1, height // rows)
-    for first in range(0, pictures, together):
-        for top in range(0, rows, step):
-            yield slice(first, min(first + together, pictures)), slice(top, min(top + step, rows))
-
-
-def outputs_at_once(channels: int, most: int) -> int:
-    """How many outputs to work on at a time: a multiple of FULL whose kernels have at most so many pairs of channels, at least FULL."""
-    return max(1, most // channels // FULL) * FULL
-
-
-def padded(x: Tensor, top: int, height: int, width: int) -> Tensor:
-    """What so many rows of a 3×3 convolution's outputs depend on, (B, height + 2, width + 2, C), of x (B, C, H, W)."""
-    B, C, H, W = x.shape
-    d, above, end = x.new_zeros(B, height + 2, width + 2, C), max(top - 1, 0), min(top + height + 1, H)
-    d[:, above + 1 - top : end + 1 - top, 1 : W + 1] = x[:, :, above:end].permute(0, 2, 3, 1)
-    return d
 
 
 def _convolve(d: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
