@@ -9,6 +9,7 @@ HOUSE = Path(daguerre.__file__).parent
 FLOORS = {
     "errors": 0,
     "files": 0,
+    "memory": 0,
     "version": 0,
     "progress": 0,
     "diffusion": 1,
