@@ -50,7 +50,7 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
     monkeypatch.setattr(attention, "MANY", 0)
     monkeypatch.setattr(attention, "waits_calmly", lambda: True)
     monkeypatch.setattr(products, "_mkl_is_quicker", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(attention, "TILES", False)
     monkeypatch.setattr(attention, "WEIGHTS_AT_ONCE", budget)
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=atol)
 
@@ -73,12 +73,19 @@ def test_only_many_queries_and_keys_in_float32_go_by_onednn(dtype: torch.dtype, 
 def test_bfloat16_goes_in_parts_where_the_fused_kernel_has_no_tiles(
     keys: int, tiles: bool, learns: bool, in_parts: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(attention, "TILES", tiles)
     calls, parts = [], attention._attend_in_parts
     monkeypatch.setattr(attention, "_attend_in_parts", lambda *given: calls.append(given) or parts(*given))
     q, k, v = (noise(1, 2, length, 8, seed=i, dtype=torch.bfloat16) for i, length in enumerate((MANY, keys, keys)))
     torch.testing.assert_close(attend(q.requires_grad_(learns), k, v).double(), by_formula(q, k, v), rtol=0, atol=0.02)
     assert len(calls) == in_parts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_which_way_it_goes_breaks_no_compiled_graph(dtype: torch.dtype):
+    q, k, v = (noise(1, 2, MANY, 8, seed=i, dtype=dtype) for i in range(3))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(attend, backend="eager", fullgraph=True)(q, k, v), attend(q, k, v))
 
 
 def test_heads_must_divide_the_width():

@@ -20,6 +20,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `a
 SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
 FEW_WEIGHTS = 1 << 15  # attention weights in all, up to which one call of the fused kernel beats the formula's many
 MANY = 512  # queries and keys, from which oneDNN's products pay in float32
+TILES = torch.cpu._is_amx_tile_supported()  # of AMX; asked once, here, where no graph is compiled that the question would break
 WEIGHTS_AT_ONCE = 1 << 20  # attention weights made at a time, so that they stay in a CPU's cache
 
 
@@ -32,9 +33,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(q, k, v)
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.dtype == torch.bfloat16 and not learns and not torch.cpu._is_amx_tile_supported():
+    if q.dtype == torch.bfloat16 and not learns and not TILES:
         return _attend_in_parts(q, k, v)
-    many = min(q.shape[-2], k.shape[-2]) >= MANY
+    many = min(q.shape[-2], k.shape[-2]) >= MANY and not torch.compiler.is_compiling()  # which cannot look into the questions below
     if q.dtype == torch.float32 and not learns and many and products.by_onednn(q.dtype) and waits_calmly():
         return _attend_by_onednn(q, k, v)
     if q.dtype == torch.bfloat16 and learns and k.shape[-2] <= SHORT_CONTEXT:
