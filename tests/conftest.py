@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from daguerre.diffusion import Prediction, Schedule, ScheduleConfig
+from daguerre.memory import keep_freed
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.text import TextConditioner, train_tokenizer
+
+keep_freed()  # as each command does for its process, so that the order of the tests changes nothing
 
 CAPTIONS = ["a red apple", "a blue apple", "a green circle on a white background", "two cats to the left of a pizza"] * 8
 

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,23 +21,23 @@ POLICY = {"MALLOC_TRIM_THRESHOLD_": (-1, KEPT), "MALLOC_MMAP_THRESHOLD_": (-3, S
 
 
 def keep_freed() -> None:
-    """Keep freed blocks for the next ones that are asked for, in this process and those it starts, unless the environment says what to do.
+    """Keep freed blocks for the next ones that are asked for, in this process and those it starts, unless the environment tells glibc.
 
     A network frees maps of some megabytes all the time and asks for as many. The C library gives them back to the system in between, and
     new ones come page by page, which takes a thirtieth to a fifteenth of a picture's time and a tenth of a training step's.
     """
-    tell = getattr(_c_library(), "mallopt", None) if sys.platform == "linux" else None
-    if tell is not None and not POLICY.keys() & os.environ.keys():
-        for variable, (parameter, value) in POLICY.items():
-            tell(parameter, value)
-            os.environ[variable] = str(value)  # which is read when a process starts
+    mallopt, told = _call("mallopt"), POLICY.keys() & os.environ.keys() or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if mallopt is None or told:
+        return
+    for variable, (parameter, value) in POLICY.items():
+        mallopt(parameter, value)
+        os.environ[variable] = str(value)  # which is read when a process starts
 
 
 def give_freed_back() -> None:
     """Give the system what was freed, which the C library keeps for itself otherwise."""
-    trim = getattr(_c_library(), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    if (malloc_trim := _call("malloc_trim")) is not None:
+        malloc_trim(0)
 
 
 def give_back(tensor: "Tensor") -> None:
@@ -54,10 +55,11 @@ def _advise(tensor: "Tensor", page: int, advice: str) -> None:
     """Tell how the pages are used that hold nothing but this tensor."""
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first, last = -(-start // page) * page, end // page * page
-    if sys.platform == "linux" and first < last:
-        _c_library().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
+    if first < last and (madvise := _call("madvise")) is not None:
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
 
 
 @cache
-def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+def _call(name: str) -> Callable[..., int] | None:
+    """A function of Linux' C library, None where there is none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

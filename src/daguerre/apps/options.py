@@ -12,8 +12,8 @@ from daguerre.pipelines.request import Variation
 if TYPE_CHECKING:
     import torch
 
-Named = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-Dtype = Literal["auto", Named]
+DtypeName = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+Dtype = Literal["auto", DtypeName]
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the names of files have it
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
@@ -24,7 +24,7 @@ Prompts = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar
 
 
 def dtype_called(name: str) -> "torch.dtype":
-    """torch.float16 of "float16" and of "fp16"."""
+    """The dtype of a `DtypeName`: torch.float16 of "float16" and of "fp16"."""
     import torch  # not sooner, as it takes a second
 
     return getattr(torch, SHORT.get(name, name))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from daguerre.apps.options import Named, dtype_called
+from daguerre.apps.options import DtypeName, dtype_called
 from daguerre.progress import busy
 
 
@@ -19,7 +19,7 @@ class Convert:
     """A checkpoint's file, the index of its shards, or a folder."""
     target: tyro.conf.Positional[Path]
     """A name that ends in .safetensors makes one file, any other a folder."""
-    dtype: Literal["same", Named] = "same"
+    dtype: Literal["same", DtypeName] = "same"
     """Precision of the written tensors."""
     weights: Literal["all", "plain", "average"] = "all"
     """Of a checkpoint with both: the weights alone, their running average in their place, or as the source has them."""
