@@ -24,7 +24,7 @@ def keep_freed() -> None:
     """Keep freed blocks for the next ones that are asked for, in this process and those it starts, unless the environment tells glibc.
 
     A network frees maps of some megabytes all the time and asks for as many. The C library gives them back to the system in between, and
-    new ones come page by page, which takes a thirtieth to a fifteenth of a picture's time and a tenth of a training step's.
+    new ones come page by page: of 100 steps of a VQ-VAE's training that took 13 s of the system's time, of which 1 s is left.
     """
     mallopt, told = _call("mallopt"), POLICY.keys() & os.environ.keys() or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
     if mallopt is None or told:
