@@ -17,9 +17,9 @@ from benchmarks.road import timed
 from daguerre.diffusion import Conditioning, Denoiser, Schedule, ScheduleConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import SD1, UNet
-from daguerre.nn.watching import watched
+from daguerre.nn.attention_hooks import watched
 from daguerre.pipelines import generate
-from daguerre.pipelines.attention import recorded
+from daguerre.pipelines.attention_maps import recorded
 
 
 def embedded() -> list[Callable[[], object]]:

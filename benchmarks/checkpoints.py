@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import age, in_a_process, noise, peak, row
-from daguerre.apps.cli import SPINS
-from daguerre.memory import keep_freed
-from daguerre.weights.quickest import multiplies_bfloat16
+from daguerre.cli.main import SPINS
+from daguerre.runtime.allocator import keep_freed
+from daguerre.runtime.dtype import multiplies_bfloat16
 
 WHO = "daguerre", "diffusers"
 RIVALS = {"compiled": "diffusers compiled", "openvino": "OpenVINO"}
@@ -47,7 +47,7 @@ def unet(who: str, folder: Path, dtype: torch.dtype) -> Iterator[Call]:
     x, context, t = noise(2, 4, 64, 64, dtype=dtype), noise(2, 77, 768, dtype=dtype), torch.full((2,), 500)
     if who == "daguerre":
         from daguerre.diffusion import Conditioning
-        from daguerre.nn.packing import packed
+        from daguerre.nn.cpu.prepack import packed
         from daguerre.weights import load
 
         yield lambda: torch.empty(0)
@@ -88,7 +88,7 @@ def in_openvino(network: torch.nn.Module, inputs: tuple[Tensor, ...], precision:
 def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]:
     z = noise(1, 4, side // 8, side // 8, dtype=dtype)
     if who == "daguerre":
-        from daguerre.nn.packing import packed
+        from daguerre.nn.cpu.prepack import packed
         from daguerre.weights import load
 
         yield lambda: torch.empty(0)

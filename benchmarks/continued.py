@@ -18,17 +18,17 @@ import numpy as np
 import torch
 
 from daguerre.data import EmojiSource
-from daguerre.data.batches import to_array
 from daguerre.data.captions import on_background, pick
 from daguerre.data.colours import PAINTS
-from daguerre.data.emoji import Placed, Scene
-from daguerre.data.emoji_names import with_article
-from daguerre.data.emoji_things import Thing
+from daguerre.data.emoji.dataset import Placed, Scene
+from daguerre.data.emoji.names import with_article
+from daguerre.data.emoji.things import Thing
+from daguerre.data.loader import to_array
+from daguerre.evaluation.evaluate import sample
 from daguerre.metrics import psnr
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request
-from daguerre.training.evaluate import sample
-from daguerre.training.options import LoopConfig, TextToImageRecipe
+from daguerre.training.config import LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import text_to_image
 from daguerre.weights import load
 

@@ -23,7 +23,6 @@ from benchmarks.priors import Row, priors
 from daguerre.data import Batch, Batches, ShapesSource
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from daguerre.training.first_stages import bits_per_number
 from daguerre.training.lineage_options import (
     ADVERSARIAL,
     LOOP,
@@ -35,6 +34,7 @@ from daguerre.training.lineage_options import (
     VQVAERecipe,
 )
 from daguerre.training.loop import train
+from daguerre.training.objectives.vae_vq import bits_per_number
 from daguerre.training.recipes.first_stage import network_of, stage_of
 
 SIZE, STEPS = 32, 8

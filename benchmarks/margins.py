@@ -10,7 +10,7 @@ from daguerre.data import EmojiSource
 from daguerre.data.colours import PAINTS
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
-from daguerre.pipelines.given import Given
+from daguerre.pipelines.images.input import Given
 from daguerre.pipelines.tasks import Outpaint
 from daguerre.weights import load
 

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import in_a_process, noise, peak, row
 from benchmarks.random_models import randomly
-from daguerre.apps.cli import SPINS
+from daguerre.cli.main import SPINS
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models import autoencoder_kl, clip
 from daguerre.models import unet as unets
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.nn.packing import packed
-from daguerre.weights.configs import autoencoder_json, text_json, unet_json
-from daguerre.weights.files import shapes_only
+from daguerre.nn.cpu.prepack import packed
+from daguerre.nn.meta import shapes_only
+from daguerre.weights.diffusers.configs import autoencoder_json, text_json, unet_json
 
 LARGEST = 1e-5
 BOS, EOS = 49406, 49407

@@ -33,7 +33,7 @@ Make = Callable[[int], object]  # a picture in so many steps
 
 def ours(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Make:
     from daguerre.pipelines import generate
-    from daguerre.pipelines.given import Given
+    from daguerre.pipelines.images.input import Given
     from daguerre.pipelines.tasks import ImageToImage, TextToImage
     from daguerre.weights import load
 

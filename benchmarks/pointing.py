@@ -22,13 +22,13 @@ import torch
 
 import daguerre
 from daguerre.data import ShapesSource
-from daguerre.data.batches import to_array
 from daguerre.data.colours import NAMES, classify
+from daguerre.data.loader import to_array
 from daguerre.data.shapes import ShapesScene
 from daguerre.diffusion import Denoiser
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
-from daguerre.pipelines.attention import WordMap, recorded
+from daguerre.pipelines.attention_maps import WordMap, recorded
 
 BATCH = 32
 SIGMAS = (0.5, 2.0, 8.0)

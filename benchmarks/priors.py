@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.models.codes import Sampling, draw, probabilities, uniforms
+from daguerre.models.autoregressive import Sampling, draw, probabilities, uniforms
 from daguerre.models.transformer_prior import Cache, TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.loop import LoopConfig, train
-from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage
 
 Row = tuple[str, float, float | None, str]  # what, ours, the peer's, the aim
 CONFIG = TransformerPriorConfig(codes=512, length=256, grid=(16, 16), width=192, layers=4, heads=6)

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from daguerre.conditioning import TextConditioner, Tokenizer
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.models import autoencoder_kl, clip, unet
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.text import TextConditioner, Tokenizer
+from daguerre.nn.meta import shapes_only
 from daguerre.weights import save
-from daguerre.weights.files import shapes_only
 
 
 def randomly(network: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:

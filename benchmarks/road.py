@@ -24,7 +24,7 @@ import torch
 import daguerre
 from daguerre.data import Batch
 from daguerre.models.unet import UNet
-from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
+from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionStage
 from daguerre.weights import load
 from daguerre.weights.catalog import find
 

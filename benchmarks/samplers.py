@@ -39,7 +39,7 @@ from daguerre.diffusion import (
 )
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.weights.hashes import identity
+from daguerre.weights.hashing import identity
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50, 100, 200)  # evaluations of the analytic page
 CLOUD = 20_000  # points, for samplers with noise

@@ -30,24 +30,24 @@ from torch import Tensor, nn
 
 from benchmarks.vqgan_page import DEFAULT, page
 from daguerre.data import Batch, ShapesMix, ShapesSource
-from daguerre.data.batches import to_array
-from daguerre.data.maps import shapes_map
+from daguerre.data.condition_maps import shapes_map
+from daguerre.data.loader import to_array
 from daguerre.data.shapes import COLOURS, SHAPES
 from daguerre.errors import DaguerreError
 from daguerre.metrics import bootstrap, frechet_distance, proportion, psnr, ssim
-from daguerre.models.codes import uniforms
+from daguerre.models.autoregressive import uniforms
 from daguerre.models.latent_prior import Prior
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.pipelines.grid import labelled_grid
-from daguerre.training.autoencoder import AutoencoderLoss
-from daguerre.training.first_stages import QuantizedStage
+from daguerre.pipelines.images.grid import labelled_grid
 from daguerre.training.grids import images
-from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
-from daguerre.weights.files import save_safetensors
+from daguerre.training.objectives.autoencoder import AutoencoderLoss
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
+from daguerre.training.objectives.vae_vq import QuantizedStage
+from daguerre.weights.tensors.safetensors import save_safetensors
 
 SIZE, CODES, SEED = 32, 128, 0  # the seed of the pictures; those of the trainings are 0, 1, …
 MIX = ShapesMix(count=0, pair=0, background=0.5)  # one shape in each picture, so that what it should be is known

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measuring import noise, row
-from daguerre.nn import attention, doubling, products, winograd
-from daguerre.nn.packing import packed
+from daguerre.nn import attention
+from daguerre.nn.cpu import linear as cpu_linear
+from daguerre.nn.cpu import upsample_conv, winograd
+from daguerre.nn.cpu.prepack import packed
 from daguerre.nn.resample import Upsample
 
 Ways = Mapping[str, Callable[[], Tensor]]  # by name; "taken" is the one to judge
@@ -64,7 +66,7 @@ def convolutions(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
         taken = packed(layer, copies=False)
         ways = {
             "oneDNN": lambda x=x, layer=layer: layer(x),
-            "one product": lambda x=x, layer=layer: products.convolution(x, layer.weight, layer.bias, (1, 1), (1, 1)),
+            "one product": lambda x=x, layer=layer: cpu_linear.convolution(x, layer.weight, layer.bias, (1, 1), (1, 1)),
             "taken": lambda x=x, taken=taken: taken(x),
         }
         if dtype == torch.float32:  # in half precision its differences lose too many digits
@@ -83,7 +85,7 @@ def enlargements(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
             "taken": lambda x=x, taken=taken: taken(x),
         }
         if dtype == torch.float32:
-            ways["nine products"] = lambda x=x, layer=layer: doubling.convolution(x, layer.conv.weight, layer.conv.bias)
+            ways["nine products"] = lambda x=x, layer=layer: upsample_conv.convolution(x, layer.conv.weight, layer.conv.bias)
         yield f"{C} channels, {side}×{side}", ways
 
 
@@ -130,7 +132,7 @@ def main() -> None:
     print("# The layers of Stable Diffusion 1.5 by every way, `python -m benchmarks.ways`\n")
     print(f"{torch.get_num_threads()} threads, {can}, torch {torch.__version__}; milliseconds.")
     for dtype in options.dtypes:
-        if not products.computes(getattr(torch, dtype)):
+        if not cpu_linear.computes(getattr(torch, dtype)):
             print(f"\n{dtype} is left out: PyTorch has no products in it here.")
             continue
         for kind in options.kinds:

@@ -13,13 +13,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would ask the hub fa
 import pytest
 import torch
 
+from daguerre.conditioning import TextConditioner, train_tokenizer
 from daguerre.diffusion import Prediction, Schedule, ScheduleConfig
-from daguerre.memory import keep_freed
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.text import TextConditioner, train_tokenizer
+from daguerre.runtime.allocator import keep_freed
 
 keep_freed()  # as each command does for its process, so that the order of the tests changes nothing
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import daguerre
-from daguerre.pipelines.grid import labelled_grid
+from daguerre.pipelines.images.grid import labelled_grid
 
 PROMPTS = (
     *("a red apple", "cat face", "an octopus", "grinning face", "a sunflower", "a guitar", "an elephant", "a rocket"),

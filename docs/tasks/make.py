@@ -13,7 +13,7 @@ from PIL import Image
 import daguerre
 from daguerre.data import EmojiSource
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.grid import labelled_grid
+from daguerre.pipelines.images.grid import labelled_grid
 from daguerre.pipelines.request import Variation
 from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from daguerre.apps.cli import main
+from daguerre.cli.main import main
 
 sys.exit(main())

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LISTED = 8  # how many names of one kind an error message shows
+
 
 class DaguerreError(Exception):
     """A mistake the user can mend. The command line prints its message alone, without a traceback, and exits with 1."""
@@ -13,3 +15,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     by_folded = {candidate.casefold(): candidate for candidate in reversed([*allowed])}
     close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return f" Did you mean {by_folded[close[0]]!r}?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names for an error message, the first few by name and the rest by count."""
+    ordered = sorted(names)
+    more = f", and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
+    return ", ".join(ordered[:LISTED]) + more

@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peers
 import pytest
 
 import daguerre
 from daguerre.models.latent_diffusion import LatentDiffusion
+from tests.families import peers
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import nn
 
-from daguerre.text import Tokenizer
-from daguerre.text.tokenizer import EOS
+from daguerre.conditioning import Tokenizer
+from daguerre.conditioning.tokenizer import EOS
 
 BASE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 CROSS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}

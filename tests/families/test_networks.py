@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peers
 import pytest
 import torch
 from torch import Tensor
 
 from daguerre.diffusion import Conditioning
 from daguerre.models.latent_diffusion import LatentDiffusion
+from tests.families import peers
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 TOLERANCE = 1e-5

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_txt2img import NAMED, SAID, STEPS, close, ours_latents
 
 import daguerre
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.refiner import with_refiner
+from daguerre.pipelines.planners.refiner import with_refiner
 from daguerre.pipelines.tasks import DepthToImage, ImageToImage, InstructPix2Pix, Upscale, Variations
+from tests.families.test_txt2img import NAMED, SAID, STEPS, close, ours_latents
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import peers
 import pytest
 import torch
 from PIL import Image
@@ -14,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import daguerre
+from daguerre.conditioning import PictureSize, PromptPlan
 from daguerre.diffusion import Denoiser, draw, finish, generators, guide, read_scheduler, start
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.tasks import Upscale
-from daguerre.text import PictureSize, PromptPlan
 from daguerre.weights.convert import convert
+from tests.families import peers
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl")

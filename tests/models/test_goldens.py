@@ -14,7 +14,7 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, unet_rules
+from daguerre.weights.original.key_map import Table, UNetLayout, autoencoder_rules, unet_rules
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.codes import uniforms
+from daguerre.models.autoregressive import uniforms
 from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_goldens import named, read
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from daguerre.errors import DaguerreError
-from daguerre.models.codes import Sampling, draw, probabilities, uniforms
+from daguerre.models.autoregressive import Sampling, draw, probabilities, uniforms
 from daguerre.models.transformer_prior import Cache, TransformerPrior, TransformerPriorConfig, coordinates, window
-from daguerre.weights.keys import Table, gpt_rules
+from daguerre.weights.original.key_map import Table, gpt_rules
+from tests.models.test_goldens import named, read
 
 TINY = TransformerPriorConfig(codes=7, condition_codes=5, length=32, grid=(3, 4), width=16, layers=2, heads=2)
 

@@ -8,13 +8,13 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_goldens import named, read
 
 from daguerre.errors import DaguerreError
 from daguerre.models import vq_model
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.weights.keys import Table, autoencoder_rules
+from daguerre.weights.original.key_map import Table, autoencoder_rules
+from tests.models.test_goldens import named, read
 
 TINY = VQModelConfig(
     QuantizerConfig(codes=12, width=4), latent_channels=6, channels=(8, 16), blocks=1, attention_levels=(1,), norm_groups=4

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from daguerre.nn import attention, products
+from daguerre.nn import attention
 from daguerre.nn.attention import MANY, SHORT_CONTEXT, Attention, SpatialTransformer, attend
+from daguerre.nn.cpu import linear as cpu_linear
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -49,7 +50,7 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
     monkeypatch.setattr(attention, "FEW_WEIGHTS", 0)
     monkeypatch.setattr(attention, "MANY", 0)
     monkeypatch.setattr(attention, "waits_calmly", lambda: True)
-    monkeypatch.setattr(products, "_mkl_is_quicker", lambda: False)
+    monkeypatch.setattr(cpu_linear, "_mkl_is_quicker", lambda: False)
     monkeypatch.setattr(attention, "TILES", False)
     monkeypatch.setattr(attention, "WEIGHTS_AT_ONCE", budget)
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=0, atol=atol)
@@ -59,7 +60,7 @@ def test_attending_in_parts_is_the_formula_however_it_is_cut(budget: int, dtype:
 @pytest.mark.parametrize(("dtype", "keys", "taken"), [(torch.float32, MANY, 1), (torch.float32, 77, 0), (torch.float64, MANY, 0)])
 def test_only_many_queries_and_keys_in_float32_go_by_onednn(dtype: torch.dtype, keys: int, taken: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "waits_calmly", lambda: True)
-    monkeypatch.setattr(products, "_mkl_is_quicker", lambda: False)
+    monkeypatch.setattr(cpu_linear, "_mkl_is_quicker", lambda: False)
     calls, by_onednn = [], attention._attend_by_onednn
     monkeypatch.setattr(attention, "_attend_by_onednn", lambda *given: calls.append(given) or by_onednn(*given))
     q, k, v = (noise(1, 2, length, 8, seed=i, dtype=dtype) for i, length in enumerate((MANY, keys, keys)))

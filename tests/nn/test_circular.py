@@ -49,10 +49,10 @@ def test_the_other_edge_stands_beside_an_edge():
 def test_rolled_noise_gives_the_rolled_picture(tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch):
     """A whole walk commutes with rolling, so the place of the edge is nowhere to be seen."""
     plain = daguerre.generate(tiny_model, prompt="a red apple", steps=3, seamless="both")
-    from daguerre.pipelines import stage
+    from daguerre.pipelines import context
 
-    draw = stage.draw
-    monkeypatch.setattr(stage, "draw", lambda *args: draw(*args).roll(4, -1))
+    draw = context.draw
+    monkeypatch.setattr(context, "draw", lambda *args: draw(*args).roll(4, -1))
     rolled = daguerre.generate(tiny_model, prompt="a red apple", steps=3, seamless="both")
 
     def pixels(pictures: Any) -> torch.Tensor:

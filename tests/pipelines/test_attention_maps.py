@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from daguerre.conditioning import Prompt, SDXLConditioner, TextConditioner
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.attention import Attention, TransformerBlock
 from daguerre.pipelines import Request, generate, steps
-from daguerre.pipelines.attention import WordMap, overlay, recorded, sheet
-from daguerre.text import Prompt, SDXLConditioner, TextConditioner
+from daguerre.pipelines.attention_maps import WordMap, overlay, recorded, sheet
 
 
 def maps(model: LatentDiffusion, prompt: str | Sequence[str], **more) -> list[list[WordMap]]:

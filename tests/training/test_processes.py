@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from daguerre.apps.cli import main
+from daguerre.cli.main import main
 from daguerre.data import Batches, ShapesSource
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from daguerre.training.cache import CachedLatents, RememberedCaptions, cache_latents
 from daguerre.training.checkpoint import checkpoints
+from daguerre.training.datasets.latents import CachedLatents, RememberedCaptions, cache_latents
 
 PROGRAM = f"""
 import sys

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
-from daguerre.models.ldm_text import LDMText, LDMTextConfig
+from daguerre.models.ldm_bert import LDMText, LDMTextConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.weights.keys import Table, UNetLayout, autoencoder_rules, gpt_rules, ldm_text_rules, open_clip_rules, unet_rules
+from daguerre.weights.original.key_map import Table, UNetLayout, autoencoder_rules, gpt_rules, ldm_text_rules, open_clip_rules, unet_rules
 
 UNET = UNetConfig(channels=(64, 128), blocks=1, depth=(1, 1), heads=(8, 8), context_width=64)
 AUTOENCODER = AutoencoderKLConfig(channels=(32, 64), blocks=1)

@@ -2,7 +2,6 @@
 
 import json
 
-import checkpoints
 import diffusers
 import pytest
 import torch
@@ -13,10 +12,11 @@ from daguerre.errors import DaguerreError
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.weights import load_first_stage, load_vae
 from daguerre.weights.convert import UNREAD, convert
-from daguerre.weights.describe import describe
-from daguerre.weights.keys_parts import sort
-from daguerre.weights.reader import open_tensors
-from daguerre.weights.single_file import load_single_file
+from daguerre.weights.original.components import sort
+from daguerre.weights.original.detect import describe
+from daguerre.weights.original.load import load_single_file
+from daguerre.weights.tensors.reader import open_tensors
+from tests.weights import checkpoints
 
 # family -> its single file, what it is told, and how many tensors a folder has no place for
 FAMILIES = {

@@ -4,13 +4,13 @@ import hashlib
 import json
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
 
 from daguerre.errors import DaguerreError
 from daguerre.weights.convert import convert
 from daguerre.weights.inspect import inspect
+from tests.weights import checkpoints
 
 
 def test_a_whole_file_says_all_that_can_be_known_from_its_header(tmp_path):

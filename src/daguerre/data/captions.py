@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from daguerre.data.emoji_names import with_article
+from daguerre.data.emoji.names import with_article
 
 # Wordings of one phrase: {bare} is "red apple", {phrase} is "a red apple". Half say it plainly.
 _WORDINGS = (

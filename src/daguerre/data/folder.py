@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from daguerre.data.pictures import MAX_PIXELS, SUFFIXES, fit, open_picture
-from daguerre.data.source import Sample
+from daguerre.data.dataset import Sample
+from daguerre.data.images import MAX_PIXELS, SUFFIXES, fit, open_picture
 from daguerre.errors import DaguerreError
 
 Entry = tuple[Path, str | None, str]  # picture, caption or None, where the caption should have been

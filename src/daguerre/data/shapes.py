@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from daguerre.data.captions import RELATIONS, article, on_background, pick, plural, related
 from daguerre.data.colours import PAINTS, shade
-from daguerre.data.source import Sample, Split, held_out, some_captions
+from daguerre.data.dataset import Sample, Split, held_out, some_captions
 from daguerre.errors import DaguerreError
 
 _VERSION = 1  # raise it when the same (index, rng) would give another sample

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.codes import AS_TRAINED, Sampling, raster
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, raster
 from daguerre.models.vector_quantizer import within
 
 

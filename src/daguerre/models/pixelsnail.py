@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.codes import AS_TRAINED, Sampling, raster
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, raster
 from daguerre.models.pixelcnn import CausalConv, labels, shift_down, shift_right
 from daguerre.models.vector_quantizer import within
 

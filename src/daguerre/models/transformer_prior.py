@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.codes import AS_TRAINED, Sampling, begun, draw, probabilities
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, begun, draw, probabilities
 from daguerre.models.vector_quantizer import within
 from daguerre.nn.attention import Attention
 

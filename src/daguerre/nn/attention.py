@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.nn import products
+from daguerre.nn.cpu import linear as cpu_linear
+from daguerre.nn.cpu.threads import waits_calmly
 from daguerre.nn.norm import GroupNorm
-from daguerre.nn.threads import waits_calmly
 from daguerre.nn.voices import repeated
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.dtype == torch.bfloat16 and not learns and not TILES:
         return _attend_in_parts(q, k, v)
     many = min(q.shape[-2], k.shape[-2]) >= MANY and not torch.compiler.is_compiling()  # which cannot look into the questions below
-    if q.dtype == torch.float32 and not learns and many and products.by_onednn(q.dtype) and waits_calmly():
+    if q.dtype == torch.float32 and not learns and many and cpu_linear.by_onednn(q.dtype) and waits_calmly():
         return _attend_by_onednn(q, k, v)
     if q.dtype == torch.bfloat16 and learns and k.shape[-2] <= SHORT_CONTEXT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)
@@ -66,8 +66,8 @@ def _attend_by_onednn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for y_head, q_head, k_head, v_head in zip(*heads, strict=True):
         keys, values = k_head.contiguous(), v_head.t().contiguous()
         for y_rows, q_rows in zip(y_head.split(rows), q_head.split(rows), strict=True):
-            weights = products.linear(q_rows, keys).softmax(dim=-1)  # (R, M)
-            y_rows.copy_(products.linear(weights, values))
+            weights = cpu_linear.linear(q_rows, keys).softmax(dim=-1)  # (R, M)
+            y_rows.copy_(cpu_linear.linear(weights, values))
     return y
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daguerre.nn.cpu.module_view import M, twin
 from daguerre.nn.encoder_decoder import Decoder, Encoder
 from daguerre.nn.resample import Downsample, Upsample
-from daguerre.nn.twin import M, twin
 
 Axes = Literal["both", "horizontal", "vertical"]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from daguerre.nn.attention import AttentionBlock
 from daguerre.nn.blocks import DownBlock, MidBlock, UpBlock
+from daguerre.nn.chunked_conv import level_, map_like, norm_conv, worth
 from daguerre.nn.norm import GroupNormSiLU
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
-from daguerre.nn.rows import level_, map_like, norm_conv, worth
 
 NORM_EPS = 1e-6
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from daguerre.errors import DaguerreError, nearest
-from daguerre.pipelines.given import Given
+from daguerre.pipelines.images.input import Given
 
 Fit = Literal["crop", "pad", "stretch"]
 Latent = Literal["mean", "sample"]

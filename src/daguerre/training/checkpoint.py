@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from daguerre.files import atomic_path
+from daguerre.atomic_io import atomic_path
 from daguerre.training.ema import EMA
-from daguerre.training.identity import plain, require_same
-from daguerre.weights.files import put_safetensors
+from daguerre.training.run_identity import plain, require_same
+from daguerre.weights.tensors.safetensors import put_safetensors
 
 KEEP = 2  # the newest, and one to fall back to
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from daguerre.pipelines.develop import to_image
-from daguerre.pipelines.grid import labelled_grid
+from daguerre.pipelines.decode import to_image
+from daguerre.pipelines.images.grid import labelled_grid
 
 
 def images(x: Tensor) -> list[Image.Image]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from daguerre.errors import DaguerreError
-from daguerre.training.options import LoopConfig
+from daguerre.training.config import LoopConfig
 
 GROUPS = 4  # of every norm: with few channels a group it is nearly instance norm, which forgets colour
 LOOP = LoopConfig(steps=2000, batch_size=16, learning_rate=8e-4, ema=0.998, precision="auto", sample_every=500, checkpoint_every=500)

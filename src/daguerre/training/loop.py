@@ -26,11 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
+from daguerre.runtime.dtype import multiplies_bfloat16
 from daguerre.training.checkpoint import Checkpointed, checkpoints, restore_checkpoint, save_checkpoint
+from daguerre.training.config import LoopConfig
 from daguerre.training.ema import EMA
-from daguerre.training.log import RunLog
-from daguerre.training.options import LoopConfig
-from daguerre.weights.quickest import multiplies_bfloat16
+from daguerre.training.run_log import RunLog
 
 # The settings that give what was saved its meaning; all others may change between two parts of one run.
 DECIDES = ("batch_size", "betas", "ema", "seed")

@@ -10,17 +10,17 @@ The names load their files on first use, so that asking which models there are i
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from daguerre.weights.clip_folder import load_clip as load_clip
-    from daguerre.weights.clip_folder import save_clip as save_clip
-    from daguerre.weights.first_stages import load_first_stage as load_first_stage
-    from daguerre.weights.first_stages import save_first_stage as save_first_stage
-    from daguerre.weights.hashes import identity as identity
-    from daguerre.weights.priors import load_prior as load_prior
-    from daguerre.weights.priors import save_prior as save_prior
-    from daguerre.weights.source import load as load
-    from daguerre.weights.source import load_any as load_any
-    from daguerre.weights.source import load_vae as load_vae
-    from daguerre.weights.source import save as save
+    from daguerre.weights.diffusers.clip import load_clip as load_clip
+    from daguerre.weights.diffusers.clip import save_clip as save_clip
+    from daguerre.weights.diffusers.prior import load_prior as load_prior
+    from daguerre.weights.diffusers.prior import save_prior as save_prior
+    from daguerre.weights.diffusers.vae import load_first_stage as load_first_stage
+    from daguerre.weights.diffusers.vae import save_first_stage as save_first_stage
+    from daguerre.weights.hashing import identity as identity
+    from daguerre.weights.load import load as load
+    from daguerre.weights.load import load_any as load_any
+    from daguerre.weights.load import load_vae as load_vae
+    from daguerre.weights.load import save as save
 
 __all__ = [
     "identity",
@@ -39,15 +39,15 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("load", "load_any", "load_vae", "save"):
-        import daguerre.weights.source as file
+        import daguerre.weights.load as file
     elif name in ("load_clip", "save_clip"):
-        import daguerre.weights.clip_folder as file
+        import daguerre.weights.diffusers.clip as file
     elif name in ("load_first_stage", "save_first_stage"):
-        import daguerre.weights.first_stages as file
+        import daguerre.weights.diffusers.vae as file
     elif name == "identity":
-        import daguerre.weights.hashes as file
+        import daguerre.weights.hashing as file
     elif name in ("load_prior", "save_prior"):
-        import daguerre.weights.priors as file
+        import daguerre.weights.diffusers.prior as file
     else:
         raise AttributeError(f"module 'daguerre.weights' has no attribute {name!r}")
     return getattr(file, name)

@@ -18,26 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from daguerre.atomic_io import atomic_path
+from daguerre.conditioning import Tokenizer, WordPiece
+from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.denoiser import Prediction
-from daguerre.errors import DaguerreError
-from daguerre.files import atomic_path
-from daguerre.models.ldm_text import LDMText
-from daguerre.text import Tokenizer, WordPiece
-from daguerre.text.tokenizer import EOS
-from daguerre.weights import configs
+from daguerre.errors import DaguerreError, listed
+from daguerre.models.ldm_bert import LDMText
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.describe import Description, describe, said, with_values
-from daguerre.weights.families import asked_prediction
-from daguerre.weights.files import listed, put_json, put_safetensors, read_safetensors
-from daguerre.weights.first_stages import first_stage_json
-from daguerre.weights.folder import CONFIG, SCHEDULER_CONFIG, check_free, put_part
-from daguerre.weights.keys import Rule, Table, UNetLayout, autoencoder_rules, ldm_text_rules, open_clip_rules, rule, unet_rules
-from daguerre.weights.keys_parts import Part, averaged, sort
-from daguerre.weights.layout import ALIASES, PARTS
-from daguerre.weights.model_index import LATENT_DIFFUSION, UPSCALER, model_index, pipeline_of
-from daguerre.weights.reader import CONFIGS, open_tensors
-from daguerre.weights.saving import class_of, tokenizer_class
-from daguerre.weights.single_file import BLANK
+from daguerre.weights.diffusers import configs
+from daguerre.weights.diffusers.index import LATENT_DIFFUSION, UPSCALER, model_index, pipeline_of
+from daguerre.weights.diffusers.layout import ALIASES, PARTS
+from daguerre.weights.diffusers.load import CONFIG, SCHEDULER_CONFIG, check_free, put_part
+from daguerre.weights.diffusers.save import class_of, tokenizer_class
+from daguerre.weights.diffusers.vae import first_stage_json
+from daguerre.weights.original.components import Part, averaged, sort
+from daguerre.weights.original.detect import Description, describe, said, with_values
+from daguerre.weights.original.families import asked_prediction
+from daguerre.weights.original.key_map import Rule, Table, UNetLayout, autoencoder_rules, ldm_text_rules, open_clip_rules, rule, unet_rules
+from daguerre.weights.original.load import BLANK
+from daguerre.weights.tensors.reader import CONFIGS, open_tensors
+from daguerre.weights.tensors.safetensors import put_json, put_safetensors, read_safetensors
 
 UNREAD = "unread.safetensors"  # beside the parts: what a single file holds and a folder has no place for, kept for the way back
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}

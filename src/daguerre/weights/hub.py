@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daguerre.errors import DaguerreError
-from daguerre.weights.layout import ALIASES, PARTS, STEMS
+from daguerre.weights.diffusers.layout import ALIASES, PARTS, STEMS
 
 ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(/[\w][\w .+-]*)+)?(@(?P<revision>[\w./-]+))?")
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError
 from daguerre.models.vq_model import VQModel
+from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
-from daguerre.weights.describe import Description, describe
-from daguerre.weights.families import task_of
-from daguerre.weights.files import read_json, shapes_only, sound
-from daguerre.weights.folder import CONFIG
-from daguerre.weights.hashes import file_hash, files_hash
-from daguerre.weights.keys_parts import sort
-from daguerre.weights.reader import CONFIGS, open_tensors, weight_files, weights_in
+from daguerre.weights.diffusers.load import CONFIG
+from daguerre.weights.hashing import file_hash, files_hash
+from daguerre.weights.original.components import sort
+from daguerre.weights.original.detect import Description, describe
+from daguerre.weights.original.families import task_of
+from daguerre.weights.tensors.reader import CONFIGS, open_tensors, weight_files, weights_in
+from daguerre.weights.tensors.safetensors import read_json, sound
 
 # What people keep beside checkpoints, by a name that only such a file holds.
 ATTACHMENTS = {
@@ -153,10 +154,10 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
 
 def _latent_prior(folder: Path, hashed: bool) -> Report:
     """Of a first stage with a prior over its codes (see `latent_priors`), whose parts are networks of ours."""
-    from daguerre.weights.first_stages import vq_config
-    from daguerre.weights.folder import renamed
-    from daguerre.weights.latent_priors import FIRST_STAGE, MAPS, PRIOR
-    from daguerre.weights.priors import prior_of
+    from daguerre.weights.diffusers.latent_prior import FIRST_STAGE, MAPS, PRIOR
+    from daguerre.weights.diffusers.load import renamed
+    from daguerre.weights.diffusers.prior import prior_of
+    from daguerre.weights.diffusers.vae import vq_config
 
     faults: dict[str, list[str]] = {"missing": [], "unmatched": [], "of another shape": []}
     parts: dict[str, PartReport] = {}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
 from daguerre.diffusion.noise import Noise
-from daguerre.diffusion.samplers.onestep import Steps
+from daguerre.diffusion.samplers.euler_heun import Steps
 
 
 def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise) -> Steps:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
 from daguerre.diffusion.noise import Noise, brownian, independent
-from daguerre.diffusion.samplers import adams, consistency, multistep, onestep, singlestep
-from daguerre.diffusion.samplers.onestep import Steps
+from daguerre.diffusion.samplers import consistency, dpmpp_multistep, euler_heun, linear_multistep
+from daguerre.diffusion.samplers.dpm_solver import dpm_solver
+from daguerre.diffusion.samplers.euler_heun import Steps
 from daguerre.errors import DaguerreError, nearest
 
 
@@ -133,53 +134,51 @@ def _finite(sampler: Sampler, steps: Iterator[tuple[Tensor, Tensor]], sigmas: Te
 _SDE = {"eta": 1.0}
 
 _ROWS = (
-    Sampler("euler", onestep.euler, 1, aliases=("Euler", "DDIM", "DPM-Solver-1")),
-    Sampler("euler_a", onestep.euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
-    Sampler("ddpm", onestep.ddpm, 1, stochastic=True, aliases=("DDPM",)),
-    Sampler("ddpm_large", onestep.ddpm, 1, stochastic=True, options={"variance": "large"}),
-    Sampler("heun", onestep.heun, 2, evaluations=2, aliases=("Heun",), apart=True),
-    Sampler("dpm2", onestep.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), apart=True),
-    Sampler("dpm2_a", onestep.dpm2, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM2 a", "dpm_2_ancestral"), apart=True),
-    Sampler("dpm_solver_2s", singlestep.dpm_solver, 2, minimum=2, aliases=("DPM-Solver-2",), apart=True),
-    Sampler(
-        "dpm_solver_3s", singlestep.dpm_solver, 3, options={"order": 3, "solver": "heun"}, minimum=3, aliases=("DPM-Solver-3",), apart=True
-    ),
-    Sampler("dpmpp_2s", singlestep.dpm_solver, 2, options={"prediction": "x0"}, minimum=2, aliases=("DPM-Solver++(2S)",)),
+    Sampler("euler", euler_heun.euler, 1, aliases=("Euler", "DDIM", "DPM-Solver-1")),
+    Sampler("euler_a", euler_heun.euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
+    Sampler("ddpm", euler_heun.ddpm, 1, stochastic=True, aliases=("DDPM",)),
+    Sampler("ddpm_large", euler_heun.ddpm, 1, stochastic=True, options={"variance": "large"}),
+    Sampler("heun", euler_heun.heun, 2, evaluations=2, aliases=("Heun",), apart=True),
+    Sampler("dpm2", euler_heun.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), apart=True),
+    Sampler("dpm2_a", euler_heun.dpm2, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM2 a", "dpm_2_ancestral"), apart=True),
+    Sampler("dpm_solver_2s", dpm_solver, 2, minimum=2, aliases=("DPM-Solver-2",), apart=True),
+    Sampler("dpm_solver_3s", dpm_solver, 3, options={"order": 3, "solver": "heun"}, minimum=3, aliases=("DPM-Solver-3",), apart=True),
+    Sampler("dpmpp_2s", dpm_solver, 2, options={"prediction": "x0"}, minimum=2, aliases=("DPM-Solver++(2S)",)),
     Sampler(
         "dpmpp_3s",
-        singlestep.dpm_solver,
+        dpm_solver,
         3,
         options={"order": 3, "prediction": "x0", "solver": "heun"},
         minimum=3,
         aliases=("DPM-Solver++(3S)",),
     ),
     Sampler(
-        "dpmpp_2s_a", onestep.dpmpp_2s_a, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM++ 2S a", "dpmpp_2s_ancestral")
+        "dpmpp_2s_a", euler_heun.dpmpp_2s_a, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM++ 2S a", "dpmpp_2s_ancestral")
     ),
-    Sampler("dpmpp_2m", multistep.dpmpp_2m, 2, aliases=("DPM++ 2M", "DPM-Solver++(2M)", "DPM-Solver++")),
-    Sampler("dpmpp_3m", multistep.dpmpp_3m, 2, aliases=("DPM++ 3M", "DPM-Solver++(3M)")),
-    Sampler("dpmpp_sde", onestep.dpmpp_sde, 1, evaluations=2, stochastic=True, aliases=("DPM++ SDE",), brownian=True),
-    Sampler("dpmpp_2m_sde", multistep.dpmpp_2m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 2M SDE",), brownian=True),
+    Sampler("dpmpp_2m", dpmpp_multistep.dpmpp_2m, 2, aliases=("DPM++ 2M", "DPM-Solver++(2M)", "DPM-Solver++")),
+    Sampler("dpmpp_3m", dpmpp_multistep.dpmpp_3m, 2, aliases=("DPM++ 3M", "DPM-Solver++(3M)")),
+    Sampler("dpmpp_sde", euler_heun.dpmpp_sde, 1, evaluations=2, stochastic=True, aliases=("DPM++ SDE",), brownian=True),
+    Sampler("dpmpp_2m_sde", dpmpp_multistep.dpmpp_2m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 2M SDE",), brownian=True),
     Sampler(
         "dpmpp_2m_sde_heun",
-        multistep.dpmpp_2m,
+        dpmpp_multistep.dpmpp_2m,
         1,
         stochastic=True,
         options={**_SDE, "solver": "heun"},
         aliases=("DPM++ 2M SDE Heun",),
         brownian=True,
     ),
-    Sampler("dpmpp_3m_sde", multistep.dpmpp_3m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 3M SDE",), brownian=True),
-    Sampler("unipc", multistep.unipc, 3, aliases=("UniPC", "uni_pc_bh2")),
-    Sampler("unipc_bh1", multistep.unipc, 3, options={"variant": "bh1"}, aliases=("uni_pc_bh1",)),
-    Sampler("lms", adams.lms, 4, aliases=("LMS",)),
-    Sampler("deis", adams.deis, 3, aliases=("DEIS",)),
-    Sampler("plms", adams.plms, 2, minimum=2, aliases=("PLMS",), apart=True),
-    Sampler("pndm", adams.pndm, 2, minimum=4, apart=True),
-    Sampler("ipndm", adams.ipndm, 2),
+    Sampler("dpmpp_3m_sde", dpmpp_multistep.dpmpp_3m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 3M SDE",), brownian=True),
+    Sampler("unipc", dpmpp_multistep.unipc, 3, aliases=("UniPC", "uni_pc_bh2")),
+    Sampler("unipc_bh1", dpmpp_multistep.unipc, 3, options={"variant": "bh1"}, aliases=("uni_pc_bh1",)),
+    Sampler("lms", linear_multistep.lms, 4, aliases=("LMS",)),
+    Sampler("deis", linear_multistep.deis, 3, aliases=("DEIS",)),
+    Sampler("plms", linear_multistep.plms, 2, minimum=2, aliases=("PLMS",), apart=True),
+    Sampler("pndm", linear_multistep.pndm, 2, minimum=4, apart=True),
+    Sampler("ipndm", linear_multistep.ipndm, 2),
     Sampler("lcm", consistency.lcm, 1, stochastic=True, aliases=("LCM",)),
     Sampler("tcd", consistency.tcd, 1, stochastic=True, aliases=("TCD",)),
-    Sampler("ddim_inversion", onestep.ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), upwards=True),
+    Sampler("ddim_inversion", euler_heun.ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), upwards=True),
 )
 
 SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _ROWS}

@@ -6,23 +6,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from daguerre.atomic_io import atomic_path
 from daguerre.data import Batches, FolderSource
-from daguerre.files import atomic_path
 from daguerre.metrics import psnr
-from daguerre.training.decoder import DecoderStage
+from daguerre.training.datasets.codes import Material, parted
 from daguerre.training.lineage_options import DecoderRecipe, require_multiple
 from daguerre.training.loop import train
-from daguerre.training.perceptual import load_perceptual
-from daguerre.training.prior_data import Material, parted
+from daguerre.training.objectives.decoder import DecoderStage
+from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.processes import rank
 from daguerre.training.recipes.first_stage import picture_source
-from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.latent_diffusion import remember
 from daguerre.weights import load_first_stage, save_first_stage
 from daguerre.weights.catalog import find
-from daguerre.weights.files import put_safetensors, read_metadata, read_safetensors
-from daguerre.weights.first_stages import FirstStage, first_stage_folder
-from daguerre.weights.folder import renamed
-from daguerre.weights.hashes import network_hash
+from daguerre.weights.diffusers.load import renamed
+from daguerre.weights.diffusers.vae import FirstStage, first_stage_folder
+from daguerre.weights.hashing import network_hash
+from daguerre.weights.tensors.safetensors import put_safetensors, read_metadata, read_safetensors
 
 DECODER = "decoder."
 MEASURED = 64  # pictures, or as many as are kept of a folder's

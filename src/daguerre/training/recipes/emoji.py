@@ -9,9 +9,9 @@ from daguerre.data import EmojiMix, EmojiSource
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.unet import UNetConfig
-from daguerre.training.autoencoder import AutoencoderLoss
-from daguerre.training.options import DiffusionLoss, EmojiRecipe, LoopConfig
-from daguerre.training.recipes.run import run_latent_recipe
+from daguerre.training.config import DiffusionLoss, EmojiRecipe, LoopConfig
+from daguerre.training.objectives.autoencoder import AutoencoderLoss
+from daguerre.training.recipes.latent_diffusion import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
 
 CPU = Plan(

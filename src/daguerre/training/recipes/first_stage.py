@@ -19,16 +19,16 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.training.autoencoder import AutoencoderStage
-from daguerre.training.first_stages import PlainStage, QuantizedStage, VariationalStage, cooled
 from daguerre.training.lineage_options import GROUPS, FirstStageRecipe, PlainRecipe, VariationalRecipe, VQVAERecipe
 from daguerre.training.loop import train
-from daguerre.training.perceptual import Perceptual, load_perceptual
+from daguerre.training.objectives.autoencoder import AutoencoderStage
+from daguerre.training.objectives.perceptual import Perceptual, load_perceptual
+from daguerre.training.objectives.vae_vq import PlainStage, QuantizedStage, VariationalStage, cooled
 from daguerre.training.processes import rank
-from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.latent_diffusion import remember
 from daguerre.training.recipes.stages import with_measured_scale
 from daguerre.weights import save_first_stage
-from daguerre.weights.first_stages import FirstStage
+from daguerre.weights.diffusers.vae import FirstStage
 
 MULTIPLES = (1, 2, 3, 4, 4, 4)  # of the width, from full resolution down to 1/32
 LATENT_CHANNELS = {2: 4, 4: 8, 8: 16, 16: 32, 32: 64}  # by f: a latent has about a tenth of its picture's numbers

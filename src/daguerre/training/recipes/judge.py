@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from daguerre.data import EmojiMix, EmojiSource
-from daguerre.training.options import JudgeRecipe, LoopConfig
+from daguerre.training.config import JudgeRecipe, LoopConfig
 from daguerre.training.processes import rank
 from daguerre.training.recipes.emoji import CPU
-from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.latent_diffusion import remember
 from daguerre.training.recipes.stages import ClipPlan, tiny_text, tiny_vision, train_clip
 from daguerre.weights import save_clip
 

@@ -12,27 +12,27 @@ from pathlib import Path
 
 import torch
 
+from daguerre.atomic_io import atomic_write
+from daguerre.conditioning.prior_prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
 from daguerre.data import Batches, FolderSource
-from daguerre.data.maps import Maps, maps_of
-from daguerre.files import atomic_write
+from daguerre.data.condition_maps import Maps, maps_of
 from daguerre.metrics import Interval, bootstrap
 from daguerre.models.latent_prior import LatentPrior, Prior
 from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
-from daguerre.text.prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
-from daguerre.training.first_stages import QuantizedStage
+from daguerre.training.datasets.codes import Encoder, Material, classed, classes, parted
 from daguerre.training.lineage_options import PRIOR_LOOP, AutoencoderLoss, PriorRecipe, require_multiple
 from daguerre.training.loop import train, weights_key
-from daguerre.training.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
-from daguerre.training.prior_data import Encoder, Material, classed, classes, parted
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
+from daguerre.training.objectives.vae_vq import QuantizedStage
 from daguerre.training.processes import rank
 from daguerre.training.recipes.first_stage import picture_source
-from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.latent_diffusion import remember
 from daguerre.training.recipes.stages import learned_tokenizer
 from daguerre.weights import load_first_stage, save
-from daguerre.weights.latent_priors import codebook
+from daguerre.weights.diffusers.latent_prior import codebook
 
 MAP_CODES, MAP_STEPS = 64, 600
 PLACES = 1024  # numbers that coordinates are told by

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from daguerre.data import ShapesSource
-from daguerre.training.autoencoder import AutoencoderLoss
-from daguerre.training.options import DiffusionLoss, ShapesRecipe
+from daguerre.training.config import DiffusionLoss, ShapesRecipe
+from daguerre.training.objectives.autoencoder import AutoencoderLoss
 from daguerre.training.recipes.emoji import CPU
-from daguerre.training.recipes.run import run_latent_recipe
+from daguerre.training.recipes.latent_diffusion import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
 
 SIZE = 32

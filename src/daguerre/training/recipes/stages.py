@@ -12,25 +12,25 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from daguerre.atomic_io import atomic_path
+from daguerre.conditioning import Conditioner, Tokenizer, train_tokenizer
 from daguerre.data import Batches, Source
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
-from daguerre.files import atomic_path
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vq_model import VQModel
-from daguerre.text import Conditioner, Tokenizer, train_tokenizer
-from daguerre.training.autoencoder import AutoencoderLoss, AutoencoderStage
-from daguerre.training.cache import CachedLatents, cache_latents
-from daguerre.training.contrastive import ContrastiveStage
-from daguerre.training.diffusion import DiffusionLoss, DiffusionStage
-from daguerre.training.grounding import Grounding, covered_places
+from daguerre.nn.meta import shapes_only
+from daguerre.training.datasets.latents import CachedLatents, cache_latents
 from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
+from daguerre.training.objectives.attention_grounding import Grounding, covered_places
+from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderStage
+from daguerre.training.objectives.clip import ContrastiveStage
+from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionStage
 from daguerre.training.processes import main_first
-from daguerre.weights.files import shapes_only
 
 F = TypeVar("F", bound=AutoencoderKL | VQModel)
 

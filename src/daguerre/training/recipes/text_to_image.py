@@ -10,13 +10,13 @@ import torch
 from daguerre.data import Batches, FolderSource
 from daguerre.errors import DaguerreError
 from daguerre.models.unet import UNet
-from daguerre.nn.checkpointing import checkpointed
-from daguerre.training.cache import CachedLatents, RememberedCaptions, cache_latents
-from daguerre.training.diffusion import DiffusionStage
+from daguerre.nn.gradient_checkpointing import checkpointed
+from daguerre.training.config import TextToImageRecipe
+from daguerre.training.datasets.latents import CachedLatents, RememberedCaptions, cache_latents
 from daguerre.training.loop import fingerprint, train, weights_key
-from daguerre.training.options import TextToImageRecipe
+from daguerre.training.objectives.diffusion import DiffusionStage
 from daguerre.training.processes import rank
-from daguerre.training.recipes.run import remember
+from daguerre.training.recipes.latent_diffusion import remember
 from daguerre.training.recipes.stages import trained_parts
 from daguerre.weights import load, save
 

@@ -1,0 +1,37 @@
+"""`daguerre variations PICTURE`: pictures that mean what another one means, by a model that was trained for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from daguerre.cli.batch import make_each
+from daguerre.cli.generation import Making
+from daguerre.cli.image_inputs import read_given
+from daguerre.cli.options import PictureFile
+from daguerre.pipelines.request import Request
+from daguerre.pipelines.tasks import Variations as Task
+
+
+@dataclass(frozen=True)
+class Variations(Making):
+    """Make pictures that mean what another one means.
+
+    The model is told the picture by CLIP in the place of words, so it must have been trained for that: name Stable Diffusion image
+    variations with --model. With another model, see --variation of txt2img, which moves the noise instead.
+    """
+
+    picture: PictureFile
+    """The picture, whose middle square is looked at, or a folder of pictures."""
+
+    def request(self, picture: Path) -> Request:
+        """The request that these options are, for one picture."""
+        return self.request_for(("",), Task(read_given(picture)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse and run."""
+    options = tyro.cli(Annotated[Variations, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre variations")
+    make_each(options, options.picture, options.request, "variation")

@@ -1,0 +1,24 @@
+"""Words to numbers: the tokenizer, the prompt language, and the conditions that a network reads."""
+
+from daguerre.conditioning.chunks import Word
+from daguerre.conditioning.clip import Conditioner, LDMTextConditioner, PictureSize, TextConditioner
+from daguerre.conditioning.prompt import Prompt
+from daguerre.conditioning.prompt_schedule import PromptPlan, Voices
+from daguerre.conditioning.sdxl import SDXLConditioner
+from daguerre.conditioning.tokenizer import Tokenizer, train_tokenizer
+from daguerre.conditioning.wordpiece import WordPiece
+
+__all__ = [
+    "Conditioner",
+    "LDMTextConditioner",
+    "PictureSize",
+    "Prompt",
+    "PromptPlan",
+    "SDXLConditioner",
+    "TextConditioner",
+    "Tokenizer",
+    "Voices",
+    "Word",
+    "WordPiece",
+    "train_tokenizer",
+]

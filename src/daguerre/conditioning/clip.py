@@ -1,0 +1,190 @@
+"""Prompts to what a network reads: the token states for its cross-attention.
+
+A prompt is parsed, settled at one step, cut into windows, and each window is read by the text tower on its own. The states h of a
+window are multiplied by the weights of their tokens; then, in the original way, scaled so that their mean is what it was:
+
+    h <- w h,   h <- h · mean(h before) / mean(h after)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.conditioning.chunks import AnyTokenizer, Chunk, Word, chunked, words
+from daguerre.conditioning.prompt import Line, Piece, Prompt
+from daguerre.conditioning.tokenizer import Tokenizer
+from daguerre.conditioning.wordpiece import WordPiece
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.errors import DaguerreError
+from daguerre.models.clip import CLIPText
+from daguerre.models.ldm_bert import LDMText
+
+Emphasis = Literal["restore_mean", "keep"]
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """What SDXL is told of a picture (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+
+    original, target: (height, width) in pixels, before training's resizing and after.
+    crop: (top, left) of training's crop, in pixels.
+    score, negative_score: the refiner's aesthetic score, 0 to 10, for the prompt and for the negative prompt.
+    """
+
+    original: tuple[int, int]
+    target: tuple[int, int]
+    crop: tuple[int, int] = (0, 0)
+    score: float = 6.0
+    negative_score: float = 2.5
+
+
+class Conditioner(nn.Module, ABC):
+    """Prompts to conditions. What the kinds share: parsing, and the same face to pipelines and training."""
+
+    @abstractmethod
+    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+        """The conditions of settled lines, all padded to as many windows as the longest needs.
+
+        Args:
+            lines: one for each picture.
+            negative: which of them stem from a negative prompt, none unless told; only SDXL minds.
+        """
+
+    @abstractmethod
+    def words(self, line: Line) -> list[Word]:
+        """The words of a line and where their tokens stand in the context."""
+
+    def sized(self, height: int, width: int, size: PictureSize | None = None) -> "Conditioner":
+        """This conditioner for pictures of so many pixels; only SDXL's minds, and gives another that shares its text towers."""
+        return self
+
+    def forward(self, prompts: Sequence[str], *, step: int = 0, steps: int = 1) -> Conditioning:
+        """The conditions of one prompt for each picture, at one step of so many: context (B, windows · L, D), for SDXL vector (B, V).
+
+        Raises:
+            DaguerreError: for a prompt that cannot be read, and for one with AND, which is several conditions: see `plan`.
+        """
+        lines = []
+        for prompt in prompts:
+            said = Prompt.parse(prompt).at(step, steps)
+            if len(said) > 1:
+                raise DaguerreError(f"{prompt[:60]!r} joins {len(said)} parts with AND, and only one condition fits here; write it as one.")
+            lines += said
+        return self.encode(lines)
+
+    def captions(self, texts: Sequence[str]) -> Conditioning:
+        """Texts as they are, brackets being brackets, each cut to one window: what training tells the network."""
+        return self.encode([((Piece(text, 1.0),),) for text in texts])
+
+
+class WindowedConditioner(Conditioner):
+    """What conditioners of one tokenizer and one text tower share: windows, joined states, weights of words.
+
+    `emphasis` says whether the mean of weighted states is restored ("restore_mean", the original way) or not ("keep").
+    """
+
+    def __init__(self, tokenizer: AnyTokenizer, known: int, places: int, *, emphasis: Emphasis = "restore_mean") -> None:
+        """known, places: how many tokens the tower knows, and how many it reads at once.
+
+        Raises:
+            DaguerreError: the tower knows fewer tokens than the tokenizer, or has fewer places than its window.
+        """
+        super().__init__()
+        if emphasis not in ("restore_mean", "keep"):
+            raise DaguerreError(f"Weighted prompts are read with emphasis 'restore_mean' or 'keep', not {emphasis!r}.")
+        if len(tokenizer) > known or tokenizer.max_length > places:
+            raise DaguerreError(
+                f"The tokenizer has {len(tokenizer)} tokens and a window of {tokenizer.max_length}, the text tower only {known} "
+                f"and {places}: they do not belong together."
+            )
+        self.tokenizer, self.emphasis = tokenizer, emphasis
+
+    @abstractmethod
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
+
+    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+        return Conditioning(context=self.read(self.windows(lines))[0])
+
+    def captions(self, texts: Sequence[str]) -> Conditioning:
+        return Conditioning(context=self._states(self.tokenizer(texts))[0])
+
+    def words(self, line: Line) -> list[Word]:
+        return words(self.tokenizer, chunked(self.tokenizer, line))
+
+    def windows(self, lines: Sequence[Line]) -> list[list[Chunk]]:
+        """The windows of each line, not yet padded to the same number."""
+        return [chunked(self.tokenizer, line) for line in lines]
+
+    def read(self, windows: Sequence[Sequence[Chunk]], count: int = 0) -> tuple[Tensor, Tensor]:
+        """States and pooled vector of each row's windows, padded with empty ones to `count` or the longest.
+
+        Returns the joined states (B, windows · L, D) and the first window's pooled vector (B, P), projected where the tower projects.
+        """
+        count = max(count, *map(len, windows)) if windows else 1
+        empty = Chunk.of(self.tokenizer)
+        padded = [[*row, *[empty] * (count - len(row))] for row in windows]
+        ids = torch.tensor([chunk.ids for row in padded for chunk in row], dtype=torch.int64).reshape(-1, self.tokenizer.max_length)
+        weights = torch.tensor([chunk.weights for row in padded for chunk in row]).reshape(ids.shape)
+        states, pooled = self._states(ids)  # (B · windows, L, D), (B · windows, P)
+        if bool((weights != 1).any()):
+            states = self._weighted(states, weights.to(states.device))
+        return states.reshape(len(windows), -1, states.shape[-1]), pooled[::count]
+
+    def _weighted(self, states: Tensor, weights: Tensor) -> Tensor:
+        """Token states (N, L, D) times their weights (N, L), each window's mean restored where wanted."""
+        h = states.float()
+        weighted = h * weights[..., None]
+        if self.emphasis == "restore_mean":
+            # Per window, so that a picture does not depend on what else is in its batch.
+            weighted = weighted * (h.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True))
+        return weighted.to(states.dtype)
+
+
+class TextConditioner(WindowedConditioner):
+    """A tokenizer and CLIP's text tower, read at one layer.
+
+    Stable Diffusion 1 reads the last layer and Stable Diffusion 2 the one before, both through the final norm. "Clip skip 2" is
+    layer -2.
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(
+        self, tokenizer: Tokenizer, encoder: CLIPText, *, layer: int = -1, norm: bool = True, emphasis: Emphasis = "restore_mean"
+    ) -> None:
+        """Join the two.
+
+        Raises:
+            DaguerreError: if the tower has no such layer, knows fewer tokens than the tokenizer, or has fewer places than its window.
+        """
+        depth, known = encoder.config.layers, encoder.text_model.embeddings.token_embedding.num_embeddings
+        super().__init__(tokenizer, known, encoder.config.length, emphasis=emphasis)
+        if not -depth - 1 <= layer <= depth:
+            raise DaguerreError(f"The text tower has layers -1 (the last) to {-depth - 1} (before the first), not {layer}.")
+        self.encoder, self.layer, self.norm = encoder, layer, norm
+
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The wanted layer's states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
+        states = self.encoder(ids.to(self.encoder.text_model.final_layer_norm.weight.device))
+        hidden = states.hidden[self.layer]
+        hidden = self.encoder.text_model.final_layer_norm(hidden) if self.norm else hidden
+        return hidden, states.pooled if states.projected is None else states.projected
+
+
+class LDMTextConditioner(WindowedConditioner):
+    """BERT's tokenizer and the text tower of the first text-to-image latent diffusion."""
+
+    def __init__(self, tokenizer: WordPiece, encoder: LDMText) -> None:
+        """Join the two. Raises DaguerreError where they do not belong together."""
+        # Its states have means near zero, which no weighted ones could be scaled back to.
+        super().__init__(tokenizer, encoder.config.vocab_size, encoder.config.length, emphasis="keep")
+        self.encoder = encoder
+
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.encoder(ids.to(self.encoder.model.layer_norm.weight.device))
+        return states, states[:, 0]

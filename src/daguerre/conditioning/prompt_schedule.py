@@ -1,0 +1,100 @@
+"""What a whole run says, step by step: prompts that change and prompts in parts, as conditions and the weights of their guidance.
+
+For parts c_i of weight w_i and a negative n, guidance of scale s is  D = D(n) + s Σ w_i (D(c_i) − D(n))  (Liu et al. 2022,
+arXiv:2206.01714, eq. 11): the weights s·w_i, and 1 − s Σ w_i on the negative.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from daguerre.conditioning.clip import Conditioner
+from daguerre.conditioning.prompt import Line, Prompt
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.errors import DaguerreError
+
+Said = tuple[Line, bool]  # a line, and whether it stems from a negative prompt
+
+
+@dataclass(frozen=True)
+class Voices:
+    """The conditions of one step, each for the whole batch and all of one length."""
+
+    parts: tuple[Conditioning, ...]
+    weights: tuple[float, ...]
+    negative: Conditioning
+
+    def guided(self, scale: float) -> tuple[list[Conditioning], list[float]]:
+        """Conditions and weights as `diffusion.guide` takes them; the weights sum to 1."""
+        weights = [scale * weight for weight in self.weights]
+        return [*self.parts, self.negative], [*weights, 1 - sum(weights)]
+
+
+class PromptPlan:
+    """Prompts and negative prompts of a batch of pictures over the steps of a run.
+
+    What a step says is encoded when it is first asked for and kept, so a prompt that does not change is read once. Pictures may have
+    different numbers of parts: where one has fewer, its negative stands in, which changes nothing in the sum above.
+    """
+
+    def __init__(self, conditioner: Conditioner, prompts: Sequence[str], negatives: Sequence[str], steps: int) -> None:
+        """Parse everything, so that mistakes are told before a run begins.
+
+        Raises:
+            DaguerreError: if a prompt cannot be read, or if there is not one negative for each prompt.
+        """
+        if len(prompts) != len(negatives) or not prompts:
+            raise DaguerreError(f"{len(prompts)} prompts came with {len(negatives)} negative prompts; give one of each for each picture.")
+        self.conditioner, self.steps = conditioner, steps
+        self.prompts = [Prompt.parse(prompt) for prompt in prompts]
+        self.negatives = [Prompt.parse(negative, composed=False) for negative in negatives]
+        self.weights = _slots([[voice.weight for voice in prompt.voices] for prompt in self.prompts])
+        self._read: dict[tuple[Said, ...], Voices] = {}
+        self.said = tuple(self._said(step) for step in range(steps))
+
+    def at(self, step: int) -> Voices:
+        """The conditions of a step, counted from 0; the same object as long as nothing changes."""
+        said = self.said[step]
+        if said not in self._read:
+            self._read[said] = self._encode(said)
+        return self._read[said]
+
+    def _said(self, step: int) -> tuple[Said, ...]:
+        """The lines of a step: one for each picture, for each weight in turn, and then for the negatives."""
+        negatives = [(prompt.at(step, self.steps)[0], True) for prompt in self.negatives]
+        columns = []
+        for prompt, negative in zip(self.prompts, negatives, strict=True):
+            waiting = [(voice.weight, line) for voice, line in zip(prompt.voices, prompt.at(step, self.steps), strict=True)]
+            column: list[Said] = []
+            for weight in self.weights:
+                found = next((entry for entry in waiting if entry[0] == weight), None)
+                if found:
+                    waiting.remove(found)
+                column.append((found[1], False) if found else negative)
+            columns.append([*column, negative])
+        return tuple(said for row in zip(*columns, strict=True) for said in row)
+
+    def _encode(self, said: tuple[Said, ...]) -> Voices:
+        """Read each different line once, all in one call, and hand them out."""
+        different = list(dict.fromkeys(said))
+        read = self.conditioner.encode([line for line, _ in different], [negative for _, negative in different])
+        place = {entry: number for number, entry in enumerate(different)}
+        B = len(self.prompts)
+        rows = [torch.tensor([place[entry] for entry in said[i : i + B]]) for i in range(0, len(said), B)]
+        *parts, negative = (Conditioning(context=_rows(read.context, row), vector=_rows(read.vector, row)) for row in rows)
+        return Voices(tuple(parts), self.weights, negative)
+
+
+def _slots(weights: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The fewest weights that hold each picture's: every weight as often as the picture that has it most often."""
+    most: Counter[float] = Counter()
+    for row in weights:
+        most |= Counter(row)
+    return tuple(most.elements())
+
+
+def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[rows.to(tensor.device)]

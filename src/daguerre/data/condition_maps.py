@@ -1,0 +1,136 @@
+"""Maps of pictures, drawn from the same (index, rng) as the pictures themselves, so that batches of both lie side by side.
+
+    semantic    which class each pixel shows, as a colour of a palette
+    depth       how far away each pixel is
+    edges       how much the brightness changes
+    small       the picture with an eighth of its sides, enlarged again
+
+Semantic maps are known of drawn shapes; those of a folder's pictures, and maps of depth, are read from files.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from daguerre.data.captions import plural
+from daguerre.data.dataset import Sample, Source, View
+from daguerre.data.folder import FolderSource
+from daguerre.data.images import fit, open_picture
+from daguerre.data.shapes import SHAPES, ShapesScene, ShapesSource
+from daguerre.errors import DaguerreError
+
+MapKind = Literal["semantic", "depth", "edges", "small"]
+Colour = tuple[int, int, int]
+SHRINK = 8
+SHAPES_PALETTE: tuple[Colour, ...] = (  # the background, then SHAPES in order
+    (0, 0, 0),
+    (230, 25, 75),
+    (60, 180, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (250, 250, 250),
+)
+SHAPES_NOUNS: Mapping[str, int] = {noun: SHAPES.index(shape) + 1 for shape in SHAPES for noun in (shape, plural(shape))}  # -> place there
+MOST_CLASSES = 256  # of a folder's semantic maps
+
+
+class Maps(NamedTuple):
+    """source: the maps, sample for sample, without captions. palette: the only colours that they have, where that is so."""
+
+    source: View
+    palette: tuple[Colour, ...] = ()
+
+
+def maps_of(source: Source, kind: MapKind, folder: Path | None = None) -> Maps:
+    """The maps of a source; semantic and depth maps of a folder's pictures lie in `folder`, under the pictures' names and of their sizes.
+
+    Raises:
+        DaguerreError: nobody knows such maps of this source, a map is missing, of another size than its picture, or, where it is semantic,
+            of too many colours.
+    """
+    if folder is not None:
+        if isinstance(source, FolderSource) and kind in ("semantic", "depth"):
+            return _from_folder(source, kind, folder)
+        raise DaguerreError(f"Maps of kind {kind!r} of such pictures are not read from files; leave out the folder of maps.")
+    if kind == "semantic" and isinstance(source, ShapesSource):
+        drawn = _view(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
+        return Maps(drawn, SHAPES_PALETTE)
+    if kind in ("edges", "small"):
+        change = edges if kind == "edges" else shrunk
+        return Maps(_view(source, lambda index, rng: change(source.sample(index, rng).picture), f"{kind} of {source.key}"))
+    raise DaguerreError(
+        f"The {kind} maps of these pictures are not known: of a folder's pictures give the folder of their maps with --maps; of drawn "
+        "shapes there are semantic ones, of any pictures edges or small."
+    )
+
+
+def edges(picture: Image.Image) -> Image.Image:
+    """How much the brightness changes at each pixel of an RGB picture, white on black."""
+    down, right = np.gradient(np.asarray(ImageOps.grayscale(picture), dtype=np.float32))
+    return Image.fromarray((2 * np.hypot(down, right)).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """The picture with an eighth of its sides, enlarged again pixel by pixel."""
+    small = picture.resize([max(1, side // SHRINK) for side in picture.size], Image.Resampling.BOX)
+    return small.resize(picture.size, Image.Resampling.NEAREST)
+
+
+def shapes_map(source: ShapesSource, scene: ShapesScene) -> Image.Image:
+    """Which shape covers most of each pixel of a scene, in the colours of SHAPES_PALETTE."""
+    classes = np.zeros((source.size, source.size), dtype=np.int64)
+    for drawn, mask in zip(scene.drawn, source.masks(scene), strict=True):
+        classes[mask > 0.5] = 1 + SHAPES.index(drawn.shape)
+    return Image.fromarray(np.array(SHAPES_PALETTE, dtype=np.uint8)[classes])
+
+
+def _from_folder(source: FolderSource, kind: MapKind, folder: Path) -> Maps:
+    """Maps in files: `folder/a/b.png` is that of the picture `a/b.jpg`."""
+    paths = [folder / path.relative_to(source.folder).with_suffix(".png") for path, _ in source.items]
+    colours: set[Colour] = set()
+    for path, (picture, _) in zip(paths, source.items, strict=True):
+        if not path.is_file():
+            raise DaguerreError(f"There is no map '{path}' of the picture '{picture}'; each picture needs one, a PNG of the same name.")
+        image = open_picture(path)
+        with Image.open(picture) as original:
+            if image.size != ImageOps.exif_transpose(original).size:
+                raise DaguerreError(f"'{path}' is {image.width}×{image.height}, not the size of its picture '{picture}'.")
+        if kind == "semantic":
+            colours |= _classes(image, path)
+    if len(colours) > MOST_CLASSES:
+        raise _too_many(folder)
+    resample = Image.Resampling.NEAREST if kind == "semantic" else Image.Resampling.LANCZOS
+
+    def draw(index: int, rng: np.random.Generator) -> Image.Image:
+        along = rng.random() if source.crop == "random" else 0.5  # as the picture is cut
+        return fit(open_picture(paths[index]), source.size, along, resample)
+
+    palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+    digest = hashlib.sha256(json.dumps([palette, files]).encode()).hexdigest()[:16]
+    return Maps(_view(source, draw, f"{kind} {digest} of {source.key}"), palette)
+
+
+def _classes(map: Image.Image, path: Path) -> set[Colour]:
+    found = map.getcolors(MOST_CLASSES)
+    if found is None:
+        raise _too_many(path)
+    return {cast(Colour, colour) for _, colour in found}
+
+
+def _view(source: Source, draw: Callable[[int, np.random.Generator], Image.Image], key: str) -> View:
+    return View(source.size, key, lambda index, rng: Sample(draw(index, rng), ""), range(len(source)))
+
+
+def _too_many(where: Path) -> DaguerreError:
+    return DaguerreError(
+        f"The semantic maps in '{where}' have more than {MOST_CLASSES} colours; each class is one colour, saved as PNG without smoothing."
+    )

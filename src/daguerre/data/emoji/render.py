@@ -1,0 +1,108 @@
+"""Render the emoji that the built-in training set is made of, once, into the archive that ships with the package.
+
+    python -m daguerre.data.emoji.render            # Debian: fonts-noto-color-emoji, unicode-data, libfribidi0
+
+Sequences and names come from Unicode's `emoji-test.txt` (UTS #51), pictures from Noto Color Emoji, whose only bitmap size is 109.
+Joined sequences (families, flags, professions) are shaped by raqm; one that the font lacks falls apart into several cells, is wider
+than one, and is left out. Only this file needs the font: training and everything after it read the archive.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+from daguerre.data.emoji.archive import ARCHIVE, Entry, write_archive
+from daguerre.errors import DaguerreError
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+EMOJI_TEST = Path("/usr/share/unicode/emoji/emoji-test.txt")
+FONT_SIZE = 109  # the one bitmap strike the font has
+CELL = 136  # its advance: the width of one emoji
+_LINE = re.compile(r"(?P<points>[0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E\d+\.\d+ (?P<name>.+)")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of `emoji-test.txt`: the characters, the official name and where Unicode files it."""
+
+    text: str
+    name: str
+    group: str
+    subgroup: str
+
+
+def listed_emoji(path: Path, *, skin_tones: bool = False) -> Iterator[Listed]:
+    """Yield the fully-qualified emoji of an `emoji-test.txt`, in its order; with skin tones about twice as many."""
+    if not path.is_file():
+        raise DaguerreError(f"No emoji list at {path}: install Debian's unicode-data, or name another with --emoji-test.")
+    group = subgroup = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# group: "):
+            group = line.removeprefix("# group: ")
+        elif line.startswith("# subgroup: "):
+            subgroup = line.removeprefix("# subgroup: ")
+        elif (match := _LINE.fullmatch(line)) and (skin_tones or "skin tone" not in match["name"]):
+            yield Listed("".join(chr(int(point, 16)) for point in match["points"].split()), match["name"], group, subgroup)
+
+
+def open_font(path: Path) -> ImageFont.FreeTypeFont:
+    """Open the colour font with the layout engine that joins sequences."""
+    if not features.check("raqm") or not features.check("fribidi"):
+        raise DaguerreError("Pillow cannot join emoji sequences here: install Debian's libfribidi0, which its raqm layout loads.")
+    if not path.is_file():
+        raise DaguerreError(f"No font at {path}: install Debian's fonts-noto-color-emoji, or name another with --font.")
+    return ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
+
+
+def render(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
+    """Draw one emoji, cropped to what is drawn, RGBA with the font's own pixels; None where the font lacks it."""
+    if not 0 < font.getlength(text) <= CELL:
+        return None
+    canvas = Image.new("RGBA", (2 * CELL, 2 * CELL))
+    ImageDraw.Draw(canvas).text((CELL // 2, CELL // 2), text, font=font, embedded_color=True)
+    box = canvas.getchannel("A").getbbox()
+    return canvas.crop(box) if box else None
+
+
+def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) -> tuple[list[Entry], list[Image.Image], list[str]]:
+    """Render every emoji; those with the very same picture (the flags of Norway and Bouvet Island) become one entry of several names.
+
+    Returns the entries, their pictures and the official names that the font could not draw.
+    """
+    font = open_font(font_path)
+    found: dict[bytes, tuple[list[Listed], Image.Image]] = {}
+    missing = []
+    for emoji in listed_emoji(list_path, skin_tones=skin_tones):
+        picture = render(font, emoji.text)
+        if picture is None:
+            missing.append(emoji.name)
+        else:
+            found.setdefault(np.asarray(picture).tobytes(), ([], picture))[0].append(emoji)
+    entries = [Entry(same[0].text, tuple(e.name for e in same), same[0].group, same[0].subgroup) for same, _ in found.values()]
+    return entries, [picture for _, picture in found.values()], missing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Render the emoji archive of the built-in training set.")
+    parser.add_argument("--font", type=Path, default=FONT)
+    parser.add_argument("--emoji-test", type=Path, default=EMOJI_TEST)
+    parser.add_argument("--skin-tones", action="store_true", help="all five skin tones too, about twice as many pictures")
+    parser.add_argument("--out", type=Path, default=ARCHIVE)
+    options = parser.parse_args()
+    try:
+        entries, pictures, missing = render_all(options.font, options.emoji_test, skin_tones=options.skin_tones)
+        write_archive(options.out, entries, pictures)
+    except DaguerreError as error:
+        raise SystemExit(str(error)) from error
+    print(f"{len(entries)} pictures, {options.out.stat().st_size / 1e6:.1f} MB: {options.out}")
+    if missing:
+        print(f"left out, not in this font: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main()

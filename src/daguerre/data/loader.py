@@ -1,0 +1,120 @@
+"""Batches whose every byte is a function of (source, seed, step): a run that was stopped goes on as if it never had been.
+
+Position p of the endless row of samples belongs to epoch p // N and place p % N; each epoch has its own permutation of the N indices, and
+each sample a generator of its own, seeded by (seed, epoch, index). Who draws it, and when, changes nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from daguerre.data.dataset import Sample, Source
+from daguerre.errors import DaguerreError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w) in any precision, if `latent`) and their B captions.
+
+    Captions of one meaning say the same; empty `meanings` are the captions themselves. `contraries` are nearly the captions, but not true;
+    "" where there is none. `covered`, where it is known: the share of each latent's place that each class of thing covers, (B, K, h, w).
+    """
+
+    x: Tensor
+    captions: list[str]
+    latent: bool = False
+    meanings: list[str] = field(default_factory=list)
+    contraries: list[str] = field(default_factory=list)
+    covered: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, part: slice) -> "Batch":
+        covered = None if self.covered is None else self.covered[part]
+        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part], self.contraries[part], covered)
+
+
+def to_array(picture: Image.Image) -> np.ndarray:
+    """An RGB picture as float32 (3, H, W) in [-1, 1]."""
+    return (np.asarray(picture, dtype=np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The permutation of one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def drawn_ahead(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
+    """Yield `batch(start)`, `batch(start + 1)`, … for ever, so many of them made ahead by threads."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        waiting = deque(pool.submit(batch, start + i) for i in range(ahead))
+        start += ahead
+        while True:
+            ready = waiting.popleft().result()
+            waiting.append(pool.submit(batch, start))
+            start += 1
+            yield ready
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Batches(Dataset[Batch]):
+    """Batches of a source. `siblings` > 1 puts that many samples of each index next to each other, each drawn anew."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int, size: int | None = None, *, siblings: int = 1):
+        """`size`: pixels a side; pictures of another size are resized. Raises DaguerreError for an empty source or impossible sizes."""
+        if batch_size < 1 or siblings < 1 or batch_size % siblings:
+            raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of siblings {siblings}.")
+        if len(source) == 0:
+            raise DaguerreError("The source of pictures is empty; training needs at least one.")
+        if seed < 0:
+            raise DaguerreError(f"seed {seed} is negative; use 0 or more.")
+        self.source, self.batch_size, self.seed, self.siblings = source, batch_size, seed, siblings
+        self.size = size or source.size
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch(step)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step 0, 1, 2, …; the last one of an epoch takes the first samples of the next."""
+        first = step * self.batch_size
+        drawn = [self._sample(place) for place in range(first, first + self.batch_size)]
+        pictures = torch.from_numpy(np.stack([x for x, _ in drawn]))
+        samples = [sample for _, sample in drawn]
+        meanings, contraries = [s.meaning or s.caption for s in samples], [s.contrary for s in samples]
+        return Batch(pictures, [s.caption for s in samples], meanings=meanings, contraries=contraries)
+
+    def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:
+        """Yield the batches of steps start, start + 1, … for ever, drawn ahead by background workers; `workers` = 0 draws them here.
+
+        Threads share one interpreter and keep up with a CPU; `processes` keep up with a fast GPU, at the price of memory and start-up.
+        """
+        if workers == 0:
+            yield from map(self.batch, count(start))
+        elif processes:
+            # A generator of its own, or the loader would draw from (and shift) the global one.
+            yield from DataLoader(self, None, sampler=count(start), num_workers=workers, prefetch_factor=2, generator=torch.Generator())
+        else:
+            yield from drawn_ahead(self.batch, start, workers, max(ahead, workers))
+
+    def _sample(self, place: int) -> tuple[np.ndarray, Sample]:
+        group, sibling = divmod(place, self.siblings)
+        epoch, within = divmod(group, len(self.source))
+        index = int(_order(self.seed, epoch, len(self.source))[within])
+        sample = self.source.sample(index, np.random.default_rng([self.seed, epoch, index, sibling]))
+        picture = sample.picture
+        if picture.size != (self.size, self.size):
+            picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        return to_array(picture), sample

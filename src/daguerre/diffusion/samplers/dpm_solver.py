@@ -1,0 +1,65 @@
+"""DPM-Solver: a block of two or three steps of the grid begins anew with first order and gains one with each step in it.
+
+Every step is one evaluation; a block of order k ends with an error of order k. On a grid that `spacing.refined` has divided evenly in ln σ
+it is the single-step method of the papers (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2; arXiv:2211.01095, algorithm 1).
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from daguerre.diffusion.denoiser import Denoise
+from daguerre.diffusion.samplers.euler_heun import Steps
+from daguerre.diffusion.samplers.exponential_integrator import combine, data_moments, noise_moments
+
+
+def dpm_solver(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    order: int = 2,
+    prediction: Literal["epsilon", "x0"] = "epsilon",
+    solver: Literal["midpoint", "heun"] = "midpoint",
+) -> Steps:
+    """DPM-Solver-2 and -3 in terms of ε, DPM-Solver++(2S) and (3S) in terms of x0. The last step is of first order where it goes to 0."""
+    orders = _orders(len(sigmas) - 1, order, to_zero=bool(sigmas[-1] == 0))
+    answers: list[Tensor] = []  # of this block, the oldest first
+    begin, start = 0, x  # where this block began
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        if orders[step] == 1:
+            answers, begin, start = [], step, x
+        answers.append(x0 if prediction == "x0" else (x - x0) / sigma)
+        if sigma_next == 0:
+            x = x0
+        else:
+            x = _step(start, answers, sigmas[begin : step + 2], prediction, solver)
+        yield x, x0
+
+
+def _step(x: Tensor, answers: list[Tensor], sigmas: Tensor, prediction: str, solver: str) -> Tensor:
+    """x at the last of the sigmas from x at the first, with an answer at each but the last."""
+    lambdas = -sigmas.log()
+    h = lambdas[-1] - lambdas[0]
+    moments = (data_moments if prediction == "x0" else noise_moments)(h, 3)
+    slopes = [(answer - answers[0]) / ((at - lambdas[0]) / h) for answer, at in zip(answers[1:], lambdas[1:-1], strict=True)]
+    terms, values = [moments[0]], [answers[0]]
+    if len(slopes) == 2 and solver == "heun":
+        near, far = ((lambdas[1:3] - lambdas[0]) / h).unbind()
+        bend = (slopes[1] - slopes[0]) / (far - near)
+        terms, values = [*terms, moments[1], moments[2]], [*values, slopes[0] - near * bend, bend]
+    elif slopes:
+        middle = moments[0] / 2 if len(slopes) == 1 and solver == "midpoint" else moments[1]
+        terms, values = [*terms, middle], [*values, slopes[-1]]
+    total = combine(terms, values)
+    return (-h).exp() * x + total if prediction == "x0" else x - sigmas[0] * total
+
+
+def _orders(steps: int, order: int, *, to_zero: bool) -> list[int]:
+    """The order of every step: whole blocks, then what remains; the step to 0 stands alone."""
+    orders = [1 + step % order for step in range(steps)]
+    if to_zero:
+        orders[-1] = 1
+    return orders

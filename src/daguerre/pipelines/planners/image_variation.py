@@ -1,0 +1,43 @@
+"""Pictures that mean what another one means, by a model that is told the other's CLIP embedding in the place of words.
+
+    context = CLIP(picture), one token; of guidance the other voice is zeros
+
+(Stable Diffusion image variations, of Justin Pinkney 2022; CLIP: Radford et al. 2021, arXiv:2103.00020.)
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from daguerre.conditioning.class_map_image import PictureConditioner
+from daguerre.diffusion import Conditioning
+from daguerre.errors import DaguerreError
+from daguerre.pipelines.context import Pass, Plan, Stage, from_noise
+from daguerre.pipelines.images.preprocess import opaque
+from daguerre.pipelines.tasks import Variations
+from daguerre.weights.diffusers.clip import MEAN, SPREAD
+
+
+def variations(stage: Stage, task: Variations) -> Plan:
+    """One pass from noise, the network being told the picture's embedding."""
+    request, seer = stage.request, stage.model.conditioner
+    assert isinstance(seer, PictureConditioner)
+    if any(request.prompts) or request.negative:
+        raise DaguerreError(f"The model {stage.model.name!r} hears no words, only the picture; leave the prompts out.")
+    with torch.no_grad():
+        context = seer.see(clip_pixels(opaque(task.picture), seer.encoder.config.size))  # (1, 1, D)
+    B = len(request.each)
+    seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (context, torch.zeros_like(context)))
+    voices = [seen, unseen], [stage.guidance, 1 - stage.guidance]
+    return Plan((Pass(stage.size, stage.sigmas(), from_noise(stage), tell=lambda _: voices),))
+
+
+def clip_pixels(image: Image.Image, side: int) -> Tensor:
+    """The middle square of an RGB picture as CLIP looks at it: (1, 3, side, side), of about zero mean and unit variance."""
+    scale = side / min(image.size)
+    width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    values = (np.array(square, dtype=np.float32) / 255 - np.array(MEAN, dtype=np.float32)) / np.array(SPREAD, dtype=np.float32)
+    return torch.from_numpy(values).movedim(-1, 0)[None]

@@ -1,0 +1,31 @@
+"""A picture from a map of what is where, by a model that has the map beside x at every step (Rombach et al. 2022, arXiv:2112.10752, section
+4.3.2)."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from daguerre.conditioning.class_map_image import MapConditioner
+from daguerre.errors import DaguerreError
+from daguerre.pipelines.context import Pass, Plan, Stage, also_told, from_noise
+from daguerre.pipelines.images.preprocess import opaque
+from daguerre.pipelines.tasks import FromMap
+
+
+def from_map(stage: Stage, task: FromMap) -> Plan:
+    """One pass from noise, the map at the size of the picture beside it."""
+    image, conditioner = opaque(task.picture), stage.model.conditioner
+    assert isinstance(conditioner, MapConditioner)
+    size = stage.size_on(image)
+    with torch.no_grad():
+        beside = conditioner.beside(classes(image.resize(size, Image.Resampling.NEAREST)))
+    return Plan((Pass(size, stage.sigmas(), from_noise(stage), tell=also_told(stage, concat=beside)),))
+
+
+def classes(image: Image.Image) -> Tensor:
+    """The class numbers (1, H, W) of a map whose grey values they are. Raises DaguerreError for a map in colours."""
+    values = np.array(image)
+    if (values != values[..., :1]).any():
+        raise DaguerreError("The map has colours; this model takes one whose grey values are the numbers of classes, 0 to 181 for COCO.")
+    return torch.from_numpy(values[..., 0]).long()[None]

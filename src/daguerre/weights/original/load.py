@@ -1,0 +1,249 @@
+"""A whole model out of one file (or its shards, or a folder of parts).
+
+Every name and shape of every part is checked before the first weight is read, so nothing is ever half loaded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
+from daguerre.conditioning.class_map_image import ClassConditioner, LayoutConditioner, MapConditioner, Unconditional
+from daguerre.conditioning.tokenizer import EOS
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.diffusion.denoiser import Prediction
+from daguerre.diffusion.schedule import Schedule
+from daguerre.errors import DaguerreError, listed
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.clip import CLIPText, CLIPTextConfig
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.ldm_bert import LDMText
+from daguerre.models.spatial_rescaler import SpatialRescaler
+from daguerre.models.unet import UNet
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.nn.meta import fill, shapes_only
+from daguerre.runtime.allocator import give_back
+from daguerre.runtime.offload import InOrder, dtype_in_turns
+from daguerre.weights.diffusers.configs import schedule_config
+from daguerre.weights.diffusers.index import own_guidance
+from daguerre.weights.original.components import sort
+from daguerre.weights.original.detect import Description, describe, with_values
+from daguerre.weights.original.families import asked_prediction
+from daguerre.weights.tensors.reader import open_tensors, weight_files
+from daguerre.weights.tensors.safetensors import laid_out
+
+Give = Callable[[nn.Module, str], None]  # a network built on the meta device gets the tensors of a part
+BLANK = "!"  # OpenCLIP's padding token, whose id is 0
+
+
+def load_single_file(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: Prediction | None = None,
+    heads: int | tuple[int, ...] | None = None,
+    ema: bool | None = None,
+    variant: str | None = None,
+    in_order: bool | InOrder = False,
+) -> LatentDiffusion:
+    """Open a model that lies in one file, in shards with an index, or in a folder of parts.
+
+    Args:
+        prediction: what the network predicts, where the file does not say.
+        heads: of the UNet, one number or one per level, where its family has no rule.
+        ema: read the running average of the UNet's weights; None: only where there is nothing else.
+        variant: of a folder's files, such as "fp16".
+        in_order: the parts take turns in memory, all of them or as such an order has it.
+
+    Raises:
+        DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
+    """
+    file = open_tensors(path, variant=variant)
+    about = with_values(describe(file, prediction=prediction, heads=heads, ema=ema))
+    _check_whole(about)
+    if about.prediction is None:
+        raise asked_prediction(path)
+    order = InOrder() if in_order is True else in_order or None
+    files = weight_files(file.path, variant)
+    mapped = _mapped(files)
+
+    def place(tensor: Tensor) -> Tensor:
+        return laid_out(tensor, device, dtype, mapped=mapped(tensor))
+
+    def release(tensor: Tensor) -> None:
+        if mapped(tensor):
+            give_back(tensor)
+
+    names = [name for name in file.shapes if name not in about.contents.ignored]
+    tensors = sort(file.read(names, None if order is None else release), ema=ema).parts
+
+    def give(network: nn.Module, part: str) -> None:
+        wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
+        given = {name: tensor for name, tensor in about.ours(tensors[part]).items() if wanted is None or name in wanted}
+        if order is not None and part not in order.stay:
+            order.add(network, given, place, release, path)
+            return
+        fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
+        if order is not None:
+            order.alone(network)
+
+    unet, autoencoder = about.networks["unet"], about.networks["vae"]
+    assert isinstance(unet, UNet)
+    assert isinstance(autoencoder, AutoencoderKL | VQModel)
+    give(unet, "unet")
+    give(autoencoder, "vae")
+    return LatentDiffusion(
+        unet=unet.eval(),
+        autoencoder=autoencoder.eval(),
+        conditioner=_conditioner(about, give),
+        schedule=Schedule(about.schedule),
+        prediction=about.prediction,
+        name=file.path.resolve().name if file.path.is_dir() else file.path.stem,
+        size=about.size,
+        guidance=own_guidance(about.said.get("model_index", {})),
+        files=files,
+        low_resolution=_low_resolution(about),
+        in_turns=None
+        if order is None or "unet" in order.stay
+        else dtype_in_turns(about.ours(tensors["unet"]).values(), torch.device(device), dtype),
+    )
+
+
+def load_first_stage_file(
+    path: str | Path,
+    *,
+    scaling_factor: float | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> AutoencoderKL | VQModel:
+    """The first stage in a file of its own or in a whole model's.
+
+    Args:
+        scaling_factor: of latents; None: the whole model's, or what is usual.
+
+    Raises:
+        DaguerreError: there is none, or it does not fit.
+    """
+    file = open_tensors(path)
+    about = with_values(describe(file))
+    part = about.contents.parts.get("vae")
+    if part is None or about.autoencoder is None:
+        raise DaguerreError(f"'{path}' holds no autoencoder; give a file that does, such as vae-ft-mse-840000-ema-pruned.safetensors.")
+    config = about.autoencoder if scaling_factor is None else replace(about.autoencoder, scaling_factor=scaling_factor)
+    tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
+    with shapes_only():
+        autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
+    mapped = _mapped(weight_files(file.path))
+    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=mapped(tensor)) for name, tensor in tensors.items()}, path)
+    return autoencoder.eval()
+
+
+def _conditioner(about: Description, give: Give) -> Callable[[Sequence[str]], Conditioning]:
+    """The way from prompts to conditions of each family."""
+    texts = about.texts
+
+    def tower(part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True) -> TextConditioner:
+        beside = about.file.path / part.replace("text_encoder", "tokenizer")
+        tokenizer = Tokenizer.from_folder(beside) if beside.is_dir() else Tokenizer.clip(pad=pad)
+        with shapes_only():
+            encoder = CLIPText(config)
+        give(encoder, part)
+        return TextConditioner(tokenizer, encoder.eval(), layer=layer, norm=norm)
+
+    assert about.family is not None
+    if about.family.name == "sd1":
+        return tower("text_encoder", texts["text_encoder"]).eval()
+    if about.family.name.startswith("sd2"):
+        # The penultimate layer is read: OpenCLIP's last block and its projection are left in the file.
+        config = texts["text_encoder"]
+        if config.projection is not None:
+            config = replace(config, layers=config.layers - 1, projection=None)
+        return tower("text_encoder", config, BLANK).eval()
+    if about.family.name.startswith("sdxl"):
+        towers = [tower("text_encoder", texts["text_encoder"], layer=-2, norm=False)] if "text_encoder" in texts else []
+        towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
+        refiner, index = about.family.name == "sdxl-refiner", about.said.get("model_index", {})
+        scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
+        return SDXLConditioner(towers, scored=scored, zero_empty=zero_empty).eval()
+    return _without_clip(about, give)
+
+
+def _without_clip(about: Description, give: Give) -> Callable[[Sequence[str]], Conditioning]:
+    """The conditioners of latent diffusion before Stable Diffusion."""
+
+    def filled(part: str) -> nn.Module:
+        give(about.networks[part], part)
+        return about.networks[part].eval()
+
+    assert about.family is not None
+    match about.family.name.split("-")[1]:
+        case "text2img":
+            encoder, beside = filled("text_encoder"), about.file.path / "tokenizer"
+            assert isinstance(encoder, LDMText)
+            length = encoder.config.length
+            tokenizer = WordPiece.from_folder(beside, max_length=length) if beside.is_dir() else WordPiece.bert(max_length=length)
+            return LDMTextConditioner(tokenizer, encoder).eval()
+        case "layout":
+            encoder = filled("text_encoder")
+            assert isinstance(encoder, LDMText)
+            return LayoutConditioner(encoder).eval()
+        case "class":
+            classes = filled("condition")
+            assert isinstance(classes, ClassConditioner)
+            return classes
+        case "semantic":
+            rescaler = filled("condition")
+            assert isinstance(rescaler, SpatialRescaler)
+            return MapConditioner(rescaler).eval()
+    return Unconditional()
+
+
+def _low_resolution(about: Description) -> Schedule | None:
+    """The noise on the small picture of an upscaler: as its folder says, else as the published one has it."""
+    if about.family is None or about.family.name != "sd2-upscaler":
+        return None
+    given = about.said.get("low_res_scheduler")
+    return Schedule(schedule_config(given, about.file.path)[0] if given else about.family.schedule)
+
+
+NEEDS = {
+    "sd1": ("text_encoder",),
+    "sd2": ("text_encoder",),
+    "sd2-upscaler": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+    "sdxl-refiner": ("text_encoder_2",),
+    "ldm-unconditional": (),
+    "ldm-churches": (),
+    "ldm-super-resolution": (),
+    "ldm-inpainting": (),
+    "ldm-class": ("condition",),
+    "ldm-class-f8": ("condition",),
+    "ldm-semantic": ("condition",),
+    "ldm-layout": ("text_encoder",),
+    "ldm-text2img": ("text_encoder",),
+    "ldm-text2img-vq": ("text_encoder",),
+}  # the parts beside UNet and autoencoder
+
+
+def _check_whole(about: Description) -> None:
+    path, parts = about.file.path, about.contents.parts
+    held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no network that is known here"
+    if about.family is None:
+        raise DaguerreError(f"'{path}' is not a whole model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
+    lost = [name for name in ("vae", *NEEDS[about.family.name]) if name not in parts]
+    if lost:
+        raise DaguerreError(f"'{path}' holds only {held}; a whole {about.family.name} model also has {', '.join(lost)}.")
+    faults = {what: names for what, names in about.faults().items() if names}
+    if faults:
+        lists = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in faults.items())
+        raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
+
+
+def _mapped(files: Sequence[Path]) -> Callable[[Tensor], bool]:
+    """Tells whether a tensor lies in the map of one of these files as a whole, and not in memory of its own."""
+    sizes = {each.stat().st_size for each in files}
+    return lambda tensor: tensor.untyped_storage().nbytes() in sizes

@@ -1,0 +1,121 @@
+"""`daguerre attention`: a sheet for each picture, an overlay for each word, for every task; and what `inspect` and `reproduce` tell."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import tyro
+from PIL import Image, PngImagePlugin
+
+from daguerre.cli.commands import attention
+from daguerre.cli.commands.txt2img import Txt2Img
+from daguerre.pipelines.metadata.readers import Foreign
+from daguerre.pipelines.request import Request, changed
+
+
+def test_each_picture_has_its_sheet(run):
+    code, out, err = run("attention", "a red apple", "a pizza", "--steps", "2", "--out", "new/seen.png")
+    assert (code, out.splitlines(), err) == (0, ["new/seen-1.png", "new/seen-2.png"], "")
+    assert Image.open("new/seen-1.png").width > 2 * 192
+
+
+def test_overlays_apart_of_chosen_words(run):
+    code, out, _ = run("attention", "a Red apple", "--steps", "2", "--out", "seen.png", "--apart", "--words", "red", "apple")
+    assert (code, out.splitlines()) == (0, ["seen.png", "seen-1-red.png", "seen-2-apple.png"])
+    assert Image.open("seen-1-red.png").size == (32, 32)
+
+
+def test_each_sheet_shows_the_chosen_words_that_its_prompt_has(run):
+    code, out, _ = run(
+        "attention", "a red apple", "a [pizza:cake:1]", "--steps", "2", "--out", "s.png", "--apart", "--words", "red", "cake"
+    )
+    assert (code, out.splitlines()) == (0, ["s-1.png", "s-1-1-red.png", "s-2.png", "s-2-1-cake.png"])
+
+
+def test_pictures_drawn_over_and_inpainted(run):
+    Image.new("RGB", (32, 32), "teal").save("given.png")
+    Image.new("L", (32, 32), 255).save("mask.png")
+    for more in ((), ("--mask", "mask.png"), ("--strength", "0.5")):
+        code, out, err = run("attention", "a red apple", "--steps", "4", "--picture", "given.png", "--out", "seen.png", *more)
+        assert (code, out, err) == (0, "seen.png\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a red apple", "--words", "aple"], "has no word 'aple'; it has a, red, apple. Did you mean 'apple'?"),
+        ([""], "no words to look for"),
+        (["x", "--mask", "m.png"], "give it with --picture"),
+        (["x", "--out", "a.gif"], "end it in .png"),
+        (["x", "--picture", "none.png"], "none.png"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_drawn(run, arguments, message, monkeypatch):
+    monkeypatch.setattr(attention, "walked", lambda *_: pytest.fail("drawn"))
+    code, out, err = run("attention", *arguments, "--steps", "1")
+    assert (code, out) == (1, "")
+    assert message in err
+    assert not list(Path().iterdir())
+
+
+def test_a_prompt_is_inspected(run):
+    code, out, _ = run("inspect", "--prompt", "a (red:1.2) [apple|pizza]", "--steps", "4")
+    assert code == 0
+    assert "weight × 1.2" in out
+    assert "steps 1, 3: 'a' 'red' × 1.2 'apple'" in out
+    code, out, err = run("inspect", "--prompt", "a (red:1.2.3)")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-2:] == ["a (red:1.2.3)", "       ^ here"]
+
+
+def test_a_picture_of_another_program_is_told_as_a_command(run):
+    text = "a fox\nNegative prompt: rain\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Clip skip: 2"
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", text)
+    Image.new("RGB", (8, 8)).save("theirs.png", pnginfo=chunks)
+    code, out, _ = run("inspect", "theirs.png")
+    assert code == 0
+    assert "daguerre txt2img 'a fox' --size 512x512 --negative rain --steps 20 --sampler euler_a --guidance 7 --seed 1" in out
+    assert "  Clip skip: 2" in out
+    assert "carries no request of ours" in run("reproduce", "theirs.png")[2]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"negative": "rain, -snow", "steps": 30, "sampler": "dpmpp_2m_karras", "spacing": "karras", "guidance": 6.5, "seed": 42},
+        {"sampler": "ddim", "eta": 0.5, "width": 96, "height": 64, "negative": "-rain"},
+        {"prompt": "--a fox"},
+    ],
+)
+def test_the_command_of_another_programs_picture_asks_for_just_that(more):
+    foreign = Foreign("a program", {"prompt": "a (red:1.2) 'fox'\n", **more}, None, {})
+    command, name, *arguments = shlex.split(foreign.command())
+    assert (command, name) == ("daguerre", "txt2img")
+    assert tyro.cli(Txt2Img, args=arguments).request() == changed(Request(), foreign.request)
+
+
+def test_a_trained_models_picture_tells_where_the_model_was(run, folder):
+    shutil.copytree(folder, "runs/mine/model")
+    assert run("txt2img", "x", "--steps", "1", "--model", "runs/mine/model", "--out", "a.png")[0] == 0
+    assert run("reproduce", "a.png")[:2] == (0, "identical\n")
+    Path("runs/mine").rename("moved")
+    err = run("reproduce", "a.png")[2]
+    assert "was made with the model 'model' from 'runs/mine/model', of hash " in err
+    assert "give --model" in err
+    assert run("reproduce", "a.png", "--model", "moved/model")[:2] == (0, "identical\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"count": 10**9}, "1000000000 pictures"), ({"steps": 10**9}, "1000000000 steps"), ({"width": 4096}, "was changed since")],
+)
+def test_a_request_that_would_never_end_is_refused(run, changes, message):
+    assert run("txt2img", "x", "--steps", "1", "--out", "a.png")[0] == 0
+    told = json.loads(Image.open("a.png").info["daguerre"])
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("daguerre", json.dumps({**told, "request": {**told["request"], **changes}}))
+    Image.open("a.png").save("b.png", pnginfo=chunks)
+    assert message in run("reproduce", "b.png")[2]

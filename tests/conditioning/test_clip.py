@@ -1,0 +1,216 @@
+"""Conditions against diffusers' own reading of a prompt, and weights, windows and layers against their definitions."""
+
+import diffusers
+import pytest
+import torch
+import transformers
+
+from daguerre.conditioning.clip import PictureSize, TextConditioner
+from daguerre.conditioning.prompt import Prompt
+from daguerre.conditioning.sdxl import SDXLConditioner
+from daguerre.conditioning.tokenizer import Tokenizer
+from daguerre.errors import DaguerreError
+from daguerre.models.clip import CLIPText, CLIPTextConfig
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def pair(tokenizer: Tokenizer, folder, *, seed: int, projection: int | None = None, activation="quick_gelu", width: int = 32):
+    """A tiny text tower of transformers' and ours with the same weights, and transformers' tokenizer from our files."""
+    torch.manual_seed(seed)
+    reference = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.max_length,
+        hidden_size=width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        hidden_act=activation,
+        projection_dim=projection or 512,
+        bos_token_id=tokenizer.bos,
+        eos_token_id=tokenizer.eos,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    theirs = kind(reference).eval().requires_grad_(False)
+    config = CLIPTextConfig(len(tokenizer), tokenizer.max_length, width, 3, 2, 48, activation, projection, eos=tokenizer.eos)
+    ours = CLIPText(config).requires_grad_(False)
+    # In memory transformers' bare tower leaves out the level `text_model`, which published files have.
+    (ours if projection else ours.text_model).load_state_dict(theirs.state_dict(), strict=True)
+    tokenizer.save(folder)
+    return theirs, transformers.CLIPTokenizer.from_pretrained(folder), ours
+
+
+def stable_diffusion(encoder, tokenizer) -> diffusers.StableDiffusionPipeline:
+    # diffusers' clip skip looks for the level that this transformers leaves out in memory.
+    object.__setattr__(encoder, "text_model", encoder)
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
+    return diffusers.StableDiffusionPipeline(None, encoder, tokenizer, None, scheduler, None, None, requires_safety_checker=False)
+
+
+def windows(conditioner: TextConditioner, prompt: str) -> list[tuple[int, ...]]:
+    (line,) = Prompt.parse(prompt).at(0, 1)
+    return [chunk.ids for chunk in conditioner.windows([line])[0]]
+
+
+@pytest.mark.parametrize(("layer", "skip"), [(-1, None), (-2, 1), (-3, 2)])
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_stable_diffusion_reads_prompts_as_diffusers_does(layer, skip, pad, small, tmp_path):
+    """SD 1 at its last layer, SD 2 (padding id 0) at the one before, and every other clip skip, through the final norm."""
+    tokenizer = Tokenizer(small.vocab, small.merges, max_length=32, pad=pad)
+    theirs, their_tokenizer, ours = pair(tokenizer, tmp_path, seed=1, activation="gelu" if pad == "!" else "quick_gelu")
+    pipeline = stable_diffusion(theirs, their_tokenizer)
+    prompts = ["a photo of a red apple, 4k", "", "naïve café"]
+    expected, _ = pipeline.encode_prompt(prompts, "cpu", 1, False, clip_skip=skip)
+    got = TextConditioner(tokenizer, ours, layer=layer)(prompts)
+    torch.testing.assert_close(got.context, expected, **CLOSE)
+    assert got.vector is None
+
+
+def test_sdxl_reads_prompts_as_diffusers_does(small, tmp_path):
+    big = Tokenizer(small.vocab, small.merges, max_length=32, pad="!")
+    parts = [pair(small, tmp_path / "one", seed=1), pair(big, tmp_path / "two", seed=2, projection=40, activation="gelu", width=48)]
+    (one, token_one, our_one), (two, token_two, our_two) = parts
+    pipeline = diffusers.StableDiffusionXLPipeline(None, one, two, token_one, token_two, None, diffusers.EulerDiscreteScheduler())
+    prompts = ["a photo of a red apple", "blue"]
+    context, nothing, pooled, no_pooled = pipeline.encode_prompt(prompts, device="cpu", do_classifier_free_guidance=True)
+    towers = [TextConditioner(small, our_one, layer=-2, norm=False), TextConditioner(big, our_two, layer=-2, norm=False)]
+    conditioner = SDXLConditioner(towers)
+    got = conditioner(prompts)
+    torch.testing.assert_close(got.context, context, **CLOSE)
+    torch.testing.assert_close(got.vector[:, :40], pooled, **CLOSE)
+    empty = conditioner.encode([((),), ((),)], [True, False])
+    torch.testing.assert_close(empty.context[:1], nothing[:1])
+    torch.testing.assert_close(empty.vector[:1, :40], no_pooled[:1])
+    assert empty.context[1].abs().max() > 0.1, "an empty prompt that is wanted is read, not zeroed"
+    kept = SDXLConditioner(towers, zero_empty=False).encode([((),)], [True])
+    torch.testing.assert_close(kept.context, empty.context[1:], **CLOSE)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_sdxl_is_told_sizes_as_diffusers_tells_them(scored, small, tower):
+    """The vector equals what diffusers' UNet feeds to its embedding of added conditions, for the base model and for the refiner."""
+    count = 5 if scored else 6
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32,), layers_per_block=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        cross_attention_dim=32, attention_head_dim=8, addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=24 + count * 256,
+    )  # fmt: skip
+    seen = []
+    unet.add_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    size = PictureSize(original=(512, 768), target=(1024, 640), crop=(3, 17), score=6.0, negative_score=2.5)
+    conditioner = SDXLConditioner([TextConditioner(small, tower, layer=-2, norm=False)], scored=scored).sized(1024, 640, size)
+    got = conditioner.encode([((),), ((),)], [False, True])
+    told = [512, 768, 3, 17, 6.0], [512, 768, 3, 17, 2.5]
+    told = told if scored else ([512, 768, 3, 17, 1024, 640],) * 2
+    added = {"text_embeds": got.vector[:, :24], "time_ids": torch.tensor(told, dtype=torch.float32)}
+    unet(torch.zeros(2, 4, 8, 8), 0, torch.zeros(2, 3, 32), added_cond_kwargs=added)
+    torch.testing.assert_close(got.vector, seen[0], rtol=1e-5, atol=1e-5)
+
+
+def test_sized_shares_the_towers_and_defaults_to_the_picture(small, tower):
+    conditioner = SDXLConditioner([TextConditioner(small, tower)])
+    sized = conditioner.sized(64, 96)
+    assert sized.size == PictureSize(original=(64, 96), target=(64, 96))
+    assert all(one is other for one, other in zip(sized.parameters(), conditioner.parameters(), strict=True))
+    text = TextConditioner(small, tower)
+    assert text.sized(64, 96) is text
+
+
+def test_weights_multiply_states_and_restore_the_mean(small, tower):
+    original, kept = TextConditioner(small, tower), TextConditioner(small, tower, emphasis="keep")
+    weights = torch.ones(32)
+    weights[2:4] = 1.5  # begin, "a", then "red apple"
+    plain = original(["a red apple"]).context
+    # The pieces are tokenised apart, which changes nothing here, as words are apart anyway.
+    torch.testing.assert_close(kept(["a (red apple:1.5)"]).context, plain * weights[:, None])
+    restored = original(["a (red apple:1.5)"]).context
+    torch.testing.assert_close(restored, plain * weights[:, None] * plain.mean() / (plain * weights[:, None]).mean(), rtol=1e-4, atol=1e-5)
+    assert restored.mean().item() == pytest.approx(plain.mean().item(), rel=1e-4)
+
+
+def test_a_weighted_prompt_does_not_depend_on_its_batch(small, tower):
+    conditioner = TextConditioner(small, tower)
+    alone = conditioner(["a (red:1.4) apple"]).context
+    torch.testing.assert_close(conditioner(["[blue] pizza", "a (red:1.4) apple"]).context[1:], alone, **CLOSE)
+
+
+def test_long_prompts_are_read_window_by_window(small, tower):
+    conditioner = TextConditioner(small, tower)
+    long = " ".join(["red apple"] * 25)  # 50 tokens: windows of 30 and 20
+    context = conditioner([long, "blue"]).context
+    assert context.shape == (2, 64, 32)
+    parts = conditioner([" ".join(["red apple"] * 15), " ".join(["red apple"] * 10)]).context
+    torch.testing.assert_close(context[0], parts.flatten(0, 1), **CLOSE)
+    torch.testing.assert_close(context[1], torch.cat([*conditioner(["blue", ""]).context]), **CLOSE)
+
+
+def test_the_pooled_text_is_the_first_windows(small, tower):
+    conditioner = SDXLConditioner([TextConditioner(small, tower, layer=-2, norm=False)])
+    got = conditioner(["red BREAK blue BREAK pizza", "white"]).vector[:, :24]
+    torch.testing.assert_close(got, tower(small(["red", "white"])).projected, **CLOSE)
+
+
+def test_break_begins_a_window_and_commas_keep_phrases_whole(small, tower):
+    conditioner = TextConditioner(small, tower)
+    assert windows(conditioner, "red BREAK blue") == [*windows(conditioner, "red"), *windows(conditioner, "blue")]
+    assert windows(conditioner, "BREAK red") == [*windows(conditioner, ""), *windows(conditioner, "red")]
+    assert windows(conditioner, "red BREAK") == windows(conditioner, "red")
+    near = windows(conditioner, "red " * 10 + ", " + "blue " * 20)  # a comma with 19 tokens after it in a window of 30
+    assert near == [*windows(conditioner, "red " * 10 + ","), *windows(conditioner, "blue " * 20)]
+    far = windows(conditioner, "red " * 9 + ", " + "blue " * 21)  # one with 20
+    assert far == [*windows(conditioner, "red " * 9 + ", " + "blue " * 20), *windows(conditioner, "blue")]
+    assert windows(conditioner, "red " * 30) == [(small.bos, *small.encode("red") * 30, small.eos)]
+
+
+def test_learned_words_are_not_torn(small):
+    tokenizer = small.with_words({"<cat>": 4})
+    encoder = CLIPText(CLIPTextConfig(len(tokenizer), 32, 32, 1, 2, 48, eos=tokenizer.eos))
+    conditioner = TextConditioner(tokenizer, encoder)
+    first, second = windows(conditioner, "red " * 28 + "<cat> blue")
+    assert first == tuple(tokenizer.window(small.encode("red " * 28)))
+    assert second == tuple(tokenizer.window([*tokenizer.encode("<cat>"), *small.encode("blue")]))
+
+
+def test_captions_are_taken_as_they_are(small, tower):
+    conditioner = TextConditioner(small, tower)
+    got = conditioner.captions(["a (red:1.3) apple AND [x|y]", "red " * 50]).context
+    assert got.shape == (2, 32, 32)
+    expected = tower(small(["a (red:1.3) apple AND [x|y]", "red " * 30])).last
+    torch.testing.assert_close(got, expected, **CLOSE)
+    with pytest.raises(DaguerreError, match="2 parts with AND"):
+        conditioner(["a AND b"])
+
+
+def test_a_prompt_is_settled_at_its_step(small, tower):
+    conditioner = TextConditioner(small, tower)
+    got = [conditioner(["a [red:blue:.5] apple"], step=step, steps=4).context for step in range(4)]
+    red, blue = conditioner(["a red apple"]).context, conditioner(["a blue apple"]).context
+    for context, expected in zip(got, [red, red, blue, blue], strict=True):
+        torch.testing.assert_close(context, expected, **CLOSE)
+
+
+def test_words_and_where_they_stand(small, tower):
+    conditioner = TextConditioner(small.with_words({"<cat>": 2}), CLIPText(CLIPTextConfig(len(small) + 2, 32, 32, 1, 2, 48, eos=small.eos)))
+    (line,) = Prompt.parse("a (red:1.3) zebra BREAK <cat>, blue").at(0, 1)
+    words = conditioner.words(line)
+    assert [word.text for word in words] == ["a", "red", "zebra", "<cat>", ",", "blue"]
+    zebra = len(small.encode("zebra"))
+    assert zebra > 1
+    assert [word.positions for word in words[:3]] == [(1,), (2,), tuple(range(3, 3 + zebra))]
+    assert [word.positions for word in words[3:]] == [(33, 34), (35,), (36,)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"layer": -5}, "layers -1"), ({"layer": 4}, "layers -1"), ({"emphasis": "loud"}, "restore_mean")],
+)
+def test_options_that_do_not_exist_are_told(options, words, small, tower):
+    with pytest.raises(DaguerreError, match=words):
+        TextConditioner(small, tower, **options)
+
+
+def test_parts_that_do_not_belong_together_are_told(small, tower, clip):
+    with pytest.raises(DaguerreError, match="do not belong together"):
+        TextConditioner(clip, tower)
+    with pytest.raises(DaguerreError, match="projection"):
+        SDXLConditioner([TextConditioner(small, CLIPText(CLIPTextConfig(len(small), 32, 32, 1, 2, 48, eos=small.eos)))])

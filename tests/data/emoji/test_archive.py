@@ -1,0 +1,94 @@
+"""The archive: what is written is read, the same input gives the same bytes, and the shipped one is whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from daguerre.data.emoji.archive import ARCHIVE, SIDE, Entry, read_index, read_pictures, write_archive
+from daguerre.data.emoji.render import CELL, listed_emoji, open_font, render
+from daguerre.errors import DaguerreError
+
+ENTRIES = [
+    Entry("😀", ("grinning face",), "Smileys & Emotion", "face-smiling"),
+    Entry("🇳🇴", ("flag: Norway", "flag: Bouvet Island"), "F", "f"),
+]
+LIST = """# group: Smileys & Emotion
+# subgroup: face-smiling
+1F600                    ; fully-qualified     # 😀 E1.0 grinning face
+263A                     ; unqualified         # ☺ E0.6 smiling face
+# group: People & Body
+# subgroup: hand-fingers-open
+1F44B                    ; fully-qualified     # 👋 E0.6 waving hand
+1F44B 1F3FB              ; fully-qualified     # 👋🏻 E1.0 waving hand: light skin tone
+"""
+
+
+def test_what_is_written_is_read_back(tmp_path: Path):
+    tall = Image.new("RGBA", (64, 128), (200, 30, 40, 255))
+    small = Image.new("RGBA", (28, 28), (0, 0, 255, 255))
+    write_archive(tmp_path / "a.zip", ENTRIES, [tall, small])
+    assert list(read_index(tmp_path / "a.zip")) == ENTRIES
+    pictures = read_pictures(tmp_path / "a.zip")
+    assert pictures.shape == (2, SIDE, SIDE, 4)
+    opaque = pictures[0, ..., 3] == 255
+    assert opaque[:, 34:94].all()  # centred in a clear square
+    assert not pictures[0][:, :30].any()
+    assert (pictures[0][:, 40:90] == (200, 30, 40, 255)).all()
+    rows = np.flatnonzero(pictures[1, :, 64, 3] > 127)
+    assert len(rows) == 32  # 28 of 112: a small drawing stays small
+    assert abs(rows.mean() - (SIDE - 1) / 2) <= 1
+
+
+def test_the_same_input_gives_the_same_bytes_and_no_leftovers(tmp_path: Path):
+    pictures = [Image.new("RGBA", (9, 9), colour) for colour in ("red", "blue")]
+    write_archive(tmp_path / "a.zip", ENTRIES, pictures)
+    write_archive(tmp_path / "b.zip", ENTRIES, pictures)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "b.zip"}
+
+
+def test_the_shipped_archive_is_whole():
+    entries = read_index()
+    assert len(entries) == 1861
+    assert not any("skin tone" in name for entry in entries for name in entry.names)
+    pictures = read_pictures(ARCHIVE)
+    assert len(pictures) == 1861
+    assert (pictures[..., 3].reshape(1861, -1).max(1) == 255).all()  # nothing empty
+    assert (pictures[..., :3] <= pictures[..., 3:]).all()  # premultiplied
+
+
+def test_a_broken_archive_is_named(tmp_path: Path):
+    (tmp_path / "broken.zip").write_bytes(b"no zip")
+    with pytest.raises(DaguerreError, match=r"broken\.zip cannot be read"):
+        read_index(tmp_path / "broken.zip")
+
+
+def test_only_fully_qualified_emoji_are_listed(tmp_path: Path):
+    (tmp_path / "list.txt").write_text(LIST, encoding="utf-8")
+    plain = list(listed_emoji(tmp_path / "list.txt"))
+    assert [(e.text, e.name, e.group, e.subgroup) for e in plain] == [
+        ("😀", "grinning face", "Smileys & Emotion", "face-smiling"),
+        ("👋", "waving hand", "People & Body", "hand-fingers-open"),
+    ]
+    assert [e.name for e in listed_emoji(tmp_path / "list.txt", skin_tones=True)][-1] == "waving hand: light skin tone"
+
+
+def test_rendering_crops_to_the_drawn_box_and_leaves_out_what_is_wider_than_a_cell():
+    font = ImageFont.load_default(CELL // 2)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    drawn = render(font, "I")
+    assert drawn is not None
+    alpha = np.asarray(drawn)[..., 3] > 0
+    assert alpha.any(0).all()
+    assert alpha.any(1).all()
+    assert render(font, "WWWW") is None
+    assert render(font, " ") is None
+
+
+def test_missing_font_and_list_say_what_to_install(tmp_path: Path):
+    with pytest.raises(DaguerreError, match="unicode-data"):
+        list(listed_emoji(tmp_path / "none.txt"))
+    with pytest.raises(DaguerreError, match=r"fonts-noto-color-emoji|libfribidi0"):
+        open_font(tmp_path / "none.ttf")

@@ -1,0 +1,316 @@
+"""Evaluation before a judge whose answers are known: one that sees nothing but the mean colour."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from daguerre.conditioning import train_tokenizer
+from daguerre.conditioning.prior_prefix import TextPrefix
+from daguerre.data.loader import to_array
+from daguerre.errors import DaguerreError
+from daguerre.evaluation import evaluate as module
+from daguerre.evaluation.clip_scorer import load_judge
+from daguerre.evaluation.evaluate import EvaluateConfig, Evaluation, Made, evaluate, literal, run, sample, true_renders
+from daguerre.evaluation.prompts_emoji import WHOLE, Box, Claim, Trial
+from daguerre.evaluation.prompts_shapes import shape_trials
+from daguerre.evaluation.shapes_scorer import ShapesJudge
+from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.pipelines import Request, generate
+from daguerre.weights import save, save_clip
+
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+}
+NAMES = list(COLOURS)
+SIDE = 16
+
+
+class ColourJudge:
+    """Embeds a picture as its mean colour, and a text as the colour that it names, both as corners of a cube."""
+
+    name = "colours"
+
+    def pictures(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(x.mean((2, 3)), dim=1)
+
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        corners = [torch.tensor(COLOURS[text.split()[0]]) / 127.5 - 1 for text in texts]
+        return torch.nn.functional.normalize(torch.stack(corners), dim=1)
+
+
+class BlindJudge(ColourJudge):
+    """Sees no difference between pictures."""
+
+    def pictures(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(x), 3)
+
+
+def solid(name: str) -> Image.Image:
+    return Image.new("RGB", (SIDE, SIDE), COLOURS[name])
+
+
+def whole(text: str) -> Claim:
+    return Claim(text, ((WHOLE, text),))
+
+
+def trials(count: int = 12) -> list[Trial]:
+    """Prompts of two held-out kinds and a known one, each with all the other colours as distractors."""
+    kinds = ["known", "background", "colour"]
+    return [
+        Trial(whole(f"{name} {i}"), solid(name), kinds[i % 3], tuple(whole(f"{other} {i}") for other in NAMES if other != name))
+        for i, name in ((i, NAMES[i % len(NAMES)]) for i in range(count))
+    ]
+
+
+def made_of(names: list[str]) -> Made:
+    pictures = torch.stack([torch.from_numpy(to_array(solid(name))) for name in names])
+    return Made(pictures, tuple(range(len(names))), "painter", Request(steps=3, guidance=5.0), 1.5)
+
+
+def some_pictures(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def evaluated(names: list[str], judge: ColourJudge | None = None, training: torch.Tensor | None = None) -> Evaluation:
+    reference = torch.cat([true_renders(trials()), some_pictures(12)])
+    pictures = some_pictures(50, seed=1) if training is None else training
+    return evaluate(judge or ColourJudge(), trials(), made_of(names), reference=reference, training=pictures)  # type: ignore[arg-type]
+
+
+def test_a_painter_that_does_as_told():
+    report = evaluated([NAMES[i % 6] for i in range(12)]).report
+    assert [kind.kind for kind in report.kinds] == ["known", "background", "colour", "all held out"]
+    assert [kind.at_1.count for kind in report.kinds] == [4, 4, 4, 8]
+    assert all(kind.at_1.value == kind.true_at_1.value == 1 and kind.trusted for kind in report.kinds)
+    assert all(prompt.rank == 0 and prompt.taken_for == prompt.prompt for prompt in report.prompts)
+    assert report.candidates == 6
+    # It painted the very true renders, so every distance and every quantile is theirs.
+    assert report.frechet.generated == report.frechet.true > 0
+    assert report.kid.generated == report.kid.true
+    assert all(kind.in_pixels.generated == kind.in_pixels.held_out and kind.in_pixels.nearer == 0.5 for kind in report.kinds)
+    assert all(kind.score.value == kind.true_score.value == pytest.approx(2.5, abs=1e-6) for kind in report.kinds)
+
+
+def test_a_painter_that_knows_only_red():
+    report = evaluated(["red"] * 12).report
+    told = {prompt.prompt: prompt for prompt in report.prompts}
+    assert told["red 0"].rank == told["red 6"].rank == 0
+    assert told["cyan 4"].rank == 5  # the opposite corner of the cube comes last
+    assert told["yellow 3"].rank == 2  # the corners beside red, yellow and magenta, tie after it, and a tie counts against
+    assert all(prompt.taken_for == prompt.prompt.replace(prompt.prompt.split()[0], "red") for prompt in report.prompts)
+    assert all(prompt.true_rank == 0 for prompt in report.prompts)
+    at_1 = {kind.kind: kind.at_1.value for kind in report.kinds}
+    assert at_1 == {"known": 0.5, "background": 0.0, "colour": 0.0, "all held out": 0.0}  # trials 0 and 6 ask for red; both are known
+    assert {kind.kind: kind.at_5.value for kind in report.kinds}["all held out"] == 6 / 8  # all but cyan
+    assert report.frechet.generated > 2 * report.frechet.true
+
+
+def test_places_are_judged_where_they_are():
+    """Red beside blue has one mean colour whichever is left; each half tells."""
+    halves: tuple[Box, Box] = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+    sides = {f"{a} beside {b}": Claim(f"{a} beside {b}", ((halves[0], a), (halves[1], b))) for a, b in (("red", "blue"), ("blue", "red"))}
+    flag = Image.new("RGB", (SIDE, SIDE), COLOURS["blue"])
+    flag.paste(COLOURS["red"], (0, 0, SIDE // 2, SIDE))
+    asked = [
+        Trial(sides[name], flag, kind, (*(c for c in sides.values() if c.prompt != name), whole("magenta")))
+        for name, kind in (("red beside blue", "pair"), ("blue beside red", "known"))
+    ]
+    made = Made(true_renders(asked), (0, 1), "painter", Request(steps=3, guidance=5.0), 1.5)
+    report = evaluate(ColourJudge(), asked, made, reference=some_pictures(12), training=some_pictures(12)).report  # type: ignore[arg-type]
+    assert [prompt.rank for prompt in report.prompts] == [0, 2]
+    assert report.prompts[1].taken_for == "red beside blue"
+    assert report.kinds[0].score.value == pytest.approx(2.5, abs=1e-6)
+
+
+def test_a_painter_that_copies():
+    """Every picture is a training picture, which the true renders are not."""
+    training = true_renders(trials()) + 0.05 * some_pictures(12)
+    report = evaluate(
+        ColourJudge(),  # type: ignore[arg-type]
+        trials(),
+        replace(made_of([NAMES[i % 6] for i in range(12)]), pictures=training),
+        reference=some_pictures(12),
+        training=training,
+    ).report
+    assert all(kind.in_pixels.nearer == 1 and kind.in_pixels.copied == 1 for kind in report.kinds)
+    assert max(prompt.nearest_in_pixels for prompt in report.prompts) < 1e-7
+
+
+def test_the_word_of_a_blind_judge_is_not_taken():
+    report = evaluated([NAMES[i % 6] for i in range(12)], BlindJudge()).report
+    assert not any(kind.trusted for kind in report.kinds)
+    assert not any(report.to_json()["trusted"].values())
+    assert "not a measurement" in report.markdown()
+    assert "not a measurement" not in evaluated(["red"] * 12).report.markdown()
+
+
+def test_what_is_written_is_what_was_found(tmp_path: Path):
+    found = evaluated(["red"] * 12)
+    evaluated(["blue"] * 12).save(tmp_path / "out")
+    found.save(tmp_path / "out")  # over the earlier one
+    kept = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert kept == json.loads(json.dumps(found.report.to_json()))
+    assert kept["kinds"][0]["at_1"]["value"] == 0.5
+    assert kept["settings"]["steps"] == 3
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "(steps 3, sampler dpmpp_2m, guidance 5.0, seed 0)" in text  # what is as ever is not said
+    row = next(line for line in text.splitlines() if line.startswith("| known |"))
+    assert "| 4 | 0.500 [" in row
+    assert all(len(line.split(" | ")) == 8 for line in text.splitlines() if line.startswith(("| known |", "| colour |", "| prompts |")))
+    sheets = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert sheets == {f"{what}-{kind}.png" for what in ("samples", "mistaken") for kind in ("known", "background", "colour")} | {
+        "neighbours.png"
+    }
+    with Image.open(tmp_path / "out" / "samples-colour.png") as sheet:
+        found_colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20) or ()}
+    assert COLOURS["red"] in found_colours
+    assert COLOURS["blue"] not in found_colours
+
+
+def test_samples_are_the_pictures_that_each_prompt_gives_alone(tiny_model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    prompts = ["a red apple", "a blue apple", "two cats (left)", "a pizza", "a [green] circle", "", "an apple"]
+    made = sample(tiny_model, prompts, Request(steps=2, guidance=3.0, seed=5))
+    assert sorted(made.seeds) == [5, 5, 5, 6, 6, 6, 7]
+    assert made.seeds != tuple(sorted(made.seeds))  # shuffled, so that no kind has noises of its own
+    for prompt, seed, picture in zip(prompts, made.seeds, made.pictures, strict=True):
+        alone = generate(tiny_model, prompt=literal(prompt), steps=2, guidance=3.0, seed=seed)[0]
+        assert torch.allclose(torch.from_numpy(to_array(alone.image)), picture, atol=1.01 / 127.5)
+
+
+def test_brackets_of_a_name_are_no_emphasis(tiny_model):
+    prompt = r"a (cat) [x] \ y"
+    told = tiny_model.conditioner([literal(prompt)]).context
+    assert torch.equal(told, tiny_model.conditioner.captions([prompt]).context)
+    assert not torch.equal(told, tiny_model.conditioner([prompt]).context)
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(["a red apple", "a blue banana on a green background"] * 4, vocab_size=600, max_length=24)
+        text = CLIPTextConfig(len(tokenizer), 24, 32, 2, 2, 64, "gelu", projection=16, eos=tokenizer.eos)
+        clip = CLIP(CLIPConfig(text, CLIPVisionConfig(SIDE, 8, 3, 32, 2, 2, 64, "gelu", projection=16)))
+    return save_clip(clip.eval(), tokenizer, tmp_path_factory.mktemp("runs") / "judge")
+
+
+def test_the_judge_is_the_clip_of_its_folder(judge_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("daguerre.evaluation.clip_scorer.AT_ONCE", 3)
+    judge = load_judge(judge_folder)
+    texts = ["a red apple", "a blue banana", "a red apple", "green", "a cat above a pizza"]
+    reference = transformers.CLIPModel.from_pretrained(judge_folder).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(judge_folder)
+    x = some_pictures(5)
+    with torch.no_grad():
+        ids = tokenizer(texts, padding="max_length", max_length=24, truncation=True, return_tensors="pt").input_ids
+        states = reference(input_ids=ids, pixel_values=x)
+    assert torch.allclose(judge.texts(texts), states.text_embeds, atol=1e-5)
+    assert torch.allclose(judge.pictures(x), states.image_embeds, atol=1e-5)
+    assert judge.name.endswith("/judge")
+
+
+@pytest.mark.parametrize("folder", ["none", "."])
+def test_a_folder_without_a_judge(folder: str, tmp_path: Path):
+    with pytest.raises(DaguerreError, match=r"There is no judge at .*daguerre train judge"):
+        load_judge(tmp_path / folder)
+
+
+def test_the_judge_resizes_as_pillow_does(judge_folder: Path):
+    judge = load_judge(judge_folder)
+    smooth = torch.nn.functional.interpolate(some_pictures(2), size=(4 * SIDE, 4 * SIDE), mode="bilinear")
+    bytes_ = ((smooth + 1) * 127.5).round().to(torch.uint8)
+    pillow = [Image.fromarray(b.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for b in bytes_]
+    wanted = judge.pictures(torch.stack([torch.from_numpy(to_array(picture)) for picture in pillow]))
+    assert torch.allclose(judge.pictures(bytes_ / 127.5 - 1), wanted, atol=0.01)
+
+
+def test_the_whole_road_on_emoji(tiny_model, judge_folder: Path, tmp_path: Path):
+    save(tiny_model, tmp_path / "model")
+    config = EvaluateConfig(str(tmp_path / "model"), judge_folder, tmp_path / "out", count=2, steps=2, training_pictures=70)
+    report = run(config)
+    assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "pair", "and", "all held out"]
+    assert report.candidates == 100
+    assert report.training_pictures == 70
+    assert len({prompt.prompt for prompt in report.prompts}) == 10
+    assert (tmp_path / "out" / "neighbours.png").is_file()
+
+
+def test_a_prior_over_codes_is_measured_on_shapes(judge_folder: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    shape = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
+    first_stage = VQModel(VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **shape)).eval()
+    tokenizer = load_judge(judge_folder).tokenizer
+    prefix = TextPrefix(tokenizer)
+    length = tokenizer(["a"]).shape[1] + 16
+    prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, length, (4, 4), width=8, layers=1, heads=2)).eval()
+    model = save(LatentPrior(prior, first_stage, prefix, "prior", 16), tmp_path / "model")
+    report = run(EvaluateConfig(str(model), out=tmp_path / "out", data="shapes", count=2, training_pictures=64))
+    assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "count", "all held out"]
+    assert report.settings["sampler"] == "code by code"
+    assert not {"steps", "guidance"} & report.settings.keys()
+    assert len(report.prompts) == 8
+    assert all(kind.true_at_1.value == 1 for kind in report.kinds)
+
+
+def test_the_judge_of_shapes_takes_true_renders_for_what_they_are_and_others_not():
+    trials, judge = shape_trials(32, 12, seed=5), ShapesJudge()
+    true = true_renders(trials)
+    said = judge.texts([trial.prompt for trial in trials])
+    own = (judge.pictures(true) * said).sum(dim=1)
+    assert own.min() > 0.9
+    blurred = torch.nn.functional.avg_pool2d(true, 3, 1, 1, count_include_pad=False)
+    assert ((judge.pictures(blurred) * said).sum(dim=1) > 0.6).float().mean() > 0.9
+    # One of four things is another: three quarters of the cosine are left.
+    for other in ("a blue circle", "a red star", "two red circles", "a red circle on a blue background"):
+        text = judge.texts(["a red circle", other])
+        assert torch.isclose(text[0] @ text[1], torch.tensor(0.75))
+    empty = judge.pictures(torch.ones(1, 3, 32, 32))  # of white alone only the background can be right
+    assert torch.isclose((empty @ judge.texts(["a red circle"]).T)[0, 0], torch.tensor(0.5), atol=0.01)
+    with pytest.raises(DaguerreError, match="names no colour and shape"):
+        judge.texts(["a fox"])
+
+
+def test_mistakes_are_said_before_anything_is_drawn(tiny_model, judge_folder: Path, tmp_path: Path):
+    model = str(save(tiny_model, tmp_path / "model"))
+    fine = EvaluateConfig(model, judge_folder, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    for config, says in (
+        (replace(fine, judge=tmp_path / "nobody"), "no judge at .*daguerre train judge"),
+        (replace(fine, model=str(tmp_path / "nothing")), "nothing"),
+        (replace(fine, out=tmp_path / "full"), "no earlier evaluation"),
+        (replace(fine, sampler="eulr"), "euler"),
+        (replace(fine, steps=0), "steps is 0"),
+        (replace(fine, count=5000), "5000"),
+    ):
+        with pytest.raises(DaguerreError, match=says):
+            run(config)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work"
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = evaluated(["red"] * 12)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(DaguerreError, match="No space left"):
+        found.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,28 @@
+"""Watching shows queries, keys and the size of the map, and changes nothing."""
+
+import torch
+
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.models.unet import UNet, UNetConfig
+from daguerre.nn.attention_hooks import watched
+
+CONFIG = UNetConfig(channels=(16, 32), blocks=1, depth=(1, 2), heads=(2, 4), context_width=12, norm_groups=4, cross_only_levels=(0,))
+
+
+def test_every_cross_attention_is_seen_once_and_answers_as_before():
+    torch.manual_seed(0)
+    unet = UNet(CONFIG).eval()
+    torch.nn.init.normal_(unet.conv_out.weight)
+    x, t, cond = torch.randn(2, 4, 6, 10), torch.tensor([3.0, 700.0]), Conditioning(torch.randn(2, 5, 12))
+    seen = []
+    with torch.no_grad():
+        before = unet(x, t, cond)
+        with watched(unet, lambda size, q, k: seen.append((size, tuple(q.shape), tuple(k.shape)))):
+            during = unet(x, t, cond)
+        after = unet(x, t, cond)
+    assert torch.equal(before, during)
+    assert torch.equal(before, after)
+    # Down and up 1 + 2 transformers a level, each of one or two blocks; at level 0 both attentions of a block look at the context.
+    fine, coarse = ((6, 10), (2, 2, 60, 8), (2, 2, 5, 8)), ((3, 5), (2, 4, 15, 8), (2, 4, 5, 8))
+    middle = [coarse]
+    assert seen == [*[fine] * 2, *[coarse] * 2, *middle, *[coarse] * 4, *[fine] * 4]

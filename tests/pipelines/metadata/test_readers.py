@@ -1,0 +1,306 @@
+"""Texts of other programs are read as requests, what has no place is named, and nothing in a file can do harm."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, PngImagePlugin
+
+from daguerre.errors import DaguerreError
+from daguerre.pipelines.images.output import Picture
+from daguerre.pipelines.metadata.readers import Foreign, infotext, read_foreign
+from daguerre.pipelines.metadata.write import Origin, parameters, read_origin, read_picture
+from daguerre.pipelines.request import Request, changed
+
+WEBUI = (
+    "a (red:1.3) apple,\nshiny\nNegative prompt: blurry,\nlow quality\n"
+    "Steps: 28, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 42, Size: 512x768, Model hash: 6ce0161689, "
+    'Model: v1-5-pruned, Clip skip: 2, Lora hashes: "detail: 8b1f, other: 99aa", Version: v1.10.1'
+)
+COMFY = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 5,
+            "steps": 25,
+            "cfg": 8,
+            "sampler_name": "dpmpp_2m_sde_gpu",
+            "scheduler": "karras",
+            "denoise": 1,
+            "model": ["10", 0],
+            "positive": ["12", 0],
+            "negative": ["7", 0],
+            "latent_image": ["5", 0],
+        },
+    },
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "dream.safetensors"}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 640, "height": 384, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["10", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "rain", "clip": ["10", 1]}},
+    "10": {
+        "class_type": "LoraLoader",
+        "inputs": {"lora_name": "ink.safetensors", "strength_model": 0.8, "model": ["4", 0], "clip": ["4", 1]},
+    },
+    "12": {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": ["6", 0], "conditioning_2": ["6", 0]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+}
+WORKFLOW = {
+    "nodes": [
+        {"id": 3, "type": "KSampler", "inputs": [{"name": "positive", "link": 4}, {"name": "negative", "link": 6},
+         {"name": "latent_image", "link": 2}],
+         "widgets_values": [5, "randomize", 25, 8, "euler", "normal", 1]},
+        {"id": 5, "type": "EmptyLatentImage", "widgets_values": [640, 384, 1]},
+        {"id": 6, "type": "CLIPTextEncode", "inputs": [], "widgets_values": ["a fox"]},
+        {"id": 7, "type": "CLIPTextEncode", "widgets_values": ["rain"]},
+    ],
+    "links": [[2, 5, 0, 3, 3, "LATENT"], [4, 6, 0, 3, 1, "CONDITIONING"], [6, 7, 0, 3, 2, "CONDITIONING"]],
+}  # fmt: skip
+INVOKE = {
+    "positive_prompt": "a fox",
+    "negative_prompt": "rain",
+    "seed": 5,
+    "steps": 25,
+    "cfg_scale": 8.0,
+    "scheduler": "dpmpp_2m_k",
+    "width": 640,
+    "height": 384,
+    "model": {"name": "dream", "hash": "blake3:12", "base": "sd-1"},
+    "loras": [{"name": "ink", "weight": 0.8}],
+    "app_version": "5.0",
+}
+NOVELAI = {
+    "Title": "AI generated image",
+    "Software": "NovelAI",
+    "Description": "a fox",
+    "Comment": json.dumps(
+        {"steps": 28, "height": 832, "width": 640, "scale": 5.0, "seed": 5, "sampler": "k_euler_ancestral", "noise_schedule": "karras",
+         "uc": "rain", "cfg_rescale": 0.2, "signed_hash": "x"}
+    ),
+}  # fmt: skip
+DIFFUSERS = {
+    "prompt": "a fox",
+    "negative_prompt": "rain",
+    "num_inference_steps": 30,
+    "guidance_scale": 7.5,
+    "seed": 5,
+    "scheduler": "EulerAncestralDiscreteScheduler",
+    "height": 384,
+    "width": 640,
+}
+
+
+def read(texts: dict[str, Any]) -> Foreign:
+    found = read_foreign({name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()})
+    assert found is not None
+    changed(Request(), found.request)  # every value is one that a request takes
+    return found
+
+
+def test_the_web_uis_text():
+    found = read({"parameters": WEBUI})
+    assert dict(found.request) == {
+        "prompt": "a (red:1.3) apple,\nshiny",
+        "negative": "blurry,\nlow quality",
+        "steps": 28,
+        "sampler": "dpmpp_2m",
+        "spacing": "karras",
+        "guidance": 6.5,
+        "seed": 42,
+        "width": 512,
+        "height": 768,
+    }
+    assert found.model == "v1-5-pruned"
+    assert dict(found.unused) == {"Model hash": "6ce0161689", "Clip skip": "2", "Lora hashes": "detail: 8b1f, other: 99aa"}
+    assert "--size 512x768 --negative 'blurry,\nlow quality' --steps 28" in found.command()
+
+
+def test_our_own_text_is_read_like_the_web_uis():
+    request = Request(prompt="a: b, c", negative="x", steps=7, sampler="euler_a", spacing="karras", guidance=3.5, seed=9)
+    origin = Origin(request, 0, "a, b", "0", "2", "cpu", "float32", "ab" * 32)
+    found = read({"parameters": parameters(origin, (64, 32))})
+    assert changed(Request(), found.request) == changed(request, {"width": 64, "height": 32})
+    assert found.model == "a, b"
+
+
+@pytest.mark.parametrize(
+    ("texts", "tool", "differs", "unused"),
+    [
+        ({"prompt": COMFY}, "ComfyUI", {"sampler": "dpmpp_2m_sde", "spacing": "karras"}, {"LoraLoader lora_name": "ink.safetensors"}),
+        ({"workflow": WORKFLOW}, "ComfyUI", {"sampler": "euler", "spacing": "linspace"}, {}),
+        ({"invokeai_metadata": INVOKE}, "InvokeAI", {"sampler": "dpmpp_2m_karras"}, {"loras": '[{"name": "ink", "weight": 0.8}]'}),
+        (
+            {
+                "sd-metadata": {
+                    "model_weights": "dream",
+                    "image": {**INVOKE, "prompt": [{"prompt": "a fox", "weight": 1}], "sampler": "k_lms"},
+                }
+            },
+            "InvokeAI",
+            {"sampler": "lms"},
+            {},
+        ),
+        (
+            NOVELAI,
+            "NovelAI",
+            {"steps": 28, "guidance": 5.0, "sampler": "euler_a", "spacing": "karras", "height": 832},
+            {"cfg_rescale": "0.2"},
+        ),
+        ({"parameters": DIFFUSERS}, "a program that writes JSON", {"steps": 30, "guidance": 7.5, "sampler": "euler_a"}, {}),
+        (
+            {"parameters": {"sui_image_params": {**DIFFUSERS, "cfgscale": 8, "guidance_scale": 8, "steps": 25, "num_inference_steps": 25}}},
+            "SwarmUI",
+            {"sampler": "euler_a"},
+            {},
+        ),
+    ],
+)
+def test_other_programs(texts, tool, differs, unused):
+    found = read(texts)
+    expected = {"prompt": "a fox", "negative": "rain", "seed": 5, "steps": 25, "guidance": 8.0, "width": 640, "height": 384} | differs
+    request = dict(found.request)
+    if "spacing" not in differs:
+        request.pop("spacing", None)
+    assert (found.tool, request) == (tool, expected)
+    assert unused.items() <= found.unused.items()
+
+
+def test_values_that_no_request_could_hold_are_named():
+    text = "a fox\nSteps: 99999999999, Sampler: Restart, CFG scale: nan, Seed: -1, Size: 99999x64, Eta: 7"
+    found = read({"parameters": text})
+    assert dict(found.request) == {"prompt": "a fox"}
+    assert set(found.unused) == {"steps", "sampler", "guidance", "seed", "width", "height", "eta"}  # one side alone is no size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a red apple", "a: b, c: d\nNegative prompt: x", "{", "[" * 10**5, '{"a":' * 10**5, '{"prompt": 5}', "{}"]
+)
+def test_what_asks_for_nothing_is_nothing(text):
+    assert read_foreign(dict.fromkeys(("parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Comment"), text)) is None
+
+
+KEYS = st.sampled_from([*COMFY["3"]["inputs"], "class_type", "inputs", "nodes", "links", "image"])
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON_VALUES, st.sampled_from(["prompt", "workflow", "invokeai_metadata", "sd-metadata", "parameters"]))
+def test_nothing_breaks_it(value, name):
+    read_foreign({name: json.dumps(value)})
+    sampler = {"class_type": "KSampler", "inputs": {"positive": ["1", 0], "model": ["1", 0], "x": value}}
+    read_foreign({"prompt": json.dumps({"1": sampler, "2": value})})
+
+
+def test_a_line_that_holds_fewer_than_three_pairs_is_prompt():
+    assert infotext("a fox\nin rain: heavy, wind: light") is None
+    assert (infotext("Steps: 1, Seed: 2, Size: 8x8") or {})["prompt"] == ""
+
+
+# Where the texts lie in files
+
+
+def save_with_comment(path: Path, comment: bytes) -> Path:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = "x"  # Pillow leaves the block out of a PNG where there is a comment alone
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + WEBUI.encode("utf-16-be"),
+        b"UNICODE\0" + WEBUI.encode("utf-16-le"),
+        b"ASCII\0\0\0" + WEBUI.encode(),
+        bytes(8) + WEBUI.encode(),
+    ],
+)
+def test_comments_in_every_writing(tmp_path: Path, name: str, comment: bytes):
+    assert read_picture(save_with_comment(tmp_path / name, comment))[1]["parameters"] == WEBUI
+
+
+def test_graphs_in_any_exif_text_and_xmp(tmp_path: Path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Model] = "prompt:" + json.dumps(COMFY)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
+    assert read(read_picture(tmp_path / "a.webp")[1]).request["prompt"] == "a fox"
+    told = json.dumps(DIFFUSERS).replace('"', "&quot;")
+    xmp = f'<x:xmpmeta><exif:UserComment><rdf:Alt><rdf:li xml:lang="x-default">{told}</rdf:li></rdf:Alt></exif:UserComment></x:xmpmeta>'
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", xmp=xmp.encode())
+    assert read(read_picture(tmp_path / "a.jpg")[1]).request["prompt"] == "a fox"
+
+
+def test_a_cameras_description_is_no_request_of_ours(tmp_path: Path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "OLYMPUS DIGITAL CAMERA"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg")[1] == {"ImageDescription": "OLYMPUS DIGITAL CAMERA"}
+
+
+# Hostile files
+
+
+def test_a_picture_of_hostile_size_is_refused_unread(tmp_path: Path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(DaguerreError, match=r"huge\.png'.*(60000×60000|exceeds limit)"):
+        read_picture(tmp_path / "huge.png")
+    bomb = chunk(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(1 << 22)))
+    small = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + bomb + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(DaguerreError, match=r"Cannot read the picture .*bomb\.png"):
+        read_picture(tmp_path / "bomb.png")
+
+
+ORIGIN = Origin(Request(prompt="a red apple", seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"picture": 1},
+        {"picture": -1},
+        {"picture": "0"},
+        {"picture": True},
+        {"model": 5},
+        {"dtype": "load"},
+        {"model_path": ["/"]},
+        {"request": None},
+        {"request": {"steps": "many"}},
+        {"request": {"seed": -5}},
+        {"request": {"task": {"name": "none"}}},
+        {"more": 1},
+    ],
+)
+def test_a_request_that_was_changed_is_refused(tmp_path: Path, changes):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("daguerre", json.dumps({**ORIGIN.to_json(), **changes}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
+    with pytest.raises(DaguerreError):
+        read_origin(tmp_path / "a.png")
+
+
+def test_what_a_jpeg_cannot_hold_is_told_and_png_holds_it(tmp_path: Path):
+    origin = Origin(Request(prompt="a red apple " * 6000), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
+    picture = Picture(Image.new("RGB", (8, 8)), origin)
+    with pytest.raises(DaguerreError, match=r"save the picture as \.png or \.webp"):
+        picture.save(tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+    for suffix in (".png", ".webp"):
+        assert read_origin(picture.save(tmp_path / f"a{suffix}"))[1] == origin

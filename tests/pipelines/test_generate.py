@@ -1,0 +1,191 @@
+"""The road from a request to pictures: equal to diffusers', to itself, and to each picture made alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import daguerre
+from daguerre.diffusion import SAMPLERS, Conditioning
+from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.decode import Developer
+from daguerre.pipelines.images.output import Pictures
+
+SCHEDULERS = {
+    "ddim": ("euler", {}, diffusers.DDIMScheduler, {}),
+    "ddim, eta 1": ("euler", {"eta": 1.0}, diffusers.DDIMScheduler, {}),
+    "euler": ("euler", {"start": "sigma_max"}, diffusers.EulerDiscreteScheduler, {}),
+    "dpmpp_2m": ("dpmpp_2m", {}, diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "heun": ("heun", {"start": "sigma_max"}, diffusers.HeunDiscreteScheduler, {}),
+}
+CASES = [(scheduler, prediction) for scheduler in SCHEDULERS for prediction in ("v", "epsilon")]
+CASES.remove(("heun", "v"))  # its own class there knows no zero terminal SNR
+
+
+def pixels(pictures: Pictures) -> np.ndarray:
+    return np.stack([np.asarray(picture.image) for picture in pictures]).astype(int)
+
+
+@pytest.mark.parametrize(("scheduler", "prediction"), CASES)
+def test_diffusers_makes_the_same_picture_of_the_same_folder(
+    make_tiny_model: Callable[..., LatentDiffusion], tmp_path: Path, scheduler: str, prediction: str
+):
+    model = make_tiny_model(prediction, zero_terminal_snr=prediction == "v")
+    name, fields, kind, options = SCHEDULERS[scheduler]
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(daguerre.save(model, tmp_path / "tiny"))
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    common = {"prompt": "a red apple", "negative_prompt": "a blue apple", "num_inference_steps": 8, "guidance_scale": 3.0}
+    sources = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    theirs = pipeline(**common, eta=fields.get("eta", 0.0), num_images_per_prompt=2, generator=sources, output_type="np").images
+
+    ours = daguerre.generate(
+        model, prompt="a red apple", negative="a blue apple", steps=8, guidance=3.0, seed=5, count=2, sampler=name, **fields
+    )
+    difference = np.abs(pixels(ours) - (theirs * 255).round().astype(int))
+    assert difference.max() <= 2, difference.max()
+    assert pixels(ours).std() > 20  # a picture, not a grey plane that everything would equal
+
+
+def test_diffusers_opens_a_folder_in_half_precision_without_being_told(tiny_model: LatentDiffusion, tmp_path: Path):
+    folder = daguerre.save(tiny_model, tmp_path / "half", dtype=torch.float16)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    source = torch.Generator().manual_seed(5)
+    theirs = pipeline("a red apple", num_inference_steps=4, guidance_scale=3.0, generator=source, output_type="np").images
+    ours = daguerre.generate(daguerre.load(folder, device="cpu"), prompt="a red apple", steps=4, guidance=3.0, seed=5, sampler="euler")
+    assert np.abs(pixels(ours) - (theirs * 255).round().astype(int)).max() <= 2
+
+
+def test_a_picture_of_a_batch_is_the_picture_made_alone(tiny_model: LatentDiffusion):
+    for sampler in ("dpmpp_2m", "euler_a"):
+        request = daguerre.Request(prompt=("a red apple", "a pizza"), seed=11, count=3, steps=6, sampler=sampler)
+        batch = daguerre.generate(tiny_model, request)
+        alone = [daguerre.generate(tiny_model, single)[0] for single in request.singles()]
+        assert len(batch) == 6
+        assert np.abs(pixels(batch) - pixels(Pictures(alone))).max() <= 1
+        assert len({picture.image.tobytes() for picture in batch}) == 6
+
+
+def test_the_same_request_is_the_same_bytes(tiny_model: LatentDiffusion, tmp_path: Path):
+    torch.manual_seed(1)
+    daguerre.generate(tiny_model, prompt="a red apple", sampler="euler_a", steps=4).save(tmp_path / "a.png")
+    torch.manual_seed(2)
+    daguerre.generate(tiny_model, prompt="a red apple", sampler="euler_a", steps=4).save(tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_words_are_heard(tiny_model: LatentDiffusion):
+    def made(**fields: object) -> bytes:
+        return daguerre.generate(tiny_model, steps=3, **fields)[0].image.tobytes()
+
+    plain = made(prompt="a red apple")
+    assert made(prompt="two cats") != plain
+    assert made(prompt="a red apple", negative="two cats") != plain
+    assert made(prompt="a red apple", seed=1) != plain
+    # With scale 1 the negative has weight 0.
+    assert made(prompt="a red apple", guidance=1.0) == made(prompt="a red apple", guidance=1.0, negative="two cats")
+
+
+def test_a_prompt_that_changes_is_heard_from_its_step_on(tiny_model: LatentDiffusion):
+    fields = {"steps": 6, "sampler": "euler", "seed": 2}
+    plain = [step.x0 for step in daguerre.steps(tiny_model, prompt="a red apple", **fields)]
+    turned = [step.x0 for step in daguerre.steps(tiny_model, prompt="[a red apple:two cats:.5]", **fields)]
+    assert [torch.equal(a, b) for a, b in zip(plain, turned, strict=True)] == [True] * 3 + [False] * 3
+
+
+def test_a_model_that_is_told_nothing_makes_pictures(tiny_model: LatentDiffusion):
+    context = tiny_model.conditioner([""]).context
+    silent = replace(tiny_model, conditioner=lambda prompts: Conditioning(context=context.expand(len(prompts), -1, -1)))
+    a, b = (daguerre.generate(silent, prompt=prompt, steps=2, count=2) for prompt in ("a red apple", "two cats"))
+    assert np.array_equal(pixels(a), pixels(b))
+
+
+def test_steps_tell_where_they_are_and_the_last_carries_the_pictures(tiny_model: LatentDiffusion):
+    walked = list(daguerre.steps(tiny_model, prompt="a red apple", steps=5, sampler="euler", count=2))
+    assert [step.index for step in walked] == [0, 1, 2, 3, 4]
+    assert {step.total for step in walked} == {5}
+    assert all(before.sigma > after.sigma for before, after in pairwise(walked))
+    assert [step.pictures is None for step in walked] == [True] * 4 + [False]
+    assert walked[-1].sigma == 0
+    assert walked[-1].x.shape == (2, 6, 8, 8)
+    torch.testing.assert_close(walked[-1].x, walked[-1].x0)
+    assert walked[-1].decode(1).tobytes() == walked[-1].pictures[1].image.tobytes()
+    assert not walked[-1].x.requires_grad
+    assert daguerre.generate(tiny_model, prompt="a", steps=2, width=48, height=16)[0].image.size == (48, 16)
+
+
+def test_half_precision_is_the_same_picture_roughly(tiny_model: LatentDiffusion, tmp_path: Path):
+    half = daguerre.load(daguerre.save(tiny_model, tmp_path / "half"), device="cpu", dtype=torch.bfloat16)
+    whole = pixels(daguerre.generate(tiny_model, prompt="a red apple", steps=4, guidance=1.0))
+    assert np.abs(pixels(daguerre.generate(half, prompt="a red apple", steps=4, guidance=1.0)) - whole).mean() < 12
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_makes_its_pictures(tiny_model: LatentDiffusion, sampler: str):
+    request = daguerre.Request(prompt="a red apple", steps=6, count=2, seed=4, sampler=sampler)
+    both = pixels(daguerre.generate(tiny_model, request))
+    alone = pixels(daguerre.generate(tiny_model, request.singles()[1]))
+    assert np.abs(both[1:] - alone).max() <= 1
+    assert both.std() > 20
+
+
+def test_names_as_others_join_them_are_recorded_as_ours(tiny_model: LatentDiffusion):
+    (joined,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="DPM++ 2M Karras")
+    (ours,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="dpmpp_2m", spacing="karras")
+    assert joined == ours
+    (asked,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="DPM++ 2M Karras", spacing="trailing")
+    assert asked.origin.request.spacing == "trailing"
+    assert asked.origin == daguerre.generate(tiny_model, prompt="a", steps=3)[0].origin
+
+
+class LinearAutoencoder:
+    """rgb = A·z + b, each place four pixels a side."""
+
+    downsampling = 4
+
+    def __init__(self) -> None:
+        self.matrix = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) * 0.02
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(torch.einsum("cz,bzhw->bchw", self.matrix, z) + 0.1, scale_factor=4.0)
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+def test_the_preview_of_a_linear_decoder_is_exact(tiny_model: LatentDiffusion):
+    developer = Developer(replace(tiny_model, autoencoder=LinearAutoencoder()))
+    z = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(developer.glance(z), developer.full(z)[..., ::4, ::4], atol=1e-5, rtol=0)
+
+
+def test_a_preview_is_small_and_of_the_wanted_picture(tiny_model: LatentDiffusion):
+    *_, last = daguerre.steps(tiny_model, prompt="a red apple", steps=2, count=2)
+    assert last.preview().size == (8, 8)
+    assert last.preview(0).tobytes() != last.preview(1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sampler": "eular_a"}, "Did you mean 'euler_a'"),
+        ({"spacing": "trayling"}, "Did you mean 'trailing'"),
+        ({"width": 30}, "The width 30 is not a multiple of 4, as this model needs; 32 would be"),
+        ({"height": 1}, "The height 1 is not a multiple of 4"),
+        ({"steps": 1001}, "1 to 1000"),
+        ({"sampler": "dpmpp_2m", "start": "sgima_max"}, "Did you mean 'sigma_max'"),
+        ({"sampler": "heun", "eta": 0.5}, "no option 'eta'"),
+        ({"promt": "x"}, "Did you mean 'prompt'"),
+    ],
+)
+def test_what_there_is_not_is_told_at_once(tiny_model: LatentDiffusion, fields: dict[str, object], message: str):
+    with pytest.raises(DaguerreError, match=message):
+        daguerre.steps(tiny_model, **fields)

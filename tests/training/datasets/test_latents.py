@@ -1,0 +1,49 @@
+"""What is encoded once: codes that equal the first stage's own, read back and not computed again, aligned between two sources."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from daguerre.data import Batches, ShapesSource
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.training.datasets.latents import cache_codes
+
+CONFIG = VQModelConfig(
+    QuantizerConfig(codes=40, width=4), latent_channels=4, channels=(8, 16), blocks=1, attention_levels=(), norm_groups=4
+)
+
+
+def first_stage(codes: int = 40) -> VQModel:
+    torch.manual_seed(0)
+    model = VQModel(replace(CONFIG, quantizer=QuantizerConfig(codes=codes, width=4)))
+    torch.nn.init.normal_(model.quantize.get_parameter("embedding.weight"), std=0.3)
+    return model.eval()
+
+
+def test_codes_are_the_first_stages_own_with_their_captions(tmp_path: Path):
+    model, batches = first_stage(), Batches(ShapesSource(16), 4, seed=3)
+    codes, captions = cache_codes(batches, model, 8, tmp_path, "key")
+    drawn = [batches.batch(step) for step in range(2)]
+    with torch.no_grad():
+        assert torch.equal(codes.long(), model.codes(torch.cat([batch.x for batch in drawn])))
+    assert captions == drawn[0].captions + drawn[1].captions
+    assert codes.dtype == torch.int16
+    assert len(codes.unique()) > 2
+
+
+def test_a_second_time_they_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, batches = first_stage(), Batches(ShapesSource(16), 4, seed=3)
+    once = cache_codes(batches, model, 8, tmp_path, "key")
+    monkeypatch.setattr(VQModel, "codes", lambda *_: pytest.fail("encoded again"))
+    again = cache_codes(batches, model, 8, tmp_path, "key")
+    assert torch.equal(once[0], again[0])
+    assert once[1] == again[1]
+
+
+def test_a_large_codebook_is_not_cut_to_sixteen_bits(tmp_path: Path):
+    model = first_stage(codes=40_000)
+    codes, _ = cache_codes(Batches(ShapesSource(16), 2, seed=0), model, 2, tmp_path, "key")
+    assert codes.dtype == torch.int32

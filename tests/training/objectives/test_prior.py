@@ -1,0 +1,108 @@
+"""The prior's stage: its loss in bits, replaced codes, conditions that help, and what does not fit together."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from daguerre.errors import DaguerreError
+from daguerre.models.autoregressive import bits_per_code
+from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
+from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.training.loop import LoopConfig, train
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage, kept
+
+FIRST_STAGE = VQModelConfig(
+    QuantizerConfig(codes=4, width=2), latent_channels=2, channels=(4, 4), blocks=1, attention_levels=(), mid_attention=False, norm_groups=2
+)
+
+
+def seeded(n: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(n)
+
+
+def data(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grids that count up from a random first code, (N, 3, 3), and that code as their class, (N, 1)."""
+    first = torch.randint(4, (count, 1, 1), generator=seeded())
+    return (first + torch.arange(9).view(1, 3, 3)) % 4, first[:, 0]
+
+
+def make(kind: str, classes: int = 4) -> TransformerPrior | PixelCNN | PixelSNAIL:
+    torch.manual_seed(0)
+    if kind == "transformer":
+        return TransformerPrior(TransformerPriorConfig(4, classes, 10, (3, 3), width=16, layers=1, heads=2))
+    if kind == "pixelcnn":
+        return PixelCNN(PixelCNNConfig(4, width=16, layers=2, first_kernel=3, classes=classes))
+    return PixelSNAIL(PixelSNAILConfig(4, width=16, blocks=1, layers=1, heads=2, key_width=8, classes=classes))
+
+
+def stage_of(kind: str, **options) -> PriorStage:
+    codes, label = data(4)
+    return PriorStage(make(kind), VQModel(FIRST_STAGE), CodeBatch(codes, label), **options)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "pixelcnn", "pixelsnail"])
+def test_training_learns_the_rule_and_the_class(kind: str, tmp_path: Path):
+    """Without the class the first code costs 2 bits; with it, and the rule, nothing does."""
+    stage, (codes, label) = stage_of(kind), data()
+    config = LoopConfig(steps=80, batch_size=16, learning_rate=1e-2, warmup=5, ema=0, sample_every=0, checkpoint_every=80)
+    train(stage, CodeBatches(codes, label, 16, seed=0), config, tmp_path)
+    with torch.no_grad():
+        assert bits_per_code(stage.plain(codes, label), codes).mean().item() < 0.1
+        other = bits_per_code(stage.plain(codes, (label + 1) % 4), codes)
+        assert other.mean().item() > 0.2
+    assert stage.sample().width > 0
+
+
+def test_the_loss_is_the_exact_code_length():
+    stage, (codes, label) = stage_of("transformer"), data(8)
+    ((name, loss, logged),) = stage.losses(CodeBatch(codes, label), seeded(), step=0)
+    assert name == "prior"
+    expected = bits_per_code(stage.plain(codes, label), codes).mean().item()
+    assert logged["bits/code"].item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected * math.log(2), rel=1e-5)
+
+
+def test_replaced_codes_are_read_but_not_told():
+    codes = torch.zeros(200, 10, 10, dtype=torch.long)
+    read = kept(codes, 0.75, 4, seeded())
+    # A replaced code is the same one again with probability 1/4.
+    assert (read != codes).float().mean().item() == pytest.approx(0.25 * 0.75, abs=0.01)
+    assert kept(codes, 1.0, 4, seeded()) is codes
+    asked: list[torch.Tensor] = []
+    stage, (codes, label) = stage_of("transformer", keep=0.5), data(32)
+    stage.plain.register_forward_pre_hook(lambda module, given: asked.append(given[0]))
+    ((_, loss, _),) = stage.losses(CodeBatch(codes, label), seeded(), step=0)
+    assert not torch.equal(asked[0], codes)
+    told = bits_per_code(stage.plain(asked[0], label), codes).mean().item() * math.log(2)
+    assert loss.item() == pytest.approx(told, rel=1e-5)
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    codes, label = data(10)
+    codes[:, 0, 0] = torch.arange(10)
+    batches = CodeBatches(codes.to(torch.int16), label, 4, seed=1)
+    stream = batches.stream(0)
+    drawn = [next(stream) for _ in range(5)]
+    assert sorted(int(c[0, 0]) for batch in drawn for c in batch.codes) == sorted([*range(10)] * 2)
+    later = next(CodeBatches(codes, label, 4, seed=1).stream(3))
+    assert torch.equal(later.codes, drawn[3].codes)
+    assert later.codes.dtype == torch.long
+    part = later[1:3]
+    assert len(part) == 2
+    assert part.condition is not None
+    assert torch.equal(part.condition, later.condition[1:3])  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_what_does_not_fit_is_refused():
+    codes, label = data(4)
+    with pytest.raises(DaguerreError, match="3 conditions for 4"):
+        CodeBatches(codes, label[:3], 2, seed=0)
+    with pytest.raises(DaguerreError, match=r"keep is 0\.0"):
+        stage_of("transformer", keep=0.0)
+    with pytest.raises(DaguerreError, match="over 5 codes, the first stage has 4"):
+        PriorStage(PixelCNN(PixelCNNConfig(5, width=4, layers=1)), VQModel(FIRST_STAGE), CodeBatch(codes))

@@ -1,0 +1,151 @@
+"""`daguerre train prior`, tiny: every way to be told, kept pictures, exact bits, resumption, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import daguerre
+from daguerre.errors import DaguerreError
+from daguerre.models.autoregressive import bits_per_code
+from daguerre.models.latent_prior import LatentPrior
+from daguerre.models.vector_quantizer import QuantizerConfig
+from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.pipelines.request import Request
+from daguerre.pipelines.tasks import FromMap
+from daguerre.training.lineage_options import PriorRecipe
+from daguerre.training.loop import LoopConfig
+from daguerre.training.objectives.prior import CodeBatch, code_lengths, undecayed
+from daguerre.training.recipes import prior as recipe
+from daguerre.training.recipes.prior import run
+from daguerre.weights import save_first_stage
+
+SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
+VQ = VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **SHAPE)
+LOOP = LoopConfig(steps=2, batch_size=4, warmup=1, ema=0, log_every=1, sample_every=2, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return save_first_stage(VQModel(VQ), tmp_path_factory.mktemp("stages") / "one", 16)
+
+
+def tiny(first_stage: Path, out: Path, **changes) -> PriorRecipe:
+    shape = {"data": "shapes", "size": 16, "pictures": 8, "measured": 6, "width": 8, "layers": 1, "heads": 2, "loop": LOOP}
+    return PriorRecipe(first_stage, out=out, **{**shape, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "request_"),
+    [
+        ({}, Request()),
+        ({"kind": "pixelcnn", "condition": "class"}, Request(prompt="circle")),
+        ({"kind": "pixelsnail"}, Request()),
+        ({"condition": "text", "keep": 0.9}, Request(prompt="a red circle")),
+        ({"condition": "coordinates"}, Request(width=24)),
+        ({"condition": "map"}, Request(task=FromMap(Image.new("RGB", (16, 16))))),
+    ],
+    ids=["none", "class", "pixelsnail", "text", "coordinates", "map"],
+)  # fmt: skip
+def test_every_prior_trains_and_draws(first_stage: Path, tmp_path: Path, monkeypatch, changes: dict, request_: Request):
+    monkeypatch.setattr(recipe, "MAP_STEPS", 2)
+    model = daguerre.load(run(tiny(first_stage, tmp_path / "out", **changes)))
+    assert isinstance(model, LatentPrior)
+    assert len(daguerre.generate(model, request_)) == 1
+    found = json.loads((tmp_path / "out" / "nll.json").read_text())
+    assert found["pictures"] == 6
+    assert found["bits_per_pixel"]["value"] == pytest.approx(found["bits_per_code"]["value"] / 16)
+    assert 1 < found["bits_per_code"]["value"] < 4
+
+
+def test_code_lengths_are_those_of_each_grid():
+    torch.manual_seed(0)
+    prior = recipe.TransformerPrior(recipe.TransformerPriorConfig(8, 3, 10, (3, 3), width=8, layers=1, heads=2))
+    data = CodeBatch(torch.randint(8, (5, 3, 3), dtype=torch.uint8), torch.randint(3, (5, 1)))
+    whole = code_lengths(prior, data)
+    assert torch.equal(code_lengths(prior, data, at_once=2), whole)
+    codes = data.codes.long()
+    torch.testing.assert_close(whole, bits_per_code(prior(codes, data.condition), codes).detach())
+
+
+def test_embeddings_are_spared_from_weight_decay():
+    prior = recipe.TransformerPrior(recipe.TransformerPriorConfig(8, 3, 10, (3, 3), width=8, layers=1, heads=2))
+    spared = {id(p) for p in undecayed(prior)}
+    decayed = {name for name, p in prior.named_parameters() if p.ndim > 1 and id(p) not in spared}
+    assert decayed == {name for name, _ in prior.named_parameters() if name.endswith("weight") and "emb" not in name and "ln" not in name}
+    assert id(prior.tok_emb.weight) in spared
+    assert id(prior.pos_emb) in spared
+
+
+def test_every_tenth_picture_of_a_folder_is_kept(first_stage: Path, tmp_path: Path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / "pictures" / name / f"{i}.png")
+    (tmp_path / "pictures" / "cat" / "bad.png").write_bytes(b"no picture")
+    told = {"data": str(tmp_path / "pictures"), "condition": "class"}
+    with pytest.raises(DaguerreError, match="--skip-bad"):
+        run(tiny(first_stage, tmp_path / "out", **told))
+    path = run(tiny(first_stage, tmp_path / "out", pictures=500, measured=500, skip_bad=True, **told))
+    model = daguerre.load(path)
+    assert model.prefix.names == ("cat", "dog")
+    found = json.loads((tmp_path / "out" / "nll.json").read_text())
+    assert found["unseen"]
+    assert found["pictures"] == 2  # no picture counts twice
+    assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each
+    trained, measured, unseen = recipe.parted(recipe.material_of(tiny(first_stage, tmp_path, skip_bad=True, **told)))
+    assert (len(trained.pictures), len(measured.pictures), unseen) == (18, 2, True)
+
+
+def test_depth_is_told_by_files_beside_a_folders_pictures(first_stage: Path, tmp_path: Path):
+    for i in range(3):
+        for name, mode in (("pictures", "RGB"), ("depth", "L")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.linear_gradient("L").convert(mode).rotate(90 * i).save(tmp_path / name / f"{i}.png")
+    told = {"data": str(tmp_path / "pictures"), "condition": "map", "map": "depth", "map_stage": first_stage}
+    model = daguerre.load(run(tiny(first_stage, tmp_path / "out", maps=tmp_path / "depth", **told)))
+    assert model.prefix.kind == "depth"
+    assert not json.loads((tmp_path / "out" / "nll.json").read_text())["unseen"]
+    picture, *_ = daguerre.generate(model, Request(task=FromMap(Image.linear_gradient("L").resize((16, 16)))))
+    assert picture.image.size == (16, 16)
+    with pytest.raises(DaguerreError, match="--maps"):
+        run(tiny(first_stage, tmp_path / "other", **told))
+
+
+def test_what_does_not_fit_is_refused(first_stage: Path, tmp_path: Path):
+    for changes, message in (
+        ({"size": 18}, "18; for this first stage it must be a multiple of 4, such as 16"),
+        ({"data": str(tmp_path / "none")}, "none"),
+    ):
+        with pytest.raises(DaguerreError, match=message):
+            run(tiny(first_stage, tmp_path / "out", **changes))
+    for changes, message in (
+        ({"kind": "pixelcnn", "condition": "text"}, "take --kind transformer"),
+        ({"heads": 3}, "the heads must divide the width"),
+        ({"pictures": 2}, "too few"),
+        ({"map_stage": first_stage}, "with --condition map alone"),
+    ):
+        with pytest.raises(DaguerreError, match=message):
+            tiny(first_stage, tmp_path / "out", **changes)
+
+
+def test_another_first_stage_in_the_same_folder_is_refused(first_stage: Path, tmp_path: Path):
+    run(tiny(first_stage, tmp_path / "out"))
+    torch.manual_seed(1)
+    other = save_first_stage(VQModel(VQ), tmp_path / "other", 16)
+    with pytest.raises(DaguerreError, match="first stage"):
+        run(tiny(other, tmp_path / "out"))
+
+
+def test_a_first_stage_without_codes_is_refused(tmp_path: Path):
+    from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+    folder = save_first_stage(
+        AutoencoderKL(AutoencoderKLConfig(latent_channels=4, channels=(4, 8), blocks=1, norm_groups=2)), tmp_path / "kl", 16
+    )
+    with pytest.raises(DaguerreError, match="has no codebook"):
+        run(replace(tiny(folder, tmp_path / "out")))

@@ -1,0 +1,193 @@
+"""Recipes end to end at a tiny size: stopped in any stage, run again, the model that results opens and is the same in every bit."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import daguerre
+from daguerre.data import ShapesMix, ShapesSource
+from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import AutoencoderKLConfig
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNetConfig
+from daguerre.training.config import EmojiRecipe, LatentRecipe, LoopConfig, TextToImageRecipe
+from daguerre.training.loop import Stopped
+from daguerre.training.recipes import RECIPES
+from daguerre.training.recipes.emoji import PRESETS
+from daguerre.training.recipes.emoji import run as run_emoji
+from daguerre.training.recipes.latent_diffusion import run_latent_recipe, shortened
+from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
+from daguerre.training.recipes.text_to_image import run as run_text_to_image
+
+LOOP = LoopConfig(steps=4, batch_size=8, warmup=1, log_every=2, sample_every=4, checkpoint_every=2)
+PLAN = Plan(
+    size=16,
+    autoencoder=AutoencoderPlan(
+        AutoencoderKLConfig(latent_channels=4, channels=(8, 16, 16), blocks=1, mid_attention=False, norm_groups=4, quant_conv=False), LOOP
+    ),
+    clip=ClipPlan(tiny_text(600, 64, 1, length=16), tiny_vision(16, 8, 64, 1, projection=64), LOOP),
+    diffusion=DiffusionPlan(
+        UNetConfig(4, 4, channels=(32, 64), blocks=1, depth=(0, 1), heads=(1, 1), context_width=64), replace(LOOP, steps=8), pool=48
+    ),
+    lesson=0.5,
+)
+
+
+@dataclass(frozen=True)
+class TinyRecipe(LatentRecipe):
+    out: Path = Path("runs/tiny")
+
+
+def run(recipe: TinyRecipe, plan: Plan = PLAN) -> Path:
+    return run_latent_recipe(recipe, plan, ShapesSource(16), ["a red circle"], lesson=ShapesSource(16, mix=ShapesMix(pair=0.6)))
+
+
+def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:
+    parts = {"unet": model.unet, "vae": model.autoencoder, "text": model.conditioner.encoder}
+    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return run(TinyRecipe(tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def test_the_result_opens_and_makes_pictures(finished):
+    model = daguerre.load(finished)
+    (picture,) = daguerre.generate(model, prompt="a red circle", steps=3)
+    assert picture.image.size == (16, 16)
+    samples = sorted(path.name for path in finished.parent.glob("*/samples/*.png"))
+    assert samples == ["000004.png"] * 3  # autoencoder, lesson and diffusion
+
+
+def test_latents_have_unit_variance(finished):
+    model = daguerre.load(finished)
+    rng = np.random.default_rng(9)
+    source = ShapesSource(16)
+    pictures = [np.asarray(source.sample(i, rng).picture) for i in range(64)]
+    z = model.autoencoder.encode(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert z.std().item() == pytest.approx(1, abs=0.15)
+    assert abs(z.mean().item()) < 0.15
+
+
+def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path, monkeypatch):
+    recipe = TinyRecipe(tmp_path / "parts")
+    for stage in ("autoencoder", "clip", "lesson", "diffusion"):
+        monkeypatch.setattr("daguerre.training.loop._stop_signals", stop_after(3, tmp_path / "parts" / stage))
+        with pytest.raises(Stopped, match="step 3 of 4"):
+            run(recipe)
+    monkeypatch.undo()
+    again = run(recipe)
+    one, two = weights(daguerre.load(finished)), weights(daguerre.load(again))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("trains_text", "learned"), [(False, {"unet"}), (True, {"unet", "text"})])
+def test_a_finished_model_trains_on(finished, tmp_path, trains_text, learned):
+    plan = replace(PLAN, diffusion=replace(PLAN.diffusion, trains_text=trains_text))
+    again = run(TinyRecipe(tmp_path / "more", base=str(finished)), plan)
+    assert not (again.parent / "lesson").exists()  # which would take relations from a model that knows them
+    before, after = weights(daguerre.load(finished)), weights(daguerre.load(again))
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == learned
+
+
+def stop_after(steps: int, folder: Path):
+    """In place of signals: the wish to stop, after `steps` steps of the stage whose checkpoints lie in `folder`."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def signals():
+        asked = 0
+
+        def ask() -> bool:
+            nonlocal asked
+            asked += 1
+            return folder.exists() and not (folder.parent / NEXT[folder.name]).exists() and asked == steps
+
+        yield ask
+
+    return signals
+
+
+NEXT = {"autoencoder": "clip", "clip": "lesson", "lesson": "diffusion", "diffusion": "model"}
+
+
+def test_another_recipes_folder_is_refused(finished):
+    with pytest.raises(DaguerreError, match=r"belongs to a run with seed 0, not 5\. .* choose another --out"):
+        run(TinyRecipe(finished.parent, seed=5))
+
+
+def test_a_model_that_is_not_there_leaves_nothing(tmp_path):
+    """Or the folder would remember the wrong name, and refuse the right one."""
+    with pytest.raises(DaguerreError, match="no model 'none'"):
+        run(TinyRecipe(tmp_path / "out", base="none"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_of_a_preset_can_be_changed():
+    plan = shortened(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
+    assert (plan.autoencoder.loop.steps, plan.diffusion.loop.steps) == (7, 9)
+    assert plan.clip == PRESETS["cpu"].clip
+
+
+def test_the_gpu_preset_is_refused_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DaguerreError, match="take --preset cpu"):
+        run_emoji(EmojiRecipe(tmp_path / "out", preset="gpu"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_model_fits():
+    """At most 64 MB in half precision, by either preset."""
+    from daguerre.models.autoencoder_kl import AutoencoderKL
+    from daguerre.models.clip import CLIPText
+    from daguerre.models.unet import UNet
+
+    for plan in PRESETS.values():
+        with torch.device("meta"):
+            parts = [UNet(plan.diffusion.unet), AutoencoderKL(plan.autoencoder.model), CLIPText(plan.clip.text)]
+        assert sum(2 * p.numel() for part in parts for p in part.parameters()) < 64 * 2**20
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {colour} picture")
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"fresh": True, "cache": False, "gradient_checkpointing": True}])
+def test_text_to_image_trains_the_unet_alone(finished, folder, tmp_path, changes):
+    loop = replace(LOOP, batch_size=4, sample_every=0, precision="no")
+    recipe = TextToImageRecipe(folder, tmp_path / "out", base=str(finished), loop=loop, **changes)
+    before, after = weights(daguerre.load(finished)), weights(daguerre.load(run_text_to_image(recipe)))
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("unet"))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("unet"))
+
+
+def test_text_to_image_learns_the_pictures(finished, folder, tmp_path):
+    import json
+
+    loop = replace(LOOP, steps=150, batch_size=8, learning_rate=2e-3, sample_every=0, log_every=50)
+    run_text_to_image(TextToImageRecipe(folder, tmp_path / "out", base=str(finished), fresh=True, loop=loop))
+    losses = [json.loads(line)["unet"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] * 0.8
+
+
+def test_an_empty_folder_is_named(tmp_path, finished):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DaguerreError, match="none"):
+        run_text_to_image(TextToImageRecipe(tmp_path / "none", tmp_path / "out", base=str(finished)))
+
+
+def test_every_recipe_says_what_it_does():
+    assert {"emoji", "shapes", "text-to-image"} <= RECIPES.keys()
+    assert all(recipe.summary and recipe.options.__doc__ and callable(recipe.run) for recipe in RECIPES.values())

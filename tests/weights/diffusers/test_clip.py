@@ -1,0 +1,34 @@
+"""A CLIP saved opens here and in transformers, and embeds the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from daguerre.conditioning import train_tokenizer
+from daguerre.errors import DaguerreError
+from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from daguerre.weights import load_clip, save_clip
+
+
+def test_it_comes_back_and_transformers_agrees(tmp_path: Path):
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a red apple", "a blue apple"] * 4, vocab_size=560, max_length=12)
+    text = CLIPTextConfig(len(tokenizer), length=12, width=32, layers=2, heads=2, mlp_width=64, projection=24, eos=tokenizer.eos)
+    vision = CLIPVisionConfig(size=16, patch=8, width=32, layers=2, heads=2, mlp_width=64, projection=24)
+    clip = CLIP(CLIPConfig(text, vision)).eval()
+    folder = save_clip(clip, tokenizer, tmp_path / "clip")
+
+    again, its_tokenizer = load_clip(folder)
+    assert again.config == clip.config
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in clip.state_dict().items())
+    assert its_tokenizer.vocab == tokenizer.vocab
+
+    ids, x = tokenizer(["a red apple", "a blue"]), torch.randn(3, 3, 16, 16)
+    theirs = transformers.CLIPModel.from_pretrained(folder)(input_ids=ids, pixel_values=x)
+    torch.testing.assert_close(theirs.logits_per_text, again(ids, x).logits, atol=1e-5, rtol=1e-5)
+
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DaguerreError, match="cut short"):
+        load_clip(folder)

@@ -1,0 +1,304 @@
+"""A model saved is the model loaded, bit for bit; what is wrong with a folder is told in one error."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import daguerre
+from daguerre import atomic_io as disk
+from daguerre.conditioning import TextConditioner
+from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.weights.catalog import embedded, find
+from daguerre.weights.convert import convert
+from daguerre.weights.diffusers import configs
+from daguerre.weights.diffusers.index import own_guidance
+from daguerre.weights.original.detect import describe
+from daguerre.weights.original.load import load_single_file
+from daguerre.weights.tensors.reader import open_tensors
+
+PARTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+@pytest.fixture
+def saved(tiny_model: LatentDiffusion, tmp_path: Path) -> Path:
+    return daguerre.save(tiny_model, tmp_path / "tiny")
+
+
+def parts(model: LatentDiffusion) -> dict[str, torch.nn.Module]:
+    return {"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.conditioner.encoder}
+
+
+def test_every_tensor_and_value_comes_back(tiny_model: LatentDiffusion, saved: Path):
+    again = daguerre.load(saved, device="cpu")
+    for name, part in parts(tiny_model).items():
+        state, other = part.state_dict(), parts(again)[name].state_dict()
+        assert state.keys() == other.keys()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in state.items())
+        assert part.config == parts(again)[name].config
+    assert again.conditioner.tokenizer.vocab == tiny_model.conditioner.tokenizer.vocab
+    assert again.conditioner.tokenizer.max_length == tiny_model.conditioner.tokenizer.max_length
+    assert again.schedule.config == tiny_model.schedule.config
+    assert (again.prediction, again.name, again.size) == ("v", "tiny", 32)
+    assert not any(module.training for part in again.modules for module in part.modules())
+
+
+def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_request_gets(tiny_model: LatentDiffusion, tmp_path: Path):
+    model = daguerre.load(daguerre.save(replace(tiny_model, guidance=2.5), tmp_path / "own"))
+    assert model.guidance == 2.5
+    assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).guidance == tiny_model.guidance == 5.0
+    assert load_single_file(tmp_path / "own", in_order=True).guidance == 2.5
+    single = describe(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
+    assert own_guidance(single.said["model_index"]) == 2.5  # a file has no place for the small vocabulary, so it is not opened whole
+    (own,) = daguerre.generate(model, prompt="a red apple", steps=2)
+    (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=2.5)
+    (other,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=5)
+    assert own.origin.request.guidance == 2.5
+    assert own.image.tobytes() == told.image.tobytes()
+    assert own.image.tobytes() != other.image.tobytes()
+
+
+@pytest.mark.parametrize("told", ["much", None, True, float("inf")])
+def test_a_guidance_that_is_no_number_is_refused(saved: Path, told: object):
+    index = saved / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_guidance_scale": told}))
+    for load in (daguerre.load, load_single_file):
+        with pytest.raises(DaguerreError, match="_guidance_scale"):
+            load(saved)
+
+
+def test_half_precision_halves_the_file_and_rounds_only(tiny_model: LatentDiffusion, tmp_path: Path):
+    folder = daguerre.save(tiny_model, tmp_path / "half", dtype=torch.float16)
+    wanted = {name: tensor.half() for name, tensor in tiny_model.unet.state_dict().items()}
+    stored = load_file(folder / "unet" / PARTS["unet"])
+    assert all(torch.equal(stored[name], tensor) for name, tensor in wanted.items())
+    again = daguerre.load(folder, device="cpu")
+    assert again.dtype == torch.float32
+    assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in again.unet.state_dict().items())
+    assert daguerre.load(folder, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_shards_variants_old_names_and_bare_text_names_are_read(tiny_model: LatentDiffusion, saved: Path):
+    unet = load_file(saved / "unet" / PARTS["unet"])
+    (saved / "unet" / PARTS["unet"]).unlink()
+    shards = {"a.safetensors": sorted(unet)[::2], "b.safetensors": sorted(unet)[1::2]}
+    for shard, names in shards.items():
+        save_file({name: unet[name] for name in names}, saved / "unet" / shard)
+    index = {"weight_map": {name: shard for shard, names in shards.items() for name in names}}
+    (saved / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    vae = load_file(saved / "vae" / PARTS["vae"])
+    for new, name in old.items():
+        vae = {key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): tensor for key, tensor in vae.items()}
+    assert any("proj_attn" in name for name in vae)
+    save_file(vae, saved / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    (saved / "vae" / PARTS["vae"]).unlink()
+
+    text = {name.removeprefix("text_model."): tensor for name, tensor in load_file(saved / "text_encoder" / PARTS["text_encoder"]).items()}
+    text["embeddings.position_ids"] = torch.arange(16)[None]
+    save_file(text, saved / "text_encoder" / PARTS["text_encoder"])
+
+    again = daguerre.load(saved, device="cpu")
+    for name, part in parts(tiny_model).items():
+        assert all(torch.equal(tensor, parts(again)[name].state_dict()[key]) for key, tensor in part.state_dict().items())
+
+
+def test_a_lower_layer_is_saved_as_a_shorter_tower(tiny_model: LatentDiffusion, tmp_path: Path):
+    conditioner = TextConditioner(tiny_model.conditioner.tokenizer, tiny_model.conditioner.encoder, layer=-2)
+    folder = daguerre.save(replace(tiny_model, conditioner=conditioner), tmp_path / "skip")
+    again = daguerre.load(folder, device="cpu").conditioner
+    assert again.encoder.config.layers == 1
+    assert torch.equal(again(["a red apple"]).context, conditioner(["a red apple"]).context)
+
+
+@pytest.mark.parametrize("quant_convs", [True, False])
+def test_a_shifted_latent_is_saved_without_the_shift_and_means_the_same(tiny_model: LatentDiffusion, tmp_path: Path, quant_convs: bool):
+    """diffusers' pipeline for this layout does not know the shift, so the biases must carry it."""
+    torch.manual_seed(0)
+    config = replace(tiny_model.autoencoder.config, shift_factor=0.4, quant_conv=quant_convs, post_quant_conv=quant_convs)
+    autoencoder = AutoencoderKL(config).eval()
+    again = daguerre.load(daguerre.save(replace(tiny_model, autoencoder=autoencoder), tmp_path / "x"), device="cpu").autoencoder
+    assert again.config == replace(config, shift_factor=0.0, post_quant_conv=True)
+    x, z = torch.randn(2, 3, 32, 32), torch.randn(2, 6, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode(x), autoencoder.encode(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again.decode(z), autoencoder.decode(z), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again.moments(x).logvar, autoencoder.moments(x).logvar, atol=1e-5, rtol=1e-5)
+    assert autoencoder.config.shift_factor == 0.4
+
+
+def test_a_full_disk_leaves_the_model_that_stood_there(
+    make_tiny_model: Callable[..., LatentDiffusion], saved: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+
+    def no_space(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "fsync", no_space)
+    with pytest.raises(DaguerreError, match="tiny': No space left on device"):
+        daguerre.save(make_tiny_model(seed=1), saved)
+    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["tiny"]
+
+
+def test_a_folder_that_is_no_model_is_not_overwritten(tiny_model: LatentDiffusion, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(DaguerreError, match="is not a saved model, so it is not overwritten"):
+        daguerre.save(tiny_model, tmp_path / "photos")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_missing_or_cut_short_is_named(saved: Path, part: str):
+    file = saved / part / PARTS[part]
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DaguerreError, match=f"{PARTS[part]}' is cut short"):
+        daguerre.load(saved, device="cpu")
+    file.unlink()
+    with pytest.raises(DaguerreError, match=f"{part}' holds no weights that can be read"):
+        daguerre.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_pickled_part_is_read_and_nothing_in_it_is_run(tiny_model: LatentDiffusion, saved: Path, part: str):
+    file = saved / part / PARTS[part]
+    pickled = file.with_name("pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin")
+    torch.save(load_file(file), pickled)
+    file.unlink()
+    again = parts(daguerre.load(saved, device="cpu"))[part].state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in parts(tiny_model)[part].state_dict().items())
+    torch.save({"conv_out.bias": Path(saved)}, pickled)  # a path is an object that unpickling would have to make
+    with pytest.raises(DaguerreError, match="is not read as a pickled checkpoint"):
+        daguerre.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_with_nan_or_infinity_is_refused_by_name(saved: Path, part: str):
+    file = saved / part / PARTS[part]
+    tensors = load_file(file)
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[name].flatten()[-1] = float("inf")
+    save_file(tensors, file)
+    with pytest.raises(DaguerreError, match=f"NaN or infinity in 1 tensors .*{name}"):
+        daguerre.load(saved, device="cpu")
+
+
+def test_missing_unknown_and_misshaped_tensors_are_listed_together(saved: Path):
+    file = saved / "unet" / PARTS["unet"]
+    tensors = load_file(file)
+    del tensors["conv_out.bias"]
+    tensors["conv_in.weight"] = torch.zeros(1, 2)
+    tensors["stray"] = torch.zeros(1)
+    save_file(tensors, file)
+    with pytest.raises(DaguerreError) as caught:
+        daguerre.load(saved, device="cpu")
+    assert all(word in str(caught.value) for word in ("1 missing (conv_out.bias)", "1 unknown (stray)", "conv_in.weight is [1, 2]"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "holds a FluxPipeline"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "time_embedding_type to 'fourier'"),
+        ("unet/config.json", {"down_block_types": ["KDownBlock2D", "DownBlock2D"]}, "down block 'KDownBlock2D'"),
+        ("vae/config.json", {"act_fn": "mish"}, "act_fn to 'mish'"),
+        ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "holds a T5EncoderModel"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type 'flow'"),
+        ("unet/config.json", {"block_out_channels": 3}, "describe no network that can be built"),
+        ("unet/config.json", {"norm_num_groups": 7}, "describe no network that can be built"),
+        ("text_encoder/config.json", {"architectures": 3}, "describe no network that can be built"),
+        ("vae/config.json", {"block_out_channels": [None]}, "describe no network that can be built"),
+    ],
+)
+def test_what_there_is_not_here_is_refused(saved: Path, file: str, change: dict[str, object], message: str):
+    path = saved / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DaguerreError, match=message):
+        daguerre.load(saved, device="cpu")
+
+
+def test_a_path_that_is_no_model_says_what_one_is(tmp_path: Path):
+    with pytest.raises(DaguerreError, match=r"or a folder with a model_index\.json"):
+        daguerre.load(tmp_path)
+    with pytest.raises(DaguerreError, match="There is no model 'no-such'"):
+        daguerre.load("no-such")
+    with pytest.raises(DaguerreError, match="device 'abacus'"):
+        daguerre.load(tmp_path, device="abacus") if (tmp_path / "model_index.json").write_text("{}") else None
+
+
+def test_the_catalogue_finds_by_name_and_suggests(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    assets = saved.parent
+    (entry,) = embedded(assets)
+    assert (entry.name, entry.folder) == ("tiny", saved)
+    assert entry.size == sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
+    assert find("tiny", assets) == saved
+    assert find(saved, assets) == saved
+    with pytest.raises(DaguerreError, match="Did you mean 'tiny'"):
+        find("tinny", assets)
+    with pytest.raises(DaguerreError, match="'emoji' is missing from this installation"):
+        find(None, assets)
+
+
+def test_the_head_counts_of_published_configs_are_read_as_such():
+    """SD 1 writes 8 heads, SD 2 counts per level, both under `attention_head_dim`; SDXL gives depths per level."""
+    assert configs.unet_config({"attention_head_dim": 8, "cross_attention_dim": 768}, "x").heads == (8, 8, 8, 8)
+    sdxl = {
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    from daguerre.models import unet
+
+    assert configs.unet_config(sdxl, "x") == unet.SDXL
+
+
+def presets() -> list[object]:
+    from daguerre.models import autoencoder_kl, unet
+
+    return [
+        *(getattr(unet, name) for name in ("SD1", "SD1_INPAINTING", "SD2", "SD2_DEPTH", "SD2_UPSCALER", "SDXL", "SDXL_REFINER")),
+        *(getattr(autoencoder_kl, name) for name in ("SD", "SDXL", "UPSCALER", "KL_F16")),
+    ]
+
+
+@pytest.mark.parametrize("config", presets(), ids=str)
+def test_configs_survive_the_way_there_and_back(config: object):
+    from daguerre.models.unet import UNetConfig
+
+    if isinstance(config, UNetConfig):
+        assert configs.unet_config(json.loads(json.dumps(configs.unet_json(config, 64))), "x") == config
+    else:
+        assert configs.autoencoder_config(json.loads(json.dumps(configs.autoencoder_json(config, 512))), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context_width": None}, "heads of different widths"),
+        ({"resample": "resblock"}, "resample"),
+        ({"mid_depth": 0}, "no attention in the middle"),
+    ],
+)
+def test_a_network_without_words_in_the_layout_is_not_written(change: dict[str, object], message: str):
+    from daguerre.models.unet import SD1
+
+    with pytest.raises(DaguerreError, match=message):
+        configs.unet_json(replace(SD1, **change), 64)

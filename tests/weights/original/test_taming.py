@@ -1,0 +1,139 @@
+"""Published files of VQGANs and their transformers open whole, each told as it was trained, and the originals' outputs come out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import daguerre
+from daguerre.conditioning.prior_prefix import ClassPrefix, LayoutPrefix, MapPrefix, PlacePrefix
+from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.latent_prior import LatentPrior, Told
+from daguerre.models.transformer_prior import TransformerPriorConfig, coordinates
+from daguerre.models.vq_model import VQModel
+from daguerre.pipelines.tasks import FromMap
+from daguerre.weights import load_first_stage
+from daguerre.weights.inspect import inspect
+from tests.weights import checkpoints
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
+GPT = TransformerPriorConfig(codes=16, length=512, width=64, layers=1, heads=1)
+DEPTH = {"cond_stage_model." + name: tensor + 0.01 for name, tensor in checkpoints.quantized("").items()}
+MAPS = replace(checkpoints.QUANTIZED, in_channels=5, out_channels=5)
+
+
+def opened(folder: Path, **tensors: Tensor) -> LatentPrior:
+    path = checkpoints.write(folder / "model.safetensors", checkpoints.quantized() | tensors)
+    report = inspect(path)
+    assert not report.unmatched_keys + report.missing_keys + report.wrong_shapes
+    model = daguerre.load(path, device="cpu")
+    assert isinstance(model, LatentPrior)
+    assert (model.size, model.name) == (32, "model")
+    return model
+
+
+def test_coordinates(tmp_path: Path):
+    model = opened(tmp_path, **checkpoints.gpt(GPT))
+    assert isinstance(model.prefix, PlacePrefix)
+    places = model.prefix(Told([""], (16, 16)))
+    assert torch.equal(places, coordinates(32, 32, codes=16, downsampling=2).clamp(max=15))
+    (picture,) = daguerre.generate(model, seed=1, temperature=0.5)
+    assert picture.image.size == (32, 32)
+
+
+def test_a_class(tmp_path: Path):
+    model = opened(tmp_path, **checkpoints.gpt(replace(GPT, length=256)))
+    assert isinstance(model.prefix, ClassPrefix)
+    assert model.prefix(Told(["3"], (16, 16))).tolist() == [[3]]
+    first, second = (daguerre.generate(model, prompt="3", seed=1)[0].image.tobytes() for _ in range(2))
+    assert first == second
+    with pytest.raises(DaguerreError, match="no class '16'"):
+        daguerre.generate(model, prompt="16")
+
+
+def test_boxes(tmp_path: Path):
+    model = opened(tmp_path, **checkpoints.gpt(replace(GPT, length=256 + 92)))
+    assert isinstance(model.prefix, LayoutPrefix)
+    (row,) = model.prefix(Told(["3 0 0 0.5 1; 7 0.4 0 1 0.3"], (16, 16))).tolist()
+    # 16 tokens are a grid of 4×4 places, numbered from the left and from the top; 15 is no object; the crop is the whole picture.
+    assert row == [3, 0, 2 + 3 * 4, 7, 1, 3 + 1 * 4, *[15] * 84, 0, 15]
+    (picture,) = daguerre.generate(model, prompt="3 0 0 0.5 1", seed=1)
+    assert picture.image.size == (32, 32)
+    again = daguerre.load(daguerre.save(model, tmp_path / "folder"), device="cpu")
+    assert daguerre.generate(again, prompt="3 0 0 0.5 1", seed=1)[0].image.tobytes() == picture.image.tobytes()
+    with pytest.raises(DaguerreError, match="no object of a layout"):
+        daguerre.generate(model, prompt="a fox")
+    with pytest.raises(DaguerreError, match="31 objects; this model is told at most 30"):
+        daguerre.generate(model, prompt=";".join(["3 0 0 1 1"] * 31))
+
+
+def test_depth(tmp_path: Path):
+    model = opened(tmp_path, **checkpoints.gpt(GPT), **DEPTH)
+    assert isinstance(model.prefix, MapPrefix)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.equal(model.prefix(Told([""], (16, 16), x)), model.prefix.autoencoder.codes(x))
+    assert not torch.equal(model.prefix.autoencoder.quantize.embedding.weight, model.autoencoder.quantize.embedding.weight)
+    with pytest.raises(DaguerreError, match=r"told by a map \(depth\)"):
+        daguerre.generate(model)
+
+
+def test_segmentation(tmp_path: Path):
+    colours = {"cond_stage_model.colorize": torch.randn(3, 5, 1, 1)}  # only for looking at
+    model = opened(tmp_path, **checkpoints.gpt(GPT), **checkpoints.quantized("cond_stage_model.", MAPS), **colours)
+    assert isinstance(model.prefix, MapPrefix)
+    classes = np.random.default_rng(0).integers(0, 5, (32, 32), dtype=np.uint8)
+    grey = torch.from_numpy(classes).expand(3, 32, 32)[None] / 127.5 - 1
+    shares = F.one_hot(torch.from_numpy(classes).long()).movedim(-1, 0)[None].float()
+    assert torch.equal(model.prefix(Told([""], (16, 16), grey)), model.prefix.autoencoder.codes(shares))
+    (picture,) = daguerre.generate(model, task=FromMap(Image.fromarray(classes)), seed=1)
+    assert picture.image.size == (32, 32)
+    with pytest.raises(DaguerreError, match="numbers of classes from 0 to 4"):
+        daguerre.generate(model, task=FromMap(Image.fromarray(classes + 1)))
+
+
+def test_what_is_missing_or_unknown_is_told(tmp_path: Path):
+    path = checkpoints.write(tmp_path / "a.safetensors", checkpoints.gpt(GPT))
+    with pytest.raises(DaguerreError, match=r"holds only transformer; .* also has vae"):
+        daguerre.load(path)
+    path = checkpoints.write(tmp_path / "b.safetensors", checkpoints.quantized() | checkpoints.gpt(replace(GPT, length=300)))
+    with pytest.raises(DaguerreError, match="300 places for 256 codes"):
+        daguerre.load(path)
+    path = checkpoints.write(tmp_path / "c.safetensors", checkpoints.autoencoder() | checkpoints.gpt(GPT))
+    with pytest.raises(DaguerreError, match="without a codebook"):
+        daguerre.load(path)
+
+
+# The originals' own outputs, through the one door to first stages.
+
+
+def published(name: str, folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    outputs = {key.removeprefix("io."): tensors.pop(key) for key in list(tensors) if key.startswith("io.")}
+    return checkpoints.write(folder / f"{name}.safetensors", tensors), outputs
+
+
+@torch.no_grad()
+def test_the_original_vqgan(tmp_path: Path):
+    path, io = published("taming_vqgan_tiny", tmp_path)
+    network = load_first_stage(path)
+    assert isinstance(network, VQModel)
+    assert torch.equal(network.codes(io["x"]), io["indices"].long())
+    torch.testing.assert_close(network.encode(io["x"]), io["h"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(network.decode_codes(io["indices"].long()), io["decoded"], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_original_kl_autoencoder(tmp_path: Path):
+    path, io = published("ldm_kl_autoencoder_tiny", tmp_path)
+    network = load_first_stage(path, scaling_factor=1.0)
+    assert isinstance(network, AutoencoderKL)
+    posterior = network.moments(io["x"])
+    torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(network.decode(io["z"]), io["decoded"], atol=1e-5, rtol=0)
