@@ -17,9 +17,9 @@ from benchmarks.road import timed
 from daguerre.diffusion import Conditioning, Denoiser, Schedule, ScheduleConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import SD1, UNet
-from daguerre.nn.attention_hooks import watched
+from daguerre.nn.attention_hooks import capture_cross_attention
 from daguerre.pipelines import generate
-from daguerre.pipelines.attention_maps import recorded
+from daguerre.pipelines.attention_maps import record_attention
 
 
 def embedded() -> list[Callable[[], object]]:
@@ -31,7 +31,7 @@ def embedded() -> list[Callable[[], object]]:
         generate(model, prompt="a cat and a pizza")
 
     def make_recorded() -> None:
-        with recorded(model):
+        with record_attention(model):
             make()
 
     return [make, make_recorded]
@@ -56,7 +56,7 @@ def large() -> list[Callable[[], object]]:
         (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32).mean(1)
 
     def call_watched() -> None:
-        with watched(unet, see):
+        with capture_cross_attention(unet, see):
             call()
 
     return [call, call_watched]

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from benchmarks.measuring import age, in_a_process, noise, peak, row
 from daguerre.cli.main import SPINS
-from daguerre.runtime.allocator import keep_freed
-from daguerre.runtime.dtype import multiplies_bfloat16
+from daguerre.runtime.allocator import tune_malloc
+from daguerre.runtime.dtype import has_native_bfloat16
 
 WHO = "daguerre", "diffusers"
 RIVALS = {"compiled": "diffusers compiled", "openvino": "OpenVINO"}
@@ -47,11 +47,11 @@ def unet(who: str, folder: Path, dtype: torch.dtype) -> Iterator[Call]:
     x, context, t = noise(2, 4, 64, 64, dtype=dtype), noise(2, 77, 768, dtype=dtype), torch.full((2,), 500)
     if who == "daguerre":
         from daguerre.diffusion import Conditioning
-        from daguerre.nn.cpu.prepack import packed
-        from daguerre.weights import load
+        from daguerre.nn.cpu.prepack import prepack
+        from daguerre.weights import load_diffusion
 
         yield lambda: torch.empty(0)
-        network = packed(load(folder, dtype=dtype, in_order=True).unet)  # what every run makes of it
+        network = prepack(load_diffusion(folder, dtype=dtype, in_order=True).unet)  # what every run makes of it
         yield lambda: network(x, t, Conditioning(context=context))
         return
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -88,13 +88,13 @@ def in_openvino(network: torch.nn.Module, inputs: tuple[Tensor, ...], precision:
 def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]:
     z = noise(1, 4, side // 8, side // 8, dtype=dtype)
     if who == "daguerre":
-        from daguerre.nn.cpu.prepack import packed
-        from daguerre.weights import load
+        from daguerre.nn.cpu.prepack import prepack
+        from daguerre.weights import load_diffusion
 
         yield lambda: torch.empty(0)
-        autoencoder: Any = load(folder, dtype=dtype, in_order=True).autoencoder
+        autoencoder: Any = load_diffusion(folder, dtype=dtype, in_order=True).autoencoder
         if dtype == torch.float32:  # as a run decodes
-            autoencoder = packed(autoencoder, copies=False)
+            autoencoder = prepack(autoencoder, copies=False)
         yield lambda: autoencoder.decode(z)
     else:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -112,7 +112,7 @@ def measured(who: str, what: str, folder: Path, clock: str) -> dict[str, float]:
     dtype = getattr(torch, name)
     calls = unet(who, folder, dtype) if what == "unet" else vae(who, folder, dtype, int(what.removeprefix("vae")))
     if who == "daguerre":
-        keep_freed()  # as the commands do
+        tune_malloc()  # as the commands do
     next(calls)
     start = now()
     call = next(calls)
@@ -167,7 +167,7 @@ def there(rivals: Sequence[str]) -> list[str]:
 
 def native() -> list[str]:
     """The rows in dtypes that this processor has instructions for, without which one takes seven times as long; says what it leaves out."""
-    if multiplies_bfloat16():
+    if has_native_bfloat16():
         return ROWS
     print("bfloat16 is left out: this processor has no instructions for it.")
     return [each for each in ROWS if each.endswith("float32")]

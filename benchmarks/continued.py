@@ -17,23 +17,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from daguerre.data import EmojiSource
+from daguerre.data import EmojiDataset
 from daguerre.data.captions import on_background, pick
 from daguerre.data.colours import PAINTS
-from daguerre.data.emoji.dataset import Placed, Scene
+from daguerre.data.emoji.dataset import EmojiScene, PlacedThing
 from daguerre.data.emoji.names import with_article
 from daguerre.data.emoji.things import Thing
 from daguerre.data.loader import to_array
-from daguerre.evaluation.evaluate import sample
+from daguerre.evaluation.evaluate import generate_set
 from daguerre.metrics import psnr
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request
 from daguerre.training.config import LoopConfig, TextToImageRecipe
 from daguerre.training.recipes import text_to_image
-from daguerre.weights import load
+from daguerre.weights import load_diffusion
 
 
-def both(source: EmojiSource, things: Sequence[Thing], seed: int) -> Iterator[Scene]:
+def both(source: EmojiDataset, things: Sequence[Thing], seed: int) -> Iterator[EmojiScene]:
     """Without end, things that can change their colour, in a new one on a background: "a pink elephant on a green background"."""
     rng = np.random.default_rng(seed)
     able = [thing for thing in things if source.colours_of(thing)]
@@ -42,29 +42,29 @@ def both(source: EmojiSource, things: Sequence[Thing], seed: int) -> Iterator[Sc
         colour = pick(rng, source.colours_of(thing))
         ground = pick(rng, [ground for ground in PAINTS if ground not in ("white", colour, thing.colour)])
         caption = with_article(f"{colour} {thing.base}") + on_background(ground)
-        yield Scene("both", (Placed(thing, side=0.86, colour=colour),), caption, ground, PAINTS[ground])
+        yield EmojiScene("both", (PlacedThing(thing, side=0.86, colour=colour),), caption, ground, PAINTS[ground])
 
 
-def plain(things: Sequence[Thing], seed: int) -> Iterator[Scene]:
+def plain(things: Sequence[Thing], seed: int) -> Iterator[EmojiScene]:
     """Without end, things as they are, on white."""
     rng = np.random.default_rng(seed)
     while True:
         thing = pick(rng, things)
-        yield Scene("single", (Placed(thing),), with_article(thing.name))
+        yield EmojiScene("single", (PlacedThing(thing),), with_article(thing.name))
 
 
-def write_folder(folder: Path, source: EmojiSource, scenes: Sequence[Scene]) -> None:
+def write_folder(folder: Path, source: EmojiDataset, scenes: Sequence[EmojiScene]) -> None:
     """The drawing of each scene, with its caption beside it."""
     folder.mkdir(parents=True)
     for number, scene in enumerate(scenes):
-        source.draw(scene).save(folder / f"{number:03}.png")
+        source.render(scene).save(folder / f"{number:03}.png")
         (folder / f"{number:03}.txt").write_text(scene.caption)
 
 
-def likeness(model: LatentDiffusion, source: EmojiSource, scenes: Sequence[Scene]) -> np.ndarray:
+def likeness(model: LatentDiffusion, source: EmojiDataset, scenes: Sequence[EmojiScene]) -> np.ndarray:
     """The PSNR in dB of a new picture of each scene's caption and the scene's drawing."""
-    made = sample(model, [scene.caption for scene in scenes], Request(guidance=model.guidance)).pictures
-    return psnr(torch.stack([torch.from_numpy(to_array(source.draw(scene))) for scene in scenes]), made).numpy()
+    made = generate_set(model, [scene.caption for scene in scenes], Request(guidance_scale=model.default_guidance)).images
+    return psnr(torch.stack([torch.from_numpy(to_array(source.render(scene))) for scene in scenes]), made).numpy()
 
 
 def table(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:
@@ -89,8 +89,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.work.exists():
         sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
-    model, count, steps = load(), options.count, options.steps
-    source = EmojiSource(model.size, split="all")
+    model, count, steps = load_diffusion(), options.count, options.steps
+    source = EmojiDataset(model.sample_size, split="all")
     here, elsewhere = source.things[0::2], source.things[1::2]
     kinds = {
         "things in the folder": both(source, here, 1),
@@ -102,9 +102,11 @@ def main() -> None:
     folder = options.trained
     if folder is None:
         write_folder(options.work / "pictures", source, list(islice(both(source, here, 4), options.pictures)))
-        loop = LoopConfig(steps=steps, batch_size=16, learning_rate=options.rate, precision="auto", ema=0.99, sample_every=steps)
-        folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", views=1, loop=loop))
-    trained = load(folder)
+        loop = LoopConfig(
+            max_train_steps=steps, batch_size=16, learning_rate=options.rate, mixed_precision="auto", ema_decay=0.99, sample_every=steps
+        )
+        folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", crops_per_image=1, loop=loop))
+    trained = load_diffusion(folder)
     print(table(before, {kind: likeness(trained, source, of) for kind, of in scenes.items()}))
 
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.priors import Row, priors
-from daguerre.data import Batch, Batches, ShapesSource
+from daguerre.data import Batch, BatchLoader, ShapesDataset
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.training.lineage_options import (
     ADVERSARIAL,
-    LOOP,
+    FIRST_STAGE_LOOP,
     FirstStageRecipe,
     KLRecipe,
     PlainRecipe,
@@ -35,17 +35,17 @@ from daguerre.training.lineage_options import (
 )
 from daguerre.training.loop import train
 from daguerre.training.objectives.vae_vq import bits_per_number
-from daguerre.training.recipes.first_stage import network_of, stage_of
+from daguerre.training.recipes.first_stage import build_network, training_task
 
 SIZE, STEPS = 32, 8
 AT_ONCE = replace(ADVERSARIAL, adversarial_start=0, adversarial_ramp=0)  # so that the critic is measured, too
-CRITIC = PatchDiscriminatorConfig(**asdict(KLRecipe("shapes").critic))
+CRITIC = PatchDiscriminatorConfig(**asdict(KLRecipe("shapes").discriminator))
 FIRST_STAGES: dict[str, FirstStageRecipe] = {
-    "autoencoder": PlainRecipe("shapes", size=SIZE),
-    "vae": VariationalRecipe("shapes", size=SIZE),
-    "kl, with a critic": KLRecipe("shapes", size=SIZE, loss=replace(AT_ONCE, kl=1e-3)),
-    "vqvae": VQVAERecipe("shapes", size=SIZE, enters=0),
-    "vqgan, with a critic": VQGANRecipe("shapes", size=SIZE, loss=AT_ONCE, enters=0),
+    "autoencoder": PlainRecipe("shapes", resolution=SIZE),
+    "vae": VariationalRecipe("shapes", resolution=SIZE),
+    "kl, with a critic": KLRecipe("shapes", resolution=SIZE, loss=replace(AT_ONCE, kl=1e-3)),
+    "vqvae": VQVAERecipe("shapes", resolution=SIZE, codebook_start=0),
+    "vqgan, with a critic": VQGANRecipe("shapes", resolution=SIZE, loss=AT_ONCE, codebook_start=0),
 }
 
 
@@ -56,7 +56,7 @@ def first_stages(runs: int) -> list[Row]:
     are not finite, logs and can be resumed. Seconds are the processor's own, which other programs on the machine do not lengthen, and the
     first step of each run is not counted.
     """
-    drawn = [Batches(ShapesSource(SIZE), LOOP.batch_size, 0).batch(step) for step in range(STEPS)]
+    drawn = [BatchLoader(ShapesDataset(SIZE), FIRST_STAGE_LOOP.batch_size, 0).batch(step) for step in range(STEPS)]
     rows = []
     for name, recipe in FIRST_STAGES.items():
         speeds = [(ours(recipe, drawn), plain(recipe, drawn)) for _ in range(runs)]
@@ -85,26 +85,30 @@ class InMemory:
 def ours(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
     """Pictures a second of `train`."""
     torch.manual_seed(0)
-    stage, batches = stage_of(recipe, network_of(recipe), drawn[0].x[:8], None), InMemory(drawn)
+    stage, batches = training_task(recipe, build_network(recipe), drawn[0].x[:8], None), InMemory(drawn)
     with tempfile.TemporaryDirectory() as out:
-        train(stage, batches, replace(LOOP, steps=STEPS, sample_every=0), Path(out))
+        train(stage, batches, replace(FIRST_STAGE_LOOP, max_train_steps=STEPS, sample_every=0), Path(out))
     return batches.speed()
 
 
 def plain(recipe: FirstStageRecipe, drawn: list[Batch]) -> float:
     """Pictures a second of the loop that one writes by hand."""
     torch.manual_seed(0)
-    network = network_of(recipe).train()
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(LOOP.ema))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas)
+    network = build_network(recipe).train()
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(FIRST_STAGE_LOOP.ema_decay))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=FIRST_STAGE_LOOP.learning_rate, betas=FIRST_STAGE_LOOP.betas)
     adversarial = recipe.loss.adversarial if isinstance(recipe, KLRecipe | VQGANRecipe) else 0.0
     critic = PatchDiscriminator(CRITIC).train() if adversarial else None
-    critics = torch.optim.AdamW(critic.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas) if critic is not None else None
+    critics = (
+        torch.optim.AdamW(critic.parameters(), lr=FIRST_STAGE_LOOP.learning_rate, betas=FIRST_STAGE_LOOP.betas)
+        if critic is not None
+        else None
+    )
 
     def step(loss: Tensor, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), LOOP.clip)
+        nn.utils.clip_grad_norm_(trained.parameters(), FIRST_STAGE_LOOP.max_grad_norm)
         optimizer.step()
 
     batches = InMemory(drawn)

@@ -28,7 +28,7 @@ from daguerre.models import unet as unets
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.nn.cpu.prepack import packed
+from daguerre.nn.cpu.prepack import prepack
 from daguerre.nn.meta import shapes_only
 from daguerre.weights.diffusers.configs import autoencoder_json, text_json, unet_json
 
@@ -64,7 +64,7 @@ def unet(config: UNetConfig, side: int) -> Part:
         more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": numbers}}
 
     def ask(network: UNet) -> Answers:
-        both = {"call": network, "call, packed": packed(network, copies=False)}
+        both = {"call": network, "call, packed": prepack(network, copies=False)}
         return {what: each(x, t, Conditioning(context=context, vector=vector)) for what, each in both.items()}
 
     return Part(
@@ -83,8 +83,8 @@ def vae(config: AutoencoderKLConfig, side: int) -> Part:
     x, z = noise(1, 3, side, side).tanh(), noise(1, config.latent_channels, side // 8, side // 8, seed=1)
 
     def ask(network: AutoencoderKL) -> Answers:
-        posterior = network.moments(x)
-        decode = packed(network, copies=False).decode
+        posterior = network.posterior(x)
+        decode = prepack(network, copies=False).decode
         return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z), "decode, packed": decode(z)}
 
     def ask_reference(network: Any) -> Answers:
@@ -123,11 +123,11 @@ def text(config: CLIPTextConfig, pad: int) -> Part:
 PARTS: dict[str, Callable[[], Part]] = {
     "sd15-text": lambda: text(clip.CLIP_L, EOS),
     "sd15-unet": lambda: unet(unets.SD1, 64),
-    "sd15-vae": lambda: vae(autoencoder_kl.SD, 512),
+    "sd15-vae": lambda: vae(autoencoder_kl.VAE_SD, 512),
     "sdxl-text": lambda: text(clip.CLIP_L, EOS),
     "sdxl-text_2": lambda: text(clip.OPENCLIP_BIGG, 0),
     "sdxl-unet": lambda: unet(unets.SDXL, 128),
-    "sdxl-vae": lambda: vae(autoencoder_kl.SDXL, 1024),
+    "sdxl-vae": lambda: vae(autoencoder_kl.VAE_SDXL, 1024),
 }
 
 

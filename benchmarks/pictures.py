@@ -33,12 +33,12 @@ Make = Callable[[int], object]  # a picture in so many steps
 
 def ours(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Make:
     from daguerre.pipelines import generate
-    from daguerre.pipelines.images.input import Given
+    from daguerre.pipelines.images.input import InputImage
     from daguerre.pipelines.tasks import ImageToImage, TextToImage
-    from daguerre.weights import load
+    from daguerre.weights import load_diffusion
 
-    model = load(folder, dtype=dtype, in_order=True)
-    what, times = (TextToImage(), 1) if task == "txt2img" else (ImageToImage(Given.of(given), strength=0.5), 2)
+    model = load_diffusion(folder, dtype=dtype, in_order=True)
+    what, times = (TextToImage(), 1) if task == "txt2img" else (ImageToImage(InputImage.from_any(given), strength=0.5), 2)
     request = {"prompt": PROMPT, "guidance": GUIDANCE, "sampler": "dpmpp_2m", "width": given.width, "height": given.height, "task": what}
     return lambda steps: generate(model, steps=times * steps, **request)
 

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 import daguerre
-from daguerre.data import ShapesSource
+from daguerre.data import ShapesDataset
 from daguerre.data.colours import NAMES, classify
 from daguerre.data.loader import to_array
 from daguerre.data.shapes import ShapesScene
 from daguerre.diffusion import Denoiser
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
-from daguerre.pipelines.attention_maps import WordMap, recorded
+from daguerre.pipelines.attention_maps import WordMap, record_attention
 
 BATCH = 32
 SIGMAS = (0.5, 2.0, 8.0)
@@ -49,12 +49,12 @@ class Trial:
         return bool(self.truth[np.unravel_index(self.heat.argmax(), self.heat.shape)] > 0.5)
 
 
-def scenes_of(kind: str, source: ShapesSource, count: int, seed: int) -> list[ShapesScene]:
+def scenes_of(kind: str, source: ShapesDataset, count: int, seed: int) -> list[ShapesScene]:
     """Scenes of one shape ("single") or of two ("pair") that differ in shape and in colour, so that each word and each colour means one."""
     rng, found = np.random.default_rng(seed), []
     while len(found) < count:
         scene = source.scene(int(rng.integers(len(source))), rng)
-        differ = [len({getattr(drawn, name) for drawn in scene.drawn}) == len(scene.drawn) for name in ("shape", "colour")]
+        differ = [len({getattr(drawn, name) for drawn in scene.shapes}) == len(scene.shapes) for name in ("shape", "colour")]
         if scene.kind == kind and all(differ):
             found.append(scene)
     return found
@@ -62,18 +62,18 @@ def scenes_of(kind: str, source: ShapesSource, count: int, seed: int) -> list[Sh
 
 def trials(maps: list[WordMap], scene: ShapesScene, truths: np.ndarray) -> Iterator[Trial]:
     """A trial for each shape of a scene; truths (shapes, H, W)."""
-    for drawn, truth in zip(scene.drawn, truths, strict=True):
-        heat = next(word for word in maps if word.text == drawn.shape).enlarged(*truth.shape)
+    for drawn, truth in zip(scene.shapes, truths, strict=True):
+        heat = next(word for word in maps if word.text == drawn.shape).resized(*truth.shape)
         yield Trial(drawn.shape, heat.numpy(), truth)
 
 
-def drawn(model: LatentDiffusion, source: ShapesSource, scenes: list[ShapesScene], sigma: float, seed: int) -> list[Trial]:
+def drawn(model: LatentDiffusion, source: ShapesDataset, scenes: list[ShapesScene], sigma: float, seed: int) -> list[Trial]:
     """The protocol `drawn` at one noise level."""
     denoiser, noise, found = Denoiser(model.unet, model.schedule, model.prediction), torch.Generator().manual_seed(seed), []
     for first in range(0, len(scenes), BATCH):
         part = scenes[first : first + BATCH]
-        x = torch.from_numpy(np.stack([to_array(source.draw(scene)) for scene in part]))
-        with torch.no_grad(), recorded(model, len(part)) as record:
+        x = torch.from_numpy(np.stack([to_array(source.render(scene)) for scene in part]))
+        with torch.no_grad(), record_attention(model, len(part)) as record:
             z = model.autoencoder.encode(x)
             z = z + sigma * torch.randn(z.shape, generator=noise)
             denoiser(z, torch.tensor(sigma), model.conditioner([scene.caption for scene in part]))
@@ -88,13 +88,13 @@ def made(model: LatentDiffusion, scenes: list[ShapesScene], seed: int) -> tuple[
     for first in range(0, len(scenes), BATCH):
         part = scenes[first : first + BATCH]
         request = Request(prompt=tuple(scene.caption for scene in part), seed=seed)
-        with recorded(model, len(part)) as record:
+        with record_attention(model, len(part)) as record:
             pictures = generate(model, request)
         for i, (scene, picture) in enumerate(zip(part, pictures, strict=True)):
             classes = classify(np.asarray(picture.image))
-            truths = np.stack([(classes == NAMES.index(each.colour)).astype(np.float32) for each in scene.drawn])
+            truths = np.stack([(classes == NAMES.index(each.colour)).astype(np.float32) for each in scene.shapes])
             found += (trial for trial in trials(record.words(i), scene, truths) if trial.truth.mean() >= MADE)
-    return found, sum(len(scene.drawn) for scene in scenes)
+    return found, sum(len(scene.shapes) for scene in scenes)
 
 
 def row(name: str, found: list[Trial], of: int | None = None) -> str:
@@ -114,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     model = daguerre.load(options.model)
     assert isinstance(model, LatentDiffusion)
-    source = ShapesSource(model.size, split="all")
+    source = ShapesDataset(model.sample_size, split="all")
     lines = ["| protocol | pointing accuracy | chance | shapes |", "|---|---|---|---|"]
     for kind in ("single", "pair"):
         scenes = scenes_of(kind, source, options.count, options.seed)

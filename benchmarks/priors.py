@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.models.autoregressive import Sampling, draw, probabilities, uniforms
-from daguerre.models.transformer_prior import Cache, TransformerPrior, TransformerPriorConfig
+from daguerre.models.autoregressive import Sampling, probabilities, sample_codes, uniform_noise
+from daguerre.models.transformer_prior import KVCache, TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.loop import LoopConfig, train
-from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask
 
 Row = tuple[str, float, float | None, str]  # what, ours, the peer's, the aim
 CONFIG = TransformerPriorConfig(codes=512, length=256, grid=(16, 16), width=192, layers=4, heads=6)
@@ -34,7 +34,7 @@ def priors(runs: int) -> list[Row]:
     sampling = interleaved(runs, lambda: seconds(lambda: sample(prior)), lambda: seconds(lambda: generate(peer)))
     uncached = seconds(lambda: from_the_start(prior))  # so much longer that once is enough
     training = interleaved(runs, lambda: 1 / ours(codes), lambda: 1 / plain(codes))
-    cache = Cache()
+    cache = KVCache()
     with torch.no_grad():
         prior.read(torch.zeros(B, TOKENS, dtype=torch.long), cache)
     held = sum(t.element_size() * t.numel() for pair in cache._states for t in pair) / 2**20
@@ -60,17 +60,17 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def sample(prior: TransformerPrior) -> Tensor:
-    *_, codes = prior.sample((16, 16), uniforms([torch.Generator().manual_seed(i) for i in range(B)], (16, 16)))
+    *_, codes = prior.sample((16, 16), uniform_noise([torch.Generator().manual_seed(i) for i in range(B)], (16, 16)))
     return codes
 
 
 @torch.no_grad()
 def from_the_start(prior: TransformerPrior) -> Tensor:
     """The same codes without a cache: everything before each is read anew."""
-    u = uniforms([torch.Generator().manual_seed(i) for i in range(B)], (16, 16))
+    u = uniform_noise([torch.Generator().manual_seed(i) for i in range(B)], (16, 16))
     ids = torch.zeros(B, 1, dtype=torch.long)
     for n in range(TOKENS):
-        ids = torch.cat([ids, draw(probabilities(prior.read(ids)[:, -1], Sampling()), u[:, n])[:, None]], dim=1)
+        ids = torch.cat([ids, sample_codes(probabilities(prior.read(ids)[:, -1], Sampling()), u[:, n])[:, None]], dim=1)
     return ids
 
 
@@ -92,7 +92,7 @@ def generate(peer: nn.Module) -> Tensor:
     return ids
 
 
-LOOP = LoopConfig(TRAINED_STEPS, TRAINED_BATCH, betas=(0.9, 0.95), ema=0, log_every=2, sample_every=0, checkpoint_every=TRAINED_STEPS)
+LOOP = LoopConfig(TRAINED_STEPS, TRAINED_BATCH, betas=(0.9, 0.95), ema_decay=0, log_every=2, sample_every=0, checkpoint_every=TRAINED_STEPS)
 
 
 class Timed(CodeBatches):
@@ -117,7 +117,7 @@ def ours(codes: Tensor) -> float:
     first_stage = VQModel(VQModelConfig(QuantizerConfig(CONFIG.codes, 4), 3, 3, 4, (4, 4), 1, (), False, 2))
     batches = Timed(codes)
     with tempfile.TemporaryDirectory() as out:
-        train(PriorStage(TransformerPrior(CONFIG), first_stage, CodeBatch(codes[:1])), batches, replace(LOOP), Path(out))
+        train(PriorTask(TransformerPrior(CONFIG), first_stage, CodeBatch(codes[:1])), batches, replace(LOOP), Path(out))
     return batches.speed()
 
 

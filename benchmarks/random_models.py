@@ -40,7 +40,7 @@ def randomly(network: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float
 
 def sd15(dtype: torch.dtype = torch.float16, *, tiny: bool = False) -> LatentDiffusion:
     """Stable Diffusion 1.5's architecture; tiny: with few channels, for trying the benchmarks themselves."""
-    unet_config, vae_config, text_config = unet.SD1, autoencoder_kl.SD, clip.CLIP_L
+    unet_config, vae_config, text_config = unet.SD1, autoencoder_kl.VAE_SD, clip.CLIP_L
     if tiny:
         unet_config = replace(unet_config, channels=(32, 64, 64, 64), heads=(2, 2, 2, 2), context_width=64)
         vae_config = replace(vae_config, channels=(32, 32, 64, 64))

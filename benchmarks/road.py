@@ -24,8 +24,8 @@ import torch
 import daguerre
 from daguerre.data import Batch
 from daguerre.models.unet import UNet
-from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionStage
-from daguerre.weights import load
+from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask
+from daguerre.weights import load_diffusion
 from daguerre.weights.catalog import find
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 32
@@ -85,15 +85,21 @@ def warm(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
 
     rows: list[tuple[str, float, float | None, str]] = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = load(folder, dtype=dtype)
+        model = load_diffusion(folder, dtype=dtype)
         pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
-        size = model.size
+        size = model.sample_size
         for count in (1, 8):
             ours, theirs = timed(
                 lambda model=model, count=count: daguerre.generate(
-                    model, prompt="a red apple", steps=STEPS, guidance=GUIDANCE, sampler="dpmpp_2m", spacing="trailing", count=count
+                    model,
+                    prompt="a red apple",
+                    steps=STEPS,
+                    guidance_scale=GUIDANCE,
+                    sampler="dpmpp_2m",
+                    spacing="trailing",
+                    num_images=count,
                 ),
                 lambda pipe=pipe, count=count, size=size: pipe(
                     "a red apple", num_inference_steps=STEPS, guidance_scale=GUIDANCE, num_images_per_prompt=count, height=size, width=size
@@ -112,13 +118,13 @@ def training(folder: Path, runs: int) -> list[tuple[str, float, float | None, st
     """
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    model = load(folder)
+    model = load_diffusion(folder)
     pipe = StableDiffusionPipeline.from_pretrained(folder)
-    x = torch.rand(BATCH, 3, model.size, model.size) * 2 - 1
+    x = torch.rand(BATCH, 3, model.sample_size, model.sample_size) * 2 - 1
     captions = [f"a red apple on a {colour} background" for colour in ("green", "blue")] * (BATCH // 2)
     with torch.no_grad():
         z = model.autoencoder.encode(x)
-    stage = DiffusionStage(replace(model, unet=UNet(model.unet.config)), DiffusionLoss(), model.conditioner.captions, captions[:1])
+    stage = DiffusionTask(replace(model, unet=UNet(model.unet.config)), DiffusionLoss(), model.conditioner.encode_captions, captions[:1])
     our_optimizer = torch.optim.AdamW(stage.networks["unet"].parameters(), lr=1e-4, fused=True)
     draw = torch.Generator().manual_seed(0)
 

@@ -27,15 +27,15 @@ from daguerre.diffusion import (
     Conditioning,
     Denoise,
     Denoiser,
-    Sampling,
+    SamplerConfig,
     Schedule,
     ScheduleConfig,
-    draw,
+    classifier_free_guidance,
     generators,
-    guide,
-    spaced,
-    specimen,
-    start,
+    get_sigmas,
+    randn_per_image,
+    scale_initial_noise,
+    two_gaussians,
 )
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -82,7 +82,7 @@ def steps_for(name: str, evaluations: int, *, to_zero: bool = False) -> int | No
     sampler = SAMPLERS[name]
     left = evaluations - {"plms": 1, "pndm": 9}.get(name, 0)
     steps, rest = divmod(left + (sampler.evaluations - 1 if to_zero else 0), sampler.evaluations)
-    return steps if steps >= sampler.minimum and (to_zero or not rest) else None
+    return steps if steps >= sampler.min_steps and (to_zero or not rest) else None
 
 
 # The analytic page ------------------------------------------------------------------------------------------------------------------------
@@ -127,22 +127,22 @@ def path_errors(name: str) -> dict[int, float]:
     errors = {}
     for budget in BUDGETS:
         if (steps := steps_for(name, budget)) is not None:
-            *_, (end, _x0) = SAMPLERS[name](specimen().denoise, x, karras(steps))
+            *_, (end, _x0) = SAMPLERS[name](two_gaussians().denoise, x, karras(steps))
             errors[budget] = (end - truth).square().sum(1).mean().sqrt().item()
     return errors
 
 
 def karras(steps: int) -> Tensor:
     """The grid of the page, (steps + 1,), from 14.6 to 0.029; it ends above 0, where the step to 0 would be the same for all."""
-    return spaced(Schedule(ScheduleConfig()), steps + 1, "karras", final="sigma_min")
+    return get_sigmas(Schedule(ScheduleConfig()), steps + 1, "karras", final="sigma_min")
 
 
 @cache
 def exact_ends() -> tuple[Tensor, Tensor]:
     """Points at the first σ, and where their trajectories are at the last."""
     grid = karras(1)
-    x = start(torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), grid[0])
-    return x, specimen().trajectory(x, grid, pieces=1000)[-1]
+    x = scale_initial_noise(torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), grid[0])
+    return x, two_gaussians().trajectory(x, grid, substeps=1000)[-1]
 
 
 def cloud_errors(name: str) -> dict[int, float]:
@@ -156,14 +156,14 @@ def cloud_errors(name: str) -> dict[int, float]:
         def fresh(*_: Tensor, source: torch.Generator = source) -> Tensor:
             return torch.randn(CLOUD, 2, generator=source, dtype=torch.float64)
 
-        *_, (x, _x0) = SAMPLERS[name](specimen().denoise, start(fresh(), grid[0]), grid, noise=fresh)
+        *_, (x, _x0) = SAMPLERS[name](two_gaussians().denoise, scale_initial_noise(fresh(), grid[0]), grid, noise=fresh)
         errors[budget] = distance_to_mixture(x, grid[-1])
     return errors
 
 
 def distance_to_mixture(x: Tensor, sigma: Tensor) -> float:
     """The greatest error of any component's share, mean or covariance, for points x (N, 2) that still carry noise of σ."""
-    mixture = specimen()
+    mixture = two_gaussians()
     variances = mixture.stds**2 + sigma**2
     away = x[:, None] - mixture.means
     r = (mixture.weights.log() - variances.log() - away.square().sum(-1) / (2 * variances)).softmax(-1)  # (N, K)
@@ -228,22 +228,22 @@ def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Seq
 
 def told(model: LatentDiffusion, prompts: Sequence[str], guidance: float) -> tuple[Denoise, Tensor]:
     """The model with its prompts and guidance, and the noise of the pictures (B, Z, h, w)."""
-    B, side = len(prompts), model.size // model.autoencoder.downsampling
+    B, side = len(prompts), model.sample_size // model.autoencoder.downsample_factor
     cond = model.conditioner([*prompts, *[""] * B])
     denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
-    denoise = guide(denoiser, [cond[:B], cond[B:]], [guidance, 1 - guidance])
-    noise = draw(generators(range(B)), (model.unet.config.out_channels, side, side))
+    denoise = classifier_free_guidance(denoiser, [cond[:B], cond[B:]], [guidance, 1 - guidance])
+    noise = randn_per_image(generators(range(B)), (model.unet.config.out_channels, side, side))
     return denoise, noise.to(model.device)
 
 
 def sampled(model: LatentDiffusion, denoise: Denoise, noise: Tensor, name: str, spacing: str, steps: int) -> Tensor:
     """The latents that a sampler ends with, its first step apart where a request takes it apart; nan where it went out of bounds."""
     sampler = SAMPLERS[name]
-    sampling = Sampling(sampler, spacing=spacing, spacing_options={"terminal": "apart" if sampler.apart else "capped"})
+    sampling = SamplerConfig(sampler, spacing=spacing, spacing_options={"terminal": "apart" if sampler.exact_first_step else "capped"})
     grid = sampling.sigmas(model.schedule, steps)
     options = sampling.sampler_options(model.schedule, grid)
     try:
-        *_, (x, _x0) = sampler(denoise, start(noise, grid[0]), grid, **options)
+        *_, (x, _x0) = sampler(denoise, scale_initial_noise(noise, grid[0]), grid, **options)
     except DaguerreError:
         return torch.full_like(noise, math.nan)
     return x
@@ -264,7 +264,7 @@ def overhead(model: LatentDiffusion, noise: Tensor, steps: int = 20) -> tuple[fl
         return answer
 
     cond = model.conditioner(["a red apple", ""])
-    denoise = guide(Denoiser(timed, model.schedule, model.prediction, model.dtype), [cond[:1], cond[1:]], [5.0, -4.0])
+    denoise = classifier_free_guidance(Denoiser(timed, model.schedule, model.prediction, model.dtype), [cond[:1], cond[1:]], [5.0, -4.0])
     sampled(model, denoise, noise[:1], "dpmpp_2m", "trailing", 5)
     inside, begun = 0.0, now()
     sampled(model, denoise, noise[:1], "dpmpp_2m", "trailing", steps)

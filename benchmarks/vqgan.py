@@ -29,13 +29,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.vqgan_page import DEFAULT, page
-from daguerre.data import Batch, ShapesMix, ShapesSource
+from daguerre.data import Batch, ShapesDataset, ShapesMix
 from daguerre.data.condition_maps import shapes_map
 from daguerre.data.loader import to_array
 from daguerre.data.shapes import COLOURS, SHAPES
 from daguerre.errors import DaguerreError
 from daguerre.metrics import bootstrap, frechet_distance, proportion, psnr, ssim
-from daguerre.models.autoregressive import uniforms
+from daguerre.models.autoregressive import uniform_noise
 from daguerre.models.latent_prior import Prior
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
@@ -43,10 +43,10 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.training.grids import images
+from daguerre.training.grids import to_images
 from daguerre.training.objectives.autoencoder import AutoencoderLoss
-from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage, code_lengths
-from daguerre.training.objectives.vae_vq import QuantizedStage
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
+from daguerre.training.objectives.vae_vq import QuantizedTask
 from daguerre.weights.tensors.safetensors import save_safetensors
 
 SIZE, CODES, SEED = 32, 128, 0  # the seed of the pictures; those of the trainings are 0, 1, …
@@ -95,15 +95,15 @@ class Shapes:
 
 def drawn(count: int, seed: int) -> Shapes:
     """`count` pictures, each of one shape."""
-    source = ShapesSource(SIZE, mix=MIX)
+    source = ShapesDataset(SIZE, mix=MIX)
     rng = np.random.default_rng(seed)
     scenes = [source.scene(int(rng.integers(len(source))), rng) for _ in range(count)]
     return Shapes(
-        torch.from_numpy(np.stack([to_array(source.draw(scene)) for scene in scenes])),
+        torch.from_numpy(np.stack([to_array(source.render(scene)) for scene in scenes])),
         torch.from_numpy(np.stack([to_array(shapes_map(source, scene)) for scene in scenes])),
         torch.from_numpy(np.stack([source.masks(scene)[0] > 0.5 for scene in scenes])),
-        torch.tensor([SHAPES.index(scene.drawn[0].shape) for scene in scenes]),
-        torch.tensor([COLOURS.index(scene.drawn[0].colour) for scene in scenes]),
+        torch.tensor([SHAPES.index(scene.shapes[0].shape) for scene in scenes]),
+        torch.tensor([COLOURS.index(scene.shapes[0].colour) for scene in scenes]),
     )
 
 
@@ -186,7 +186,7 @@ class Labelled:
 def vq_config(f: int, codes: int = CODES) -> VQModelConfig:
     channels = CHANNELS[: f.bit_length()]
     shape: dict[str, Any] = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 4}
-    quantizer = QuantizerConfig(codes, 16, "average", decay=0.95, revive=0.1)
+    quantizer = QuantizerConfig(codes, 16, "ema", decay=0.95, dead_code_threshold=0.1)
     return VQModelConfig(quantizer, latent_channels=channels[-1], channels=channels, **shape)
 
 
@@ -242,13 +242,13 @@ class Run:
 
         def fitted() -> dict[str, float]:
             if kind != "vqgan":
-                stage = QuantizedStage(network, AutoencoderLoss(), data[:8], enters=ENTERS)
+                stage = QuantizedTask(network, AutoencoderLoss(), data[:8], codebook_start=ENTERS)
                 return fit(stage, Pictures(data, self.seed), RATE, seconds=self.seconds(name))
             # A third of the plain one's steps: with the critic a step costs about twice as much, so it then has half of the time.
             start = max(self.steps("vqvae f4") // 3, ENTERS)
             loss = AutoencoderLoss(adversarial=0.5, adversarial_start=start, adversarial_ramp=max(start // 4, 1))
             critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=24, layers=2))
-            stage = QuantizedStage(network, loss, data[:8], discriminator=critic, enters=ENTERS)
+            stage = QuantizedTask(network, loss, data[:8], discriminator=critic, codebook_start=ENTERS)
             return fit(stage, Pictures(data, self.seed), RATE, seconds=self.seconds(name))
 
         if kind == "vqgan":
@@ -265,7 +265,7 @@ class Run:
     def prior(self, name: str, network: Prior, data: CodeBatch, batch_size: int = 32, steps: int | None = None) -> dict[str, float]:
         """A prior trained on codes; the first stage of a stage is only for its samples, which are not asked for here."""
         like = VQModel(replace(vq_config(2), quantizer=QuantizerConfig(network.config.codes, 4)))
-        stage = PriorStage(network, like, data[:1])
+        stage = PriorTask(network, like, data[:1])
         batches = CodeBatches(data.codes, data.condition, batch_size, self.seed)
         budget: dict[str, Any] = {"seconds": self.seconds(name)} if steps is None else {"steps": steps}
         return self.trained(name, network, lambda: fit(stage, batches, PRIOR_RATE, **budget))
@@ -283,7 +283,7 @@ class Run:
 @torch.no_grad()
 def encoded(first_stage: VQModel, x: Tensor) -> Tensor:
     """The codes (N, h, w) of many pictures."""
-    return torch.cat([first_stage.codes(part) for part in x.split(250)])
+    return torch.cat([first_stage.encode_codes(part) for part in x.split(250)])
 
 
 @torch.no_grad()
@@ -293,7 +293,7 @@ def decoded(first_stage: VQModel, codes: Tensor) -> Tensor:
 
 def sampled(prior: Prior, grid: tuple[int, int], count: int, condition: Tensor | None = None) -> tuple[Tensor, float]:
     """`count` grids of codes, and the seconds of processor time for them."""
-    u = uniforms([torch.Generator().manual_seed(SEED + i) for i in range(count)], grid)
+    u = uniform_noise([torch.Generator().manual_seed(SEED + i) for i in range(count)], grid)
     begun = time.process_time()
     *_, codes = prior.sample(grid, u, condition)
     return codes, time.process_time() - begun
@@ -345,7 +345,7 @@ def rebuilding(run: Run) -> dict[str, Any]:
     x = run.test.x
     rebuilt = {name: decoded(network, encoded(network, x)) for name, network in networks.items()}
     labels = [name for name in ("given", *rebuilt) for _ in range(8)]
-    save_grid(run.work / "reconstruction.png", images(torch.cat([each[:8] for each in (x, *rebuilt.values())])), labels, 8)
+    save_grid(run.work / "reconstruction.png", to_images(torch.cat([each[:8] for each in (x, *rebuilt.values())])), labels, 8)
     found: dict[str, Any] = {"frechet": distances(run, x, rebuilt, paired=True)}
     for name, y in rebuilt.items():
         found[name] = {
@@ -377,7 +377,7 @@ def against_pixelsnail(run: Run) -> dict[str, Any]:
     for name in ("pixelsnail", "pixelsnail, equal steps"):
         found[f"{name}, difference"] = interval(bits[name] - bits["transformer"])
     x = [decoded(first_stage, sampled(priors[name], (8, 8), 8)[0]) for name in ("transformer", "pixelsnail")]
-    save_grid(run.work / "priors.png", images(torch.cat(x)), ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
+    save_grid(run.work / "priors.png", to_images(torch.cat(x)), ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
     return found
 
 
@@ -404,7 +404,7 @@ def pixels_or_codes(run: Run) -> dict[str, Any]:
             "psnr": interval(psnr(run.test.x, decode(encode(run.test.x)))),
         }
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
-    save_grid(run.work / "pixels.png", images(torch.cat([each[:8] for each in x.values()])), ["codes f2"] * 8 + ["pixels"] * 8, 8)
+    save_grid(run.work / "pixels.png", to_images(torch.cat([each[:8] for each in x.values()])), ["codes f2"] * 8 + ["pixels"] * 8, 8)
     return found
 
 
@@ -428,7 +428,7 @@ def same_window(run: Run) -> dict[str, Any]:
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
     found["rebuilt"] = distances(run, run.test.x, rebuilt, paired=True)
     labels = [f"{name}, sees {4 * int(name[1:])} pixels" for name in x for _ in range(8)]
-    save_grid(run.work / "window.png", images(torch.cat([each[:8] for each in x.values()])), labels, 8)
+    save_grid(run.work / "window.png", to_images(torch.cat([each[:8] for each in x.values()])), labels, 8)
     return found
 
 
@@ -462,8 +462,8 @@ def told(run: Run) -> dict[str, Any]:
     found["map"]["agreement above another's"] = interval(own - other)
     found["map"]["agreement of rebuilt"] = interval(agreement(rebuilt, inside))
     names = [f"{COLOURS[c]} {SHAPES[s]}" for c, s in zip(run.test.colour[:8].tolist(), run.test.shape[:8].tolist(), strict=True)]
-    save_grid(run.work / "classes.png", images(x["class"][:8]), names, 8)
-    save_grid(run.work / "maps.png", images(run.test.maps[:8]) + images(x["map"][:8]), ["map"] * 8 + ["drawn by it"] * 8, 8)
+    save_grid(run.work / "classes.png", to_images(x["class"][:8]), names, 8)
+    save_grid(run.work / "maps.png", to_images(run.test.maps[:8]) + to_images(x["map"][:8]), ["map"] * 8 + ["drawn by it"] * 8, 8)
     return found
 
 

@@ -20,7 +20,7 @@ from benchmarks.measuring import noise, row
 from daguerre.nn import attention
 from daguerre.nn.cpu import linear as cpu_linear
 from daguerre.nn.cpu import upsample_conv, winograd
-from daguerre.nn.cpu.prepack import packed
+from daguerre.nn.cpu.prepack import prepack
 from daguerre.nn.resample import Upsample
 
 Ways = Mapping[str, Callable[[], Tensor]]  # by name; "taken" is the one to judge
@@ -40,7 +40,7 @@ def attentions(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
                     "PyTorch's, fused": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
                     "the formula in parts": lambda q=q, k=k, v=v: attention._attend_in_parts(q, k, v),
                     "the same by oneDNN": lambda q=q, k=k, v=v: attention._attend_by_onednn(q, k, v),
-                    "taken": lambda q=q, k=k, v=v: attention.attend(q, k, v),
+                    "taken": lambda q=q, k=k, v=v: attention.attention(q, k, v),
                 },
             )
 
@@ -48,7 +48,7 @@ def attentions(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
 def linear(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
     for rows, C, N in PRODUCTS:
         x, layer = noise(rows, C, dtype=dtype), nn.Linear(C, N).to(dtype)
-        taken = packed(layer, copies=False)
+        taken = prepack(layer, copies=False)
         yield (
             f"{rows} × {C} × {N}",
             {
@@ -63,14 +63,14 @@ def convolutions(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
     for C, N, side in CONVOLUTIONS:
         x = noise(2, C, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
         layer = nn.Conv2d(C, N, 3, padding=1).to(dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        taken = packed(layer, copies=False)
+        taken = prepack(layer, copies=False)
         ways = {
             "oneDNN": lambda x=x, layer=layer: layer(x),
-            "one product": lambda x=x, layer=layer: cpu_linear.convolution(x, layer.weight, layer.bias, (1, 1), (1, 1)),
+            "one product": lambda x=x, layer=layer: cpu_linear.im2col_conv2d(x, layer.weight, layer.bias, (1, 1), (1, 1)),
             "taken": lambda x=x, taken=taken: taken(x),
         }
         if dtype == torch.float32:  # in half precision its differences lose too many digits
-            ways["Winograd's"] = lambda x=x, layer=layer: winograd.convolution(x, layer.weight, layer.bias)
+            ways["Winograd's"] = lambda x=x, layer=layer: winograd.winograd_conv2d(x, layer.weight, layer.bias)
         yield f"{C} to {N} channels, {side}×{side}", ways
 
 
@@ -78,14 +78,14 @@ def enlargements(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
     for C, side in ENLARGEMENTS:
         x = noise(2, C, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
         layer = Upsample(C).to(dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        taken = packed(layer, copies=False)
+        taken = prepack(layer, copies=False)
         ways = {
             "enlarged, then oneDNN": lambda x=x, layer=layer: layer.conv(F.interpolate(x, scale_factor=2)),
             "the layer as it is": lambda x=x, layer=layer: layer(x),
             "taken": lambda x=x, taken=taken: taken(x),
         }
         if dtype == torch.float32:
-            ways["nine products"] = lambda x=x, layer=layer: upsample_conv.convolution(x, layer.conv.weight, layer.conv.bias)
+            ways["nine products"] = lambda x=x, layer=layer: upsample_conv.upsample_conv2d(x, layer.conv.weight, layer.conv.bias)
         yield f"{C} channels, {side}×{side}", ways
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     print("# The layers of Stable Diffusion 1.5 by every way, `python -m benchmarks.ways`\n")
     print(f"{torch.get_num_threads()} threads, {can}, torch {torch.__version__}; milliseconds.")
     for dtype in options.dtypes:
-        if not cpu_linear.computes(getattr(torch, dtype)):
+        if not cpu_linear.supports(getattr(torch, dtype)):
             print(f"\n{dtype} is left out: PyTorch has no products in it here.")
             continue
         for kind in options.kinds:

@@ -19,9 +19,9 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.runtime.allocator import keep_freed
+from daguerre.runtime.allocator import tune_malloc
 
-keep_freed()  # as each command does for its process, so that the order of the tests changes nothing
+tune_malloc()  # as each command does for its process, so that the order of the tests changes nothing
 
 CAPTIONS = ["a red apple", "a blue apple", "a green circle on a white background", "two cats to the left of a pizza"] * 8
 
@@ -46,7 +46,7 @@ def make_tiny_model() -> Callable[..., LatentDiffusion]:
                 schedule=Schedule(ScheduleConfig(zero_terminal_snr=zero_terminal_snr)),
                 prediction=prediction,
                 name="tiny",
-                size=32,
+                sample_size=32,
             )
             # A fresh UNet answers zero, and a fresh decoder a grey picture; random ends make every difference visible.
             for end in [module for module in model.unet.modules() if getattr(module, "bias", None) is not None]:

@@ -39,7 +39,7 @@ def test_diffusers_makes_the_same_picture(model, sampler, scheduler):
     asked = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": model.size, "width": model.size, "latents": noise}
     theirs = np.asarray(pipe("a red apple", **asked).images[0], dtype=int)
     (ours,) = daguerre.generate(
-        model, prompt="a red apple", steps=20, guidance=4.0, seed=7, sampler=sampler, spacing="trailing", start="sigma_max"
+        model, prompt="a red apple", steps=20, guidance_scale=4.0, seed=7, sampler=sampler, spacing="trailing", initial_noise="sigma_max"
     )
     assert np.abs(np.asarray(ours.image, dtype=int) - theirs).max() <= 2
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import daguerre
-from daguerre.models.autoencoder_kl import SD, AutoencoderKL
+from daguerre.models.autoencoder_kl import VAE_SD, AutoencoderKL
 from daguerre.nn.norm import GroupNorm
 from daguerre.training.noise import normal
 
@@ -27,7 +27,7 @@ def test_the_embedded_model_makes_the_picture_of_the_cpu(dtype: torch.dtype, apa
 def test_a_large_picture_is_encoded_and_decoded_some_rows_at_a_time(dtype: torch.dtype):
     """At 512×512 pixels with the channels of Stable Diffusion the maps are large enough for it."""
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(SD).eval()
+    autoencoder = AutoencoderKL(VAE_SD).eval()
     x = torch.rand(1, 3, 512, 512) * 2 - 1
     z = autoencoder.encode(x)
     decoded = autoencoder.decode(z)

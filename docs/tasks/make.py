@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 import daguerre
-from daguerre.data import EmojiSource
+from daguerre.data import EmojiDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.images.grid import labelled_grid
 from daguerre.pipelines.request import Variation
@@ -34,7 +34,7 @@ def apple(model: LatentDiffusion) -> Any:
 
 def emoji(name: str, background: str = "white") -> Image.Image:
     """A thing as the model's training pictures show it."""
-    return EmojiSource(SIDE).portrait(name, background)
+    return EmojiDataset(SIDE).portrait(name, background)
 
 
 def img2img(model: LatentDiffusion) -> Image.Image:
@@ -86,7 +86,7 @@ def seamless(model: LatentDiffusion) -> Image.Image:
 
     words = {"prompt": "a cookie on a green background", "seed": 0}
     axes = "no", "both", "horizontal"
-    return labelled_grid([four(draw(model, seamless=axis, **words)) for axis in axes], [f"seamless {axis}" for axis in axes], columns=3)
+    return labelled_grid([four(draw(model, tiling=axis, **words)) for axis in axes], [f"seamless {axis}" for axis in axes], columns=3)
 
 
 SHEETS: dict[str, Sheet] = {sheet.__name__: sheet for sheet in (img2img, inpaint, outpaint, hires, variations, seamless)}

@@ -17,23 +17,19 @@ if TYPE_CHECKING:
     from daguerre.pipelines import Request as Request
     from daguerre.pipelines import Step as Step
     from daguerre.pipelines import generate as generate
-    from daguerre.pipelines import steps as steps
-    from daguerre.weights import load_any as load
+    from daguerre.pipelines import stream as stream
+    from daguerre.weights import load as load
     from daguerre.weights import save as save
 
 __version__ = VERSION
-__all__ = ["Request", "Step", "__version__", "generate", "load", "save", "steps"]
+__all__ = ["Request", "Step", "__version__", "generate", "load", "save", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from daguerre.weights import load_any
-
-        return load_any
-    if name == "save":
-        import daguerre.weights as room
-    elif name in ("Request", "Step", "generate", "steps"):
-        import daguerre.pipelines as room
+    if name in ("load", "save"):
+        import daguerre.weights as module
+    elif name in ("Request", "Step", "generate", "stream"):
+        import daguerre.pipelines as module
     else:
         raise AttributeError(f"module 'daguerre' has no attribute {name!r}")
-    return getattr(room, name)
+    return getattr(module, name)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LISTED = 8  # how many names of one kind an error message shows
+MAX_LISTED = 8  # how many names of one kind an error message shows
 
 
 class DaguerreError(Exception):
@@ -17,8 +17,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {by_folded[close[0]]!r}?" if close else ""
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Join names for an error message, the first few by name and the rest by count."""
     ordered = sorted(names)
-    more = f", and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
-    return ", ".join(ordered[:LISTED]) + more
+    more = f", and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
+    return ", ".join(ordered[:MAX_LISTED]) + more

@@ -41,7 +41,7 @@ class Counted(Protocol):
 S = TypeVar("S", bound=Counted)
 
 
-def stepped(steps: Iterable[S], description: str) -> Iterator[S]:
+def track_steps(steps: Iterable[S], description: str) -> Iterator[S]:
     """Pass steps on while showing how many are done, the speed and the time that is left."""
     with progress() as bar:
         task = bar.add_task(description, total=None)
@@ -51,7 +51,7 @@ def stepped(steps: Iterable[S], description: str) -> Iterator[S]:
 
 
 @contextmanager
-def busy(description: str) -> Iterator[None]:
+def spinner(description: str) -> Iterator[None]:
     """Show that something of unknown length goes on."""
     console = Console(stderr=True)
     with console.status(description) if console.is_terminal else nullcontext():

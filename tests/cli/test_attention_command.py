@@ -10,9 +10,9 @@ import tyro
 from PIL import Image, PngImagePlugin
 
 from daguerre.cli.commands import attention
-from daguerre.cli.commands.txt2img import Txt2Img
-from daguerre.pipelines.metadata.readers import Foreign
-from daguerre.pipelines.request import Request, changed
+from daguerre.cli.commands.txt2img import Txt2ImgOptions
+from daguerre.pipelines.metadata.readers import ForeignMetadata
+from daguerre.pipelines.request import Request, with_fields
 
 
 def test_each_picture_has_its_sheet(run):
@@ -53,7 +53,7 @@ def test_pictures_drawn_over_and_inpainted(run):
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(run, arguments, message, monkeypatch):
-    monkeypatch.setattr(attention, "walked", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(attention, "generate_with_progress", lambda *_: pytest.fail("drawn"))
     code, out, err = run("attention", *arguments, "--steps", "1")
     assert (code, out) == (1, "")
     assert message in err
@@ -91,10 +91,10 @@ def test_a_picture_of_another_program_is_told_as_a_command(run):
     ],
 )
 def test_the_command_of_another_programs_picture_asks_for_just_that(more):
-    foreign = Foreign("a program", {"prompt": "a (red:1.2) 'fox'\n", **more}, None, {})
+    foreign = ForeignMetadata("a program", {"prompt": "a (red:1.2) 'fox'\n", **more}, None, {})
     command, name, *arguments = shlex.split(foreign.command())
     assert (command, name) == ("daguerre", "txt2img")
-    assert tyro.cli(Txt2Img, args=arguments).request() == changed(Request(), foreign.request)
+    assert tyro.cli(Txt2ImgOptions, args=arguments).request() == with_fields(Request(), foreign.request)
 
 
 def test_a_trained_models_picture_tells_where_the_model_was(run, folder):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daguerre.cli.image_inputs import read_given
+from daguerre.cli.image_inputs import read_input
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.preprocess import fitted, opaque, working_size
-from daguerre.pipelines.metadata.write import read_origin
+from daguerre.pipelines.images.preprocess import flatten_input, resize, working_size
+from daguerre.pipelines.metadata.write import read_provenance
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -30,8 +30,8 @@ def cat(run: Run) -> Image.Image:
 def test_one_picture_is_drawn_over_and_made_again(run: Run, cat: Image.Image):
     code, out, err = run("img2img", "cat.png", "a red apple", "--steps", "4", "--strength", ".5", "--out", "new.png", "--film", "f.webp")
     assert (code, out, err) == (0, "new.png\nf.webp\n", "")
-    _, origin = read_origin("new.png")
-    assert origin.request.task.given["picture"].path == "cat.png"
+    _, origin = read_provenance("new.png")
+    assert origin.request.task.input_images["picture"].path == "cat.png"
     assert "Denoising strength: 0.5" in run("inspect", "new.png")[1]
     assert Image.open("f.webp").n_frames == 2
     assert run("reproduce", "new.png")[:2] == (0, "identical\n")
@@ -208,7 +208,7 @@ def test_every_kind_of_file_is_read_as_it_looks(tmp_path: Path, capsys: pytest.C
 
     def look(image: Image.Image, name: str, **options: object) -> np.ndarray:
         image.save(tmp_path / name, **options)
-        return np.asarray(opaque(read_given(tmp_path / name)))
+        return np.asarray(flatten_input(read_input(tmp_path / name)))
 
     same = np.asarray(colours)
     assert np.array_equal(look(colours, "rgb.png"), same)
@@ -229,17 +229,17 @@ def test_every_kind_of_file_is_read_as_it_looks(tmp_path: Path, capsys: pytest.C
     assert "moving.gif' is animated; its first frame is taken" in capsys.readouterr().err
     (tmp_path / "cut.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:60])
     with pytest.raises(DaguerreError, match="damaged or cut short"):
-        read_given(tmp_path / "cut.png")
+        read_input(tmp_path / "cut.png")
 
 
 def test_pictures_take_the_shape_and_size_that_suits(cat: Image.Image):
     wide = Image.new("RGB", (40, 20), "red")
     wide.paste("blue", (10, 0, 30, 20))
-    assert fitted(wide, (20, 20), "crop").getcolors() == [(400, (0, 0, 255))]
-    assert fitted(wide, (20, 20), "stretch").getpixel((1, 1)) == (255, 0, 0)
-    padded = fitted(wide, (40, 40), "pad")
+    assert resize(wide, (20, 20), "crop").getcolors() == [(400, (0, 0, 255))]
+    assert resize(wide, (20, 20), "stretch").getpixel((1, 1)) == (255, 0, 0)
+    padded = resize(wide, (40, 40), "pad")
     assert [padded.getpixel((20, y)) for y in (0, 20, 39)] == [(0, 0, 255)] * 3
-    assert fitted(Image.new("RGB", (1, 1), "red"), (64, 64), "pad").getcolors() == [(4096, (255, 0, 0))]
+    assert resize(Image.new("RGB", (1, 1), "red"), (64, 64), "pad").getcolors() == [(4096, (255, 0, 0))]
     # Its own size where a model of 512 can, else its shape in the model's area; whole multiples in any case.
     assert working_size((768, 512), 512, 8) == (768, 512)
     assert working_size((515, 509), 512, 8) == (512, 512)

@@ -9,13 +9,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from daguerre.cli.main import main
-from daguerre.conditioning.prior_prefix import ClassPrefix, LayoutPrefix, MapPrefix, NoPrefix
+from daguerre.conditioning.prior_prefix import ClassPrefix, EmptyPrefix, LayoutPrefix, MapPrefix
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.pipelines.metadata.write import read_origin
-from daguerre.weights import load_any, save
+from daguerre.pipelines.metadata.write import read_provenance
+from daguerre.weights import load, save
 from daguerre.weights.hashing import identity
 
 SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
@@ -25,7 +25,7 @@ def folder(path: Path, kind: str) -> str:
     torch.manual_seed(0)
     first_stage = VQModel(VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **SHAPE)).eval()
     prefixes = {
-        "none": NoPrefix(),
+        "none": EmptyPrefix(),
         "class": ClassPrefix(("cat", "dog")),
         "map": MapPrefix(first_stage, "edges"),
         "boxes": LayoutPrefix(9, 8),
@@ -120,7 +120,7 @@ def test_boxes_are_told_by_layout_and_by_a_prompt(tmp_path: Path):
 def test_the_networks_compute_in_what_is_asked(tmp_path: Path, name: str, dtype: str):
     out = tmp_path / "cat.png"
     assert main(["sample", folder(tmp_path, "class"), "--class", "cat", "--dtype", name, "--out", str(out)]) == 0
-    assert read_origin(out)[1].dtype == dtype
+    assert read_provenance(out)[1].dtype == dtype
 
 
 def test_a_diffusion_model_is_named_as_one(capsys: pytest.CaptureFixture[str]):
@@ -137,7 +137,7 @@ def test_inspect_tells_every_network_of_a_prior_s_folder_and_what_does_not_fit(t
     model = Path(folder(tmp_path, "map"))
     assert main(["inspect", str(model), "--json", "--hash"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["family"], told["task"], told["identity"]) == ("latent-prior", "told by map", identity(load_any(model)))
+    assert (told["family"], told["task"], told["identity"]) == ("latent-prior", "told by map", identity(load(model)))
     assert {name: part["network"] for name, part in told["parts"].items()} == {
         "vqvae": "VQModel",
         "prior": "TransformerPrior",

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from daguerre.conditioning.clip import PictureSize, TextConditioner
+from daguerre.conditioning.clip import SizeConditioning, TextConditioner
 from daguerre.conditioning.prompt import Prompt
 from daguerre.conditioning.sdxl import SDXLConditioner
 from daguerre.conditioning.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def stable_diffusion(encoder, tokenizer) -> diffusers.StableDiffusionPipeline:
 
 def windows(conditioner: TextConditioner, prompt: str) -> list[tuple[int, ...]]:
     (line,) = Prompt.parse(prompt).at(0, 1)
-    return [chunk.ids for chunk in conditioner.windows([line])[0]]
+    return [chunk.ids for chunk in conditioner.chunks([line])[0]]
 
 
 @pytest.mark.parametrize(("layer", "skip"), [(-1, None), (-2, 1), (-3, 2)])
@@ -97,8 +97,8 @@ def test_sdxl_is_told_sizes_as_diffusers_tells_them(scored, small, tower):
     )  # fmt: skip
     seen = []
     unet.add_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    size = PictureSize(original=(512, 768), target=(1024, 640), crop=(3, 17), score=6.0, negative_score=2.5)
-    conditioner = SDXLConditioner([TextConditioner(small, tower, layer=-2, norm=False)], scored=scored).sized(1024, 640, size)
+    size = SizeConditioning(original=(512, 768), target=(1024, 640), crop=(3, 17), score=6.0, negative_score=2.5)
+    conditioner = SDXLConditioner([TextConditioner(small, tower, layer=-2, norm=False)], scored=scored).with_size(1024, 640, size)
     got = conditioner.encode([((),), ((),)], [False, True])
     told = [512, 768, 3, 17, 6.0], [512, 768, 3, 17, 2.5]
     told = told if scored else ([512, 768, 3, 17, 1024, 640],) * 2
@@ -109,11 +109,11 @@ def test_sdxl_is_told_sizes_as_diffusers_tells_them(scored, small, tower):
 
 def test_sized_shares_the_towers_and_defaults_to_the_picture(small, tower):
     conditioner = SDXLConditioner([TextConditioner(small, tower)])
-    sized = conditioner.sized(64, 96)
-    assert sized.size == PictureSize(original=(64, 96), target=(64, 96))
+    sized = conditioner.with_size(64, 96)
+    assert sized.size == SizeConditioning(original=(64, 96), target=(64, 96))
     assert all(one is other for one, other in zip(sized.parameters(), conditioner.parameters(), strict=True))
     text = TextConditioner(small, tower)
-    assert text.sized(64, 96) is text
+    assert text.with_size(64, 96) is text
 
 
 def test_weights_multiply_states_and_restore_the_mean(small, tower):
@@ -173,7 +173,7 @@ def test_learned_words_are_not_torn(small):
 
 def test_captions_are_taken_as_they_are(small, tower):
     conditioner = TextConditioner(small, tower)
-    got = conditioner.captions(["a (red:1.3) apple AND [x|y]", "red " * 50]).context
+    got = conditioner.encode_captions(["a (red:1.3) apple AND [x|y]", "red " * 50]).context
     assert got.shape == (2, 32, 32)
     expected = tower(small(["a (red:1.3) apple AND [x|y]", "red " * 30])).last
     torch.testing.assert_close(got, expected, **CLOSE)

@@ -6,7 +6,7 @@ import pytest
 
 from daguerre.conditioning import Tokenizer
 from daguerre.conditioning.explain import explain
-from daguerre.conditioning.syntax import pointed
+from daguerre.conditioning.syntax import caret_message
 from daguerre.errors import DaguerreError
 
 
@@ -17,14 +17,14 @@ def clip() -> Tokenizer:
 
 def test_every_step_is_told_once_with_its_tokens_and_windows(clip: Tokenizer):
     told = explain("a [cat:dog:.5] on a [table|chair], BREAK (photorealistic:1.2) AND a hat :0.6", 20, clip)
-    assert [(saying.part, saying.steps[:2], saying.windows) for saying in told.sayings] == [
+    assert [(saying.part, saying.steps[:2], saying.chunks) for saying in told.step_prompts] == [
         (1, (1, 3), (6, 2)),
         (1, (2, 4), (6, 2)),
         (1, (11, 13), (6, 2)),
         (1, (12, 14), (6, 2)),
         (2, (1, 2), (2,)),
     ]
-    steps = sorted(step for saying in told.sayings if saying.part == 1 for step in saying.steps)
+    steps = sorted(step for saying in told.step_prompts if saying.part == 1 for step in saying.steps)
     assert steps == list(range(1, 21))
     text = told.text()
     assert "  part 1, steps 1, 3, 5 … 9: 'a cat on a table,' BREAK 'photorealistic' × 1.2\n    6 + 2 tokens in 2 windows of 75\n" in text
@@ -51,11 +51,11 @@ def test_what_has_no_meaning_is_shown_with_a_caret(clip: Tokenizer):
 
 def test_the_caret_stands_below_its_sign_in_long_wide_and_broken_lines():
     source = "x" * 100 + "\n(" + "y" * 100
-    near, caret = pointed(source, 101, "here").splitlines()
+    near, caret = caret_message(source, 101, "here").splitlines()
     assert near[caret.index("^")] == "("
     assert near.startswith("… x")
     assert near.endswith("y …")
-    near, caret = pointed("赤い (", 3, "here").splitlines()
+    near, caret = caret_message("赤い (", 3, "here").splitlines()
     assert caret.index("^") == 5  # two columns for each of the wide signs
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daguerre.conditioning.chunks import chunked
-from daguerre.conditioning.prompt import Prompt, says_nothing
+from daguerre.conditioning.chunks import split_into_chunks
+from daguerre.conditioning.prompt import Prompt, is_empty
 from daguerre.errors import DaguerreError
 
 Settle = Callable[[int, int], str]
@@ -104,10 +104,10 @@ def test_a_weight_can_be_scheduled():
 
 def test_and_joins_voices_with_weights():
     prompt = Prompt.parse("a cat AND (a dog:1.2) :0.5 AND [x:y:1] : -1.5")
-    assert [voice.weight for voice in prompt.voices] == [1, 0.5, -1.5]
+    assert [voice.weight for voice in prompt.parts] == [1, 0.5, -1.5]
     assert ["".join(piece.text for piece in line[0]) for line in prompt.at(2, 4)] == ["a cat ", " a dog", " y"]
-    assert len(Prompt.parse("a cat AND a dog", composed=False).voices) == 1
-    assert [voice.weight for voice in Prompt.parse("at 3:30 AND dog").voices] == [30, 1]
+    assert len(Prompt.parse("a cat AND a dog", composed=False).parts) == 1
+    assert [voice.weight for voice in Prompt.parse("at 3:30 AND dog").parts] == [30, 1]
 
 
 def test_the_tree_is_printed():
@@ -142,8 +142,8 @@ def test_the_tree_is_printed():
 
 def test_slips_are_noted_with_their_places():
     prompt = Prompt.parse("a (b AND c) [d")
-    assert [(slip.at, slip.says[:3]) for slip in prompt.slips] == [(2, "'('"), (10, "')'"), (12, "'['")]
-    assert not Prompt.parse(r"(a) [b] \( x:y").slips
+    assert [(slip.at, slip.message[:3]) for slip in prompt.warnings] == [(2, "'('"), (10, "')'"), (12, "'['")]
+    assert not Prompt.parse(r"(a) [b] \( x:y").warnings
 
 
 @pytest.mark.parametrize(
@@ -258,12 +258,12 @@ def test_nothing_breaks_it(small, source, step):
     except DaguerreError:
         assert re.search(r"[.\d]", source), "only a number can be wrong here"
         return
-    assert len(lines) == len(prompt.voices) >= 1
+    assert len(lines) == len(prompt.parts) >= 1
     assert prompt.tree()
-    assert all(0 <= slip.at < len(source) for slip in prompt.slips)
+    assert all(0 <= slip.at < len(source) for slip in prompt.warnings)
     for line in lines:
         assert all(piece.text and math.isfinite(piece.weight) for stretch in line for piece in stretch)
-        for chunk in chunked(small, line):
+        for chunk in split_into_chunks(small, line):
             assert len(chunk.ids) == len(chunk.weights) == 32
             assert chunk.ids[0] == small.bos
             assert small.eos in chunk.ids
@@ -279,6 +279,6 @@ def test_long_nonsense_is_read_in_linear_time(source):
 
 
 def test_says_nothing():
-    assert says_nothing(Prompt.parse("  ( BREAK )").at(0, 1)[0])
-    assert not says_nothing(Prompt.parse("[a::1]").at(0, 2)[0])
-    assert says_nothing(Prompt.parse("[a::1]").at(1, 2)[0])
+    assert is_empty(Prompt.parse("  ( BREAK )").at(0, 1)[0])
+    assert not is_empty(Prompt.parse("[a::1]").at(0, 2)[0])
+    assert is_empty(Prompt.parse("[a::1]").at(1, 2)[0])

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from daguerre.conditioning.clip import TextConditioner
-from daguerre.conditioning.prompt_schedule import PromptPlan
+from daguerre.conditioning.prompt_schedule import PromptSchedule
 from daguerre.conditioning.sdxl import SDXLConditioner
-from daguerre.diffusion import guide
+from daguerre.diffusion import classifier_free_guidance
 from daguerre.errors import DaguerreError
 
 SIGMA = torch.tensor(1.0)
@@ -18,8 +18,8 @@ def denoiser(x, sigma, cond):
 
 
 def guided(conditioner, prompts, negatives, scale, step=0, steps=4) -> torch.Tensor:
-    voices = PromptPlan(conditioner, prompts, negatives, steps).at(step)
-    return guide(denoiser, *voices.guided(scale))(torch.zeros(len(prompts), 1), SIGMA).flatten()
+    voices = PromptSchedule(conditioner, prompts, negatives, steps).at(step)
+    return classifier_free_guidance(denoiser, *voices.with_guidance(scale))(torch.zeros(len(prompts), 1), SIGMA).flatten()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_pictures_of_one_batch_may_have_different_parts(conditioner):
 
 
 def test_what_does_not_change_is_read_once(conditioner, monkeypatch):
-    plan = PromptPlan(conditioner, ["a [red:blue:.5] apple"] * 3, [""] * 3, 6)
+    plan = PromptSchedule(conditioner, ["a [red:blue:.5] apple"] * 3, [""] * 3, 6)
     read = []
     encode = conditioner.encode
     monkeypatch.setattr(conditioner, "encode", lambda lines, negative=(): read.append(len(lines)) or encode(lines, negative))
@@ -64,13 +64,13 @@ def test_what_does_not_change_is_read_once(conditioner, monkeypatch):
 
 
 def test_all_voices_have_the_length_of_the_longest(conditioner):
-    voices = PromptPlan(conditioner, ["red " * 40, "blue"], ["", ""], 1).at(0)
+    voices = PromptSchedule(conditioner, ["red " * 40, "blue"], ["", ""], 1).at(0)
     assert {part.context.shape for part in (*voices.parts, voices.negative)} == {(2, 64, 32)}
 
 
 def test_an_empty_negative_is_nothing_to_sdxl(small, tower):
     conditioner = SDXLConditioner([TextConditioner(small, tower, layer=-2, norm=False)])
-    voices = PromptPlan(conditioner, ["red", ""], ["", "blue"], 1).at(0)
+    voices = PromptSchedule(conditioner, ["red", ""], ["", "blue"], 1).at(0)
     assert voices.negative.context[0].abs().max() == 0
     assert voices.negative.vector[0, :24].abs().max() == 0
     assert voices.negative.context[1].abs().max() > 0
@@ -79,6 +79,6 @@ def test_an_empty_negative_is_nothing_to_sdxl(small, tower):
 
 def test_mistakes_are_told_before_the_run(conditioner):
     with pytest.raises(DaguerreError, match="character 7"):
-        PromptPlan(conditioner, ["[a|(b:1..2)]"], [""], 9)
+        PromptSchedule(conditioner, ["[a|(b:1..2)]"], [""], 9)
     with pytest.raises(DaguerreError, match="1 prompts came with 0"):
-        PromptPlan(conditioner, ["a"], [], 9)
+        PromptSchedule(conditioner, ["a"], [], 9)

@@ -9,7 +9,7 @@ import transformers
 
 from daguerre.conditioning import LDMTextConditioner, Prompt, WordPiece
 from daguerre.errors import DaguerreError
-from daguerre.models.ldm_bert import LDMText, LDMTextConfig
+from daguerre.models.ldm_bert import LDMBert, LDMBertConfig
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_words_are_kept_whole_and_said_again(ours: WordPiece):
 
 def test_prompts_reach_the_tower_with_weights_windows_and_words(ours: WordPiece):
     torch.manual_seed(0)
-    tower = LDMText(LDMTextConfig(width=32, layers=1, heads=2, head_width=8, mlp_width=64)).eval()
+    tower = LDMBert(LDMBertConfig(width=32, layers=1, heads=2, head_width=8, mlp_width=64)).eval()
     conditioner = LDMTextConditioner(ours, tower).eval()
     with torch.no_grad():
         plain = conditioner(["a guitarrist"]).context
@@ -68,4 +68,4 @@ def test_prompts_reach_the_tower_with_weights_windows_and_words(ours: WordPiece)
 
 def test_a_tower_that_knows_too_little_is_refused(ours: WordPiece):
     with pytest.raises(DaguerreError, match="do not belong together"):
-        LDMTextConditioner(ours, LDMText(LDMTextConfig(vocab_size=8192, width=8, layers=1, mlp_width=8)))
+        LDMTextConditioner(ours, LDMBert(LDMBertConfig(vocab_size=8192, width=8, layers=1, mlp_width=8)))

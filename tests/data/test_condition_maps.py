@@ -6,28 +6,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daguerre.data import EmojiSource, FolderSource, ShapesSource
-from daguerre.data.condition_maps import SHAPES_PALETTE, edges, maps_of, shrunk
+from daguerre.data import EmojiDataset, FolderDataset, ShapesDataset
+from daguerre.data.condition_maps import SHAPES_PALETTE, downsample, edges, load_condition_maps
 from daguerre.data.shapes import SHAPES
 from daguerre.errors import DaguerreError
 
 
 def both(source, maps, index: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture and its map, from generators in the same state."""
-    return tuple(np.asarray(each.sample(index, np.random.default_rng([7, index])).picture, dtype=int) for each in (source, maps))
+    return tuple(np.asarray(each.sample(index, np.random.default_rng([7, index])).image, dtype=int) for each in (source, maps))
 
 
 def test_semantic_maps_of_shapes_lie_where_the_shapes_are():
-    source = ShapesSource(32)
-    maps, palette = maps_of(source, "semantic")
+    source = ShapesDataset(32)
+    maps, palette = load_condition_maps(source, "semantic")
     assert palette == SHAPES_PALETTE
     assert len(set(palette)) == len(SHAPES) + 1
     for index in range(0, len(source), 9):
         picture, map = both(source, maps, index)
         scene = source.scene(index, np.random.default_rng([7, index]))
         seen = {tuple(colour) for colour in map.reshape(-1, 3)}
-        assert seen == {palette[0], *(palette[1 + SHAPES.index(drawn.shape)] for drawn in scene.drawn)}
-        for drawn in scene.drawn:
+        assert seen == {palette[0], *(palette[1 + SHAPES.index(drawn.shape)] for drawn in scene.shapes)}
+        for drawn in scene.shapes:
             pixels = picture[(map == palette[1 + SHAPES.index(drawn.shape)]).all(axis=2)]
             assert np.abs(np.median(pixels, axis=0) - scene.paint).max() > 20  # not the background
 
@@ -43,7 +43,7 @@ def test_edges_are_where_brightness_changes():
 
 def test_a_small_picture_has_blocks_of_means():
     picture = Image.linear_gradient("L").convert("RGB").resize((32, 32))
-    small = np.asarray(shrunk(picture), dtype=float)
+    small = np.asarray(downsample(picture), dtype=float)
     blocks = small.reshape(4, 8, 4, 8, 3)
     assert np.ptp(blocks, axis=(1, 3)).max() == 0
     assert np.abs(blocks[:, 0, :, 0] - np.asarray(picture, dtype=float).reshape(4, 8, 4, 8, 3).mean(axis=(1, 3))).max() <= 0.6
@@ -65,8 +65,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folders_maps_are_cut_as_its_pictures(folder: Path):
-    source = FolderSource(folder / "pictures", 16)
-    maps, palette = maps_of(source, "semantic", folder / "maps")
+    source = FolderDataset(folder / "pictures", 16)
+    maps, palette = load_condition_maps(source, "semantic", folder / "maps")
     assert palette == ((0, 0, 0), (0, 0, 255))
     for index in range(3):
         picture, map = both(source, maps, index)
@@ -75,33 +75,33 @@ def test_a_folders_maps_are_cut_as_its_pictures(folder: Path):
 
 
 def test_depth_has_no_palette_and_changes_its_key_with_its_files(folder: Path):
-    source = FolderSource(folder / "pictures", 16)
-    maps, palette = maps_of(source, "depth", folder / "maps")
+    source = FolderDataset(folder / "pictures", 16)
+    maps, palette = load_condition_maps(source, "depth", folder / "maps")
     assert palette == ()
     picture, map = both(source, maps, 1)
     assert np.array_equal(picture[..., 1] < 128, map[..., 2] > 128)
     Image.linear_gradient("L").resize((48, 32)).save(folder / "maps" / "1.png")
-    assert maps_of(source, "depth", folder / "maps").source.key != maps.key
+    assert load_condition_maps(source, "depth", folder / "maps").source.key != maps.key
 
 
 def test_what_is_wrong_with_maps_is_named(folder: Path):
-    source = FolderSource(folder / "pictures", 16)
+    source = FolderDataset(folder / "pictures", 16)
     with pytest.raises(DaguerreError, match="--maps"):
-        maps_of(source, "semantic")
+        load_condition_maps(source, "semantic")
     with pytest.raises(DaguerreError, match="leave out the folder"):
-        maps_of(source, "edges", folder / "maps")
+        load_condition_maps(source, "edges", folder / "maps")
     with pytest.raises(DaguerreError, match="leave out the folder"):
-        maps_of(ShapesSource(32), "semantic", folder / "maps")
+        load_condition_maps(ShapesDataset(32), "semantic", folder / "maps")
     with pytest.raises(DaguerreError, match="--maps"):
-        maps_of(ShapesSource(32), "depth")
+        load_condition_maps(ShapesDataset(32), "depth")
     with pytest.raises(DaguerreError, match="edges or small"):
-        maps_of(EmojiSource(32), "semantic")
+        load_condition_maps(EmojiDataset(32), "semantic")
     Image.new("RGB", (48, 30)).save(folder / "maps" / "1.png")
     with pytest.raises(DaguerreError, match=r"1\.png' is 48×30, not the size of its picture"):
-        maps_of(source, "semantic", folder / "maps")
+        load_condition_maps(source, "semantic", folder / "maps")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)).save(folder / "maps" / "1.png")
     with pytest.raises(DaguerreError, match="more than 256 colours"):
-        maps_of(source, "semantic", folder / "maps")
+        load_condition_maps(source, "semantic", folder / "maps")
     (folder / "maps" / "1.png").unlink()
     with pytest.raises(DaguerreError, match="There is no map"):
-        maps_of(source, "semantic", folder / "maps")
+        load_condition_maps(source, "semantic", folder / "maps")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daguerre.data import FolderSource, fit, open_picture
+from daguerre.data import FolderDataset, open_image, resize_and_crop
 from daguerre.errors import DaguerreError
 
 RED, BLUE = (220, 40, 30), (30, 60, 210)
@@ -40,9 +40,9 @@ def test_metadata(tmp_path: Path):
     Image.new("RGB", (20, 20), BLUE).save(tmp_path / "b.png")
     lines = [{"file_name": "sub/a.png", "text": " red and blue "}, {"file_name": "b.png", "text": "blue"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n", encoding="utf-8")
-    source = FolderSource(tmp_path, 16, crop="center")
+    source = FolderDataset(tmp_path, 16, crop="center")
     assert [source.sample(i, rng()).caption for i in range(len(source))] == ["red and blue", "blue"]
-    picture = source.sample(0, rng()).picture
+    picture = source.sample(0, rng()).image
     assert picture.size == (16, 16)
     assert corner(picture, 1, 8) == RED
     assert corner(picture, 14, 8) == BLUE
@@ -54,7 +54,7 @@ def test_text_beside(tmp_path: Path):
         path.parent.mkdir(exist_ok=True)
         halves().save(path)
         path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
-    source = FolderSource(tmp_path, 16)
+    source = FolderDataset(tmp_path, 16)
     assert source.captions(2, 0) != []
     assert sorted(source.captions(2, 0)) == ["first", "zweites Bild: ü"]
 
@@ -63,7 +63,7 @@ def test_one_folder_per_class(tmp_path: Path):
     for name in ("red_apple", "cat"):
         (tmp_path / name).mkdir()
         halves().save(tmp_path / name / "1.jpg")
-    source = FolderSource(tmp_path, 16)
+    source = FolderDataset(tmp_path, 16)
     assert [caption for _, caption in source.items] == ["cat", "red apple"]
 
 
@@ -77,7 +77,7 @@ def test_each_picture_s_caption_is_looked_for_by_itself(tmp_path: Path):
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "below/listed.png", "text": "in a line"}\n{"file_name": "told.png"}', encoding="utf-8"
     )
-    source = FolderSource(tmp_path, 16)
+    source = FolderDataset(tmp_path, 16)
     captions = {path.relative_to(tmp_path).as_posix(): caption for path, caption in source.items}
     assert captions == {
         "below/listed.png": "in a line",
@@ -95,8 +95,8 @@ def test_a_loose_picture_does_not_undo_the_classes(tmp_path: Path):
     halves().save(tmp_path / "loose.png")
     (tmp_path / "._loose.png").write_bytes(b"what a Mac leaves on other disks")
     with pytest.raises(DaguerreError, match=r"/loose\.png has no caption; .*/loose\.txt should hold it\. Mend"):
-        FolderSource(tmp_path, 16)
-    source = FolderSource(tmp_path, 16, skip_bad=True)
+        FolderDataset(tmp_path, 16)
+    source = FolderDataset(tmp_path, 16, skip_bad=True)
     assert [caption for _, caption in source.items] == ["cat", "dog"]
     assert [path.name for path, _ in source.bad] == ["loose.png"]
 
@@ -107,15 +107,15 @@ def test_a_picture_whose_text_is_missing_is_no_class(tmp_path: Path):
         halves().save(tmp_path / "photos" / f"{name}.png")
     (tmp_path / "photos" / "a.txt").write_text("a caption")
     with pytest.raises(DaguerreError, match=r"photos/b\.png has no caption; .*b\.txt should hold it"):
-        FolderSource(tmp_path, 16)
+        FolderDataset(tmp_path, 16)
 
 
 def test_random_crops_move_and_centre_crops_do_not(tmp_path: Path):
     (tmp_path / "wide").mkdir()
     halves(200, 20).save(tmp_path / "wide" / "1.png")
-    means = [FolderSource(tmp_path, 16).sample(0, np.random.default_rng(i)).picture.resize((1, 1)).getpixel((0, 0)) for i in range(20)]
+    means = [FolderDataset(tmp_path, 16).sample(0, np.random.default_rng(i)).image.resize((1, 1)).getpixel((0, 0)) for i in range(20)]
     assert len(set(means)) > 1
-    centred = FolderSource(tmp_path, 16, crop="center").sample(0, rng()).picture
+    centred = FolderDataset(tmp_path, 16, crop="center").sample(0, rng()).image
     assert corner(centred, 0, 8) == RED
     assert corner(centred, 15, 8) == BLUE
 
@@ -123,10 +123,10 @@ def test_random_crops_move_and_centre_crops_do_not(tmp_path: Path):
 def test_the_key_follows_the_contents(tmp_path: Path):
     (tmp_path / "a").mkdir()
     halves().save(tmp_path / "a" / "1.png")
-    first = FolderSource(tmp_path, 16).key
-    assert FolderSource(tmp_path, 16).key == first
+    first = FolderDataset(tmp_path, 16).key
+    assert FolderDataset(tmp_path, 16).key == first
     halves(42).save(tmp_path / "a" / "2.png")
-    assert FolderSource(tmp_path, 16).key != first
+    assert FolderDataset(tmp_path, 16).key != first
 
 
 # Kinds of picture
@@ -134,17 +134,17 @@ def test_the_key_follows_the_contents(tmp_path: Path):
 
 def test_fit_cuts_where_it_is_told():
     wide = halves(80, 20)
-    assert corner(fit(wide, 10, 0.0), 9, 5) == RED
-    assert corner(fit(wide, 10, 1.0), 0, 5) == BLUE
-    assert fit(halves(20, 90), 16).size == (16, 16)
-    assert fit(halves(16, 16), 16).tobytes() == halves(16, 16).tobytes()
+    assert corner(resize_and_crop(wide, 10, 0.0), 9, 5) == RED
+    assert corner(resize_and_crop(wide, 10, 1.0), 0, 5) == BLUE
+    assert resize_and_crop(halves(20, 90), 16).size == (16, 16)
+    assert resize_and_crop(halves(16, 16), 16).tobytes() == halves(16, 16).tobytes()
 
 
 def test_rotation_from_exif(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned a quarter clockwise: the left half comes to the top
     halves().save(tmp_path / "a.png", exif=exif)
-    upright = open_picture(tmp_path / "a.png")
+    upright = open_image(tmp_path / "a.png")
     assert upright.size == (30, 40)
     assert corner(upright, 15, 2) == RED
     assert corner(upright, 15, 37) == BLUE
@@ -159,17 +159,17 @@ def test_clear_parts_show_white(tmp_path: Path):
     palette.paste(0, (0, 0, 5, 10))
     palette.save(tmp_path / "p.png", transparency=0)
     Image.new("LA", (10, 10), (0, 128)).save(tmp_path / "la.png")
-    assert corner(open_picture(tmp_path / "rgba.png"), 2, 5) == (255, 255, 255)
-    assert corner(open_picture(tmp_path / "rgba.png"), 30, 5) == BLUE
-    assert corner(open_picture(tmp_path / "p.png"), 2, 5) == (255, 255, 255)
-    assert corner(open_picture(tmp_path / "p.png"), 8, 5) == RED
-    assert corner(open_picture(tmp_path / "la.png"), 2, 5) == (127, 127, 127)
+    assert corner(open_image(tmp_path / "rgba.png"), 2, 5) == (255, 255, 255)
+    assert corner(open_image(tmp_path / "rgba.png"), 30, 5) == BLUE
+    assert corner(open_image(tmp_path / "p.png"), 2, 5) == (255, 255, 255)
+    assert corner(open_image(tmp_path / "p.png"), 8, 5) == RED
+    assert corner(open_image(tmp_path / "la.png"), 2, 5) == (127, 127, 127)
 
 
 def test_sixteen_bits_keep_their_tones(tmp_path: Path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    seen = np.asarray(open_picture(tmp_path / "deep.png"))[0, :, 0]
+    seen = np.asarray(open_image(tmp_path / "deep.png"))[0, :, 0]
     assert np.abs(seen.astype(int) - np.arange(256)).max() <= 1
 
 
@@ -177,11 +177,11 @@ def test_cmyk_and_gray_and_one_bit(tmp_path: Path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=95)
     Image.new("L", (4, 4), 77).save(tmp_path / "g.png")
     Image.new("1", (4, 4), 1).save(tmp_path / "b.png")
-    r, g, b = corner(open_picture(tmp_path / "c.jpg"), 8, 8)
+    r, g, b = corner(open_image(tmp_path / "c.jpg"), 8, 8)
     assert r > 200
     assert max(g, b) < 60
-    assert corner(open_picture(tmp_path / "g.png"), 0, 0) == (77, 77, 77)
-    assert corner(open_picture(tmp_path / "b.png"), 0, 0) == (255, 255, 255)
+    assert corner(open_image(tmp_path / "g.png"), 0, 0) == (77, 77, 77)
+    assert corner(open_image(tmp_path / "b.png"), 0, 0) == (255, 255, 255)
 
 
 # Bad input
@@ -208,8 +208,8 @@ def test_a_truncated_picture_is_named_skipped_and_counted(tmp_path: Path, kind: 
     bad = classes(tmp_path, f"cut.{suffix}", encoded(kind)[: len(encoded(kind)) // 2])
     classes(tmp_path, "whole.png", encoded("PNG"))
     with pytest.raises(DaguerreError, match=rf"cut\.{suffix} is (damaged|not a picture).*--skip-bad"):
-        FolderSource(tmp_path, 16)
-    source = FolderSource(tmp_path, 16, skip_bad=True)
+        FolderDataset(tmp_path, 16)
+    source = FolderDataset(tmp_path, 16, skip_bad=True)
     assert len(source) == 1
     assert [path for path, _ in source.bad] == [bad]
 
@@ -219,14 +219,14 @@ def test_every_bad_picture_is_counted(tmp_path: Path):
         classes(tmp_path, f"{i}.png", b"no picture")
     classes(tmp_path, "whole.png", encoded("PNG"))
     with pytest.raises(DaguerreError, match=r"0\.png is not a picture.* 2 more of 4"):
-        FolderSource(tmp_path, 16)
-    assert len(FolderSource(tmp_path, 16, skip_bad=True).bad) == 3
+        FolderDataset(tmp_path, 16)
+    assert len(FolderDataset(tmp_path, 16, skip_bad=True).bad) == 3
 
 
 def test_nothing_but_bad_pictures_is_an_error_even_when_skipping(tmp_path: Path):
     classes(tmp_path, "a.png", b"")
     with pytest.raises(DaguerreError, match="None of the 1 pictures"):
-        FolderSource(tmp_path, 16, skip_bad=True)
+        FolderDataset(tmp_path, 16, skip_bad=True)
 
 
 def test_a_picture_that_is_too_large_is_refused_before_decoding(tmp_path: Path):
@@ -235,10 +235,10 @@ def test_a_picture_that_is_too_large_is_refused_before_decoding(tmp_path: Path):
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     classes(tmp_path, "bomb.png", b"\x89PNG\r\n\x1a\n" + chunk)
     with pytest.raises(DaguerreError, match=r"bomb\.png"):
-        FolderSource(tmp_path, 16)
+        FolderDataset(tmp_path, 16)
     halves(100, 100).save(tmp_path / "big.png")
     with pytest.raises(DaguerreError, match=r"100 x 100, more than 0\.005 million"):
-        open_picture(tmp_path / "big.png", max_pixels=5000)
+        open_image(tmp_path / "big.png", max_pixels=5000)
 
 
 def test_missing_captions(tmp_path: Path):
@@ -246,11 +246,11 @@ def test_missing_captions(tmp_path: Path):
     halves().save(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("a caption")
     with pytest.raises(DaguerreError, match=r"a\.png has no caption; .*a\.txt should hold it"):
-        FolderSource(tmp_path, 16)
-    assert len(FolderSource(tmp_path, 16, skip_bad=True)) == 1
+        FolderDataset(tmp_path, 16)
+    assert len(FolderDataset(tmp_path, 16, skip_bad=True)) == 1
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DaguerreError, match="UTF-8"):
-        FolderSource(tmp_path, 16)
+        FolderDataset(tmp_path, 16)
 
 
 @pytest.mark.parametrize(
@@ -273,15 +273,15 @@ def test_bad_metadata(tmp_path: Path, text: str, said: str):
     halves().save(tmp_path / "a.png")
     (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(DaguerreError, match=said):
-        FolderSource(folder, 16)
+        FolderDataset(folder, 16)
 
 
 def test_missing_and_empty_folders(tmp_path: Path):
     with pytest.raises(DaguerreError, match="There is no folder"):
-        FolderSource(tmp_path / "none", 16)
+        FolderDataset(tmp_path / "none", 16)
     with pytest.raises(DaguerreError, match="No pictures in"):
-        FolderSource(tmp_path, 16)
+        FolderDataset(tmp_path, 16)
     (tmp_path / "a").mkdir()
     halves().save(tmp_path / "a" / "1.png")
     with pytest.raises(DaguerreError, match="not positive"):
-        FolderSource(tmp_path, 0)
+        FolderDataset(tmp_path, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from daguerre.data import Batches, Sample, ShapesSource
+from daguerre.data import BatchLoader, Sample, ShapesDataset
 from daguerre.errors import DaguerreError
 
 
@@ -31,9 +31,9 @@ class Numbered:
 
 
 def test_a_batch_does_not_depend_on_history_or_workers():
-    source = ShapesSource(32)
-    fresh = {step: Batches(source, 12, 7).batch(step) for step in (9, 3, 20)}
-    one = Batches(source, 12, 7)
+    source = ShapesDataset(32)
+    fresh = {step: BatchLoader(source, 12, 7).batch(step) for step in (9, 3, 20)}
+    one = BatchLoader(source, 12, 7)
     for step in (20, 9, 3, 9):
         assert torch.equal(one.batch(step).x, fresh[step].x)
         assert one.batch(step).captions == fresh[step].captions
@@ -47,7 +47,7 @@ def test_a_batch_does_not_depend_on_history_or_workers():
 
 
 def test_every_epoch_visits_every_index_once_in_another_order():
-    batches = Batches(Numbered(10), 4, seed=1)
+    batches = BatchLoader(Numbered(10), 4, seed=1)
     row = [int(caption) for step in range(10) for caption in batches.batch(step).captions]  # four epochs, running on across batches
     epochs = [row[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -55,14 +55,14 @@ def test_every_epoch_visits_every_index_once_in_another_order():
 
 
 def test_each_visit_is_drawn_anew():
-    batches = Batches(Numbered(5), 5, seed=0)
+    batches = BatchLoader(Numbered(5), 5, seed=0)
     draws = {float(batches.batch(epoch).x[i, 1, 0, 0]) for epoch in range(20) for i in range(5)}
     assert len(draws) > 60  # of 100 draws of a byte
-    assert not torch.equal(Batches(Numbered(5), 5, seed=1).batch(0).x, batches.batch(0).x)
+    assert not torch.equal(BatchLoader(Numbered(5), 5, seed=1).batch(0).x, batches.batch(0).x)
 
 
 def test_values_are_in_minus_one_to_one():
-    x = Batches(Numbered(256), 256, seed=0).batch(0).x
+    x = BatchLoader(Numbered(256), 256, seed=0).batch(0).x
     assert x.dtype == torch.float32
     assert x.shape == (256, 3, 4, 4)
     red = x[:, 0, 0, 0].sort().values
@@ -71,7 +71,7 @@ def test_values_are_in_minus_one_to_one():
 
 
 def test_siblings_are_neighbours_of_one_index_drawn_apart():
-    batches = Batches(Numbered(6), 8, seed=2, siblings=4)
+    batches = BatchLoader(Numbered(6), 8, seed=2, repeats=4)
     batch = batches.batch(0)
     assert len(set(batch.captions[:4])) == len(set(batch.captions[4:])) == 1
     assert len({float(g) for g in batch.x[:4, 1, 0, 0]}) > 1
@@ -80,11 +80,11 @@ def test_siblings_are_neighbours_of_one_index_drawn_apart():
 
 
 def test_pictures_of_another_size_are_resized():
-    assert Batches(Numbered(4), 2, 0, 8).batch(0).x.shape == (2, 3, 8, 8)
+    assert BatchLoader(Numbered(4), 2, 0, 8).batch(0).x.shape == (2, 3, 8, 8)
 
 
 def test_a_batch_can_be_sliced():
-    batch = Batches(Numbered(9), 6, 0).batch(0)
+    batch = BatchLoader(Numbered(9), 6, 0).batch(0)
     part = batch[2:5]
     assert len(part) == 3
     assert torch.equal(part.x, batch.x[2:5])
@@ -97,7 +97,7 @@ def test_an_error_while_drawing_reaches_the_reader():
             raise DaguerreError("picture 3 is damaged")
 
     with pytest.raises(DaguerreError, match="picture 3"):
-        list(islice(Batches(Broken(4), 2, 0).stream(0), 1))
+        list(islice(BatchLoader(Broken(4), 2, 0).stream(0), 1))
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_an_error_while_drawing_reaches_the_reader():
 )
 def test_impossible_batches_are_refused(count: int, size: int, seed: int, siblings: int, said: str):
     with pytest.raises(DaguerreError, match=said):
-        Batches(Numbered(count), size, seed, siblings=siblings)
+        BatchLoader(Numbered(count), size, seed, repeats=siblings)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from daguerre.data import ShapesMix, ShapesSource, held_out
+from daguerre.data import ShapesDataset, ShapesMix, is_held_out
 from daguerre.data.captions import RELATIONS
 from daguerre.data.colours import PAINTS
 from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, SIZES, ShapesScene
@@ -14,22 +14,22 @@ from daguerre.errors import DaguerreError
 
 
 @pytest.fixture(scope="module")
-def source() -> ShapesSource:
-    return ShapesSource(64)
+def source() -> ShapesDataset:
+    return ShapesDataset(64)
 
 
-def scenes(source: ShapesSource, count: int) -> list[ShapesScene]:
+def scenes(source: ShapesDataset, count: int) -> list[ShapesScene]:
     return [source.scene(i % len(source), np.random.default_rng(i)) for i in range(count)]
 
 
-def test_the_picture_is_composed_of_its_masks(source: ShapesSource):
+def test_the_picture_is_composed_of_its_masks(source: ShapesDataset):
     """picture = Σ paint·mask + (1 − Σ mask)·background, to the rounding of 8 bits; masks do not overlap and lie in their boxes."""
     for scene in scenes(source, 300):
         masks = source.masks(scene)
         cover = masks.sum(0)
         assert cover.max() <= 1
         expected = (1 - cover)[..., None] * np.array(scene.paint)
-        for mask, drawn in zip(masks, scene.drawn, strict=True):
+        for mask, drawn in zip(masks, scene.shapes, strict=True):
             expected += mask[..., None] * np.array(drawn.paint)
             rows, columns = np.nonzero(mask)
             left, top, right, bottom = drawn.box
@@ -38,7 +38,7 @@ def test_the_picture_is_composed_of_its_masks(source: ShapesSource):
             assert top <= rows.min()
             assert rows.max() < bottom
             assert columns.max() - columns.min() + 1 >= 0.7 * (right - left) - 1
-        assert np.abs(np.asarray(source.draw(scene)) - expected).max() <= 1
+        assert np.abs(np.asarray(source.render(scene)) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -53,29 +53,31 @@ def test_the_picture_is_composed_of_its_masks(source: ShapesSource):
         ("cross", 5 / 9),
     ],
 )
-def test_shapes_cover_what_geometry_says(source: ShapesSource, shape: str, area: float):
+def test_shapes_cover_what_geometry_says(source: ShapesDataset, shape: str, area: float):
     drawn = [
-        s for s in scenes(source, 2000) if s.kind == "single" and s.drawn[0].shape == shape and s.drawn[0].box[2] - s.drawn[0].box[0] > 40
+        s
+        for s in scenes(source, 2000)
+        if s.kind == "single" and s.shapes[0].shape == shape and s.shapes[0].box[2] - s.shapes[0].box[0] > 40
     ]
     assert drawn
     for scene in drawn[:5]:
-        left, _, right, _ = scene.drawn[0].box
+        left, _, right, _ = scene.shapes[0].box
         assert source.masks(scene).sum() / (right - left) ** 2 == pytest.approx(area, rel=0.04)
 
 
-def test_edges_are_smooth(source: ShapesSource):
+def test_edges_are_smooth(source: ShapesDataset):
     mask = source.masks(
-        next(s for s in scenes(source, 200) if s.drawn[0].shape == "circle" and s.drawn[0].box[2] - s.drawn[0].box[0] > 24)
+        next(s for s in scenes(source, 200) if s.shapes[0].shape == "circle" and s.shapes[0].box[2] - s.shapes[0].box[0] > 24)
     )[0]
     assert len(np.unique(mask)) > 8
 
 
-def test_words_tell_places_counts_sizes_and_colours(source: ShapesSource):
+def test_words_tell_places_counts_sizes_and_colours(source: ShapesDataset):
     seen = Counter()
     for scene in scenes(source, 1500):
         masks = source.masks(scene)
         centres = [np.average(np.indices(mask.shape), axis=(1, 2), weights=mask)[::-1] / 63 for mask in masks]
-        (x, y), first = centres[0], scene.drawn[0]
+        (x, y), first = centres[0], scene.shapes[0]
         assert f"{first.colour} {first.shape}" in scene.caption
         assert (" background" in scene.caption) == (f" {scene.background} background" in scene.caption)
         assert scene.background == "white" or f" {scene.background} background" in scene.caption
@@ -101,7 +103,7 @@ def test_words_tell_places_counts_sizes_and_colours(source: ShapesSource):
     assert min(seen[key] for key in ("pair", "place", *COUNTS, *SIZES)) > 30
 
 
-def test_held_out_combinations_are_never_said(source: ShapesSource):
+def test_held_out_combinations_are_never_said(source: ShapesDataset):
     """Read as words alone."""
     name = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b")
     count = re.compile(rf"\b({'|'.join(COUNTS.values())}) \w+ ({'|'.join(SHAPES)})e?s\b")
@@ -109,38 +111,38 @@ def test_held_out_combinations_are_never_said(source: ShapesSource):
     for caption in source.captions(20_000, seed=1):
         named = name.findall(caption)
         assert 1 <= len(named) <= 2, caption
-        assert not any(held_out("shape colour", *pair) for pair in named), caption
+        assert not any(is_held_out("shape colour", *pair) for pair in named), caption
         if ground := re.search(r"(\w+) background", caption):
-            assert not any(held_out("shape background", shape, ground[1]) for _, shape in named), caption
+            assert not any(is_held_out("shape background", shape, ground[1]) for _, shape in named), caption
             met["background"] += 1
         if counted := count.search(caption):
-            assert not held_out("shape count", *counted.groups()), caption
+            assert not is_held_out("shape count", *counted.groups()), caption
             met["count"] += 1
         if len(named) == 2:
-            assert not held_out("shape pair", *sorted(shape for _, shape in named)), caption
+            assert not is_held_out("shape pair", *sorted(shape for _, shape in named)), caption
             met["pair"] += 1
     assert min(met.values()) > 2000
 
 
 def test_something_of_each_is_held_out():
-    assert 0 < sum(held_out("shape colour", c, s) for c in COLOURS for s in SHAPES) < 20
-    assert 0 < sum(held_out("shape background", s, c) for c in PAINTS for s in SHAPES) < 25
-    assert 0 < sum(held_out("shape count", c, s) for c in COUNTS.values() for s in SHAPES) < 8
-    assert 0 < sum(held_out("shape pair", a, b) for a in SHAPES for b in SHAPES if a <= b) < 12
-    assert len(ShapesSource(64, split="all")) == len(COLOURS) * len(SHAPES)
+    assert 0 < sum(is_held_out("shape colour", c, s) for c in COLOURS for s in SHAPES) < 20
+    assert 0 < sum(is_held_out("shape background", s, c) for c in PAINTS for s in SHAPES) < 25
+    assert 0 < sum(is_held_out("shape count", c, s) for c in COUNTS.values() for s in SHAPES) < 8
+    assert 0 < sum(is_held_out("shape pair", a, b) for a in SHAPES for b in SHAPES if a <= b) < 12
+    assert len(ShapesDataset(64, split="all")) == len(COLOURS) * len(SHAPES)
 
 
 @pytest.mark.parametrize("size", [16, 17, 19, 23])
 def test_pairs_fit_into_the_smallest_pictures(size: int):
-    small = ShapesSource(size, mix=ShapesMix(count=0, pair=1))
+    small = ShapesDataset(size, mix=ShapesMix(count=0, pair=1))
     rng = np.random.default_rng(0)
     for scene in (small.scene(i, rng) for i in range(len(small))):
         assert small.masks(scene).sum(axis=0).max() <= 1 + 1e-6  # none lies on the other
-        assert all(0 <= edge <= size for drawn in scene.drawn for edge in drawn.box)
+        assert all(0 <= edge <= size for drawn in scene.shapes for edge in drawn.box)
 
 
 def test_impossible_settings_are_refused():
     with pytest.raises(DaguerreError, match="16 or more"):
-        ShapesSource(4)
+        ShapesDataset(4)
     with pytest.raises(DaguerreError, match="at most 1"):
         ShapesMix(count=0.9, pair=0.9)

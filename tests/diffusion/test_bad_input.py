@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from daguerre.diffusion import SAMPLERS, Schedule, ScheduleConfig, samplers, spaced
+from daguerre.diffusion import SAMPLERS, Schedule, ScheduleConfig, get_sigmas, samplers
 from daguerre.errors import DaguerreError
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-GRID = spaced(Schedule(ScheduleConfig()), 5)
+GRID = get_sigmas(Schedule(ScheduleConfig()), 5)
 
 
 def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def test_every_sampler_takes_as_many_evaluations_as_it_says(name: str):
         calls.append(sigma.item())
         return denoise(x, sigma)
 
-    grid = spaced(Schedule(ScheduleConfig()), 8)
+    grid = get_sigmas(Schedule(ScheduleConfig()), 8)
     steps = list(sampler(counted, X, grid, noise=noise))
     assert len(steps) == 8
     assert all(x.shape == x0.shape == X.shape and x.dtype == X.dtype for x, x0 in steps)

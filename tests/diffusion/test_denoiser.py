@@ -14,15 +14,15 @@ from daguerre.diffusion import (
     Prediction,
     Schedule,
     ScheduleConfig,
+    add_noise,
     loss_weight,
-    noisy,
-    specimen,
-    target,
+    prediction_target,
     training_pair,
+    two_gaussians,
 )
 from daguerre.errors import DaguerreError
 
-MIXTURE = specimen()
+MIXTURE = two_gaussians()
 SD1, ZERO = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(zero_terminal_snr=True))
 X = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -61,7 +61,7 @@ def test_what_the_network_sees():
     x0, eps = X[:16].float(), X[16:].float()
     cond = Conditioning(label=torch.arange(16))
     answer = Denoiser(network, SD1, "epsilon", dtype=torch.bfloat16)(x0 + SD1.sigmas[400] * eps, SD1.sigmas[400], cond)
-    torch.testing.assert_close(seen["x"], noisy(x0, eps, SD1.alpha_bars[400:401]).bfloat16(), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(seen["x"], add_noise(x0, eps, SD1.alphas_cumprod[400:401]).bfloat16(), rtol=1e-2, atol=1e-2)
     assert seen["t"].tolist() == [400] * 16
     assert seen["x"].dtype == torch.bfloat16
     assert answer.dtype == torch.float32
@@ -71,7 +71,7 @@ def test_what_the_network_sees():
 @pytest.mark.parametrize(("rounding", "t"), [("none", 10.7), ("nearest", 11), ("down", 10)])
 def test_rounding_of_t(rounding, t: float):
     asked = []
-    Denoiser(lambda x, t, cond: asked.append(t) or x, SD1, "v", rounding=rounding)(X, SD1.sigma(torch.tensor(10.7)))
+    Denoiser(lambda x, t, cond: asked.append(t) or x, SD1, "v", rounding=rounding)(X, SD1.t_to_sigma(torch.tensor(10.7)))
     assert asked[0][0].item() == pytest.approx(t, abs=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_targets_and_coefficients_agree(alpha_bar: float):
 
 def test_the_target_of_v_at_the_ends():
     x0, eps = X[:2], X[2:4]
-    torch.testing.assert_close(target("v", x0, eps, torch.tensor([1.0, 0.0])), torch.stack([eps[0], -x0[1]]))
+    torch.testing.assert_close(prediction_target("v", x0, eps, torch.tensor([1.0, 0.0])), torch.stack([eps[0], -x0[1]]))
 
 
 @pytest.mark.parametrize("snr", [1e-6, 0.3, 4.9, 5.1, 40.0, 1e4])
@@ -110,7 +110,7 @@ def test_min_snr_is_the_same_loss_for_every_prediction(prediction: Prediction, s
 
 
 def test_weights_at_zero_terminal_snr():
-    snr = ZERO.alpha_bars / (1 - ZERO.alpha_bars)
+    snr = ZERO.alphas_cumprod / (1 - ZERO.alphas_cumprod)
     for prediction in PREDICTIONS:
         weight = loss_weight(prediction, snr, 5.0)
         assert weight.isfinite().all()

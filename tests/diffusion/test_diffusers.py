@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from daguerre.diffusion import Denoiser, Prediction, Sampling, Schedule, ScheduleConfig, clip, keep_epsilon, read_scheduler
+from daguerre.diffusion import Denoiser, Prediction, SamplerConfig, Schedule, ScheduleConfig, clip_x0, keep_epsilon, read_scheduler
 
 BASE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
@@ -131,12 +131,12 @@ def their_steps(name: str, scheduler: Any, grid: Tensor, noises: Callable[[], Te
     return after if name.startswith(IN_SIGMA) else [x * (s**2 + 1).sqrt() for x, s in zip(after, grid[1:], strict=False)]
 
 
-def our_steps(sampling: Sampling, schedule: Schedule, grid: Tensor, prediction: str, noises: Callable[[], Tensor]) -> list[Tensor]:
+def our_steps(sampling: SamplerConfig, schedule: Schedule, grid: Tensor, prediction: str, noises: Callable[[], Tensor]) -> list[Tensor]:
     plain = denoise = Denoiser(network, schedule, PREDICTIONS[prediction], rounding=sampling.rounding)
     if sampling.clip is not None:
-        denoise = clip(plain, sampling.clip)
+        denoise = clip_x0(plain, sampling.clip)
         if sampling.sampler.name == "euler":
-            denoise = keep_epsilon(lambda each: clip(each, sampling.clip), plain, grid)
+            denoise = keep_epsilon(lambda each: clip_x0(each, sampling.clip), plain, grid)
     x = EPS.double()
     if grid[0].isfinite():
         x = x * (grid[0] if sampling.scale == "sigma_max" else (grid[0] ** 2 + 1).sqrt())
@@ -189,7 +189,7 @@ def test_zero_terminal_snr_is_theirs(name: str, config: dict[str, Any], steps: i
 
 def both(
     name: str, config: dict[str, Any], prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, Schedule, Sampling, Tensor]:
+) -> tuple[Any, Schedule, SamplerConfig, Tensor]:
     config = {**config, "prediction_type": prediction}
     scheduler = set_up(name, config, steps, monkeypatch)
     return scheduler, Schedule(ScheduleConfig()), read_scheduler(name, config), their_grid(name, scheduler, config)
@@ -228,7 +228,7 @@ class TestWhereWeDifferOnPurpose:
         scheduler, schedule, sampling, grid = both("DDIMScheduler", config, "epsilon", 7, monkeypatch)
         theirs = their_steps("DDIMScheduler", scheduler, grid, noise_source())
         assert worst(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-4
-        stepped_back = schedule.sigma((scheduler.timesteps - 1000 // 7).clamp(min=0))
+        stepped_back = schedule.t_to_sigma((scheduler.timesteps - 1000 // 7).clamp(min=0))
         t, x, apart = scheduler.timesteps, EPS.double() * (grid[0] ** 2 + 1).sqrt(), []
         for i, sigma in enumerate(grid[:-1]):  # their steps, with our sampler: each ends at t − ⌊T/N⌋ but is continued as if at the next t
             end = stepped_back[i] if t[i] >= 1000 // 7 else torch.zeros((), dtype=torch.float64)

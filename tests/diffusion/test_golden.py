@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from daguerre.diffusion import Mixture, get_sampler
+from daguerre.diffusion import GaussianMixture, get_sampler
 
 GOLDEN = load_file(Path(__file__).parents[1] / "fixtures" / "golden" / "k_diffusion_trajectories.safetensors")
-MIXTURE = Mixture(GOLDEN["gmm.weights"], GOLDEN["gmm.means"], GOLDEN["gmm.stds"])
+MIXTURE = GaussianMixture(GOLDEN["gmm.weights"], GOLDEN["gmm.means"], GOLDEN["gmm.stds"])
 RUNS = sorted(key.removesuffix(".out") for key in GOLDEN if key.endswith(".out"))
 
 

@@ -7,7 +7,17 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from daguerre.diffusion import Conditioning, Denoiser, Schedule, ScheduleConfig, cfg_plus_plus, get_sampler, guide, spaced, within
+from daguerre.diffusion import (
+    Conditioning,
+    Denoiser,
+    Schedule,
+    ScheduleConfig,
+    cfg_plus_plus,
+    classifier_free_guidance,
+    get_sampler,
+    get_sigmas,
+    guidance_interval,
+)
 from daguerre.errors import DaguerreError
 
 SCHEDULE = Schedule(ScheduleConfig())
@@ -27,7 +37,7 @@ class Network:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         self.batches.append(len(x))
-        self.voices.append(cond.voices)
+        self.voices.append(cond.num_conditions)
         assert cond.context is not None
         return torch.tanh(x * 1.3) * 0.5 + cond.context.mean(1)[:, :, None, None] * x.roll(1, -1)
 
@@ -39,7 +49,7 @@ def alone(prediction, cond: Conditioning, x: Tensor = X, sigma: Tensor = SIGMA) 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_guidance_is_the_weighted_sum_in_one_call(prediction):
     network = Network()
-    guided = guide(Denoiser(network, SCHEDULE, prediction), [PROMPT, NEGATIVE], [7.5, -6.5])(X, SIGMA)
+    guided = classifier_free_guidance(Denoiser(network, SCHEDULE, prediction), [PROMPT, NEGATIVE], [7.5, -6.5])(X, SIGMA)
     assert network.batches == [4]
     assert network.voices == [2]
     expected = alone(prediction, NEGATIVE) + 7.5 * (alone(prediction, PROMPT) - alone(prediction, NEGATIVE))
@@ -49,22 +59,24 @@ def test_guidance_is_the_weighted_sum_in_one_call(prediction):
 def test_three_weights_are_the_two_scales_of_instruct_pix2pix():
     text, picture, nothing = (Conditioning(context=torch.randn(2, 5, 4, dtype=torch.float64)) for _ in range(3))
     s_text, s_picture = 7.5, 1.5
-    guided = guide(Denoiser(Network(), SCHEDULE, "v"), [text, picture, nothing], [s_text, s_picture - s_text, 1 - s_picture])(X, SIGMA)
+    guided = classifier_free_guidance(
+        Denoiser(Network(), SCHEDULE, "v"), [text, picture, nothing], [s_text, s_picture - s_text, 1 - s_picture]
+    )(X, SIGMA)
     a, b, c = (alone("v", each) for each in (text, picture, nothing))
     torch.testing.assert_close(guided, c + s_picture * (b - c) + s_text * (a - b))
 
 
 def test_a_condition_of_no_weight_costs_nothing():
     network = Network()
-    guided = guide(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], [1.0, 0.0])(X, SIGMA)
+    guided = classifier_free_guidance(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], [1.0, 0.0])(X, SIGMA)
     assert network.batches == [2]
     torch.testing.assert_close(guided, alone("v", PROMPT))
 
 
 def test_a_part_of_what_is_told_no_longer_holds_the_same_pictures_again():
-    told = replace(Conditioning.cat([PROMPT, PROMPT]), voices=2)
-    assert told.to(dtype=torch.float32).voices == 2
-    assert told[1:3].voices == told.repeat(2).voices == Conditioning.cat([told, told]).voices == 1
+    told = replace(Conditioning.cat([PROMPT, PROMPT]), num_conditions=2)
+    assert told.to(dtype=torch.float32).num_conditions == 2
+    assert told[1:3].num_conditions == told.repeat(2).num_conditions == Conditioning.cat([told, told]).num_conditions == 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
@@ -77,19 +89,19 @@ def test_rescaling_is_that_of_diffusers(prediction, amount: float):
     theirs = rescale_noise_cfg(negative + 9 * (text - negative), text, guidance_rescale=amount)
     expected = Denoiser(lambda *_: theirs, SCHEDULE, prediction)(X, SIGMA)
     torch.testing.assert_close(
-        guide(Denoiser(Network(), SCHEDULE, prediction), conditions, [9.0, -8.0], rescale=amount)(X, SIGMA), expected
+        classifier_free_guidance(Denoiser(Network(), SCHEDULE, prediction), conditions, [9.0, -8.0], rescale=amount)(X, SIGMA), expected
     )
 
 
 def test_rescaling_in_a_named_space():
     denoiser = Denoiser(Network(), SCHEDULE, "v")
-    guided = guide(denoiser, [PROMPT, NEGATIVE], [9.0, -8.0], rescale=1.0, space="x0")(X, SIGMA)
+    guided = classifier_free_guidance(denoiser, [PROMPT, NEGATIVE], [9.0, -8.0], rescale=1.0, space="x0")(X, SIGMA)
     torch.testing.assert_close(guided.flatten(1).std(1), alone("v", PROMPT).flatten(1).std(1))
 
 
 def test_an_interval_of_guidance():
     network = Network()
-    denoise = guide(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], within([7.5, -6.5], 0.5, 5.0))
+    denoise = classifier_free_guidance(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], guidance_interval([7.5, -6.5], 0.5, 5.0))
     torch.testing.assert_close(denoise(X, SCHEDULE.sigmas[-1]), alone("v", PROMPT, sigma=SCHEDULE.sigmas[-1]))
     sigma = torch.tensor(2.0, dtype=torch.float64)
     torch.testing.assert_close(denoise(X, sigma), 7.5 * alone("v", PROMPT, sigma=sigma) - 6.5 * alone("v", NEGATIVE, sigma=sigma))
@@ -99,8 +111,8 @@ def test_an_interval_of_guidance():
 
 def test_cfg_plus_plus_is_its_algorithm():
     """x0 of the guided, ε of the unguided (Chung et al. 2024, algorithm 2), against Euler with the weights of the grid."""
-    grid, scale = spaced(SCHEDULE, 8), 0.6
-    denoise = guide(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], cfg_plus_plus(scale, grid))
+    grid, scale = get_sigmas(SCHEDULE, 8), 0.6
+    denoise = classifier_free_guidance(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], cfg_plus_plus(scale, grid))
     ours = [x for x, _ in get_sampler("euler")(denoise, X * grid[0], grid)]
     x = X * grid[0]
     for sigma, sigma_next, found in zip(grid, grid[1:], ours, strict=False):
@@ -112,7 +124,7 @@ def test_cfg_plus_plus_is_its_algorithm():
 @pytest.mark.parametrize(("weights", "message"), [([1.0], "2 conditions were given with 1 weights"), ([7.5, 1.0], "must sum to 1")])
 def test_wrong_weights(weights: list[float], message: str):
     with pytest.raises(DaguerreError, match=message):
-        guide(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], weights)
+        classifier_free_guidance(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], weights)
 
 
 class TestConditioning:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from daguerre.diffusion import SAMPLERS, refined, specimen
+from daguerre.diffusion import SAMPLERS, subdivide, two_gaussians
 
 FIRST, LAST = 14.6, 0.03
-MIXTURE = specimen()
+MIXTURE = two_gaussians()
 START = FIRST * torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -23,7 +23,7 @@ def smooth(steps: int, rho: float, last: float = LAST) -> Tensor:
 
 @cache
 def dense_solution(rho: float, last: float) -> Tensor:
-    return MIXTURE.trajectory(START, smooth(192, rho, last), pieces=6)
+    return MIXTURE.trajectory(START, smooth(192, rho, last), substeps=6)
 
 
 def solution(steps: int, rho: float, last: float = LAST) -> Tensor:
@@ -99,7 +99,7 @@ def test_the_inner_points_of_single_step_solvers():
     """On a refined grid DPM-Solver++(2S) is the method with its half-way point inside the step."""
     grid = smooth(12, 7)
     *_, (inside, _) = SAMPLERS["dpmpp_2s_a"](MIXTURE.denoise, START, grid, eta=0.0, noise=lambda *_: torch.zeros(()))
-    *_, (between, _) = SAMPLERS["dpmpp_2s"](MIXTURE.denoise, START, refined(grid))
+    *_, (between, _) = SAMPLERS["dpmpp_2s"](MIXTURE.denoise, START, subdivide(grid))
     torch.testing.assert_close(inside, between, rtol=1e-12, atol=1e-12)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from daguerre.diffusion import SAMPLERS, SPACINGS, get_sampler, read_scheduler, resolve, sampler_rows, spacing_name
-from daguerre.diffusion.sampler_names import folded
+from daguerre.diffusion import SAMPLERS, SPACINGS, get_sampler, parse_sampler_name, read_scheduler, sampler_table, spacing_name
+from daguerre.diffusion.sampler_names import normalize_name
 from daguerre.errors import DaguerreError
 
 JOINED = {
@@ -48,7 +48,7 @@ JOINED = {
 
 @pytest.mark.parametrize("name", JOINED)
 def test_joined_and_foreign_names(name: str):
-    choice = resolve(name)
+    choice = parse_sampler_name(name)
     assert (choice.sampler.name, choice.spacing) == JOINED[name]
 
 
@@ -64,9 +64,9 @@ def test_no_name_means_two_samplers():
     owners: dict[str, set[str]] = {}
     for sampler in SAMPLERS.values():
         for name in (sampler.name, *sampler.aliases):
-            owners.setdefault(folded(name), set()).add(sampler.name)
+            owners.setdefault(normalize_name(name), set()).add(sampler.name)
     assert not {name: both for name, both in owners.items() if len(both) > 1}
-    assert not set(owners) & {folded(spacing) for spacing in SPACINGS} - {"lcm"}
+    assert not set(owners) & {normalize_name(spacing) for spacing in SPACINGS} - {"lcm"}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_no_name_means_two_samplers():
     ],
 )
 def test_unknown_samplers(name: str, message: str):
-    for find in (resolve, get_sampler):
+    for find in (parse_sampler_name, get_sampler):
         with pytest.raises(DaguerreError, match=message):
             find(name)
 
@@ -96,7 +96,7 @@ def test_a_spacing_in_a_sampler_s_name_is_only_for_resolve():
 
 
 def test_the_table_of_samplers():
-    head, *rows = sampler_rows()
+    head, *rows = sampler_table()
     assert len(rows) == len(SAMPLERS)
     assert all(len(row) == len(head) for row in rows)
     by_name = {row[0]: row[1:] for row in rows}

@@ -20,7 +20,7 @@ SD1, ZERO = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(zero_terminal_sn
 def test_alpha_bars_are_theirs(kind, zero: bool):
     ours = Schedule(ScheduleConfig(kind, 0.0001, 0.02, zero_terminal_snr=zero))
     theirs = DDIMScheduler(beta_schedule=THEIR_NAMES[kind], beta_start=0.0001, beta_end=0.02, rescale_betas_zero_snr=zero)
-    torch.testing.assert_close(ours.alpha_bars, theirs.alphas_cumprod.double(), rtol=2e-4, atol=1e-7)
+    torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=2e-4, atol=1e-7)
 
 
 def test_stable_diffusion_s_own_numbers():
@@ -32,18 +32,18 @@ def test_stable_diffusion_s_own_numbers():
 
 
 def test_cosine_is_its_formula():
-    alpha_bars = Schedule(ScheduleConfig("cosine")).alpha_bars
+    alpha_bars = Schedule(ScheduleConfig("cosine")).alphas_cumprod
     f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
     torch.testing.assert_close(alpha_bars[:999], torch.tensor(f[1:1000], dtype=torch.float64) / f[0])
 
 
 def test_zero_terminal_snr():
     """√ᾱ is shifted and scaled: the last is 0, the first stays, and the differences keep their proportions."""
-    assert ZERO.alpha_bars[-1] == 0
+    assert ZERO.alphas_cumprod[-1] == 0
     assert ZERO.sigmas[-1] == math.inf
     assert ZERO.finite_sigmas[-1].item() == pytest.approx(math.sqrt(2**24 - 1))
-    assert ZERO.alpha_bars[0].item() == pytest.approx(SD1.alpha_bars[0].item())
-    before, after = SD1.alpha_bars.sqrt().diff(), ZERO.alpha_bars.sqrt().diff()
+    assert ZERO.alphas_cumprod[0].item() == pytest.approx(SD1.alphas_cumprod[0].item())
+    before, after = SD1.alphas_cumprod.sqrt().diff(), ZERO.alphas_cumprod.sqrt().diff()
     torch.testing.assert_close(after / after[0], before / before[0])
 
 
@@ -51,22 +51,22 @@ def test_zero_terminal_snr():
 @given(st.floats(0, 999))
 def test_t_and_sigma_are_inverse(t: float):
     for schedule in (SD1, ZERO):
-        assert schedule.t(schedule.sigma(torch.tensor(t))).item() == pytest.approx(t, abs=1e-3)
+        assert schedule.sigma_to_t(schedule.t_to_sigma(torch.tensor(t))).item() == pytest.approx(t, abs=1e-3)
 
 
 def test_t_of_the_schedule_s_own_sigmas_is_whole():
     t = torch.arange(1000, dtype=torch.float64)
-    torch.testing.assert_close(SD1.t(SD1.sigmas), t, rtol=0, atol=1e-9)
-    torch.testing.assert_close(SD1.sigma(t), SD1.sigmas, rtol=0, atol=0)
-    assert ZERO.t(torch.tensor(math.inf)) == 999
-    assert ZERO.t(ZERO.finite_sigmas[-1]) == 999
-    assert SD1.t(torch.tensor(0.0)) == 0
+    torch.testing.assert_close(SD1.sigma_to_t(SD1.sigmas), t, rtol=0, atol=1e-9)
+    torch.testing.assert_close(SD1.t_to_sigma(t), SD1.sigmas, rtol=0, atol=0)
+    assert ZERO.sigma_to_t(torch.tensor(math.inf)) == 999
+    assert ZERO.sigma_to_t(ZERO.finite_sigmas[-1]) == 999
+    assert SD1.sigma_to_t(torch.tensor(0.0)) == 0
 
 
 def test_between_two_steps_the_logarithm_is_linear_or_sigma_is():
     low, high = SD1.sigmas[10], SD1.sigmas[11]
-    assert SD1.sigma(torch.tensor(10.5)).item() == pytest.approx((low * high).sqrt().item())
-    assert SD1.sigma(torch.tensor(10.5), "linear").item() == pytest.approx(((low + high) / 2).item())
+    assert SD1.t_to_sigma(torch.tensor(10.5)).item() == pytest.approx((low * high).sqrt().item())
+    assert SD1.t_to_sigma(torch.tensor(10.5), "linear").item() == pytest.approx(((low + high) / 2).item())
 
 
 def test_an_unknown_kind():

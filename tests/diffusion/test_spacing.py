@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from daguerre.diffusion import SPACINGS, Schedule, ScheduleConfig, halfway, refined, spaced, tcd_downs
+from daguerre.diffusion import SPACINGS, Schedule, ScheduleConfig, get_sigmas, midpoints, subdivide, tcd_targets
 from daguerre.diffusion.spacing import beta_distribution, beta_quantile
 from daguerre.errors import DaguerreError
 
@@ -20,7 +20,7 @@ GOLDEN = load_file(Path(__file__).parents[1] / "fixtures" / "golden" / "k_diffus
 
 def steps_of(spacing: str, steps: int, **options: object) -> list[float]:
     """The t that a spacing visits."""
-    return [round(t, 6) for t in SD1.t(spaced(SD1, steps, spacing, **options)[:-1]).tolist()]
+    return [round(t, 6) for t in SD1.sigma_to_t(get_sigmas(SD1, steps, spacing, **options)[:-1]).tolist()]
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def test_rounding_where_n_does_not_divide_t():
 @pytest.mark.parametrize("steps", [8, 25])
 @pytest.mark.parametrize("spacing", ["karras", "exponential", "polyexponential"])
 def test_spacings_in_sigma_are_those_of_the_fixture(spacing: str, steps: int):
-    ours = spaced(SD1, steps, spacing, sigma_min=0.03, sigma_max=14.6)
+    ours = get_sigmas(SD1, steps, spacing, sigma_min=0.03, sigma_max=14.6)
     torch.testing.assert_close(ours, GOLDEN[f"sigmas.{spacing}.{steps}"], rtol=1e-6, atol=0)
 
 
 def test_polyexponential_is_dense_at_the_low_end():
     ramp = torch.tensor([1, 0.25, 0], dtype=torch.float64)
-    logs = spaced(SD1, 3, "polyexponential", rho=2.0)[:-1].log()
+    logs = get_sigmas(SD1, 3, "polyexponential", rho=2.0)[:-1].log()
     torch.testing.assert_close((logs - logs[-1]) / (logs[0] - logs[-1]), ramp)
 
 
 def test_kl_optimal_is_even_in_the_arctangent():
-    angles = spaced(SD1, 9, "kl_optimal")[:-1].atan()
+    angles = get_sigmas(SD1, 9, "kl_optimal")[:-1].atan()
     torch.testing.assert_close(angles.diff(), angles.diff()[:1].expand(8))
 
 
@@ -85,9 +85,9 @@ def test_aligned_steps_are_the_published_ones(family: str):
     from diffusers.schedulers import AysSchedules
 
     published = {"sd1": "StableDiffusionSigmas", "sdxl": "StableDiffusionXLSigmas"}[family]
-    ours = spaced(SD1, 10, "align_your_steps", family=family)
+    ours = get_sigmas(SD1, 10, "align_your_steps", family=family)
     torch.testing.assert_close(ours, torch.tensor(AysSchedules[published], dtype=torch.float64), rtol=0, atol=6e-3)
-    twice = spaced(SD1, 20, "align_your_steps", family=family)
+    twice = get_sigmas(SD1, 20, "align_your_steps", family=family)
     torch.testing.assert_close(twice[:-1:2], ours[:-1])
     torch.testing.assert_close(twice[1:-1:2][:-1], (ours[:-2] * ours[1:-1]).sqrt())
 
@@ -96,7 +96,7 @@ def test_aligned_steps_are_the_published_ones(family: str):
 @given(st.sampled_from(sorted(SPACINGS)), st.integers(1, 50), st.booleans(), st.booleans(), st.booleans())
 def test_every_grid_descends_to_its_end(spacing: str, steps: int, zero: bool, to_zero: bool, apart: bool):
     schedule = ZERO if zero else SD1
-    grid = spaced(schedule, steps, spacing, final="zero" if to_zero else "sigma_min", terminal="apart" if apart else "capped")
+    grid = get_sigmas(schedule, steps, spacing, final="zero" if to_zero else "sigma_min", terminal="apart" if apart else "capped")
     assert (grid[1:] < grid[:-1]).all()
     assert grid.dtype == torch.float64
     assert len(grid) == steps + 1 or (len(grid) == steps and not to_zero)
@@ -106,26 +106,26 @@ def test_every_grid_descends_to_its_end(spacing: str, steps: int, zero: bool, to
 
 
 def test_zero_terminal_snr_both_ways():
-    assert spaced(ZERO, 5)[0].item() == pytest.approx(4096, rel=1e-6)
-    assert spaced(ZERO, 5, terminal="apart")[0] == math.inf
-    torch.testing.assert_close(spaced(ZERO, 5, terminal="apart")[1:], spaced(ZERO, 5)[1:], rtol=0, atol=0)
+    assert get_sigmas(ZERO, 5)[0].item() == pytest.approx(4096, rel=1e-6)
+    assert get_sigmas(ZERO, 5, terminal="apart")[0] == math.inf
+    torch.testing.assert_close(get_sigmas(ZERO, 5, terminal="apart")[1:], get_sigmas(ZERO, 5)[1:], rtol=0, atol=0)
 
 
 def test_points_inside_the_steps():
-    grid = spaced(SD1, 3)
-    fine = refined(grid, 3)
+    grid = get_sigmas(SD1, 3)
+    fine = subdivide(grid, 3)
     assert len(fine) == 2 * 3 + 2
     torch.testing.assert_close(fine[::3][:3], grid[:3])
     torch.testing.assert_close(fine[1].log(), (2 * grid[0].log() + grid[1].log()) / 3)
     assert fine[-1] == 0
-    torch.testing.assert_close(SD1.t(halfway(SD1, grid))[:2], (SD1.t(grid)[:2] + SD1.t(grid)[1:3]) / 2)
+    torch.testing.assert_close(SD1.sigma_to_t(midpoints(SD1, grid))[:2], (SD1.sigma_to_t(grid)[:2] + SD1.sigma_to_t(grid)[1:3]) / 2)
 
 
 def test_where_the_jumps_of_tcd_end():
-    grid = spaced(SD1, 4, "lcm")  # t = 999, 759, 499, 259
-    assert SD1.t(tcd_downs(SD1, grid, 0.3))[:3].tolist() == pytest.approx([531, 349, 181])
-    assert tcd_downs(SD1, grid, 0.3)[-1] == 0
-    torch.testing.assert_close(tcd_downs(SD1, grid, 0.0), grid[1:], rtol=0, atol=0)
+    grid = get_sigmas(SD1, 4, "lcm")  # t = 999, 759, 499, 259
+    assert SD1.sigma_to_t(tcd_targets(SD1, grid, 0.3))[:3].tolist() == pytest.approx([531, 349, 181])
+    assert tcd_targets(SD1, grid, 0.3)[-1] == 0
+    torch.testing.assert_close(tcd_targets(SD1, grid, 0.0), grid[1:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_where_the_jumps_of_tcd_end():
 )
 def test_bad_input(arguments: tuple, options: dict, message: str):
     with pytest.raises(DaguerreError, match=message):
-        spaced(SD1, *arguments, **options)
+        get_sigmas(SD1, *arguments, **options)

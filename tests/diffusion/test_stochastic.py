@@ -6,9 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from daguerre.diffusion import SAMPLERS, Schedule, ScheduleConfig, brownian, generators, halfway, independent, spaced, specimen, start
+from daguerre.diffusion import (
+    SAMPLERS,
+    Schedule,
+    ScheduleConfig,
+    brownian_noise,
+    gaussian_noise,
+    generators,
+    get_sigmas,
+    midpoints,
+    scale_initial_noise,
+    two_gaussians,
+)
 
-MIXTURE = specimen()
+MIXTURE = two_gaussians()
 SCHEDULE = Schedule(ScheduleConfig())
 COUNT = 12_000
 STOCHASTIC = [name for name, sampler in SAMPLERS.items() if sampler.stochastic and name not in ("lcm", "tcd")]
@@ -21,7 +32,7 @@ def one_generator_for_all(seed: int):
 
 
 def cloud(name: str, steps: int, seed: int = 1, **options: object) -> Tensor:
-    grid = spaced(SCHEDULE, steps, "karras")
+    grid = get_sigmas(SCHEDULE, steps, "karras")
     x = one_generator_for_all(seed)(torch.empty(COUNT, 2), grid, grid) * (grid[0] ** 2 + 1).sqrt()
     *_, (x, _x0) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=one_generator_for_all(seed + 1), **options)
     return x
@@ -55,7 +66,7 @@ def test_a_mixture_comes_back_at_two_step_counts(name: str):
 
 def test_the_measure_sees_a_wrong_distribution():
     """Euler-ancestral without its noise collapses; a sampler that drew too little would be seen."""
-    grid = spaced(SCHEDULE, 40, "karras")
+    grid = get_sigmas(SCHEDULE, 40, "karras")
     x = torch.randn(COUNT, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * grid[0]
     *_, (x, _) = SAMPLERS["euler_a"](MIXTURE.denoise, x, grid, noise=lambda x, *_: 0.7 * torch.randn_like(x))
     assert distance(x) > 0.05
@@ -75,7 +86,7 @@ def test_the_exact_consistency_function(name: str, options: dict, steps: int):
     TCD jumps part of the way on a straight line, which a trajectory is not, so its spread is only right where it goes all the way (γ = 1).
     """
     mu, s = 0.7, 0.5
-    grid = spaced(SCHEDULE, steps, "lcm")
+    grid = get_sigmas(SCHEDULE, steps, "lcm")
     x = mu + (grid[0] ** 2 + s**2).sqrt() * one_generator_for_all(3)(torch.empty(COUNT, 1), grid, grid)
     *_, (x, _) = SAMPLERS[name](
         lambda x, sigma: mu + (x - mu) * s / (s**2 + sigma**2).sqrt(), x, grid, noise=one_generator_for_all(4), **options
@@ -88,7 +99,7 @@ def test_the_exact_consistency_function(name: str, options: dict, steps: int):
 
 
 def test_tcd_between_its_ends_is_euler_and_lcm():
-    grid = spaced(SCHEDULE, 6, "lcm")
+    grid = get_sigmas(SCHEDULE, 6, "lcm")
     x = grid[0] * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for gamma, other in ((0.0, "euler"), (1.0, "lcm")):
         runs = [
@@ -99,7 +110,7 @@ def test_tcd_between_its_ends_is_euler_and_lcm():
 
 
 def test_ddpm_with_the_small_variance_is_euler_ancestral():
-    grid = spaced(SCHEDULE, 9)
+    grid = get_sigmas(SCHEDULE, 9)
     x = grid[0] * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     runs = [torch.stack([x for x, _ in SAMPLERS[n](MIXTURE.denoise, x, grid, noise=one_generator_for_all(5))]) for n in ("ddpm", "euler_a")]
     torch.testing.assert_close(*runs)
@@ -113,9 +124,9 @@ def test_zero_terminal_snr_apart_and_capped_agree(name: str):
     eps, fresh = torch.randn(4000, 2, dtype=torch.float64, generator=source), one_generator_for_all(5)
     ends = []
     for terminal in ("apart", "capped"):
-        grid = spaced(schedule, 50, terminal=terminal)
-        options = {"halfway": halfway(schedule, grid)} if SAMPLERS[name].takes("halfway") else {}
-        *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, start(eps, grid[0]), grid, noise=fresh, **options)
+        grid = get_sigmas(schedule, 50, terminal=terminal)
+        options = {"halfway": midpoints(schedule, grid)} if SAMPLERS[name].accepts("halfway") else {}
+        *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, scale_initial_noise(eps, grid[0]), grid, noise=fresh, **options)
         assert distance(x) < 0.12
         ends.append(x)
     if not SAMPLERS[name].stochastic:
@@ -126,7 +137,7 @@ class TestNoise:
     X = torch.zeros(3, 4, 8, 8)
 
     def test_a_picture_s_noise_does_not_depend_on_its_batch(self):
-        for kind in (independent, brownian):
+        for kind in (gaussian_noise, brownian_noise):
             together = kind(generators([5, 6, 7]))(self.X, torch.tensor(2.0), torch.tensor(1.0))
             alone = kind(generators([6]))(self.X[:1], torch.tensor(2.0), torch.tensor(1.0))
             torch.testing.assert_close(together[1:2], alone, rtol=0, atol=0)
@@ -134,7 +145,7 @@ class TestNoise:
 
     def test_brownian_increments_are_standard_normal(self):
         x = torch.zeros(1, 200, 200)
-        noise = brownian(generators([0]))
+        noise = brownian_noise(generators([0]))
         for high, low in [(14.6, 0.03), (math.inf, 7.0), (1.0, 0.99), (0.05, 0.03)]:
             drawn = noise(x, torch.tensor(high), torch.tensor(low))
             assert drawn.mean().item() == pytest.approx(0, abs=0.02)
@@ -143,7 +154,7 @@ class TestNoise:
     def test_brownian_increments_add_up(self):
         """W(c) − W(a) = (W(b) − W(a)) + (W(c) − W(b)), so steps that overlap agree; neighbours are independent."""
         x, (a, b, c) = torch.zeros(1, 300, 300), (torch.tensor(each) for each in (5.0, 2.0, 0.1))
-        noise = brownian(generators([1]))
+        noise = brownian_noise(generators([1]))
         first, second, whole = noise(x, a, b), noise(x, b, c), noise(x, a, c)
         tau = [math.log(5 / 2), math.log(2 / 0.1)]
         torch.testing.assert_close(whole * sum(tau) ** 0.5, first * tau[0] ** 0.5 + second * tau[1] ** 0.5, rtol=1e-5, atol=1e-5)
@@ -151,8 +162,8 @@ class TestNoise:
 
     def test_the_path_does_not_depend_on_who_asks(self):
         x = torch.zeros(1, 4, 4)
-        direct = brownian(generators([2]))(x, torch.tensor(3.0), torch.tensor(1.0))
-        asked = brownian(generators([2]))
+        direct = brownian_noise(generators([2]))(x, torch.tensor(3.0), torch.tensor(1.0))
+        asked = brownian_noise(generators([2]))
         asked(x, torch.tensor(9.0), torch.tensor(0.3))
         torch.testing.assert_close(asked(x, torch.tensor(3.0), torch.tensor(1.0)), direct, rtol=0, atol=0)
 
@@ -162,7 +173,7 @@ class TestNoise:
         seeds = list(range(8))
         ends = []
         for steps in (40, 80):
-            grid = spaced(SCHEDULE, steps, "exponential")
+            grid = get_sigmas(SCHEDULE, steps, "exponential")
             sources = generators(seeds)
             x = grid[0] * torch.stack([torch.randn(2, generator=source, dtype=torch.float64) for source in sources])
             *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=SAMPLERS[name].noise(sources))

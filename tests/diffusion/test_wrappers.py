@@ -12,14 +12,14 @@ from daguerre.diffusion import (
     Denoiser,
     Schedule,
     ScheduleConfig,
-    clip,
-    consistency,
-    finish,
+    clip_x0,
+    dynamic_threshold,
+    get_sigmas,
     keep_epsilon,
-    keep_known,
-    spaced,
-    start,
-    threshold,
+    lcm_boundary,
+    replace_known,
+    scale_initial_noise,
+    to_variance_preserving,
 )
 
 SCHEDULE = Schedule(ScheduleConfig())
@@ -34,17 +34,17 @@ def double(x: Tensor, sigma: Tensor) -> Tensor:
 @pytest.mark.parametrize("maximum", [1.0, 1.7, math.inf])
 def test_dynamic_thresholding_is_diffusers_s(maximum: float):
     theirs = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=maximum)
-    torch.testing.assert_close(threshold(double, 0.9, maximum)(X, SIGMA), theirs._threshold_sample(2 * X), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dynamic_threshold(double, 0.9, maximum)(X, SIGMA), theirs._threshold_sample(2 * X), rtol=1e-6, atol=1e-6)
 
 
 def test_clip():
-    torch.testing.assert_close(clip(double, 0.5)(X, SIGMA), (2 * X).clamp(-0.5, 0.5))
+    torch.testing.assert_close(clip_x0(double, 0.5)(X, SIGMA), (2 * X).clamp(-0.5, 0.5))
 
 
 def test_keeping_epsilon_while_x0_is_clipped():
     """A step of Euler with it is clip(D) + σ_next·(x − D)/σ."""
-    grid = spaced(SCHEDULE, 6)
-    denoise = keep_epsilon(clip, lambda x, sigma: torch.tanh(x) * 1.4, grid)
+    grid = get_sigmas(SCHEDULE, 6)
+    denoise = keep_epsilon(clip_x0, lambda x, sigma: torch.tanh(x) * 1.4, grid)
     x = X * grid[0]
     for sigma, sigma_next, (found, _) in zip(grid, grid[1:], SAMPLERS["euler"](denoise, x, grid), strict=False):
         x0 = torch.tanh(x) * 1.4
@@ -56,9 +56,9 @@ def test_keeping_epsilon_while_x0_is_clipped():
 def test_what_is_known_stays_exactly(name: str):
     known, mask = X.flip(0), torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     mask[..., :2] = 1
-    grid = spaced(SCHEDULE, 8)
+    grid = get_sigmas(SCHEDULE, 8)
     source = torch.Generator().manual_seed(1)
-    denoise = keep_known(lambda x, sigma: torch.tanh(x), known, mask)
+    denoise = replace_known(lambda x, sigma: torch.tanh(x), known, mask)
     x = known + grid[0] * torch.randn(X.shape, generator=source, dtype=torch.float64)
     *_, (x, _) = SAMPLERS[name](denoise, x, grid, noise=lambda x, *_: torch.randn(x.shape, generator=source, dtype=torch.float64))
     torch.testing.assert_close(x[..., 2:], known[..., 2:], rtol=0, atol=1e-12)
@@ -67,15 +67,15 @@ def test_what_is_known_stays_exactly(name: str):
 
 def test_a_deterministic_run_keeps_the_known_region_s_noise():
     """x stays known + σ·ε there at every σ, so the network sees what other implementations paste in after every step."""
-    eps, grid = X.roll(1, 0), spaced(SCHEDULE, 8)
-    denoise = keep_known(lambda x, sigma: torch.tanh(x), X, torch.zeros(1, 1, 4, 4))
+    eps, grid = X.roll(1, 0), get_sigmas(SCHEDULE, 8)
+    denoise = replace_known(lambda x, sigma: torch.tanh(x), X, torch.zeros(1, 1, 4, 4))
     for sigma, (x, _) in zip(grid[1:], SAMPLERS["dpmpp_2m"](denoise, X + grid[0] * eps, grid), strict=True):
         torch.testing.assert_close(x, X + sigma * eps)
 
 
 def test_a_soft_mask_blends():
     half = torch.full((1, 1, 4, 4), 0.25, dtype=torch.float64)
-    torch.testing.assert_close(keep_known(double, torch.ones_like(X), half)(X, SIGMA), 0.75 + 0.25 * 2 * X)
+    torch.testing.assert_close(replace_known(double, torch.ones_like(X), half)(X, SIGMA), 0.75 + 0.25 * 2 * X)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
@@ -88,19 +88,19 @@ def test_the_consistency_boundary_is_that_of_lcm(prediction):
     theirs = scheduler.step(torch.tanh(X), t, X).denoised
     denoise = Denoiser(lambda x, t, cond: torch.tanh(x), SCHEDULE, prediction)
     sigma = SCHEDULE.sigmas[t]
-    ours = consistency(denoise, SCHEDULE)(X * (sigma**2 + 1).sqrt(), sigma)
+    ours = lcm_boundary(denoise, SCHEDULE)(X * (sigma**2 + 1).sqrt(), sigma)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_jump_from_the_least_noise_goes_nowhere():
     sigma = SCHEDULE.sigmas[0]
-    torch.testing.assert_close(consistency(double, SCHEDULE)(X, sigma), finish(X, sigma))
+    torch.testing.assert_close(lcm_boundary(double, SCHEDULE)(X, sigma), to_variance_preserving(X, sigma))
 
 
 def test_beginnings_and_ends():
     sigma = SCHEDULE.sigmas[-1]
-    torch.testing.assert_close(finish(start(X, sigma), sigma), X)
-    torch.testing.assert_close(start(X, sigma, "sigma_max"), X * sigma)
-    assert (start(X, sigma) / start(X, sigma, "sigma_max")).mean().item() == pytest.approx(1.00234, abs=1e-5)
-    torch.testing.assert_close(start(X, torch.tensor(math.inf)), X)
-    torch.testing.assert_close(finish(X, torch.tensor(0.0)), X, rtol=0, atol=0)
+    torch.testing.assert_close(to_variance_preserving(scale_initial_noise(X, sigma), sigma), X)
+    torch.testing.assert_close(scale_initial_noise(X, sigma, "sigma_max"), X * sigma)
+    assert (scale_initial_noise(X, sigma) / scale_initial_noise(X, sigma, "sigma_max")).mean().item() == pytest.approx(1.00234, abs=1e-5)
+    torch.testing.assert_close(scale_initial_noise(X, torch.tensor(math.inf)), X)
+    torch.testing.assert_close(to_variance_preserving(X, torch.tensor(0.0)), X, rtol=0, atol=0)

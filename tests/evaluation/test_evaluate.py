@@ -14,11 +14,11 @@ from daguerre.conditioning.prior_prefix import TextPrefix
 from daguerre.data.loader import to_array
 from daguerre.errors import DaguerreError
 from daguerre.evaluation import evaluate as module
-from daguerre.evaluation.clip_scorer import load_judge
-from daguerre.evaluation.evaluate import EvaluateConfig, Evaluation, Made, evaluate, literal, run, sample, true_renders
-from daguerre.evaluation.prompts_emoji import WHOLE, Box, Claim, Trial
-from daguerre.evaluation.prompts_shapes import shape_trials
-from daguerre.evaluation.shapes_scorer import ShapesJudge
+from daguerre.evaluation.clip_scorer import load_clip_scorer
+from daguerre.evaluation.evaluate import EvaluateConfig, Evaluation, GeneratedSet, evaluate, generate_set, literal, run, true_renders
+from daguerre.evaluation.prompts_emoji import WHOLE, Box, Candidate, EvalPrompt
+from daguerre.evaluation.prompts_shapes import shapes_prompts
+from daguerre.evaluation.shapes_scorer import ShapesScorer
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
@@ -63,22 +63,22 @@ def solid(name: str) -> Image.Image:
     return Image.new("RGB", (SIDE, SIDE), COLOURS[name])
 
 
-def whole(text: str) -> Claim:
-    return Claim(text, ((WHOLE, text),))
+def whole(text: str) -> Candidate:
+    return Candidate(text, ((WHOLE, text),))
 
 
-def trials(count: int = 12) -> list[Trial]:
+def trials(count: int = 12) -> list[EvalPrompt]:
     """Prompts of two held-out kinds and a known one, each with all the other colours as distractors."""
     kinds = ["known", "background", "colour"]
     return [
-        Trial(whole(f"{name} {i}"), solid(name), kinds[i % 3], tuple(whole(f"{other} {i}") for other in NAMES if other != name))
+        EvalPrompt(whole(f"{name} {i}"), solid(name), kinds[i % 3], tuple(whole(f"{other} {i}") for other in NAMES if other != name))
         for i, name in ((i, NAMES[i % len(NAMES)]) for i in range(count))
     ]
 
 
-def made_of(names: list[str]) -> Made:
+def made_of(names: list[str]) -> GeneratedSet:
     pictures = torch.stack([torch.from_numpy(to_array(solid(name))) for name in names])
-    return Made(pictures, tuple(range(len(names))), "painter", Request(steps=3, guidance=5.0), 1.5)
+    return GeneratedSet(pictures, tuple(range(len(names))), "painter", Request(steps=3, guidance_scale=5.0), 1.5)
 
 
 def some_pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -122,14 +122,16 @@ def test_a_painter_that_knows_only_red():
 def test_places_are_judged_where_they_are():
     """Red beside blue has one mean colour whichever is left; each half tells."""
     halves: tuple[Box, Box] = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
-    sides = {f"{a} beside {b}": Claim(f"{a} beside {b}", ((halves[0], a), (halves[1], b))) for a, b in (("red", "blue"), ("blue", "red"))}
+    sides = {
+        f"{a} beside {b}": Candidate(f"{a} beside {b}", ((halves[0], a), (halves[1], b))) for a, b in (("red", "blue"), ("blue", "red"))
+    }
     flag = Image.new("RGB", (SIDE, SIDE), COLOURS["blue"])
     flag.paste(COLOURS["red"], (0, 0, SIDE // 2, SIDE))
     asked = [
-        Trial(sides[name], flag, kind, (*(c for c in sides.values() if c.prompt != name), whole("magenta")))
+        EvalPrompt(sides[name], flag, kind, (*(c for c in sides.values() if c.prompt != name), whole("magenta")))
         for name, kind in (("red beside blue", "pair"), ("blue beside red", "known"))
     ]
-    made = Made(true_renders(asked), (0, 1), "painter", Request(steps=3, guidance=5.0), 1.5)
+    made = GeneratedSet(true_renders(asked), (0, 1), "painter", Request(steps=3, guidance_scale=5.0), 1.5)
     report = evaluate(ColourJudge(), asked, made, reference=some_pictures(12), training=some_pictures(12)).report  # type: ignore[arg-type]
     assert [prompt.rank for prompt in report.prompts] == [0, 2]
     assert report.prompts[1].taken_for == "red beside blue"
@@ -182,20 +184,20 @@ def test_what_is_written_is_what_was_found(tmp_path: Path):
 
 
 def test_samples_are_the_pictures_that_each_prompt_gives_alone(tiny_model, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "AT_ONCE", 3)
+    monkeypatch.setattr(module, "EVAL_BATCH", 3)
     prompts = ["a red apple", "a blue apple", "two cats (left)", "a pizza", "a [green] circle", "", "an apple"]
-    made = sample(tiny_model, prompts, Request(steps=2, guidance=3.0, seed=5))
+    made = generate_set(tiny_model, prompts, Request(steps=2, guidance_scale=3.0, seed=5))
     assert sorted(made.seeds) == [5, 5, 5, 6, 6, 6, 7]
     assert made.seeds != tuple(sorted(made.seeds))  # shuffled, so that no kind has noises of its own
-    for prompt, seed, picture in zip(prompts, made.seeds, made.pictures, strict=True):
-        alone = generate(tiny_model, prompt=literal(prompt), steps=2, guidance=3.0, seed=seed)[0]
+    for prompt, seed, picture in zip(prompts, made.seeds, made.images, strict=True):
+        alone = generate(tiny_model, prompt=literal(prompt), steps=2, guidance_scale=3.0, seed=seed)[0]
         assert torch.allclose(torch.from_numpy(to_array(alone.image)), picture, atol=1.01 / 127.5)
 
 
 def test_brackets_of_a_name_are_no_emphasis(tiny_model):
     prompt = r"a (cat) [x] \ y"
     told = tiny_model.conditioner([literal(prompt)]).context
-    assert torch.equal(told, tiny_model.conditioner.captions([prompt]).context)
+    assert torch.equal(told, tiny_model.conditioner.encode_captions([prompt]).context)
     assert not torch.equal(told, tiny_model.conditioner([prompt]).context)
 
 
@@ -210,8 +212,8 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_judge_is_the_clip_of_its_folder(judge_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("daguerre.evaluation.clip_scorer.AT_ONCE", 3)
-    judge = load_judge(judge_folder)
+    monkeypatch.setattr("daguerre.evaluation.clip_scorer.SCORE_BATCH", 3)
+    judge = load_clip_scorer(judge_folder)
     texts = ["a red apple", "a blue banana", "a red apple", "green", "a cat above a pizza"]
     reference = transformers.CLIPModel.from_pretrained(judge_folder).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(judge_folder)
@@ -219,33 +221,33 @@ def test_the_judge_is_the_clip_of_its_folder(judge_folder: Path, monkeypatch: py
     with torch.no_grad():
         ids = tokenizer(texts, padding="max_length", max_length=24, truncation=True, return_tensors="pt").input_ids
         states = reference(input_ids=ids, pixel_values=x)
-    assert torch.allclose(judge.texts(texts), states.text_embeds, atol=1e-5)
-    assert torch.allclose(judge.pictures(x), states.image_embeds, atol=1e-5)
+    assert torch.allclose(judge.embed_texts(texts), states.text_embeds, atol=1e-5)
+    assert torch.allclose(judge.embed_images(x), states.image_embeds, atol=1e-5)
     assert judge.name.endswith("/judge")
 
 
 @pytest.mark.parametrize("folder", ["none", "."])
 def test_a_folder_without_a_judge(folder: str, tmp_path: Path):
     with pytest.raises(DaguerreError, match=r"There is no judge at .*daguerre train judge"):
-        load_judge(tmp_path / folder)
+        load_clip_scorer(tmp_path / folder)
 
 
 def test_the_judge_resizes_as_pillow_does(judge_folder: Path):
-    judge = load_judge(judge_folder)
+    judge = load_clip_scorer(judge_folder)
     smooth = torch.nn.functional.interpolate(some_pictures(2), size=(4 * SIDE, 4 * SIDE), mode="bilinear")
     bytes_ = ((smooth + 1) * 127.5).round().to(torch.uint8)
     pillow = [Image.fromarray(b.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for b in bytes_]
-    wanted = judge.pictures(torch.stack([torch.from_numpy(to_array(picture)) for picture in pillow]))
-    assert torch.allclose(judge.pictures(bytes_ / 127.5 - 1), wanted, atol=0.01)
+    wanted = judge.embed_images(torch.stack([torch.from_numpy(to_array(picture)) for picture in pillow]))
+    assert torch.allclose(judge.embed_images(bytes_ / 127.5 - 1), wanted, atol=0.01)
 
 
 def test_the_whole_road_on_emoji(tiny_model, judge_folder: Path, tmp_path: Path):
     save(tiny_model, tmp_path / "model")
-    config = EvaluateConfig(str(tmp_path / "model"), judge_folder, tmp_path / "out", count=2, steps=2, training_pictures=70)
+    config = EvaluateConfig(str(tmp_path / "model"), judge_folder, tmp_path / "out", num_images=2, steps=2, training_images=70)
     report = run(config)
     assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "pair", "and", "all held out"]
     assert report.candidates == 100
-    assert report.training_pictures == 70
+    assert report.training_images == 70
     assert len({prompt.prompt for prompt in report.prompts}) == 10
     assert (tmp_path / "out" / "neighbours.png").is_file()
 
@@ -254,12 +256,12 @@ def test_a_prior_over_codes_is_measured_on_shapes(judge_folder: Path, tmp_path: 
     torch.manual_seed(0)
     shape = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
     first_stage = VQModel(VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **shape)).eval()
-    tokenizer = load_judge(judge_folder).tokenizer
+    tokenizer = load_clip_scorer(judge_folder).tokenizer
     prefix = TextPrefix(tokenizer)
     length = tokenizer(["a"]).shape[1] + 16
     prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, length, (4, 4), width=8, layers=1, heads=2)).eval()
     model = save(LatentPrior(prior, first_stage, prefix, "prior", 16), tmp_path / "model")
-    report = run(EvaluateConfig(str(model), out=tmp_path / "out", data="shapes", count=2, training_pictures=64))
+    report = run(EvaluateConfig(str(model), out=tmp_path / "out", data="shapes", num_images=2, training_images=64))
     assert [kind.kind for kind in report.kinds] == ["known", "colour", "background", "count", "all held out"]
     assert report.settings["sampler"] == "code by code"
     assert not {"steps", "guidance"} & report.settings.keys()
@@ -268,21 +270,21 @@ def test_a_prior_over_codes_is_measured_on_shapes(judge_folder: Path, tmp_path: 
 
 
 def test_the_judge_of_shapes_takes_true_renders_for_what_they_are_and_others_not():
-    trials, judge = shape_trials(32, 12, seed=5), ShapesJudge()
+    trials, judge = shapes_prompts(32, 12, seed=5), ShapesScorer()
     true = true_renders(trials)
-    said = judge.texts([trial.prompt for trial in trials])
-    own = (judge.pictures(true) * said).sum(dim=1)
+    said = judge.embed_texts([trial.prompt for trial in trials])
+    own = (judge.embed_images(true) * said).sum(dim=1)
     assert own.min() > 0.9
     blurred = torch.nn.functional.avg_pool2d(true, 3, 1, 1, count_include_pad=False)
-    assert ((judge.pictures(blurred) * said).sum(dim=1) > 0.6).float().mean() > 0.9
+    assert ((judge.embed_images(blurred) * said).sum(dim=1) > 0.6).float().mean() > 0.9
     # One of four things is another: three quarters of the cosine are left.
     for other in ("a blue circle", "a red star", "two red circles", "a red circle on a blue background"):
-        text = judge.texts(["a red circle", other])
+        text = judge.embed_texts(["a red circle", other])
         assert torch.isclose(text[0] @ text[1], torch.tensor(0.75))
-    empty = judge.pictures(torch.ones(1, 3, 32, 32))  # of white alone only the background can be right
-    assert torch.isclose((empty @ judge.texts(["a red circle"]).T)[0, 0], torch.tensor(0.5), atol=0.01)
+    empty = judge.embed_images(torch.ones(1, 3, 32, 32))  # of white alone only the background can be right
+    assert torch.isclose((empty @ judge.embed_texts(["a red circle"]).T)[0, 0], torch.tensor(0.5), atol=0.01)
     with pytest.raises(DaguerreError, match="names no colour and shape"):
-        judge.texts(["a fox"])
+        judge.embed_texts(["a fox"])
 
 
 def test_mistakes_are_said_before_anything_is_drawn(tiny_model, judge_folder: Path, tmp_path: Path):
@@ -296,7 +298,7 @@ def test_mistakes_are_said_before_anything_is_drawn(tiny_model, judge_folder: Pa
         (replace(fine, out=tmp_path / "full"), "no earlier evaluation"),
         (replace(fine, sampler="eulr"), "euler"),
         (replace(fine, steps=0), "steps is 0"),
-        (replace(fine, count=5000), "5000"),
+        (replace(fine, num_images=5000), "5000"),
     ):
         with pytest.raises(DaguerreError, match=says):
             run(config)

@@ -11,7 +11,7 @@ from daguerre.errors import DaguerreError
 from daguerre.evaluation.reconstruct import ReconstructConfig, in_bytes, run
 from daguerre.training.lineage_options import KLRecipe, VQVAERecipe
 from daguerre.training.objectives.perceptual import load_perceptual
-from daguerre.training.recipes.first_stage import network_of
+from daguerre.training.recipes.first_stage import build_network
 from daguerre.weights import save_first_stage
 
 TINY = {"data": "shapes", "size": 32, "f": 4, "width": 8}
@@ -20,7 +20,7 @@ TINY = {"data": "shapes", "size": 32, "f": 4, "width": 8}
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = network_of(VQVAERecipe(**TINY, codes=16, code_width=4))
+    network = build_network(VQVAERecipe(**TINY, codebook_size=16, code_width=4))
     torch.nn.init.normal_(network.quantize.get_parameter("embedding.weight"), std=0.3)
     return save_first_stage(network, tmp_path_factory.mktemp("first stages") / "codes", 32)
 
@@ -28,7 +28,7 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return save_first_stage(network_of(KLRecipe(**TINY, latent_channels=3)), tmp_path_factory.mktemp("first stages") / "latents", 32)
+    return save_first_stage(build_network(KLRecipe(**TINY, latent_channels=3)), tmp_path_factory.mktemp("first stages") / "latents", 32)
 
 
 def test_codes_take_their_logarithm_and_every_way_no_more(codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -50,8 +50,8 @@ def test_a_continuous_latent_is_measured_as_bytes_and_as_it_is(latents: Path, co
     assert rounded.bits_per_pixel == pytest.approx(3 * 8 / 16)
     assert exact.bits_per_pixel is None
     assert rounded.psnr.value == pytest.approx(exact.psnr.value, abs=0.5)
-    assert report.eyes == f"encoder {codes}"
-    assert report.eyes_hash == load_perceptual((codes,)).key
+    assert report.features == f"encoder {codes}"
+    assert report.features_hash == load_perceptual((codes,)).key
     assert report.codes is None
 
 

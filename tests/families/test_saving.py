@@ -12,7 +12,7 @@ from PIL import Image
 
 import daguerre
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.tasks import DepthToImage, ImageToImage, Inpaint, InstructPix2Pix, TextToImage, Upscale, Variations
+from daguerre.pipelines.tasks import DepthToImage, ImageToImage, ImageVariation, Inpaint, InstructPix2Pix, TextToImage, Upscale
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 PICTURE = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 50).convert("RGB")
@@ -32,7 +32,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], Any]] = {
     "sdxl": ({**WORDS, "height": 32, "width": 32}, TextToImage()),
     "sdxl-refiner": ({**WORDS, "image": PICTURE}, ImageToImage(PICTURE)),
     "sdxl-inpainting": ({**WORDS, "image": PICTURE, "mask_image": MASK, "height": 32, "width": 32}, Inpaint(PICTURE, MASK)),
-    "sd1-variations": ({"image": PICTURE, "guidance_scale": 3.0, "height": 32, "width": 32}, Variations(PICTURE)),
+    "sd1-variations": ({"image": PICTURE, "guidance_scale": 3.0, "height": 32, "width": 32}, ImageVariation(PICTURE)),
 }
 
 
@@ -43,7 +43,7 @@ def theirs(pipeline: Any, given: dict[str, Any]) -> np.ndarray:
 
 def ours(model: LatentDiffusion, given: dict[str, Any], task: Any) -> torch.Tensor:
     size = {"width": 32, "height": 32} if task == TextToImage() else {}
-    *_, last = daguerre.steps(model, prompt=given.get("prompt", ""), task=task, guidance=3.0, steps=4, seed=3, **size)
+    *_, last = daguerre.stream(model, prompt=given.get("prompt", ""), task=task, guidance_scale=3.0, steps=4, seed=3, **size)
     return last.x
 
 
@@ -53,7 +53,7 @@ def test_a_saved_model_is_the_same_in_both_programs(peer: Peer, tmp_path: Path, 
     given, task = FAMILIES[family]
     folder = daguerre.save(model, tmp_path / "saved")
     again = daguerre.load(folder, device="cpu")
-    assert (again.prediction, again.size, again.schedule.config) == (model.prediction, model.size, model.schedule.config)
+    assert (again.prediction, again.sample_size, again.schedule.config) == (model.prediction, model.sample_size, model.schedule.config)
     assert torch.equal(ours(again, given, task), ours(model, given, task))
     without = {"depth_estimator": None, "feature_extractor": None} if family == "sd2-depth" else {}
     opened = diffusers.DiffusionPipeline.from_pretrained(folder, **without)

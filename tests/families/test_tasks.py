@@ -14,7 +14,7 @@ import daguerre
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.planners.refiner import with_refiner
-from daguerre.pipelines.tasks import DepthToImage, ImageToImage, InstructPix2Pix, Upscale, Variations
+from daguerre.pipelines.tasks import DepthToImage, ImageToImage, ImageVariation, InstructPix2Pix, Upscale
 from tests.families.test_txt2img import NAMED, SAID, STEPS, close, ours_latents
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
@@ -39,7 +39,7 @@ def with_scheduler(pipeline: Any, named: str, **options: Any) -> Any:
 def test_instruct_pix2pix_with_its_two_guidances(peer: Peer, named: str):
     pipeline, _, model = peer("sd1-pix2pix")
     theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, image_guidance_scale=1.7, generator=source()).images
-    ours = ours_latents(model, task=InstructPix2Pix(PICTURE, picture_guidance=1.7), sampler=named, **SIZE)
+    ours = ours_latents(model, task=InstructPix2Pix(PICTURE, image_guidance_scale=1.7), sampler=named, **SIZE)
     close(ours, theirs)
     assert (ours - ours_latents(model, task=InstructPix2Pix(PICTURE), sampler=named, **SIZE)).abs().max() > 0.01  # the scale is heard
 
@@ -75,7 +75,7 @@ def test_sdxl_handed_over_to_its_refiner(peer: Peer, kind: Any, share: float):
     half = base(**COMMON, **SIZE, denoising_end=share, generator=source()).images
     theirs = refiner(**COMMON, image=half, denoising_start=share, generator=source()).images
     fields = {"sampler": "euler", "start": "sigma_max"} if kind is diffusers.EulerDiscreteScheduler else {"sampler": "dpmpp_2m"}
-    ours = ours_latents(with_refiner(model, second), refine_at=share, **fields, **SIZE)
+    ours = ours_latents(with_refiner(model, second), refiner_switch_at=share, **fields, **SIZE)
     close(ours, theirs)
     assert (ours - ours_latents(model, **fields, **SIZE)).abs().max() > 0.01
 
@@ -87,9 +87,9 @@ def test_variations_of_a_picture_by_its_embedding(peer: Peer, size: tuple[int, i
     common = {name: value for name, value in COMMON.items() if name not in SAID}
     theirs = with_scheduler(pipeline, "euler")(**common, **SIZE, image=picture, generator=source()).images
     fields = {"prompt": "", "negative": "", "sampler": "euler", **SIZE}
-    ours = ours_latents(model, task=Variations(picture), **fields)
+    ours = ours_latents(model, task=ImageVariation(picture), **fields)
     close(ours, theirs)
-    other = ours_latents(model, task=Variations(picture.rotate(180)), **fields)
+    other = ours_latents(model, task=ImageVariation(picture.rotate(180)), **fields)
     assert (ours - other).abs().max() > 0.01  # the picture is seen
 
 
@@ -105,7 +105,7 @@ def test_a_prompt_that_changes_does_so_where_it_would_without_a_refiner(peer: Pe
     model = with_refiner(peer("sdxl")[2], peer("sdxl-refiner")[2])
 
     def walked(prompt: str) -> list[torch.Tensor]:
-        return [step.x for step in daguerre.steps(model, prompt=prompt, sampler="euler", steps=STEPS, **SIZE)]
+        return [step.x for step in daguerre.stream(model, prompt=prompt, sampler="euler", steps=STEPS, **SIZE)]
 
     pairs = zip(walked("[a red apple:a cat:.6]"), walked("a red apple"), strict=True)
     assert [torch.equal(one, other) for one, other in pairs] == [True, True, True, False, False]
@@ -125,15 +125,15 @@ def test_a_prompt_that_changes_does_so_where_it_would_without_a_refiner(peer: Pe
 )
 def test_a_picture_of_a_batch_is_the_picture_made_alone_and_its_request_is_kept(peer: Peer, tmp_path: Path, family: str, task: Any):
     model = peer(family)[2]
-    request = daguerre.Request(prompt=("a red apple", "a cat"), steps=2, seed=3, count=2, task=task)
+    request = daguerre.Request(prompt=("a red apple", "a cat"), steps=2, seed=3, num_images=2, task=task)
     batch = daguerre.generate(model, request)
-    alone = [daguerre.generate(model, single)[0] for single in request.singles()]
+    alone = [daguerre.generate(model, single)[0] for single in request.split()]
     for one, other in zip(batch, alone, strict=True):
         assert np.abs(np.asarray(one.image).astype(int) - np.asarray(other.image)).max() <= 1
     assert len({picture.image.tobytes() for picture in batch}) == 4
     again = daguerre.Request.from_json(request.to_json())
     assert again == request
-    assert again.task.given.keys() == task.given.keys()
+    assert again.task.input_images.keys() == task.given.keys()
 
 
 def test_sides_that_the_network_cannot_halve_are_upscaled_and_cut(peer: Peer):
@@ -159,9 +159,9 @@ HOLES = Image.fromarray(np.where(np.eye(16, 24) > 0, np.nan, 1).astype(np.float3
         ("sd2-depth", {"task": DepthToImage(COLOURS)}, "has colours"),
         ("sd2-depth", {"task": DepthToImage(HOLES)}, "NaN or infinity"),
         ("sd2-depth", {"task": DepthToImage(PICTURE.convert("L").resize((16, 16)), PICTURE)}, "map is 16×16 and the picture 24×16"),
-        ("sd1-variations", {"task": Variations(PICTURE), "prompt": "a cat"}, "hears no words"),
+        ("sd1-variations", {"task": ImageVariation(PICTURE), "prompt": "a cat"}, "hears no words"),
         ("sd1-variations", {}, "cannot do txt2img; .* This one does variations"),
-        ("sd1", {"task": Variations(PICTURE)}, "cannot do variations; .* Stable Diffusion image variations"),
+        ("sd1", {"task": ImageVariation(PICTURE)}, "cannot do variations; .* Stable Diffusion image variations"),
         ("sd2-upscaler", {"task": Upscale(PICTURE), "width": 96}, "leave width and height out"),
     ],
 )
@@ -174,9 +174,9 @@ def test_what_a_model_cannot_do_is_told_with_what_can(peer: Peer, family: str, f
     ("make", "message"),
     [
         (lambda: Upscale(PICTURE, noise=351), "noise is 351; it is a whole number from 0 to 350"),
-        (lambda: InstructPix2Pix(PICTURE, picture_guidance=float("nan")), "from 0 to 100"),
+        (lambda: InstructPix2Pix(PICTURE, image_guidance_scale=float("nan")), "from 0 to 100"),
         (lambda: DepthToImage(PICTURE, strength=2), "strength is 2"),
-        (lambda: daguerre.Request(refine_at=1.2), "refine_at is 1.2"),
+        (lambda: daguerre.Request(refiner_switch_at=1.2), "refine_at is 1.2"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make: Callable[[], object], message: str):

@@ -13,8 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import daguerre
-from daguerre.conditioning import PictureSize, PromptPlan
-from daguerre.diffusion import Denoiser, draw, finish, generators, guide, read_scheduler, start
+from daguerre.conditioning import PromptSchedule, SizeConditioning
+from daguerre.diffusion import (
+    Denoiser,
+    classifier_free_guidance,
+    generators,
+    randn_per_image,
+    read_scheduler,
+    scale_initial_noise,
+    to_variance_preserving,
+)
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.tasks import Upscale
 from daguerre.weights.convert import convert
@@ -88,8 +96,8 @@ def theirs_latents(pipeline: Any, **options: Any) -> Tensor:
 
 def ours_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
     given = {"prompt": SAID["prompt"], "negative": SAID["negative_prompt"], **SIZE, "steps": STEPS, "guidance": 4.0, "seed": 5, **fields}
-    *_, last = daguerre.steps(model, **given)
-    return finish(last.x, torch.tensor(last.sigma))
+    *_, last = daguerre.stream(model, **given)
+    return to_variance_preserving(last.x, torch.tensor(last.sigma))
 
 
 @pytest.mark.parametrize("named", NAMED)
@@ -119,13 +127,15 @@ def configured(model: LatentDiffusion, scheduler: Any) -> Tensor:
     sampling = read_scheduler(type(scheduler).__name__, dict(scheduler.config))
     sigmas = sampling.sigmas(model.schedule, STEPS)
     sources = generators([5])
-    x = start(draw(sources, (4, SIZE["height"] // 2, SIZE["width"] // 2)), sigmas[0], sampling.scale)
-    plan = PromptPlan(model.conditioner, [SAID["prompt"]], [SAID["negative_prompt"]], STEPS)
-    denoise = guide(Denoiser(model.unet, model.schedule, model.prediction, rounding=sampling.rounding), *plan.at(0).guided(4.0))
+    x = scale_initial_noise(randn_per_image(sources, (4, SIZE["height"] // 2, SIZE["width"] // 2)), sigmas[0], sampling.scale)
+    plan = PromptSchedule(model.conditioner, [SAID["prompt"]], [SAID["negative_prompt"]], STEPS)
+    denoise = classifier_free_guidance(
+        Denoiser(model.unet, model.schedule, model.prediction, rounding=sampling.rounding), *plan.at(0).with_guidance(4.0)
+    )
     options = sampling.sampler_options(model.schedule, sigmas)
-    noise = lambda x, *_: draw(sources, x.shape[1:])  # noqa: E731
+    noise = lambda x, *_: randn_per_image(sources, x.shape[1:])  # noqa: E731
     *_, (x, _x0) = sampling.sampler(denoise, x, sigmas, noise=noise, **options)
-    return finish(x, sigmas[-1])
+    return to_variance_preserving(x, sigmas[-1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +144,7 @@ def test_one_file_of_ours_gives_the_same_latents(peer: Peer, tmp_path: Path, fam
     model = daguerre.load(convert(folder, tmp_path / "one.safetensors"), device="cpu")
     assert model.prediction == whole.prediction
     assert model.schedule.config == whole.schedule.config
-    assert model.size == whole.size
+    assert model.sample_size == whole.sample_size
     assert torch.equal(ours_latents(model, sampler="euler"), ours_latents(whole, sampler="euler"))
 
 
@@ -158,8 +168,8 @@ def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
     told = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
     negative = {f"negative_{name}": value for name, value in told.items()}
     theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
-    size = PictureSize(original=(20, 30), target=(16, 32), crop=(3, 7))
-    fixed = model.conditioner.sized(16, 32, size)
+    size = SizeConditioning(original=(20, 30), target=(16, 32), crop=(3, 7))
+    fixed = model.conditioner.with_size(16, 32, size)
     fixed.sized = lambda *_: fixed
     close(ours_latents(replace(model, conditioner=fixed), sampler="euler"), theirs)
 
@@ -169,4 +179,4 @@ def test_an_empty_negative_prompt_of_sdxl_is_as_the_folder_says(tmp_path: Path, 
     pipeline = peers.sdxl(zeros=zeros)
     model = daguerre.load(peers.saved(pipeline, tmp_path / "xl"), device="cpu")
     theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), negative_prompt=None)
-    close(ours_latents(model, sampler="euler", negative=""), theirs)
+    close(ours_latents(model, sampler="euler", negative_prompt=""), theirs)

@@ -5,7 +5,7 @@ import torch
 
 from daguerre.errors import DaguerreError
 from daguerre.metrics import psnr
-from daguerre.metrics.codecs import OPTIONS, coded
+from daguerre.metrics.codecs import OPTIONS, encode_with_codec
 
 
 def pictures(count: int = 5) -> torch.Tensor:
@@ -19,7 +19,7 @@ def pictures(count: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("codec", OPTIONS)
 def test_it_fits_and_every_picture_comes_back_in_its_place(codec: str):
     x = pictures()
-    small, large = (coded(x, codec, budget) for budget in (750, 6000))
+    small, large = (encode_with_codec(x, codec, budget) for budget in (750, 6000))
     assert small is not None
     assert large is not None
     assert small.bytes <= 750
@@ -33,13 +33,13 @@ def test_it_fits_and_every_picture_comes_back_in_its_place(codec: str):
 def test_what_does_not_fit_at_any_quality_is_coded_smaller(codec: str):
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(4, 3, 64, 64, generator=generator) - 0.5) * 2  # noise, which no codec makes small
-    tight = coded(x, codec, 900)
+    tight = encode_with_codec(x, codec, 900)
     assert tight is not None
     assert tight.bytes <= 900
     assert tight.x.shape == x.shape
 
 
 def test_too_few_bytes_give_none_and_too_many_pictures_are_told():
-    assert coded(pictures(), "JPEG", 10) is None
+    assert encode_with_codec(pictures(), "JPEG", 10) is None
     with pytest.raises(DaguerreError, match="sheet of more than"):
-        coded(torch.zeros(2, 3, 8, 9000), "JPEG", 1000)
+        encode_with_codec(torch.zeros(2, 3, 8, 9000), "JPEG", 1000)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daguerre.errors import DaguerreError
-from daguerre.metrics import Gaussian, features_of, frechet, frechet_distance, halves, kernel_distance, squared_mmd
+from daguerre.metrics import Gaussian, features_of, frechet, frechet_distance, kernel_distance, split_half_distance, squared_mmd
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_features_are_gathered_in_order():
 
 def test_halves_share_nothing():
     x = torch.arange(11.0)[:, None]
-    a, b = halves(x, seed=3)
+    a, b = split_half_distance(x, seed=3)
     assert a.shape == b.shape == (5, 1)
     assert len({*a.flatten().tolist(), *b.flatten().tolist()}) == 10
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from daguerre.metrics import clip_score, cosine, ranks, within
+from daguerre.metrics import clip_score, cosine, ranks, recall_at
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +27,7 @@ def test_precision_by_chance_is_k_in_m():
     got = ranks(normal(3000, 100), torch.zeros(3000, dtype=torch.long))
     for k in (1, 5, 50):
         p = k / 100
-        assert within(got, k).mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / 3000) ** 0.5)
+        assert recall_at(got, k).mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / 3000) ** 0.5)
 
 
 def test_cosine_is_the_cosine():

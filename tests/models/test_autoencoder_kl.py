@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, Posterior
+from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian
 
 TINY = AutoencoderKLConfig(latent_channels=3, channels=(8, 16, 16), blocks=1, norm_groups=4, scaling_factor=0.7)
 REFERENCE = {
@@ -75,7 +75,7 @@ def test_equals_the_reference_with_gradients(name: str, batch: int):
 def test_posterior_is_a_normal_distribution():
     mean, logvar = noise(2, 4, 3, 3, seed=0), noise(2, 4, 3, 3, seed=1)
     truth = Normal(mean, (logvar / 2).exp())
-    posterior = Posterior(mean, logvar)
+    posterior = DiagonalGaussian(mean, logvar)
     torch.testing.assert_close(posterior.kl(), kl_divergence(truth, Normal(0.0, 1.0)).sum(dim=(1, 2, 3)))
     eps = noise(2, 4, 3, 3, seed=2)
     torch.testing.assert_close(posterior.sample(eps), truth.icdf(Normal(0.0, 1.0).cdf(eps)), rtol=1e-4, atol=1e-4)
@@ -86,7 +86,7 @@ def test_encode_scales_and_decode_undoes_it():
     autoencoder = AutoencoderKL(replace(TINY, scaling_factor=0.5, shift_factor=0.25))
     x = noise(1, 3, 16, 16, seed=0)
     with torch.no_grad():
-        posterior = autoencoder.moments(x)
+        posterior = autoencoder.posterior(x)
         rebuilt, _ = autoencoder(x)
         torch.testing.assert_close(autoencoder.encode(x), (posterior.mean - 0.25) * 0.5)
         torch.testing.assert_close(autoencoder.decode(autoencoder.encode(x)), rebuilt)
@@ -99,14 +99,14 @@ def test_the_log_variance_is_clamped():
     assert autoencoder.quant_conv is not None
     with torch.no_grad():
         autoencoder.quant_conv.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1e3, -1e3, 0.0]))
-        logvar = autoencoder.moments(noise(1, 3, 16, 16, seed=0)).logvar
+        logvar = autoencoder.posterior(noise(1, 3, 16, 16, seed=0)).logvar
     assert (logvar[:, 0] == 20).all()
     assert (logvar[:, 1] == -30).all()
 
 
 def test_a_picture_that_does_not_divide_is_refused():
     autoencoder = AutoencoderKL(TINY)
-    assert autoencoder.downsampling == 4
+    assert autoencoder.downsample_factor == 4
     with pytest.raises(DaguerreError, match=r"18×16.*multiples of 4"):
         autoencoder.encode(torch.zeros(1, 3, 16, 18))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import CodePrior, Sampling, bits_per_code, bits_per_pixel, draw, probabilities, uniforms
+from daguerre.models.autoregressive import CodePrior, Sampling, bits_per_code, bits_per_pixel, probabilities, sample_codes, uniform_noise
 from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
@@ -71,7 +71,7 @@ def test_filters_by_hand():
 def test_drawing_inverts_the_cumulative_distribution():
     p = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=torch.float64)
     u = torch.tensor([0.0, 0.2499, 0.25, 0.9999999999999999], dtype=torch.float64)
-    assert draw(p.expand(4, -1), u).tolist() == [1, 1, 3, 3]
+    assert sample_codes(p.expand(4, -1), u).tolist() == [1, 1, 3, 3]
 
 
 def test_bits_of_known_distributions():
@@ -87,8 +87,8 @@ def test_bits_of_known_distributions():
 
 def test_a_pictures_randomness_is_its_own():
     sources = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    both = uniforms(sources, (2, 3))
-    assert torch.equal(both[1:], uniforms([torch.Generator().manual_seed(4)], (2, 3)))
+    both = uniform_noise(sources, (2, 3))
+    assert torch.equal(both[1:], uniform_noise([torch.Generator().manual_seed(4)], (2, 3)))
     assert both.dtype == torch.float64
 
 

@@ -14,7 +14,7 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.weights.original.key_map import Table, UNetLayout, autoencoder_rules, unet_rules
+from daguerre.weights.original.key_map import KeyTable, UNetLayout, autoencoder_rules, unet_rules
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 
@@ -28,8 +28,8 @@ def read(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any
     return {key: tensor for key, tensor in tensors.items() if not key.startswith("io.")}, io, config
 
 
-def named(weights: dict[str, Tensor], prefix: str, table: Table) -> dict[str, Tensor]:
-    ours, unmatched = table.to_ours({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
+def named(weights: dict[str, Tensor], prefix: str, table: KeyTable) -> dict[str, Tensor]:
+    ours, unmatched = table.to_canonical({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
     assert not unmatched
     return ours
 
@@ -48,7 +48,7 @@ def test_the_unet_gives_the_original_output(name: str):
     weights, io, original = read(name)
     config = unet_config(original)
     unet = UNet(config)
-    unet.load_state_dict(named(weights, "model.diffusion_model.", Table(unet_rules(UNetLayout.of(config)))), strict=True)
+    unet.load_state_dict(named(weights, "model.diffusion_model.", KeyTable(unet_rules(UNetLayout.of(config)))), strict=True)
     with torch.no_grad():
         out = unet(io["x"], io["t"], Conditioning(context=io.get("context")))
     torch.testing.assert_close(out, io["out"], rtol=0, atol=1e-5)
@@ -66,10 +66,10 @@ def test_the_autoencoder_gives_the_original_moments_and_picture():
         scaling_factor=1.0,
     )
     autoencoder = AutoencoderKL(config)
-    table = Table(autoencoder_rules(len(config.channels), config.blocks + 1))
+    table = KeyTable(autoencoder_rules(len(config.channels), config.blocks + 1))
     autoencoder.load_state_dict(named(weights, "first_stage_model.", table), strict=True)
     with torch.no_grad():
-        posterior = autoencoder.moments(io["x"])
+        posterior = autoencoder.posterior(io["x"])
         torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], rtol=0, atol=1e-5)
         torch.testing.assert_close(autoencoder.decode(io["z"]), io["decoded"], rtol=0, atol=1e-5)
 

@@ -33,7 +33,7 @@ def nothing(prompts: Sequence[str]) -> Conditioning:
 @pytest.fixture
 def pixel_model() -> LatentDiffusion:
     unet = UNet(UNetConfig(in_channels=3, out_channels=3, channels=(8,), depth=(0,), heads=(1,), context_width=None, norm_groups=4))
-    return LatentDiffusion(unet, Pixels(), nothing, Schedule(ScheduleConfig(kind="linear")), "epsilon", "pixels", size=8)
+    return LatentDiffusion(unet, Pixels(), nothing, Schedule(ScheduleConfig(kind="linear")), "epsilon", "pixels", sample_size=8)
 
 
 def test_parts_without_weights_are_no_modules(pixel_model: LatentDiffusion):

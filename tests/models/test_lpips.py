@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daguerre.models.lpips import LPIPS, EncoderLevels, FeatureDistance
+from daguerre.models.lpips import LPIPS, EncoderFeatures, FeatureDistance
 from daguerre.nn.encoder_decoder import Encoder
 
 # The published layout: convolutions of VGG16 by their index in `features`, a row a stage.
@@ -101,7 +101,7 @@ def test_feature_distance_is_the_angle_between_features():
 def test_feature_distance_on_an_encoder_sees_every_level():
     torch.manual_seed(0)
     encoder = Encoder(3, 8, (8, 16, 16), 1, groups=4)
-    features = EncoderLevels(encoder)
+    features = EncoderFeatures(encoder)
     x, y = pictures(11).requires_grad_(), pictures(12)
     assert [tuple(state.shape[1:]) for state in features(x)] == [(8, 16, 12), (16, 8, 6), (16, 8, 6)]
     distance = FeatureDistance(features)(x, y)

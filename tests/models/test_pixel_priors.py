@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import uniforms
+from daguerre.models.autoregressive import uniform_noise
 from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 
@@ -78,11 +78,11 @@ def test_a_class_changes_the_logits_and_is_asked_for(make):
 @pytest.mark.parametrize("make", [pixelcnn, pixelsnail])
 def test_the_lower_half_is_completed(make):
     prior = make()
-    u = uniforms([torch.Generator().manual_seed(seed) for seed in range(2)], (4, 3))
+    u = uniform_noise([torch.Generator().manual_seed(seed) for seed in range(2)], (4, 3))
     rows = list(prior.sample((4, 3), u))
     assert len(rows) == 4
     assert not rows[0][:, 1:].any()
-    *_, again = prior.sample((4, 3), u, known=rows[-1][:, :2])
+    *_, again = prior.sample((4, 3), u, prefix_rows=rows[-1][:, :2])
     assert torch.equal(again, rows[-1])
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import Sampling, draw, probabilities, uniforms
-from daguerre.models.transformer_prior import Cache, TransformerPrior, TransformerPriorConfig, coordinates, window
-from daguerre.weights.original.key_map import Table, gpt_rules
+from daguerre.models.autoregressive import Sampling, probabilities, sample_codes, uniform_noise
+from daguerre.models.transformer_prior import KVCache, TransformerPrior, TransformerPriorConfig, coordinate_codes, window_corner
+from daguerre.weights.original.key_map import KeyTable, gpt_rules
 from tests.models.test_goldens import named, read
 
 TINY = TransformerPriorConfig(codes=7, condition_codes=5, length=32, grid=(3, 4), width=16, layers=2, heads=2)
@@ -30,7 +30,7 @@ def ids(size: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 def numbers(batch: int, grid: tuple[int, int]) -> Tensor:
-    return uniforms([torch.Generator().manual_seed(seed) for seed in range(batch)], grid)
+    return uniform_noise([torch.Generator().manual_seed(seed) for seed in range(batch)], grid)
 
 
 def last(steps: Iterator[Tensor]) -> Tensor:
@@ -51,7 +51,7 @@ def test_the_transformer_gives_the_original_logits():
     prior = TransformerPrior(config).eval()
     masks = {name for name in weights if name.endswith("attn.mask")}
     kept = {name: tensor for name, tensor in weights.items() if name not in masks}
-    prior.load_state_dict(named(kept, "transformer.", Table(gpt_rules(config.layers))), strict=True)
+    prior.load_state_dict(named(kept, "transformer.", KeyTable(gpt_rules(config.layers))), strict=True)
     with torch.no_grad():
         torch.testing.assert_close(prior.read(io["ids"]), io["logits"], rtol=0, atol=1e-5)
         codes = io["ids"][:, 1:].view(2, 4, 8)  # one token as condition, the rest a picture
@@ -78,7 +78,7 @@ def test_no_code_sees_its_future():
 
 @pytest.mark.parametrize("parts", [[1] * 14, [5, 9], [2, 1, 4, 7]])
 def test_cached_equals_uncached(parts: list[int]):
-    prior, tokens, cache = tiny(), ids(12, 3, 14), Cache()
+    prior, tokens, cache = tiny(), ids(12, 3, 14), KVCache()
     with torch.no_grad():
         whole = prior.read(tokens)
         cached = torch.cat([prior.read(part, cache) for part in tokens.split(parts, dim=1)], dim=1)
@@ -104,7 +104,7 @@ def test_a_window_that_covers_all_is_full_attention(how: Sampling, condition: Te
     with torch.no_grad():
         for n in range(12):
             logits = prior(expected, condition).flatten(1, 2)[:, n]
-            expected.view(3, 12)[:, n] = draw(probabilities(logits, how), u[:, n])
+            expected.view(3, 12)[:, n] = sample_codes(probabilities(logits, how), u[:, n])
     sampled = last(prior.sample((3, 4), u, condition, how))
     assert torch.equal(sampled, expected)
     assert how.temperature == 0 or len(sampled.unique()) > 2
@@ -125,7 +125,7 @@ def test_the_sliding_window_asks_each_window_anew(mapped: bool):
                 ]
                 rows, columns = slice(i - local[0], i - local[0] + 3), slice(j - local[1], j - local[1] + 4)
                 logits = prior(expected[:, rows, columns], condition[:, rows, columns] if mapped else condition)[:, local[0], local[1]]
-                expected[:, i, j] = draw(probabilities(logits, Sampling()), u[:, i * 7 + j])
+                expected[:, i, j] = sample_codes(probabilities(logits, Sampling()), u[:, i * 7 + j])
     rows_as_drawn = list(prior.sample(grid, u, condition))
     assert torch.equal(rows_as_drawn[-1], expected)
     assert [int((codes != 0).any(dim=2).sum(dim=1).max()) <= n + 1 for n, codes in enumerate(rows_as_drawn)] == [True] * 5
@@ -133,22 +133,22 @@ def test_the_sliding_window_asks_each_window_anew(mapped: bool):
 
 def test_windows_stay_inside_and_hold_their_code():
     for i in range(40):
-        (top, left), place = window(i, 39 - i, (40, 40), (16, 16))
+        (top, left), place = window_corner(i, 39 - i, (40, 40), (16, 16))
         assert 0 <= top <= 24
         assert 0 <= left <= 24
         assert divmod(place, 16) == (i - top, 39 - i - left)
-    assert window(8, 8, (40, 40), (16, 16)) == ((0, 0), 8 * 16 + 8)
-    assert window(20, 31, (40, 40), (16, 16)) == ((12, 23), 8 * 16 + 8)
-    assert window(39, 39, (40, 40), (16, 16)) == ((24, 24), 255)
+    assert window_corner(8, 8, (40, 40), (16, 16)) == ((0, 0), 8 * 16 + 8)
+    assert window_corner(20, 31, (40, 40), (16, 16)) == ((12, 23), 8 * 16 + 8)
+    assert window_corner(39, 39, (40, 40), (16, 16)) == ((24, 24), 255)
 
 
 def test_the_lower_half_is_completed():
     """With the rows that a sample began with given, and the same randomness, the rest is drawn again."""
     prior, grid, u = tiny(), (5, 4), numbers(3, (5, 4))
     whole = last(prior.sample(grid, u, ids(5, 3, 1)))
-    assert torch.equal(last(prior.sample(grid, u, ids(5, 3, 1), known=whole[:, :2])), whole)
+    assert torch.equal(last(prior.sample(grid, u, ids(5, 3, 1), prefix_rows=whole[:, :2])), whole)
     other = (whole[:, :2] + 1) % 7
-    completed = last(prior.sample(grid, u, ids(5, 3, 1), known=other))
+    completed = last(prior.sample(grid, u, ids(5, 3, 1), prefix_rows=other))
     assert torch.equal(completed[:, :2], other)
 
 
@@ -161,7 +161,7 @@ def test_tokens_of_the_condition_are_the_models_own_or_shared():
 
 
 def test_coordinates_number_the_patches():
-    places = coordinates(64, 32, codes=1024, downsampling=16)
+    places = coordinate_codes(64, 32, codes=1024, downsampling=16)
     # Pixel (y, x) is y·32 + x of 2048; the mean over patch (i, j) is (16 i + 7.5)·32 + 16 j + 7.5.
     expected = [[round(((16 * i + 7.5) * 32 + 16 * j + 7.5) / 2048 * 1024) for j in range(2)] for i in range(4)]
     assert places.tolist() == [expected]
@@ -182,4 +182,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(DaguerreError, match="3×4 codes and the picture 5×7"):
         last(prior.sample((5, 7), numbers(1, (5, 7)), ids(5, 1, 3, 4)))
     with pytest.raises(DaguerreError, match="known rows"):
-        last(prior.sample((5, 4), numbers(1, (5, 4)), known=ids(7, 1, 2, 3)))
+        last(prior.sample((5, 4), numbers(1, (5, 4)), prefix_rows=ids(7, 1, 2, 3)))

@@ -213,7 +213,7 @@ def test_what_is_told_of_the_same_pictures_is_the_same_computed_once_or_twice(na
     rows: list[int] = []
     unet.conv_in.register_forward_hook(lambda _module, _inputs, output: rows.append(len(output)))
     with torch.no_grad():
-        apart, together = unet(x, t, cond, control=control), unet(x, t, replace(cond, voices=3), control=control)
+        apart, together = unet(x, t, cond, control=control), unet(x, t, replace(cond, num_conditions=3), control=control)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
     assert apart.std() > 0.1
     assert rows == [6, 6 if name in ("upscaler", "sdxl") else 2]

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
-from daguerre.models.vector_quantizer import SMOOTHING, GumbelQuantizer, QuantizerConfig, VectorQuantizer, code_use, quantizer
+from daguerre.models.vector_quantizer import SMOOTHING, GumbelQuantizer, QuantizerConfig, VectorQuantizer, build_quantizer, code_use
 
 BOOK = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-2.0, 0.0]])
 
 
 def with_book(book: Tensor = BOOK, **options) -> VectorQuantizer:
-    module = quantizer(QuantizerConfig(codes=len(book), width=book.shape[1], **options))
+    module = build_quantizer(QuantizerConfig(codes=len(book), width=book.shape[1], **options))
     assert isinstance(module, VectorQuantizer)
     with torch.no_grad():
         module.embedding.weight.copy_(book)
-        if options.get("kind") == "average":
+        if options.get("kind") == "ema":
             module.embedding.get_buffer("embed_avg").copy_(book)
     return module
 
@@ -49,10 +49,10 @@ def test_beta_weighs_the_encoder_in_the_paper_and_the_codebook_in_the_legacy(los
     assert not module.embedding.weight.grad[2].any()
 
 
-@pytest.mark.parametrize("kind", ["nearest", "average"])
+@pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_a_codebook_that_is_spread_lies_where_the_encoder_is(kind: str):
     module, z = with_book(kind=kind), places([5.0, 6.0], [7.0, 8.0]).detach()
-    module.spread(z, torch.Generator().manual_seed(0))
+    module.init_codebook_from(z, torch.Generator().manual_seed(0))
     assert {tuple(row) for row in module.embedding.weight.tolist()} <= {(5.0, 6.0), (7.0, 8.0)}
     module.train()(z)  # averages start from there, too
     assert (module.embedding.weight > 4).all()
@@ -68,7 +68,7 @@ def test_gradients_pass_straight_through():
 
 
 def test_averages_follow_the_hand_calculation():
-    module = with_book(kind="average", decay=0.75, beta=0.5)
+    module = with_book(kind="ema", decay=0.75, beta=0.5)
     z = places([0.5, 0.25], [0.25, 0.25], [1.5, 1.25])
     out = module(z)
     assert out.codes.tolist() == [[[0, 0, 1]]]
@@ -85,10 +85,10 @@ def test_averages_follow_the_hand_calculation():
     assert torch.equal(module.embedding.weight, before)
 
 
-@pytest.mark.parametrize("kind", ["nearest", "average"])
+@pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_a_dead_code_comes_back_where_data_is(kind: str):
     torch.manual_seed(0)
-    module = with_book(torch.tensor([[0.0, 0.0], [50.0, 50.0]]), kind=kind, decay=0.5, revive=0.2)
+    module = with_book(torch.tensor([[0.0, 0.0], [50.0, 50.0]]), kind=kind, decay=0.5, dead_code_threshold=0.2)
     z = places([1.0, 1.0], [-1.0, -1.0])
     for _ in range(2):  # a count of 1, ½, ¼
         assert module(z).codes.tolist() == [[[0, 0]]]
@@ -101,7 +101,10 @@ def test_a_dead_code_comes_back_where_data_is(kind: str):
 
 def test_published_codebooks_have_no_counts():
     assert set(VectorQuantizer(QuantizerConfig(4, 2)).state_dict()) == {"embedding.weight"}
-    assert set(VectorQuantizer(QuantizerConfig(4, 2, revive=0.1)).state_dict()) == {"embedding.weight", "embedding.cluster_size"}
+    assert set(VectorQuantizer(QuantizerConfig(4, 2, dead_code_threshold=0.1)).state_dict()) == {
+        "embedding.weight",
+        "embedding.cluster_size",
+    }
 
 
 def test_many_places_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch):
@@ -114,7 +117,7 @@ def test_many_places_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_gumbel_codebook_draws_in_training_and_decides_in_evaluation():
     torch.manual_seed(0)
-    module = quantizer(QuantizerConfig(codes=3, width=2, kind="gumbel"))
+    module = build_quantizer(QuantizerConfig(codes=3, width=2, kind="gumbel"))
     assert isinstance(module, GumbelQuantizer)
     logits = torch.tensor([0.5, -0.5, 0.0])
     with torch.no_grad():
@@ -155,4 +158,4 @@ def test_another_models_codes_are_refused():
     with pytest.raises(DaguerreError, match="from 0 to 3, but there are only 3"):
         with_book().lookup(torch.tensor([[[0, 3]]]))
     with pytest.raises(DaguerreError, match="gumbel"):
-        QuantizerConfig(kind="gumbel", revive=0.1)
+        QuantizerConfig(kind="gumbel", dead_code_threshold=0.1)

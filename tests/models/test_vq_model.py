@@ -13,7 +13,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models import vq_model
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.weights.original.key_map import Table, autoencoder_rules
+from daguerre.weights.original.key_map import KeyTable, autoencoder_rules
 from tests.models.test_goldens import named, read
 
 TINY = VQModelConfig(
@@ -45,11 +45,11 @@ def test_the_vqgan_gives_the_original_codes_and_picture():
         attention_levels=tuple(level for level, side in enumerate(sides) if side in shape["attn_resolutions"]),
     )
     model = VQModel(config).eval()
-    model.load_state_dict(named(weights, "", Table(autoencoder_rules(len(config.channels), config.blocks + 1))), strict=True)
+    model.load_state_dict(named(weights, "", KeyTable(autoencoder_rules(len(config.channels), config.blocks + 1))), strict=True)
     with torch.no_grad():
         h = model.encode(io["x"])
         torch.testing.assert_close(h, io["h"], rtol=0, atol=1e-5)
-        assert torch.equal(model.codes(io["x"]), io["indices"])
+        assert torch.equal(model.encode_codes(io["x"]), io["indices"])
         quantized = model.quantize(h)
         torch.testing.assert_close(quantized.z, io["z_q"], rtol=0, atol=1e-5)
         torch.testing.assert_close(quantized.loss, io["codebook_loss"][0], rtol=1e-5, atol=0)
@@ -89,23 +89,23 @@ def test_codes_are_the_same_after_save_and_load(tmp_path: Path):
     again = tiny(seed=5)
     again.load_state_dict(load_file(tmp_path / "vq.safetensors"), strict=True)
     with torch.no_grad():
-        assert torch.equal(model.codes(x), again.codes(x))
-        torch.testing.assert_close(model.decode_codes(model.codes(x)), model(x).x, rtol=0, atol=0)
+        assert torch.equal(model.encode_codes(x), again.encode_codes(x))
+        torch.testing.assert_close(model.decode_codes(model.encode_codes(x)), model(x).x, rtol=0, atol=0)
 
 
 def test_as_a_first_stage_it_decodes_the_nearest_codes():
     model, x = tiny(config=replace(TINY, scaling_factor=0.5)), noise(1, 3, 16, 16, seed=1)
     with torch.no_grad():
         z = model.encode(x)
-        codes = model.codes(x)
+        codes = model.encode_codes(x)
         torch.testing.assert_close(model.decode(z), model.decode_codes(codes), rtol=0, atol=0)
         torch.testing.assert_close(model.quantize.nearest(2 * z), codes, rtol=0, atol=0)
-    assert model.downsampling == 2
+    assert model.downsample_factor == 2
 
 
 def test_a_picture_that_does_not_divide_is_refused():
     with pytest.raises(DaguerreError, match=r"18×15.*multiples of 2"):
-        tiny().codes(torch.zeros(1, 3, 15, 18))
+        tiny().encode_codes(torch.zeros(1, 3, 15, 18))
 
 
 @pytest.mark.parametrize(

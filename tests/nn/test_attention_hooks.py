@@ -4,7 +4,7 @@ import torch
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.nn.attention_hooks import watched
+from daguerre.nn.attention_hooks import capture_cross_attention
 
 CONFIG = UNetConfig(channels=(16, 32), blocks=1, depth=(1, 2), heads=(2, 4), context_width=12, norm_groups=4, cross_only_levels=(0,))
 
@@ -17,7 +17,7 @@ def test_every_cross_attention_is_seen_once_and_answers_as_before():
     seen = []
     with torch.no_grad():
         before = unet(x, t, cond)
-        with watched(unet, lambda size, q, k: seen.append((size, tuple(q.shape), tuple(k.shape)))):
+        with capture_cross_attention(unet, lambda size, q, k: seen.append((size, tuple(q.shape), tuple(k.shape)))):
             during = unet(x, t, cond)
         after = unet(x, t, cond)
     assert torch.equal(before, during)

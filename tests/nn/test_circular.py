@@ -8,12 +8,12 @@ import torch
 
 import daguerre
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.nn.circular import circular, wrapped
+from daguerre.nn.circular import circular_padding, pad_circular
 
 
 @pytest.mark.parametrize(("axes", "dims"), [("both", (2, 3)), ("horizontal", (3,)), ("vertical", (2,))])
 def test_networks_commute_with_rolling(tiny_model: LatentDiffusion, axes: Any, dims: tuple[int, ...]):
-    unet, autoencoder = circular(tiny_model.unet, axes), circular(tiny_model.autoencoder, axes)
+    unet, autoencoder = circular_padding(tiny_model.unet, axes), circular_padding(tiny_model.autoencoder, axes)
     context = tiny_model.conditioner(["a red apple"])
     z, x, t = torch.randn(1, 6, 8, 8), torch.randn(1, 3, 32, 32), torch.tensor([500.0])
     networks: list[tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor], torch.Tensor, int, float]] = [
@@ -32,7 +32,7 @@ def test_the_network_itself_stays_as_it_is_and_shares_its_weights(tiny_model: La
     z = torch.randn(1, 6, 8, 8)
     with torch.no_grad():
         before = tiny_model.autoencoder.decode(z)
-        twin = circular(tiny_model.autoencoder, "both")
+        twin = circular_padding(tiny_model.autoencoder, "both")
         assert not torch.equal(twin.decode(z), before)
         assert torch.equal(tiny_model.autoencoder.decode(z), before)
     assert all(a is b for a, b in zip(twin.parameters(), tiny_model.autoencoder.parameters(), strict=True))
@@ -40,20 +40,20 @@ def test_the_network_itself_stays_as_it_is_and_shares_its_weights(tiny_model: La
 
 def test_the_other_edge_stands_beside_an_edge():
     x = torch.arange(12.0).reshape(1, 1, 3, 4)
-    assert wrapped(x, (1, 1, 1, 1), "both")[0, 0].tolist() == [
+    assert pad_circular(x, (1, 1, 1, 1), "both")[0, 0].tolist() == [
         [11, 8, 9, 10, 11, 8], [3, 0, 1, 2, 3, 0], [7, 4, 5, 6, 7, 4], [11, 8, 9, 10, 11, 8], [3, 0, 1, 2, 3, 0]
     ]  # fmt: skip
-    assert wrapped(x, (1, 0, 1, 0), "horizontal")[0, 0].tolist() == [[0] * 5, [3, 0, 1, 2, 3], [7, 4, 5, 6, 7], [11, 8, 9, 10, 11]]
+    assert pad_circular(x, (1, 0, 1, 0), "horizontal")[0, 0].tolist() == [[0] * 5, [3, 0, 1, 2, 3], [7, 4, 5, 6, 7], [11, 8, 9, 10, 11]]
 
 
 def test_rolled_noise_gives_the_rolled_picture(tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch):
     """A whole walk commutes with rolling, so the place of the edge is nowhere to be seen."""
-    plain = daguerre.generate(tiny_model, prompt="a red apple", steps=3, seamless="both")
+    plain = daguerre.generate(tiny_model, prompt="a red apple", steps=3, tiling="both")
     from daguerre.pipelines import context
 
-    draw = context.draw
-    monkeypatch.setattr(context, "draw", lambda *args: draw(*args).roll(4, -1))
-    rolled = daguerre.generate(tiny_model, prompt="a red apple", steps=3, seamless="both")
+    draw = context.randn_per_image
+    monkeypatch.setattr(context, "randn_per_image", lambda *args: draw(*args).roll(4, -1))
+    rolled = daguerre.generate(tiny_model, prompt="a red apple", steps=3, tiling="both")
 
     def pixels(pictures: Any) -> torch.Tensor:
         return torch.frombuffer(bytearray(pictures[0].image.tobytes()), dtype=torch.uint8).reshape(32, 32, 3).int()

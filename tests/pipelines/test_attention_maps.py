@@ -16,19 +16,19 @@ from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.attention import Attention, TransformerBlock
-from daguerre.pipelines import Request, generate, steps
-from daguerre.pipelines.attention_maps import WordMap, overlay, recorded, sheet
+from daguerre.pipelines import Request, generate, stream
+from daguerre.pipelines.attention_maps import WordMap, attention_sheet, overlay, record_attention
 
 
 def maps(model: LatentDiffusion, prompt: str | Sequence[str], **more) -> list[list[WordMap]]:
     request = Request(**{"prompt": prompt, "steps": 3, **more})
-    with recorded(model, len(request.each)) as record:
+    with record_attention(model, len(request.items)) as record:
         generate(model, request)
-    return [record.words(i) for i in range(len(request.each))]
+    return [record.words(i) for i in range(len(request.items))]
 
 
 def heats(words: Sequence[WordMap]) -> Tensor:
-    return torch.stack([word.heat for word in words])
+    return torch.stack([word.heatmap for word in words])
 
 
 def crossing(unet: UNet) -> list[Attention]:
@@ -65,19 +65,19 @@ def test_a_map_is_the_mean_over_heads_layers_and_steps(tiny_model: LatentDiffusi
     words = tiny_model.conditioner.words(line)
     assert [word.text for word in found] == [word.text for word in words] == asked.split()
     for word, place in zip(found, words, strict=True):
-        torch.testing.assert_close(word.heat, mean[list(place.positions)].sum(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(word.heatmap, mean[list(place.positions)].sum(0), rtol=1e-4, atol=1e-6)
 
 
 def test_pictures_and_model_are_as_they_were(tiny_model: LatentDiffusion):
     request = Request(prompt="a red apple", steps=3, sampler="euler_a")
-    with recorded(tiny_model) as record:
+    with record_attention(tiny_model) as record:
         seen = generate(tiny_model, request)
     assert record.words()
     before = len(record.words())
     unseen = generate(tiny_model, request)
     assert np.array_equal(np.asarray(seen[0].image), np.asarray(unseen[0].image))
     assert len(record.words()) == before
-    with pytest.raises(ZeroDivisionError), recorded(tiny_model):
+    with pytest.raises(ZeroDivisionError), record_attention(tiny_model):
         raise ZeroDivisionError
     assert not [attention for attention in crossing(tiny_model.unet) if "attend" in vars(attention)]
     assert not {"encode", "sized"} & set(vars(tiny_model.conditioner))
@@ -86,15 +86,15 @@ def test_pictures_and_model_are_as_they_were(tiny_model: LatentDiffusion):
 
 def test_a_picture_of_a_batch_has_the_maps_it_has_alone(tiny_model: LatentDiffusion):
     prompts = "a red apple", "two cats to the left of a pizza"
-    together = maps(tiny_model, prompts, count=2, seed=4, negative="a blue apple")
+    together = maps(tiny_model, prompts, num_images=2, seed=4, negative_prompt="a blue apple")
     for i, (prompt, seed) in enumerate([(prompt, seed) for prompt in prompts for seed in (4, 5)]):
-        alone = maps(tiny_model, prompt, seed=seed, negative="a blue apple")[0]
+        alone = maps(tiny_model, prompt, seed=seed, negative_prompt="a blue apple")[0]
         assert [word.text for word in together[i]] == prompt.split()
         torch.testing.assert_close(heats(together[i]), heats(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_without_guidance_and_with_it_every_part_of_a_prompt_is_seen(tiny_model: LatentDiffusion):
-    assert [word.text for word in maps(tiny_model, "a red apple", guidance=1.0)[0]] == ["a", "red", "apple"]
+    assert [word.text for word in maps(tiny_model, "a red apple", guidance_scale=1.0)[0]] == ["a", "red", "apple"]
     parts = maps(tiny_model, "a red apple AND a blue apple :0.5")[0]
     assert [word.text for word in parts] == ["a", "red", "apple", "blue"]
     # Weighted words keep their places; escapes and weights are no words; commas have no map. (The mean of random states is about 0, and
@@ -106,16 +106,16 @@ def test_without_guidance_and_with_it_every_part_of_a_prompt_is_seen(tiny_model:
 
 
 def test_a_word_is_averaged_over_the_steps_that_say_it(tiny_model: LatentDiffusion):
-    switched = {word.text: word.heat for word in maps(tiny_model, "a [red:blue:1] apple", sampler="euler")[0]}
+    switched = {word.text: word.heatmap for word in maps(tiny_model, "a [red:blue:1] apple", sampler="euler")[0]}
     assert list(switched) == ["a", "red", "apple", "blue"]
-    first = {word.text: word.heat for word in maps_of_first_step(tiny_model, "a red apple")}
+    first = {word.text: word.heatmap for word in maps_of_first_step(tiny_model, "a red apple")}
     torch.testing.assert_close(switched["red"], first["red"], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(switched["apple"], first["apple"], rtol=1e-3)
 
 
 def maps_of_first_step(model: LatentDiffusion, prompt: str) -> list[WordMap]:
-    with recorded(model) as record:
-        next(steps(model, prompt=prompt, steps=3, sampler="euler"))
+    with record_attention(model) as record:
+        next(stream(model, prompt=prompt, steps=3, sampler="euler"))
         return record.words()
 
 
@@ -124,7 +124,7 @@ def test_a_long_prompt_has_maps_for_all_its_words(tiny_model: LatentDiffusion):
     found = maps(tiny_model, prompt)[0]
     assert len(found) == 28
     assert [word.text for word in found] == prompt.split()
-    assert all(word.heat.max() > 0 for word in found)
+    assert all(word.heatmap.max() > 0 for word in found)
 
 
 def test_tokens_of_one_word_make_one_map(tiny_model: LatentDiffusion):
@@ -138,8 +138,8 @@ def test_all_resolutions_and_other_sizes_of_pictures(make_tiny_model: Callable[.
         torch.manual_seed(1)
         model = replace(model, unet=UNet(replace(model.unet.config, depth=(1, 2), cross_only_levels=(0,))).eval())
     found = maps(model, "a red apple", width=48, height=24)[0]
-    assert found[0].heat.shape == (6, 12)
-    assert min(word.heat.min() for word in found) >= 0
+    assert found[0].heatmap.shape == (6, 12)
+    assert min(word.heatmap.min() for word in found) >= 0
     assert heats(found).sum(0).max() < 1  # begin, end and padding have the rest
 
 
@@ -157,7 +157,7 @@ def test_the_sdxl_conditioner_is_overheard_through_its_sized_copies(make_tiny_mo
 def test_an_empty_prompt_has_no_maps_and_a_model_without_words_is_refused(tiny_model: LatentDiffusion):
     assert maps(tiny_model, "") == [[]]
     deaf = replace(tiny_model, conditioner=lambda prompts: None, name="deaf")
-    with pytest.raises(DaguerreError, match="deaf reads no words"), recorded(deaf):
+    with pytest.raises(DaguerreError, match="deaf reads no words"), record_attention(deaf):
         pass
 
 
@@ -171,5 +171,5 @@ def test_an_overlay_is_bright_where_the_heat_is():
     assert (row // 6, column // 8) == (2, 5)
     even = WordMap("a", torch.full((8, 8), 0.1))  # nowhere more than elsewhere
     assert np.asarray(overlay(picture, even)).std(axis=(0, 1)).max() == 0
-    page = sheet(picture, "a red apple", [word, even])
+    page = attention_sheet(picture, "a red apple", [word, even])
     assert page.width > 2 * 192

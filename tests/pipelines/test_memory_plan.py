@@ -12,14 +12,14 @@ from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate, memory_plan
-from daguerre.pipelines.memory_plan import in_tiles, in_turns
-from daguerre.runtime.overflow import finite
-from daguerre.weights.load import load
+from daguerre.pipelines.memory_plan import one_at_a_time, tiled_decode
+from daguerre.runtime.overflow import retry_in_float32
+from daguerre.weights.loading import load_diffusion
 
 
 @pytest.fixture(scope="module")
 def model() -> LatentDiffusion:
-    return load(dtype=torch.float32)
+    return load_diffusion(dtype=torch.float32)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -33,16 +33,16 @@ def test_tiles_of_what_looks_at_single_places_are_the_whole(shape: tuple[int, in
     def enlarge(z: Tensor) -> Tensor:
         return nn.functional.interpolate(z, scale_factor=2.0)
 
-    torch.testing.assert_close(in_tiles(enlarge, z, tile=8, overlap=3), enlarge(z))
+    torch.testing.assert_close(tiled_decode(enlarge, z, tile=8, overlap=3), enlarge(z))
 
 
 @torch.no_grad()
 def test_no_seam_shows_between_tiles(model: LatentDiffusion):
     """Where tiles pass into each other, neighbouring pixels differ no more than in the picture decoded whole."""
-    f = model.autoencoder.downsampling
+    f = model.autoencoder.downsample_factor
     x = torch.linspace(-0.8, 0.8, 32 * f).expand(1, 3, 32 * f, -1)  # a smooth picture shows every seam
     z = model.autoencoder.encode(x)
-    whole, tiled = model.autoencoder.decode(z), in_tiles(model.autoencoder.decode, z, tile=16, overlap=8)
+    whole, tiled = model.autoencoder.decode(z), tiled_decode(model.autoencoder.decode, z, tile=16, overlap=8)
     assert (whole - tiled).abs().mean() < 0.05
     for dim in (-1, -2):
         assert tiled.diff(dim=dim).abs().amax() <= 1.25 * whole.diff(dim=dim).abs().amax()
@@ -52,28 +52,28 @@ def test_no_seam_shows_between_tiles(model: LatentDiffusion):
 def test_a_network_in_turns_answers_the_same(model: LatentDiffusion):
     x, t = noise(3, 16, 8, 8)[:, : model.unet.config.in_channels], torch.tensor([1.0, 50.0, 900.0])
     cond = Conditioning(context=noise(3, 77, model.unet.config.context_width or 0, seed=1))
-    torch.testing.assert_close(in_turns(model.unet)(x, t, cond), model.unet(x, t, cond), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one_at_a_time(model.unet)(x, t, cond), model.unet(x, t, cond), rtol=1e-4, atol=1e-4)
 
 
 def test_low_memory_makes_the_same_picture_and_says_so(model: LatentDiffusion, caplog: pytest.LogCaptureFixture):
-    request = Request("a red apple", steps=4, count=2)
+    request = Request("a red apple", steps=4, num_images=2)
     plain, sparing = generate(model, request), generate(model, request, low_memory=True)
     for a, b in zip(plain, sparing, strict=True):
         assert np.abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int)).max() <= 1
-        assert (a.origin.request.low_memory, b.origin.request.low_memory) == (False, True)
+        assert (a.provenance.request.low_memory, b.provenance.request.low_memory) == (False, True)
     assert "as asked" in caplog.text
 
 
 def test_a_run_that_would_not_fit_is_switched_or_refused(
     model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    request = Request("a red apple", steps=1, width=512, height=512, count=4)
+    request = Request("a red apple", steps=1, width=512, height=512, num_images=4)
     free = {"plenty": 1 << 40, "some": 640 << 20, "none": 1 << 20}
     settled = {}
     for name, size in free.items():
         monkeypatch.setattr(memory_plan, "free_memory", lambda _device, size=size: size)
         try:
-            settled[name] = memory_plan.settled(model, request, (512, 512)).low_memory
+            settled[name] = memory_plan.with_memory_plan(model, request, (512, 512)).low_memory
         except DaguerreError as error:
             settled[name] = str(error)
     assert settled["plenty"] is False
@@ -97,21 +97,21 @@ def test_what_overflows_is_done_again_in_float32_and_told(caplog: pytest.LogCapt
     module = Overflowing().half()
     x = torch.tensor([3.0, 60000.0]).half()
     with torch.no_grad(), caplog.at_level(logging.WARNING):
-        answer = finite(module, module, "UNet")(x)
+        answer = retry_in_float32(module, module, "UNet")(x)
         assert answer.tolist() == [3.0, 60000.0]
         assert module.weight.dtype == torch.float16
         assert "The UNet overflowed in float16" in caplog.text
         caplog.clear()
-        finite(module, module, "UNet")(x[:1])
+        retry_in_float32(module, module, "UNet")(x[:1])
         assert not caplog.text
 
 
 def test_pictures_survive_networks_that_overflow(caplog: pytest.LogCaptureFixture):
     """A network whose last layers are enlarged and shrunk by the same factor says the same in float32, and overflows in float16."""
-    model = load(dtype=torch.float32)
+    model = load_diffusion(dtype=torch.float32)
     request = Request("a red apple", steps=2)
     truth = generate(model, request)[0].image
-    half = load(dtype=torch.float16)
+    half = load_diffusion(dtype=torch.float16)
     decoder = half.autoencoder.decoder  # type: ignore[attr-defined]
     last = decoder.conv_norm_out
     factor = 2.0**15

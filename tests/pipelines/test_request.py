@@ -13,14 +13,14 @@ from daguerre.pipelines.request import MAX_SEED, Request
 REQUESTS = st.builds(
     Request,
     prompt=st.one_of(st.text(), st.lists(st.text(), min_size=1, max_size=3).map(tuple)),
-    negative=st.text(),
+    negative_prompt=st.text(),
     steps=st.integers(1, 1000),
-    guidance=st.floats(-20, 20),
+    guidance_scale=st.floats(-20, 20),
     seed=st.integers(0, MAX_SEED - 8),
-    count=st.integers(1, 8),
+    num_images=st.integers(1, 8),
     width=st.none() | st.integers(1, 4096),
     eta=st.none() | st.floats(0, 1),
-    start=st.sampled_from(["variance_preserving", "sigma_max"]),
+    initial_noise=st.sampled_from(["variance_preserving", "sigma_max"]),
 )
 
 
@@ -33,11 +33,11 @@ def test_json_gives_it_back(request_: Request):
 @settings(max_examples=40, deadline=None)
 @given(REQUESTS)
 def test_singles_are_the_pictures_in_order(request_: Request):
-    singles = request_.singles()
-    assert len(singles) == len(request_.prompts) * request_.count
-    assert tuple((single.prompt, single.seed) for single in singles) == request_.each
-    assert all(single.count == 1 for single in singles)
-    assert all(single.singles() == (single,) for single in singles)
+    singles = request_.split()
+    assert len(singles) == len(request_.prompts) * request_.num_images
+    assert tuple((single.prompt, single.seed) for single in singles) == request_.items
+    assert all(single.num_images == 1 for single in singles)
+    assert all(single.split() == (single,) for single in singles)
 
 
 @pytest.mark.parametrize(

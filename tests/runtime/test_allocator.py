@@ -70,7 +70,7 @@ def test_otherwise_and_where_the_environment_says_so_it_is_not_kept(how: str, en
 
 def test_every_command_keeps_what_it_freed(monkeypatch: pytest.MonkeyPatch):
     calls = []
-    monkeypatch.setattr(main, "keep_freed", lambda: calls.append(1))
+    monkeypatch.setattr(main, "tune_malloc", lambda: calls.append(1))
     assert main.main(["models", "--samplers"]) == 0
     assert main.main(["--version"]) == 0
     assert len(calls) == 1

@@ -103,11 +103,11 @@ def test_the_walk_of_a_unet_is_what_lives_in_a_call(name):
 
 
 AUTOENCODERS = {
-    "SD": (autoencoders.SD, 64, 64),
-    "SD, wide": (autoencoders.SD, 32, 128),
-    "upscaler": (autoencoders.UPSCALER, 64, 64),
+    "SD": (autoencoders.VAE_SD, 64, 64),
+    "SD, wide": (autoencoders.VAE_SD, 32, 128),
+    "upscaler": (autoencoders.VAE_UPSCALER, 64, 64),
     "f16": (autoencoders.KL_F16, 16, 16),
-    "small": (replace(autoencoders.SD, channels=(32, 64), blocks=1), 16, 16),
+    "small": (replace(autoencoders.VAE_SD, channels=(32, 64), blocks=1), 16, 16),
 }
 
 
@@ -117,13 +117,13 @@ def test_the_walk_of_an_autoencoder_is_what_lives_in_a_call(name):
     with shapes_only():
         network = AutoencoderKL(config)
         z = torch.empty(1, config.latent_channels, height, width)
-        x = torch.empty(1, 3, height * network.downsampling, width * network.downsampling)
+        x = torch.empty(1, 3, height * network.downsample_factor, width * network.downsample_factor)
     assert decoder_peak(config, height, width) == pytest.approx(counted(network, lambda: network.decode(z)), rel=0.08)
-    assert encoder_peak(config, *x.shape[2:]) == pytest.approx(counted(network, lambda: network.moments(x)), rel=0.08)
+    assert encoder_peak(config, *x.shape[2:]) == pytest.approx(counted(network, lambda: network.posterior(x)), rel=0.08)
 
 
-SD1 = (unets.SD1, autoencoders.SD, (clip.CLIP_L,))
-XL = (unets.SDXL, autoencoders.SDXL, (clip.CLIP_L, clip.OPENCLIP_BIGG))
+SD1 = (unets.SD1, autoencoders.VAE_SD, (clip.CLIP_L,))
+XL = (unets.SDXL, autoencoders.VAE_SDXL, (clip.CLIP_L, clip.OPENCLIP_BIGG))
 
 
 def test_weights_are_the_published_numbers_of_parameters():

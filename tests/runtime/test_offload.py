@@ -21,8 +21,8 @@ from daguerre.pipelines import generate, memory_plan, plan_ahead
 from daguerre.pipelines.planners.refiner import with_refiner
 from daguerre.runtime import offload
 from daguerre.runtime.memory_estimate import Way
-from daguerre.runtime.offload import InOrder
-from daguerre.weights import load, save
+from daguerre.runtime.offload import SequentialOffload
+from daguerre.weights import load_diffusion, save
 from daguerre.weights.convert import convert
 from daguerre.weights.tensors import reader
 from daguerre.weights.tensors.reader import TensorFile
@@ -40,7 +40,7 @@ def whole(network: nn.Module) -> bool:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, low_memory: bool):
-    model = load(folder, in_order=True)
+    model = load_diffusion(folder, in_order=True)
     parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
     assert not any(whole(part) for part in parts)
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
@@ -52,13 +52,13 @@ def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, l
     assert [False, False, True] in there
     assert [True, False, False] in there
     assert [whole(part) for part in parts] == [False, True, False]
-    plain = generate(load(folder), **request)[0]
+    plain = generate(load_diffusion(folder), **request)[0]
     assert np.abs(np.asarray(picture.image, dtype=int) - np.asarray(plain.image, dtype=int)).max() <= 1
 
 
 def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_same(folder: Path):
-    model = load(folder, in_order=InOrder(stay=("unet",)))
-    assert (model.in_turns, model.name) == (None, "tiny-v1.5")
+    model = load_diffusion(folder, in_order=SequentialOffload(keep_loaded=("unet",)))
+    assert (model.unet_offload_dtype, model.name) == (None, "tiny-v1.5")
     parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
     there = []
     for part in parts:
@@ -67,7 +67,7 @@ def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_s
     picture = generate(model, **request)[0]
     assert {tuple(each) for each in there} == {(True, False, True), (True, False, False)}
     assert [whole(part) for part in parts] == [True, True, False]
-    assert picture.image.tobytes() == generate(load(folder), **request)[0].image.tobytes()
+    assert picture.image.tobytes() == generate(load_diffusion(folder), **request)[0].image.tobytes()
 
 
 def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
@@ -78,21 +78,21 @@ def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypat
     monkeypatch.setattr(plan_ahead, "LARGE", 0)
     always = plan_ahead.order_ahead([folder, folder], stay=("unet",), **run)
     assert always is not None
-    assert always.stay == ("unet",)
+    assert always.keep_loaded == ("unet",)
     assert not caplog.records
     one = plan_ahead.way_ahead(folder, **run, low_memory=True).peak
     monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: round(1.15 * one))
     order = plan_ahead.order_ahead([folder, folder], **run)
     assert order is not None
-    assert order.stay == ()
+    assert order.keep_loaded == ()
     assert "one part of both models in memory at a time" in caplog.text
-    model = load(folder, in_order=order)
-    both = with_refiner(model, load(folder, in_order=order))
+    model = load_diffusion(folder, in_order=order)
+    both = with_refiner(model, load_diffusion(folder, in_order=order))
     assert both.refiner is not None
     there = []
     for unet in (both.unet, both.refiner.unet):
         unet.register_forward_hook(lambda *_: there.append((whole(both.unet), whole(both.refiner.unet))))
-    generate(both, prompt="a red apple", steps=4, refine_at=0.5)
+    generate(both, prompt="a red apple", steps=4, refiner_switch_at=0.5)
     assert set(there) == {(True, False), (False, True)}
     monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: one)
     with pytest.raises(DaguerreError, match="are free"):
@@ -108,13 +108,13 @@ def test_a_film_of_a_model_in_turns_is_the_film_of_the_model(tmp_path: Path, mon
     stays = []
     plain = filmed("plain")
     monkeypatch.setattr(plan_ahead, "LARGE", 0)
-    monkeypatch.setattr(plan_ahead, "InOrder", lambda stay=(): stays.append(stay) or InOrder(stay))
+    monkeypatch.setattr(plan_ahead, "SequentialOffload", lambda stay=(): stays.append(stay) or SequentialOffload(stay))
     assert filmed("turns") == plain
     assert stays == [("unet",)]
 
 
 def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
-    model, plain = load(folder, in_order=True, dtype=torch.bfloat16), load(folder, dtype=torch.bfloat16)
+    model, plain = load_diffusion(folder, in_order=True, dtype=torch.bfloat16), load_diffusion(folder, dtype=torch.bfloat16)
     z, told = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16(), ["a red apple"]
     for _ in range(2):
         with torch.no_grad():
@@ -125,7 +125,7 @@ def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
 @pytest.fixture
 def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same in float16, and taken for a network so large that no second copy of it is made."""
-    if not cpu_linear.computes(torch.float32):
+    if not cpu_linear.supports(torch.float32):
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(prepack, "MOST_BYTES", 0)
     convert(folder, folder.with_name("half"), dtype=torch.float16)
@@ -134,8 +134,8 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("seamless", ["no", "both"])
 def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, seamless: str):
-    model, plain = load(half, in_order=True), load(half)
-    assert (model.dtype, model.in_turns, plain.in_turns) == (torch.float32, torch.float16, None)
+    model, plain = load_diffusion(half, in_order=True), load_diffusion(half)
+    assert (model.dtype, model.unet_offload_dtype, plain.unet_offload_dtype) == (torch.float32, torch.float16, None)
     dtypes: list[set[torch.dtype]] = []
     model.unet.register_forward_hook(lambda *_: dtypes.append({weight.dtype for weight in model.unet.parameters()}))
     request = {"prompt": "a red apple", "steps": 3, "seed": 5, "seamless": seamless}
@@ -158,7 +158,7 @@ def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: 
     assert plan_ahead.way_ahead(half, **run).in_order
     with pytest.raises(DaguerreError, match="are free"):
         plan_ahead.way_ahead(folder, **run)
-    assert generate(load(half, in_order=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
+    assert generate(load_diffusion(half, in_order=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
     bfloat16 = {**run, "dtype": torch.bfloat16}
     assert plan_ahead.way_ahead(half, **bfloat16, low_memory=True).peak == plan_ahead.way_ahead(folder, **bfloat16, low_memory=True).peak
 
@@ -166,8 +166,8 @@ def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")
 def test_a_folder_in_another_dtype_gives_the_pages_of_its_files_back(folder: Path, monkeypatch: pytest.MonkeyPatch):
     size, seen = sum(file.stat().st_size for file in folder.glob("*/*.safetensors")), []
-    monkeypatch.setattr(reader, "finite", lambda tensor, of=reader.finite: (of(tensor), seen.append(resident(folder)))[0])
-    model = load(folder, in_order=True, dtype=torch.bfloat16)
+    monkeypatch.setattr(reader, "is_finite", lambda tensor, of=reader.is_finite: (of(tensor), seen.append(resident(folder)))[0])
+    model = load_diffusion(folder, in_order=True, dtype=torch.bfloat16)
     assert len(seen) > 100
     assert max(*seen, resident(folder)) < size / 2
     model.unet.conv_in(torch.zeros(1, model.unet.config.in_channels, 8, 8).bfloat16())

@@ -17,10 +17,12 @@ from torch import nn
 
 from daguerre.errors import DaguerreError
 from daguerre.training.checkpoint import checkpoints
-from daguerre.training.loop import LoopConfig, Stopped, train
-from daguerre.training.processes import rank, together
+from daguerre.training.loop import Interrupted, LoopConfig, train
+from daguerre.training.processes import launch, rank
 
-CONFIG = LoopConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup=3, log_every=4, sample_every=0, checkpoint_every=4, ema=0.9)
+CONFIG = LoopConfig(
+    max_train_steps=12, batch_size=8, learning_rate=1e-2, lr_warmup_steps=3, log_every=4, sample_every=0, checkpoint_every=4, ema_decay=0.9
+)
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ def run(folder: Path, config: LoopConfig = CONFIG, stop_at: int | None = None, b
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_stopped_and_resumed_ends_in_the_same_bits(tmp_path, accumulate):
-    config = replace(CONFIG, accumulate=accumulate)
+    config = replace(CONFIG, gradient_accumulation_steps=accumulate)
     whole = run(tmp_path / "whole", config)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(tmp_path / "parts", config, stop_at=5)
     resumed = run(tmp_path / "parts", config)
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
@@ -97,7 +99,7 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_bits(tmp_path, accumulate):
 
 
 def test_training_moves_the_weights_and_the_loss(tmp_path):
-    before, after = weights(TwoNetworks()), run(tmp_path, replace(CONFIG, steps=200, decay=0.0))
+    before, after = weights(TwoNetworks()), run(tmp_path, replace(CONFIG, max_train_steps=200, lr_decay=0.0))
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     losses = [json.loads(line)["first"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] / 2
@@ -115,7 +117,7 @@ def without_dropout(folder: Path, accumulate: int) -> list[torch.Tensor]:
     assert isinstance(first, nn.Sequential)
     stage.networks = {"first": nn.Sequential(first[0], *first[2:])}
     stage.losses = lambda batch, draw, step: iter([("first", (stage.networks["first"](batch.x) - batch.x).square().mean(), {})])
-    train(stage, NumberBatches(), replace(CONFIG, accumulate=accumulate, ema=0), folder)
+    train(stage, NumberBatches(), replace(CONFIG, gradient_accumulation_steps=accumulate, ema_decay=0), folder)
     return weights(stage)
 
 
@@ -134,8 +136,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
 
 
 def test_what_does_not_change_the_meaning_of_a_checkpoint_may_change(tmp_path):
-    run(tmp_path, replace(CONFIG, steps=4))
-    changed = replace(CONFIG, steps=6, learning_rate=1.0, warmup=0, decay=0.0, checkpoint_every=1, log_every=1, accumulate=2, clip=0.5)
+    run(tmp_path, replace(CONFIG, max_train_steps=4))
+    changed = replace(
+        CONFIG,
+        max_train_steps=6,
+        learning_rate=1.0,
+        lr_warmup_steps=0,
+        lr_decay=0.0,
+        checkpoint_every=1,
+        log_every=1,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.5,
+    )
     run(tmp_path, changed)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000005", "step-00000006"]
 
@@ -149,25 +161,25 @@ def test_what_does_not_change_the_meaning_of_a_checkpoint_may_change(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path, changes, named):
-    run(tmp_path, replace(CONFIG, steps=1))
+    run(tmp_path, replace(CONFIG, max_train_steps=1))
     with pytest.raises(DaguerreError, match=f"step-00000001 belongs to a run with {named}\\. Give the same values"):
         run(tmp_path, replace(CONFIG, **changes))
 
 
 def test_the_recipe_s_own_values_are_named_too(tmp_path):
-    config = replace(CONFIG, steps=1)
+    config = replace(CONFIG, max_train_steps=1)
     train(TwoNetworks(), NumberBatches(), config, tmp_path, recipe={"model": {"channels": (8, 16), "blocks": 1}, "data": "shapes"})
     with pytest.raises(DaguerreError, match=r"with recipe\.model\.channels \[8, 16\], not \[8, 32\]\. Give"):
         train(TwoNetworks(), NumberBatches(), config, tmp_path, recipe={"model": {"channels": (8, 32), "blocks": 1}, "data": "shapes"})
 
 
 def test_a_finished_run_says_so_and_cannot_become_shorter(tmp_path, capsys):
-    whole = run(tmp_path, replace(CONFIG, steps=4))
+    whole = run(tmp_path, replace(CONFIG, max_train_steps=4))
     capsys.readouterr()
-    assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path, replace(CONFIG, steps=4)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path, replace(CONFIG, max_train_steps=4)), strict=True))
     assert capsys.readouterr().err == "two: all 4 steps were done before\n"
     with pytest.raises(DaguerreError, match="trained for 4 steps already, more than the 3 asked for"):
-        run(tmp_path, replace(CONFIG, steps=3))
+        run(tmp_path, replace(CONFIG, max_train_steps=3))
 
 
 def test_the_log_of_a_resumed_run_tells_every_step_once(tmp_path):
@@ -199,7 +211,7 @@ class HalfPrecision(Accelerator):
 def test_half_precision_s_scale_is_part_of_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("daguerre.training.loop.Accelerator", HalfPrecision)
     whole = run(tmp_path / "whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(tmp_path / "parts", stop_at=5)
     (newest,) = (json.loads((path / "state.json").read_text()) for path in checkpoints(tmp_path / "parts" / "checkpoints")[-1:])
     assert newest["scaler"]["scale"] < 2.0**24
@@ -208,22 +220,22 @@ def test_half_precision_s_scale_is_part_of_a_checkpoint(tmp_path, monkeypatch):
 
 def test_each_stage_of_a_recipe_has_its_own_precision(tmp_path):
     for precision in ("bf16", "no"):
-        run(tmp_path / precision, replace(CONFIG, steps=1, precision=precision))
+        run(tmp_path / precision, replace(CONFIG, max_train_steps=1, mixed_precision=precision))
 
 
 def test_half_precision_is_for_gpus(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(DaguerreError, match="fp16 needs a GPU, and this is the cpu; use bf16 or no"):
-            run(tmp_path, replace(CONFIG, precision="fp16"))
+            run(tmp_path, replace(CONFIG, mixed_precision="fp16"))
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    run(tmp_path, replace(CONFIG, steps=4))
+    run(tmp_path, replace(CONFIG, max_train_steps=4))
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("daguerre.training.checkpoint.put_safetensors", full)
+    monkeypatch.setattr("daguerre.training.checkpoint.write_safetensors", full)
     with pytest.raises(DaguerreError, match="No space left"):
         run(tmp_path)
     monkeypatch.undo()
@@ -232,7 +244,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 def test_a_disk_too_full_for_the_log_is_one_sentence(tmp_path):
     """The system itself refuses to let any file grow past the log's size."""
-    run(tmp_path, replace(CONFIG, steps=4))
+    run(tmp_path, replace(CONFIG, max_train_steps=4))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write(json.dumps({"step": 4, "filling": "x" * 200_000}) + "\n")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -269,7 +281,7 @@ def test_impossible_settings(changes, said):
 
 
 def test_the_rate_rises_stays_and_falls():
-    config = LoopConfig(steps=100, warmup=10, decay=0.2, learning_rate=1.0)
+    config = LoopConfig(max_train_steps=100, lr_warmup_steps=10, lr_decay=0.2, learning_rate=1.0)
     assert [round(config.rate(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]
 
 
@@ -298,12 +310,12 @@ def told_to_stop(out: Path) -> None:
 def test_two_processes_train_as_one_and_stop_as_one(tmp_path):
     """The same global batch in two processes gives the same gradient, so the same weights but for the order of sums."""
     one = one_or_two(tmp_path / "one")
-    both = together(2, one_or_two, tmp_path / "both")
+    both = launch(2, one_or_two, tmp_path / "both")
     assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(one, both, strict=True))
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "both")]
     assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=2e-6)
-    with pytest.raises(Stopped, match="after step 6 of 12"):
-        together(2, told_to_stop, tmp_path / "stopped")
+    with pytest.raises(Interrupted, match="after step 6 of 12"):
+        launch(2, told_to_stop, tmp_path / "stopped")
     (kept,) = (path.name for path in checkpoints(tmp_path / "stopped" / "checkpoints")[-1:])
     assert kept == "step-00000006"
 
@@ -324,8 +336,8 @@ def with_infinite_gradients(steps: range) -> TwoNetworks:
 
 def test_a_step_whose_gradient_is_not_finite_is_left_out_and_told(tmp_path, capsys):
     before, after = with_infinite_gradients(range(0)), with_infinite_gradients(range(6, 7))
-    train(before, NumberBatches(), replace(CONFIG, steps=6, ema=0, decay=0), tmp_path / "before")
-    train(after, NumberBatches(), replace(CONFIG, steps=7, ema=0, decay=0), tmp_path / "after")
+    train(before, NumberBatches(), replace(CONFIG, max_train_steps=6, ema_decay=0, lr_decay=0), tmp_path / "before")
+    train(after, NumberBatches(), replace(CONFIG, max_train_steps=7, ema_decay=0, lr_decay=0), tmp_path / "after")
     assert all(torch.equal(a, b) for a, b in zip(weights(before), weights(after), strict=True))
     assert "two: the gradient of 'first' is not finite at step 6, which is left out" in capsys.readouterr().err
 
@@ -371,9 +383,9 @@ def test_steps_are_compiled_and_samples_are_not(tmp_path, monkeypatch):
 def test_the_precision_called_auto_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, capsys, has):
     monkeypatch.setattr("daguerre.training.loop.torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("daguerre.training.loop.multiplies_bfloat16", lambda: has)
-    found = {name: run(tmp_path / name, replace(CONFIG, precision=name)) for name in ("auto", "no")}
+    found = {name: run(tmp_path / name, replace(CONFIG, mixed_precision=name)) for name in ("auto", "no")}
     assert "no instructions for bf16" not in capsys.readouterr().err
-    found["bf16"] = run(tmp_path / "bf16", replace(CONFIG, precision="bf16"))
+    found["bf16"] = run(tmp_path / "bf16", replace(CONFIG, mixed_precision="bf16"))
     assert ("no instructions for bf16" in capsys.readouterr().err) is not has
     same, other = ("bf16", "no") if has else ("no", "bf16")
     assert all(torch.equal(a, b) for a, b in zip(found["auto"], found[same], strict=True))

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 from daguerre.cli.main import main
-from daguerre.data import Batches, ShapesSource
+from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.training.checkpoint import checkpoints
-from daguerre.training.datasets.latents import CachedLatents, RememberedCaptions, cache_latents
+from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 
 PROGRAM = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_processes import cached
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.training.test_processes import cached
 from daguerre.training.processes import main_first, rank, world
 out = Path(sys.argv[1])
 seen = main_first(lambda: [*sorted(path.name for path in out.glob("mark-*")), (out / f"mark-{{rank()}}").touch()][:-1])
@@ -36,7 +36,7 @@ sys.stdout.write(line + chr(10))  # in one piece, for both processes write at on
 def cached(out: Path) -> tuple[torch.Tensor, list[str]]:
     torch.manual_seed(0)
     config = AutoencoderKLConfig(latent_channels=4, channels=(8, 16), blocks=1, mid_attention=False, norm_groups=4)
-    return cache_latents(Batches(ShapesSource(16), 4, seed=0), AutoencoderKL(config), 16, out / "cache", "key")
+    return cache_latents(BatchLoader(ShapesDataset(16), 4, seed=0), AutoencoderKL(config), 16, out / "cache", "key")
 
 
 def test_two_processes_share_the_work_and_agree_with_one(tmp_path):
@@ -85,7 +85,7 @@ def test_captions_are_read_once():
         calls.extend(captions)
         return Conditioning(context=torch.tensor([[[float(len(c))]] for c in captions]))
 
-    remembered = RememberedCaptions(read)
+    remembered = CachedCaptions(read)
     for _ in range(2):
         context = remembered(["a", "bcd", "a"]).context
         assert context is not None

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
-from daguerre.models.ldm_bert import LDMText, LDMTextConfig
+from daguerre.models.ldm_bert import LDMBert, LDMBertConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.weights.original.key_map import Table, UNetLayout, autoencoder_rules, gpt_rules, ldm_text_rules, open_clip_rules, unet_rules
+from daguerre.weights.original.key_map import (
+    KeyTable,
+    UNetLayout,
+    autoencoder_rules,
+    gpt_rules,
+    ldm_text_rules,
+    open_clip_rules,
+    unet_rules,
+)
 
 UNET = UNetConfig(channels=(64, 128), blocks=1, depth=(1, 1), heads=(8, 8), context_width=64)
 AUTOENCODER = AutoencoderKLConfig(channels=(32, 64), blocks=1)
@@ -42,26 +50,26 @@ def condition(network: nn.Module, prefix: str = "cond_stage_model.") -> dict[str
     return {prefix + name: tensor for name, tensor in random(network, 6).items()}
 
 
-def ldm_text(config: LDMTextConfig, prefix: str = "cond_stage_model.transformer.") -> dict[str, Tensor]:
-    return renamed(random(LDMText(config), 7), Table(ldm_text_rules(config.layers)), prefix)
+def ldm_text(config: LDMBertConfig, prefix: str = "cond_stage_model.transformer.") -> dict[str, Tensor]:
+    return renamed(random(LDMBert(config), 7), KeyTable(ldm_text_rules(config.layers)), prefix)
 
 
 def unet(config: UNetConfig, prefix: str = "model.diffusion_model.") -> dict[str, Tensor]:
-    return renamed(random(UNet(config), 1), Table(unet_rules(UNetLayout.of(config))), prefix)
+    return renamed(random(UNet(config), 1), KeyTable(unet_rules(UNetLayout.of(config))), prefix)
 
 
 def autoencoder(config: AutoencoderKLConfig = AUTOENCODER, prefix: str = "first_stage_model.") -> dict[str, Tensor]:
-    table = Table(autoencoder_rules(len(config.channels), config.blocks + 1))
+    table = KeyTable(autoencoder_rules(len(config.channels), config.blocks + 1))
     return renamed(random(AutoencoderKL(config), 2), table, prefix)
 
 
 def gpt(config: TransformerPriorConfig, prefix: str = "transformer.") -> dict[str, Tensor]:
-    tensors = renamed(random(TransformerPrior(config), 8), Table(gpt_rules(config.layers)), prefix)
+    tensors = renamed(random(TransformerPrior(config), 8), KeyTable(gpt_rules(config.layers)), prefix)
     return tensors | {f"{prefix}blocks.{i}.attn.mask": torch.ones(1, 1, 2, 2) for i in range(config.layers)}
 
 
 def quantized(prefix: str = "first_stage_model.", config: VQModelConfig = QUANTIZED) -> dict[str, Tensor]:
-    return renamed(random(VQModel(config), 5), Table(autoencoder_rules(2, 2)), prefix)
+    return renamed(random(VQModel(config), 5), KeyTable(autoencoder_rules(2, 2)), prefix)
 
 
 def clip(config: CLIPTextConfig = CLIP, prefix: str = "cond_stage_model.transformer.") -> dict[str, Tensor]:
@@ -69,12 +77,12 @@ def clip(config: CLIPTextConfig = CLIP, prefix: str = "cond_stage_model.transfor
 
 
 def open_clip(config: CLIPTextConfig = OPEN_CLIP, prefix: str = "cond_stage_model.model.") -> dict[str, Tensor]:
-    tensors = renamed(random(CLIPText(config), 4), Table(open_clip_rules(config.layers)), prefix)
+    tensors = renamed(random(CLIPText(config), 4), KeyTable(open_clip_rules(config.layers)), prefix)
     return tensors | {f"{prefix}logit_scale": torch.tensor(4.6)}
 
 
-def renamed(tensors: Mapping[str, Tensor], table: Table, prefix: str) -> dict[str, Tensor]:
-    theirs, lost = table.to_theirs(tensors)
+def renamed(tensors: Mapping[str, Tensor], table: KeyTable, prefix: str) -> dict[str, Tensor]:
+    theirs, lost = table.to_original(tensors)
     assert not lost
     return {prefix + name: tensor.clone() for name, tensor in theirs.items()}
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from daguerre.errors import DaguerreError
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.weights import load_first_stage, load_vae
-from daguerre.weights.convert import UNREAD, convert
-from daguerre.weights.original.components import sort
-from daguerre.weights.original.detect import describe
+from daguerre.weights.convert import EXTRA_TENSORS, convert
+from daguerre.weights.original.components import split_components
+from daguerre.weights.original.detect import detect
 from daguerre.weights.original.load import load_single_file
 from daguerre.weights.tensors.reader import open_tensors
 from tests.weights import checkpoints
@@ -29,7 +29,7 @@ FAMILIES = {
 
 def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what is ignored on purpose."""
-    ignored = sort(tensors).ignored
+    ignored = split_components(tensors).ignored
     return {name: tensor for name, tensor in tensors.items() if name not in ignored}
 
 
@@ -39,15 +39,15 @@ def test_a_single_file_comes_back_from_a_folder_byte_for_byte(tmp_path, name):
     tensors = make()
     single = checkpoints.write(tmp_path / "model.safetensors", tensors)
     folder = convert(single, tmp_path / "folder", **told)
-    assert (folder / UNREAD).is_file() == bool(unread)
+    assert (folder / EXTRA_TENSORS).is_file() == bool(unread)
     if unread:
-        assert len(load_file(folder / UNREAD)) == unread
+        assert len(load_file(folder / EXTRA_TENSORS)) == unread
     back = convert(folder, tmp_path / "back.safetensors")
     checkpoints.same(back, weights(tensors))
     again = convert(back, tmp_path / "again")
     for path in folder.rglob("*.*"):
         assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes(), path
-    predictions = {describe(open_tensors(path)).prediction for path in (folder, back, again)}
+    predictions = {detect(open_tensors(path)).prediction for path in (folder, back, again)}
     assert predictions == {told.get("prediction", "epsilon")}
 
 
@@ -67,7 +67,7 @@ def test_out_of_pickle_with_all_it_said(tmp_path):
     torch.save({"state_dict": tensors, "global_step": 875000}, tmp_path / "base.ckpt")
     path = convert(tmp_path / "base.ckpt", tmp_path / "base.safetensors")
     checkpoints.same(path, tensors)
-    about = describe(open_tensors(path))
+    about = detect(open_tensors(path))
     assert (about.prediction, about.file.metadata["global_step"]) == ("epsilon", "875000")
 
 
@@ -105,7 +105,7 @@ def test_an_autoencoder_alone_becomes_its_part_and_comes_back(tmp_path):
     with torch.inference_mode():
         theirs = reference.encode(x).latent_dist.mean
     with torch.inference_mode():
-        torch.testing.assert_close(load_vae(folder).moments(x).mean, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(load_vae(folder).posterior(x).mean, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_not_converted_and_nothing_is_left(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from daguerre.cli.model_loading import open_model
 from daguerre.errors import DaguerreError
 from daguerre.models.vq_model import VQModel
-from daguerre.weights import hashing, identity, load, save
+from daguerre.weights import hashing, identity, load_diffusion, save
 from daguerre.weights.hashing import file_hash, files_hash, network_hash
 from daguerre.weights.inspect import inspect
 from tests.weights import checkpoints
@@ -48,11 +48,15 @@ def test_a_networks_hash_is_of_its_values():
 
 def test_models_tell_which_weights_they_are(tmp_path: Path):
     path = checkpoints.write(tmp_path / "a.safetensors", checkpoints.sd1())
-    model = load(path, device="cpu")
+    model = load_diffusion(path, device="cpu")
     assert identity(model) == file_hash(path) == inspect(path, hashed=True).identity
-    assert identity(load(path, device="cpu", dtype=torch.bfloat16)) == identity(model)
+    assert identity(load_diffusion(path, device="cpu", dtype=torch.bfloat16)) == identity(model)
     folder, copy = save(model, tmp_path / "folder"), save(model, tmp_path / "z" / "copy")
-    assert identity(load(folder, device="cpu")) == identity(load(copy, device="cpu")) == inspect(folder, hashed=True).identity
+    assert (
+        identity(load_diffusion(folder, device="cpu"))
+        == identity(load_diffusion(copy, device="cpu"))
+        == inspect(folder, hashed=True).identity
+    )
     other = replace(model, files=())
     assert identity(other) != identity(model)
     before = identity(other)

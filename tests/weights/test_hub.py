@@ -11,9 +11,9 @@ import huggingface_hub
 import pytest
 
 from daguerre.errors import DaguerreError
-from daguerre.weights import load_any
+from daguerre.weights import load
 from daguerre.weights.catalog import may_be_on_the_hub
-from daguerre.weights.hub import chosen, resolve
+from daguerre.weights.hub import choose_files, resolve_hub_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NETWORKS = [f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", "diffusion_pytorch_model.safetensors")]
@@ -47,11 +47,11 @@ def no_socket(monkeypatch):
 def test_what_was_fetched_is_found_without_a_socket(tmp_path, offline):
     folder = fetched(tmp_path, "me/parts", FOLDER)
     file = fetched(tmp_path, "me/single", ["model.safetensors", "README.md"])
-    assert resolve("me/parts", offline=offline, cache=tmp_path) == folder
-    assert resolve("me/single", offline=offline, cache=tmp_path) == file / "model.safetensors"
-    assert resolve("me/parts/sd-v1.ckpt", offline=offline, cache=tmp_path) == folder / "sd-v1.ckpt"
-    assert resolve(f"me/parts@{COMMIT}", offline=offline, cache=tmp_path) == folder
-    assert resolve("me/parts@main", offline=offline, cache=tmp_path) == folder
+    assert resolve_hub_id("me/parts", offline=offline, cache=tmp_path) == folder
+    assert resolve_hub_id("me/single", offline=offline, cache=tmp_path) == file / "model.safetensors"
+    assert resolve_hub_id("me/parts/sd-v1.ckpt", offline=offline, cache=tmp_path) == folder / "sd-v1.ckpt"
+    assert resolve_hub_id(f"me/parts@{COMMIT}", offline=offline, cache=tmp_path) == folder
+    assert resolve_hub_id("me/parts@main", offline=offline, cache=tmp_path) == folder
 
 
 @pytest.mark.usefixtures("no_socket")
@@ -59,7 +59,7 @@ def test_what_was_fetched_is_found_without_a_socket(tmp_path, offline):
 def test_offline_what_was_not_fetched_is_said_without_a_socket(tmp_path, source):
     fetched(tmp_path, "me/parts", FOLDER)
     with pytest.raises(DaguerreError, match="was not fetched before, and the hub is not asked offline"):
-        resolve(source, offline=True, cache=tmp_path)
+        resolve_hub_id(source, offline=True, cache=tmp_path)
 
 
 @pytest.mark.usefixtures("no_socket")
@@ -67,8 +67,8 @@ def test_a_path_is_a_path_even_if_it_looks_like_an_id(tmp_path, monkeypatch):
     (tmp_path / "me").mkdir()
     (tmp_path / "me" / "model").touch()
     monkeypatch.chdir(tmp_path)
-    assert resolve("me/model") == Path("me/model")
-    assert resolve(tmp_path) == tmp_path
+    assert resolve_hub_id("me/model") == Path("me/model")
+    assert resolve_hub_id(tmp_path) == tmp_path
 
 
 @pytest.mark.usefixtures("no_socket")
@@ -77,7 +77,7 @@ def test_a_path_is_a_path_even_if_it_looks_like_an_id(tmp_path, monkeypatch):
 )
 def test_what_is_neither_path_nor_id_asks_nobody(source):
     with pytest.raises(DaguerreError):
-        resolve(source if source else "?")
+        resolve_hub_id(source if source else "?")
 
 
 def test_only_what_is_read_is_fetched(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_only_what_is_read_is_fetched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo, revision: files)
-    assert resolve("me/model@v2", variant="fp16") == tmp_path
+    assert resolve_hub_id("me/model@v2", variant="fp16") == tmp_path
     configs = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "unet/config.json", "vae/config.json"]
     assert asked == {"repo": "me/model", "revision": "v2", "files": sorted(configs + half)}
 
@@ -105,17 +105,17 @@ def test_shards_are_fetched_with_their_index_and_of_one_precision():
     ]
     half = [f"unet/diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
     half += ["unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
-    assert chosen(files + full + half, "me/model") == sorted(files + full)
-    assert chosen(files + full + half, "me/model", "fp16") == sorted(files + half)
+    assert choose_files(files + full + half, "me/model") == sorted(files + full)
+    assert choose_files(files + full + half, "me/model", "fp16") == sorted(files + half)
 
 
 def test_several_checkpoints_are_listed_and_none_is_guessed():
     with pytest.raises(DaguerreError, match=r"holds a\.safetensors, b\.safetensors; name one file, as in me/model/"):
-        chosen(["a.safetensors", "b.safetensors", "b.ckpt"], "me/model")
+        choose_files(["a.safetensors", "b.safetensors", "b.ckpt"], "me/model")
     with pytest.raises(DaguerreError, match="holds no checkpoint"):
-        chosen(["README.md"], "me/model")
+        choose_files(["README.md"], "me/model")
     with pytest.raises(DaguerreError, match="no weights of the variant 'bf16' for unet"):
-        chosen(FOLDER, "me/model", "bf16")
+        choose_files(FOLDER, "me/model", "bf16")
 
 
 def test_neither_torch_nor_the_hubs_library_is_loaded_for_models_on_this_disk():
@@ -168,4 +168,4 @@ def test_the_one_door_asks_the_cache_alone_when_offline(tmp_path, monkeypatch, s
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DaguerreError, match="was not fetched before, and the hub is not asked offline"):
-        load_any(source, offline=True)
+        load(source, offline=True)

@@ -9,39 +9,48 @@ from typing import TYPE_CHECKING, Literal
 
 from daguerre.atomic_io import check_writable
 from daguerre.cli.model_loading import open_any
-from daguerre.cli.options import Dtype, OptionalFloat, OptionalPath, OptionalText, parse_size, parse_variation, slug
+from daguerre.cli.options import (
+    Dtype,
+    OptionalFloat,
+    OptionalPath,
+    OptionalText,
+    PredictionFlag,
+    parse_size,
+    parse_variation,
+    slug,
+)
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.pipelines.images.output import FILM_FORMATS, check_suffix, numbered, save_film, write_image
-from daguerre.pipelines.metadata.write import FORMATS
+from daguerre.pipelines.images.output import ANIMATION_FORMATS, check_suffix, numbered_paths, save_animation, write_image
+from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Task, TextToImage
-from daguerre.progress import busy, stepped
+from daguerre.progress import spinner, track_steps
 
 if TYPE_CHECKING:
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
-    from daguerre.pipelines import Pictures, Step
+    from daguerre.pipelines import GeneratedImages, Step
     from daguerre.pipelines.planners.vq_prior import CodeStep
 
 RANDOM = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class SamplingOptions:
     """Options of every command by which a diffusion model draws: what is asked for, of which model, and where it goes."""
 
-    negative: str = Request.negative
+    negative_prompt: str = Request.negative_prompt
     """What to stay away from."""
     steps: int = Request.steps
     """How many noise levels the sampler visits; more is slower and finer."""
     sampler: str = Request.sampler
     """How to go from one noise level to the next; `daguerre models --samplers` lists them. "DPM++ 2M Karras" is understood, too."""
-    guidance: OptionalFloat = None
+    guidance_scale: OptionalFloat = None
     """How much the prompt weighs, 1 no more than the model learned; if not given what suits the model: 2 the embedded one, 5 others."""
     seed: int = Request.seed
     """Of the first picture's noise; the next ones count on from it. -1 draws one."""
-    count: int = Request.count
+    num_images: int = Request.num_images
     """How many pictures of each prompt."""
     size: OptionalText = None
     """In pixels, one side (64) or WIDTHxHEIGHT (96x64); if not given the model's own, or one that suits the picture it is given."""
@@ -65,12 +74,12 @@ class Drawing:
             width=width,
             height=height,
             task=task or TextToImage(),
-            **{name: getattr(self, name) for name in ("negative", "steps", "sampler", "guidance", "count")},
+            **{name: getattr(self, name) for name in ("negative_prompt", "steps", "sampler", "guidance_scale", "num_images")},
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making(Drawing):
+class GenerationOptions(SamplingOptions):
     """Options of every command that makes pictures alone."""
 
     spacing: OptionalText = Request.spacing
@@ -79,7 +88,7 @@ class Making(Drawing):
     """The share of fresh noise in each step, 0 to 1, for the samplers that take it; the sampler's own if not given."""
     variation: OptionalText = None
     """SEED:WEIGHT, such as 8:0.3: how far the noise is moved towards that of another seed; of several pictures that seed counts on."""
-    seamless: Literal["no", "both", "horizontal", "vertical"] = Request.seamless
+    tiling: Literal["none", "both", "x", "y"] = Request.tiling
     """Pictures that continue over their edges, as tiles do."""
     grid: bool = False
     """Make a labelled grid of one prompt's pictures, too, as is made of several prompts'; it has the name without numbers."""
@@ -87,11 +96,11 @@ class Making(Drawing):
     """An autoencoder's folder or file, in place of the model's own."""
     refiner: OptionalText = None
     """A model of the same latents that walks the last steps: SDXL's refiner, named as --model is."""
-    refine_at: float = Request.refine_at
+    refiner_switch_at: float = Request.refiner_switch_at
     """With --refiner, the share of the noise levels after which it takes over."""
-    prediction: Literal["known", "epsilon", "v", "x0"] = "known"
+    prediction_type: PredictionFlag = "auto"
     """What the model predicts, where its file does not say."""
-    film: OptionalPath = None
+    animation: OptionalPath = None
     """Also write an animation of the picture predicted at every step: .webp or .png."""
     preview: OptionalPath = None
     """Write a small picture of every step's prediction to this file while it runs."""
@@ -99,97 +108,102 @@ class Making(Drawing):
     """Take less memory and more time: one condition at a time, decoding in tiles. Done unasked where a run would not fit."""
 
     def request_for(self, prompts: Sequence[str], task: Task | None = None) -> Request:
-        more = {name: getattr(self, name) for name in ("spacing", "eta", "seamless", "refine_at", "low_memory")}
+        more = {name: getattr(self, name) for name in ("spacing", "eta", "tiling", "refiner_switch_at", "low_memory")}
         return replace(super().request_for(prompts, task), variation=parse_variation(self.variation), **more)
 
 
-def make(options: Making, request: Request, wordless: Path | None = None) -> None:
+def generate_and_save(options: GenerationOptions, request: Request, wordless: Path | None = None) -> None:
     """Make a request's pictures and print where they are; what can be wrong is told before the work begins.
 
     wordless: where they go if neither --out nor a word of the prompt says how to call them.
     """
     named = wordless if wordless and not any(request.prompts) else Path(f"{slug(request.prompts[0])}-{request.seed}.png")
     out = options.out or named
-    check_places(outputs(options, out), request)
+    check_outputs(output_paths(options, out), request)
     model = open_for(options, request)
-    tell_slips(model, request)
-    for path in made(model, options, request, out):
+    warn_prompt(model, request)
+    for path in write_outputs(model, options, request, out):
         print(path)
 
 
-def outputs(options: Making, out: Path) -> Mapping[str, Path | None]:
+def output_paths(options: GenerationOptions, out: Path) -> Mapping[str, Path | None]:
     """What the options write beside each other, by option."""
-    return {"--out": out, "--preview": options.preview, "--film": options.film}
+    return {"--out": out, "--preview": options.preview, "--film": options.animation}
 
 
-def check_places(outputs: Mapping[str, Path | None], request: Request) -> None:
+def check_outputs(outputs: Mapping[str, Path | None], request: Request) -> None:
     """Raise DaguerreError where a file cannot be written, or two would be written to one place, or over a picture that is given."""
-    taken = {Path(given.path).resolve(): f"the {name} it is made of" for name, given in request.task.given.items() if given.path}
+    taken = {Path(given.path).resolve(): f"the {name} it is made of" for name, given in request.task.input_images.items() if given.path}
     for option, path in outputs.items():
         if path is None:
             continue
-        check_writable(check_suffix(path, FILM_FORMATS if option == "--film" else FORMATS))
-        for place in [path, *(numbered(path, len(request.each)) if option == "--out" else [])]:  # the name itself may be a grid's
+        check_writable(check_suffix(path, ANIMATION_FORMATS if option == "--film" else OUTPUT_FORMATS))
+        for place in [path, *(numbered_paths(path, len(request.items)) if option == "--out" else [])]:  # the name itself may be a grid's
             if (other := taken.setdefault(place.resolve(), option)) != option:
                 raise DaguerreError(f"{option} '{place}' is {other}, too; give each its own file.")
 
 
-def open_for(options: Making, request: "Request | None" = None) -> "LatentDiffusion | LatentPrior":
+def open_for(options: GenerationOptions, request: "Request | None" = None) -> "LatentDiffusion | LatentPrior":
     """The model that the options name, for one request or for many."""
-    with busy("opening the model"):
+    with spinner("opening the model"):
         return open_any(
             options.model,
             options.vae,
             options.device,
             options.dtype,
             offline=options.offline,
-            prediction=options.prediction,
+            prediction=options.prediction_type,
             refiner=options.refiner,
             request=request,
-            stay=("unet",) if options.film else (),  # which decodes after every step
+            stay=("unet",) if options.animation else (),  # which decodes after every step
         )
 
 
-def tell_slips(model: "LatentDiffusion | LatentPrior", request: Request) -> None:
+def warn_prompt(model: "LatentDiffusion | LatentPrior", request: Request) -> None:
     """Say what in the prompts may not mean what was wanted, and where it stands, to a model that reads the prompt language."""
     from daguerre.conditioning import Conditioner, Prompt
-    from daguerre.conditioning.syntax import pointed
+    from daguerre.conditioning.syntax import caret_message
     from daguerre.models.latent_diffusion import LatentDiffusion
 
     if not (isinstance(model, LatentDiffusion) and isinstance(model.conditioner, Conditioner)):
         return
-    prompts = [*map(Prompt.parse, request.prompts), Prompt.parse(request.negative, composed=False)]
+    prompts = [*map(Prompt.parse, request.prompts), Prompt.parse(request.negative_prompt, composed=False)]
     for prompt in prompts:
-        for slip in prompt.slips:
-            print(f"daguerre: note, character {slip.at + 1} of the prompt:\n{pointed(prompt.source, slip.at, slip.says)}", file=sys.stderr)
+        for slip in prompt.warnings:
+            print(
+                f"daguerre: note, character {slip.at + 1} of the prompt:\n{caret_message(prompt.source, slip.at, slip.message)}",
+                file=sys.stderr,
+            )
 
 
-def walked(model: "LatentDiffusion | LatentPrior", request: Request, look: "Callable[[Step | CodeStep], None] | None" = None) -> "Pictures":
+def generate_with_progress(
+    model: "LatentDiffusion | LatentPrior", request: Request, look: "Callable[[Step | CodeStep], None] | None" = None
+) -> "GeneratedImages":
     """The pictures of a request, while it is shown how far they are; `look` sees every step."""
-    from daguerre.pipelines import Pictures, steps
+    from daguerre.pipelines import GeneratedImages, stream
 
-    pictures = Pictures()
-    for step in stepped(steps(model, request), "making"):
+    pictures = GeneratedImages()
+    for step in track_steps(stream(model, request), "making"):
         if look is not None:
             look(step)
-        pictures = step.pictures or pictures
+        pictures = step.images or pictures
     return pictures
 
 
-def made(model: "LatentDiffusion | LatentPrior", options: Making, request: Request, out: Path) -> list[Path]:
+def write_outputs(model: "LatentDiffusion | LatentPrior", options: GenerationOptions, request: Request, out: Path) -> list[Path]:
     """Make a request's pictures and write them, with film and preview where they are asked for; returns what was written."""
-    frames, labels = [], [prompt for prompt, _ in request.each]
+    frames, labels = [], [prompt for prompt, _ in request.items]
 
     def look(step: "Step | CodeStep") -> None:
-        if options.film:
+        if options.animation:
             frames.append(labelled_grid([step.decode(i) for i in range(len(labels))], labels) if len(labels) > 1 else step.decode())
         if options.preview:
             write_image(options.preview, step.preview())
 
-    pictures = walked(model, request, look)
+    pictures = generate_with_progress(model, request, look)
     written = pictures.save(out)
     if len(request.prompts) > 1 or options.grid:
         written.append(pictures.grid().save(out))
-    if options.film:
-        written.append(save_film(options.film, frames))
+    if options.animation:
+        written.append(save_animation(options.animation, frames))
     return written

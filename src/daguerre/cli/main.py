@@ -11,7 +11,7 @@ from importlib import import_module
 
 import daguerre
 from daguerre.errors import DaguerreError, nearest
-from daguerre.runtime.allocator import keep_freed
+from daguerre.runtime.allocator import tune_malloc
 
 COMMANDS = {
     "txt2img": "make pictures from words",
@@ -65,15 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        return _complain(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
+        return _print_error(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported, which only commands do
-    keep_freed()
+    tune_malloc()
     try:
         import_module(f"daguerre.cli.commands.{name}").main(rest)
     except SystemExit as stop:  # the argument parser has said what it had to say
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        return _complain("Interrupted; nothing half-written is left.", 130)
+        return _print_error("Interrupted; nothing half-written is left.", 130)
     except BrokenPipeError:  # whoever reads our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -81,12 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, DaguerreError):
-            return _complain(str(error), 1)
+            return _print_error(str(error), 1)
         first_line = (str(error).strip() or "no message").splitlines()[0]
-        return _complain(f"Unexpected {type(error).__name__}: {first_line}. Run it again with --debug to see where.", 1)
+        return _print_error(f"Unexpected {type(error).__name__}: {first_line}. Run it again with --debug to see where.", 1)
     return 0
 
 
-def _complain(sentence: str, code: int) -> int:
+def _print_error(sentence: str, code: int) -> int:
     print(f"daguerre: {sentence}", file=sys.stderr)
     return code

@@ -3,24 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from daguerre.cli.options import dtype_called
+from daguerre.cli.options import PREDICTIONS_BY_FLAG, dtype_by_name
 from daguerre.errors import DaguerreError
 from daguerre.weights.catalog import find, may_be_on_the_hub
 
 if TYPE_CHECKING:
     import torch
 
-    from daguerre.diffusion.denoiser import Prediction
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
     from daguerre.pipelines import Request
-    from daguerre.runtime.offload import InOrder
+    from daguerre.runtime.offload import SequentialOffload
 
 
 def open_model(
-    name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "known"
+    name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "auto"
 ) -> "LatentDiffusion":
     """The diffusion model of the command line's options, with another autoencoder where one is named.
 
@@ -42,7 +41,7 @@ def open_any(
     dtype: str,
     *,
     offline: bool,
-    prediction: str = "known",
+    prediction: str = "auto",
     refiner: str | None = None,
     request: "Request | None" = None,
     stay: Sequence[str] = (),
@@ -57,14 +56,14 @@ def open_any(
 
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.runtime.dtype import default_dtype
-    from daguerre.weights import load_any
-    from daguerre.weights.load import default_device
+    from daguerre.weights import load
+    from daguerre.weights.loading import default_device
 
-    told = cast("Prediction | None", None if prediction == "known" else prediction)
-    computed = default_dtype(default_device(device)) if dtype == "auto" else dtype_called(dtype)
+    told = PREDICTIONS_BY_FLAG[prediction]
+    computed = default_dtype(default_device(device)) if dtype == "auto" else dtype_by_name(dtype)
     order = None if request is None else _order(name, refiner, request, stay, default_device(device), computed, offline)
     more = {} if order is None else {"in_order": order}
-    model = load_any(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
+    model = load(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
     if vae is None and refiner is None:
         return model
     if not isinstance(model, LatentDiffusion):
@@ -74,7 +73,7 @@ def open_any(
         return model
     from daguerre.pipelines.planners.refiner import with_refiner
 
-    finisher = load_any(refiner, device=device, dtype=computed, offline=offline, **more)
+    finisher = load(refiner, device=device, dtype=computed, offline=offline, **more)
     if not isinstance(finisher, LatentDiffusion):
         raise DaguerreError(f"'{refiner}' is a prior over codes, where a diffusion model is needed to refine.")
     return with_refiner(model, finisher)
@@ -88,24 +87,24 @@ def _order(
     device: "torch.device",
     dtype: "torch.dtype",
     offline: bool,
-) -> "InOrder | None":
+) -> "SequentialOffload | None":
     """In which order the parts of a model and its refiner come into memory for a request; None is all at once.
 
     Raises:
         DaguerreError: the request would not fit.
     """
     from daguerre.pipelines.plan_ahead import order_ahead
-    from daguerre.weights.load import located, of_diffusion
+    from daguerre.weights.loading import is_diffusion_model, resolve_path
 
-    paths = [located(each, offline) for each in ([name, refiner] if refiner else [name])]
-    if not all(map(of_diffusion, paths)):
+    paths = [resolve_path(each, offline) for each in ([name, refiner] if refiner else [name])]
+    if not all(map(is_diffusion_model, paths)):
         return None
     return order_ahead(
         paths,
         width=request.width,
         height=request.height,
-        count=len(request.each),
-        conditions=1 if request.guidance == 1 else 2,
+        count=len(request.items),
+        conditions=1 if request.guidance_scale == 1 else 2,
         device=device,
         dtype=dtype,
         low_memory=request.low_memory,
@@ -116,7 +115,7 @@ def _order(
 def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":
     from daguerre.models.autoencoder_kl import AutoencoderKL
     from daguerre.weights import load_vae
-    from daguerre.weights.load import vae_files
+    from daguerre.weights.loading import vae_files
 
     own = model.autoencoder
     scale = own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0  # of the latents that this model makes

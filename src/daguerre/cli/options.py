@@ -10,20 +10,26 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Variation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
+
+    from daguerre.diffusion.denoiser import Prediction
 
 DtypeName = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Dtype = Literal["auto", DtypeName]
+PredictionFlag = Literal["auto", "epsilon", "v_prediction", "sample"]
+PREDICTIONS_BY_FLAG: "Mapping[str, Prediction | None]" = {"auto": None, "epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as the names of files have it
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 OptionalNumber = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
-PictureFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
+ImagePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT [PROMPT ...]", help_behavior_hint="")]
 
 
-def dtype_called(name: str) -> "torch.dtype":
+def dtype_by_name(name: str) -> "torch.dtype":
     """The dtype of a `DtypeName`: torch.float16 of "float16" and of "fp16"."""
     import torch  # not sooner, as it takes a second
 

@@ -1,9 +1,9 @@
 """Words to numbers: the tokenizer, the prompt language, and the conditions that a network reads."""
 
 from daguerre.conditioning.chunks import Word
-from daguerre.conditioning.clip import Conditioner, LDMTextConditioner, PictureSize, TextConditioner
+from daguerre.conditioning.clip import Conditioner, LDMTextConditioner, SizeConditioning, TextConditioner
 from daguerre.conditioning.prompt import Prompt
-from daguerre.conditioning.prompt_schedule import PromptPlan, Voices
+from daguerre.conditioning.prompt_schedule import Conditions, PromptSchedule
 from daguerre.conditioning.sdxl import SDXLConditioner
 from daguerre.conditioning.tokenizer import Tokenizer, train_tokenizer
 from daguerre.conditioning.wordpiece import WordPiece
@@ -11,13 +11,13 @@ from daguerre.conditioning.wordpiece import WordPiece
 __all__ = [
     "Conditioner",
     "LDMTextConditioner",
-    "PictureSize",
+    "SizeConditioning",
     "Prompt",
-    "PromptPlan",
+    "PromptSchedule",
     "SDXLConditioner",
     "TextConditioner",
     "Tokenizer",
-    "Voices",
+    "Conditions",
     "Word",
     "WordPiece",
     "train_tokenizer",

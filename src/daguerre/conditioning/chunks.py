@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from daguerre.conditioning.prompt import Line
+from daguerre.conditioning.prompt import PromptLine
 from daguerre.conditioning.tokenizer import Tokenizer
 from daguerre.conditioning.wordpiece import WordPiece
 
@@ -38,7 +38,7 @@ class Word:
     positions: tuple[int, ...]
 
 
-def chunked(tokenizer: AnyTokenizer, line: Line) -> list[Chunk]:
+def split_into_chunks(tokenizer: AnyTokenizer, line: PromptLine) -> list[Chunk]:
     """The windows of a line, one or more; an empty stretch between two BREAKs is an empty window."""
     room, comma = tokenizer.max_length - 2, tokenizer.comma
     chunks: list[Chunk] = []
@@ -70,7 +70,7 @@ def chunked(tokenizer: AnyTokenizer, line: Line) -> list[Chunk]:
     return chunks
 
 
-def words(tokenizer: AnyTokenizer, chunks: Sequence[Chunk]) -> list[Word]:
+def find_words(tokenizer: AnyTokenizer, chunks: Sequence[Chunk]) -> list[Word]:
     """The words of a prompt's windows, tokens of one word together: what an attention map is drawn for."""
     found: list[Word] = []
     ids: list[int] = []

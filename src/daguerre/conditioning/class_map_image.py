@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from daguerre.conditioning import Conditioner, Word
 from daguerre.conditioning.bbox_tokens import layout_tokens
-from daguerre.conditioning.prompt import Line, says_nothing
+from daguerre.conditioning.prompt import PromptLine, is_empty
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIPVision
-from daguerre.models.ldm_bert import LDMText
+from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.spatial_rescaler import SpatialRescaler
 
 
-class Unconditional:
+class UnconditionalConditioner:
     """Of a model that is told nothing by its prompt: one empty condition."""
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
@@ -33,17 +33,17 @@ class ClassConditioner(Conditioner):
         super().__init__()
         self.embedding = embedding
 
-    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+    def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         """Raises DaguerreError where a line is no class number."""
         labels = torch.tensor([self._label(line) for line in lines], device=self.embedding.weight.device)
         return Conditioning(context=self.embedding(labels)[:, None])  # (B, 1, D)
 
-    def words(self, line: Line) -> list[Word]:
+    def words(self, line: PromptLine) -> list[Word]:
         return []
 
-    def _label(self, line: Line) -> int:
+    def _label(self, line: PromptLine) -> int:
         none = self.embedding.num_embeddings - 1
-        if says_nothing(line):
+        if is_empty(line):
             return none
         text = _text(line)
         if not text.isdecimal() or int(text) >= none:
@@ -54,16 +54,16 @@ class ClassConditioner(Conditioner):
 class LayoutConditioner(Conditioner):
     """Of a layout-to-image model: a prompt lists objects (see `text.layouts`); an empty one has none."""
 
-    def __init__(self, encoder: LDMText) -> None:
+    def __init__(self, encoder: LDMBert) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+    def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         """Raises DaguerreError where a line is no list of objects, or lists too many."""
         device = self.encoder.model.layer_norm.weight.device
         return Conditioning(context=self.encoder(torch.tensor([self.tokens(_text(line)) for line in lines], device=device)))
 
-    def words(self, line: Line) -> list[Word]:
+    def words(self, line: PromptLine) -> list[Word]:
         return []
 
     def tokens(self, text: str) -> list[int]:
@@ -81,7 +81,7 @@ class MapConditioner(nn.Module):
     def forward(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning()
 
-    def beside(self, classes: Tensor) -> Tensor:
+    def encode_map(self, classes: Tensor) -> Tensor:
         """What stands beside x, (B, C, H/f, W/f), of maps of class numbers (B, H, W). Raises DaguerreError for an unknown class."""
         known, weight = self.rescaler.config.classes, self.rescaler.channel_mapper.weight
         if classes.min() < 0 or classes.max() >= known:
@@ -92,7 +92,7 @@ class MapConditioner(nn.Module):
         return self.rescaler(F.one_hot(classes.to(weight.device), known).movedim(-1, 1).to(weight.dtype))
 
 
-class PictureConditioner(nn.Module):
+class ImageConditioner(nn.Module):
     """Of a model that is told pictures by their CLIP embedding, a context of one token, and hears no words: prompts say nothing."""
 
     def __init__(self, encoder: CLIPVision) -> None:
@@ -103,12 +103,12 @@ class PictureConditioner(nn.Module):
         weight = self.encoder.vision_model.embeddings.class_embedding
         return Conditioning(context=torch.zeros(len(prompts), 1, self.encoder.config.projection or 0).to(weight))
 
-    def see(self, x: Tensor) -> Tensor:
+    def encode_image(self, x: Tensor) -> Tensor:
         """Contexts (B, 1, D) of pictures (B, 3, size, size), normalised as CLIP's are."""
         embeds = self.encoder(x.to(self.encoder.vision_model.embeddings.class_embedding)).projected
         assert embeds is not None
         return embeds[:, None]
 
 
-def _text(line: Line) -> str:
+def _text(line: PromptLine) -> str:
     return " ".join(piece.text for stretch in line for piece in stretch).strip()

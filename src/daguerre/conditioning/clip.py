@@ -14,20 +14,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from daguerre.conditioning.chunks import AnyTokenizer, Chunk, Word, chunked, words
-from daguerre.conditioning.prompt import Line, Piece, Prompt
+from daguerre.conditioning.chunks import AnyTokenizer, Chunk, Word, find_words, split_into_chunks
+from daguerre.conditioning.prompt import Prompt, PromptLine, WeightedText
 from daguerre.conditioning.tokenizer import Tokenizer
 from daguerre.conditioning.wordpiece import WordPiece
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIPText
-from daguerre.models.ldm_bert import LDMText
+from daguerre.models.ldm_bert import LDMBert
 
-Emphasis = Literal["restore_mean", "keep"]
+EmphasisMode = Literal["restore_mean", "keep"]
 
 
 @dataclass(frozen=True)
-class PictureSize:
+class SizeConditioning:
     """What SDXL is told of a picture (Podell et al. 2023, arXiv:2307.01952, section 2.2).
 
     original, target: (height, width) in pixels, before training's resizing and after.
@@ -46,7 +46,7 @@ class Conditioner(nn.Module, ABC):
     """Prompts to conditions. What the kinds share: parsing, and the same face to pipelines and training."""
 
     @abstractmethod
-    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+    def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         """The conditions of settled lines, all padded to as many windows as the longest needs.
 
         Args:
@@ -55,10 +55,10 @@ class Conditioner(nn.Module, ABC):
         """
 
     @abstractmethod
-    def words(self, line: Line) -> list[Word]:
+    def words(self, line: PromptLine) -> list[Word]:
         """The words of a line and where their tokens stand in the context."""
 
-    def sized(self, height: int, width: int, size: PictureSize | None = None) -> "Conditioner":
+    def with_size(self, height: int, width: int, size: SizeConditioning | None = None) -> "Conditioner":
         """This conditioner for pictures of so many pixels; only SDXL's minds, and gives another that shares its text towers."""
         return self
 
@@ -76,18 +76,18 @@ class Conditioner(nn.Module, ABC):
             lines += said
         return self.encode(lines)
 
-    def captions(self, texts: Sequence[str]) -> Conditioning:
+    def encode_captions(self, texts: Sequence[str]) -> Conditioning:
         """Texts as they are, brackets being brackets, each cut to one window: what training tells the network."""
-        return self.encode([((Piece(text, 1.0),),) for text in texts])
+        return self.encode([((WeightedText(text, 1.0),),) for text in texts])
 
 
-class WindowedConditioner(Conditioner):
+class ChunkedConditioner(Conditioner):
     """What conditioners of one tokenizer and one text tower share: windows, joined states, weights of words.
 
     `emphasis` says whether the mean of weighted states is restored ("restore_mean", the original way) or not ("keep").
     """
 
-    def __init__(self, tokenizer: AnyTokenizer, known: int, places: int, *, emphasis: Emphasis = "restore_mean") -> None:
+    def __init__(self, tokenizer: AnyTokenizer, known: int, places: int, *, emphasis: EmphasisMode = "restore_mean") -> None:
         """known, places: how many tokens the tower knows, and how many it reads at once.
 
         Raises:
@@ -107,20 +107,20 @@ class WindowedConditioner(Conditioner):
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
 
-    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
-        return Conditioning(context=self.read(self.windows(lines))[0])
+    def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
+        return Conditioning(context=self.encode_chunks(self.chunks(lines))[0])
 
     def captions(self, texts: Sequence[str]) -> Conditioning:
         return Conditioning(context=self._states(self.tokenizer(texts))[0])
 
-    def words(self, line: Line) -> list[Word]:
-        return words(self.tokenizer, chunked(self.tokenizer, line))
+    def words(self, line: PromptLine) -> list[Word]:
+        return find_words(self.tokenizer, split_into_chunks(self.tokenizer, line))
 
-    def windows(self, lines: Sequence[Line]) -> list[list[Chunk]]:
+    def chunks(self, lines: Sequence[PromptLine]) -> list[list[Chunk]]:
         """The windows of each line, not yet padded to the same number."""
-        return [chunked(self.tokenizer, line) for line in lines]
+        return [split_into_chunks(self.tokenizer, line) for line in lines]
 
-    def read(self, windows: Sequence[Sequence[Chunk]], count: int = 0) -> tuple[Tensor, Tensor]:
+    def encode_chunks(self, windows: Sequence[Sequence[Chunk]], count: int = 0) -> tuple[Tensor, Tensor]:
         """States and pooled vector of each row's windows, padded with empty ones to `count` or the longest.
 
         Returns the joined states (B, windows · L, D) and the first window's pooled vector (B, P), projected where the tower projects.
@@ -145,7 +145,7 @@ class WindowedConditioner(Conditioner):
         return weighted.to(states.dtype)
 
 
-class TextConditioner(WindowedConditioner):
+class TextConditioner(ChunkedConditioner):
     """A tokenizer and CLIP's text tower, read at one layer.
 
     Stable Diffusion 1 reads the last layer and Stable Diffusion 2 the one before, both through the final norm. "Clip skip 2" is
@@ -155,7 +155,7 @@ class TextConditioner(WindowedConditioner):
     tokenizer: Tokenizer
 
     def __init__(
-        self, tokenizer: Tokenizer, encoder: CLIPText, *, layer: int = -1, norm: bool = True, emphasis: Emphasis = "restore_mean"
+        self, tokenizer: Tokenizer, encoder: CLIPText, *, layer: int = -1, norm: bool = True, emphasis: EmphasisMode = "restore_mean"
     ) -> None:
         """Join the two.
 
@@ -176,10 +176,10 @@ class TextConditioner(WindowedConditioner):
         return hidden, states.pooled if states.projected is None else states.projected
 
 
-class LDMTextConditioner(WindowedConditioner):
+class LDMTextConditioner(ChunkedConditioner):
     """BERT's tokenizer and the text tower of the first text-to-image latent diffusion."""
 
-    def __init__(self, tokenizer: WordPiece, encoder: LDMText) -> None:
+    def __init__(self, tokenizer: WordPiece, encoder: LDMBert) -> None:
         """Join the two. Raises DaguerreError where they do not belong together."""
         # Its states have means near zero, which no weighted ones could be scaled back to.
         super().__init__(tokenizer, encoder.config.vocab_size, encoder.config.length, emphasis="keep")

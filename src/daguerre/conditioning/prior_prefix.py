@@ -14,20 +14,20 @@ from daguerre.conditioning.bbox_tokens import layout_tokens
 from daguerre.conditioning.tokenizer import Tokenizer
 from daguerre.data.condition_maps import MapKind
 from daguerre.errors import DaguerreError, nearest
-from daguerre.models.latent_prior import Told
-from daguerre.models.transformer_prior import coordinates
+from daguerre.models.latent_prior import PriorInputs
+from daguerre.models.transformer_prior import coordinate_codes
 from daguerre.models.vq_model import VQModel
 
-LISTED = 12  # class names that an error shows
+MAX_LISTED_NAMES = 12  # class names that an error shows
 
 
 @dataclass(frozen=True)
-class NoPrefix:
+class EmptyPrefix:
     """Of a prior that is told nothing."""
 
     tokens: int = 0
 
-    def __call__(self, told: Told) -> None:
+    def __call__(self, told: PriorInputs) -> None:
         _refuse(told, words=True, map=True, instead="it draws what it likes")
 
 
@@ -41,7 +41,7 @@ class ClassPrefix:
     def tokens(self) -> int:
         return len(self.names)
 
-    def __call__(self, told: Told) -> Tensor:
+    def __call__(self, told: PriorInputs) -> Tensor:
         """(B, 1)."""
         _refuse(told, map=True, instead="give the name of a class")
         return self.labels(told.prompts)
@@ -57,8 +57,8 @@ class ClassPrefix:
         return torch.tensor([[numbers[name.casefold()]] for name in names])
 
     def _known(self) -> str:
-        more = f" and {len(self.names) - LISTED} more" if len(self.names) > LISTED else ""
-        return f"this prior knows {', '.join(self.names[:LISTED])}{more}"
+        more = f" and {len(self.names) - MAX_LISTED_NAMES} more" if len(self.names) > MAX_LISTED_NAMES else ""
+        return f"this prior knows {', '.join(self.names[:MAX_LISTED_NAMES])}{more}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TextPrefix:
     def tokens(self) -> int:
         return len(self.tokenizer)
 
-    def __call__(self, told: Told) -> Tensor:
+    def __call__(self, told: PriorInputs) -> Tensor:
         """(B, max_length)."""
         _refuse(told, map=True, instead="give a prompt")
         return self.tokenizer(told.prompts)
@@ -84,7 +84,7 @@ class LayoutPrefix:
     tokens: int
     length: int
 
-    def __call__(self, told: Told) -> Tensor:
+    def __call__(self, told: PriorInputs) -> Tensor:
         """(B, length)."""
         _refuse(told, map=True, instead="list objects and their boxes")
         return torch.tensor([layout_tokens(prompt, self.length, self.tokens) for prompt in told.prompts])
@@ -106,37 +106,39 @@ class MapPrefix:
         return self.autoencoder.config.quantizer.codes
 
     @torch.no_grad()
-    def __call__(self, told: Told) -> Tensor:
+    def __call__(self, told: PriorInputs) -> Tensor:
         """(B, h, w), of the picture's own grid."""
         _refuse(told, words=True, instead="give a map")
         if told.map is None:
             raise DaguerreError(f"This prior is told by a map ({self.kind}) of the picture; give one with --map.")
-        height, width = (side * self.autoencoder.downsampling for side in told.grid)
+        height, width = (side * self.autoencoder.downsample_factor for side in told.grid)
         if told.map.shape[-2:] != (height, width):
             given = f"{told.map.shape[-1]}×{told.map.shape[-2]}"
             raise DaguerreError(f"The map is {given} pixels; it must be as large as the picture, {width}×{height}.")
         if self.palette:
             check_palette(told.map, self.palette)
         where = next(self.autoencoder.parameters())
-        return self.autoencoder.codes(in_channels(told.map, self.autoencoder.config.in_channels).to(where)).expand(len(told), -1, -1)
+        return self.autoencoder.encode_codes(with_channels(told.map, self.autoencoder.config.in_channels).to(where)).expand(
+            len(told), -1, -1
+        )
 
 
 @dataclass(frozen=True)
-class PlacePrefix:
+class CoordinatePrefix:
     """Each code's place in its picture as one of `tokens` numbers, for data that is not alike everywhere (section 4.3)."""
 
     tokens: int
     downsampling: int
 
-    def __call__(self, told: Told) -> Tensor:
+    def __call__(self, told: PriorInputs) -> Tensor:
         """(B, h, w)."""
         _refuse(told, words=True, map=True, instead="it draws what it likes")
         height, width = (side * self.downsampling for side in told.grid)
-        places = coordinates(height, width, codes=self.tokens, downsampling=self.downsampling)
+        places = coordinate_codes(height, width, codes=self.tokens, downsampling=self.downsampling)
         return places.clamp(max=self.tokens - 1).expand(len(told), -1, -1)
 
 
-def in_channels(map: Tensor, channels: int) -> Tensor:
+def with_channels(map: Tensor, channels: int) -> Tensor:
     """A map (B, 3, H, W) in [−1, 1] as a first stage of so many channels reads it: as it is, or each class as a channel of its own, its
     number being the grey value. Raises DaguerreError for a class that there is not."""
     if channels == map.shape[1]:
@@ -165,7 +167,7 @@ def hex_names(palette: Sequence[tuple[int, int, int]]) -> list[str]:
     return ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette]
 
 
-def _refuse(told: Told, *, words: bool = False, map: bool = False, instead: str) -> None:
+def _refuse(told: PriorInputs, *, words: bool = False, map: bool = False, instead: str) -> None:
     """Raise DaguerreError where words or a map are given to a prior that is not told by them."""
     if words and any(told.prompts):
         raise DaguerreError(
@@ -175,4 +177,4 @@ def _refuse(told: Told, *, words: bool = False, map: bool = False, instead: str)
         raise DaguerreError(f"This prior is not told by a map; {instead}.")
 
 
-Prefixes = NoPrefix | ClassPrefix | TextPrefix | LayoutPrefix | MapPrefix | PlacePrefix
+Prefixes = EmptyPrefix | ClassPrefix | TextPrefix | LayoutPrefix | MapPrefix | CoordinatePrefix

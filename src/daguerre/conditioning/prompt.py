@@ -12,55 +12,55 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from daguerre.conditioning.syntax import (
-    UP,
-    Alternate,
+    EMPHASIS_FACTOR,
+    AlternatingText,
     Break,
     Emphasis,
-    Part,
+    Phrase,
     PromptError,
-    Slip,
-    Switch,
+    PromptWarning,
+    ScheduledText,
     Text,
     branches,
-    draw,
+    format_tree,
     looks_like_weight,
     parse,
-    weight,
+    parse_weight,
 )
 
-LARGEST = 1e6  # a weight beyond this leaves half precision nothing to multiply
+MAX_WEIGHT = 1e6  # a weight beyond this leaves half precision nothing to multiply
 
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*\Z")
 
 
 @dataclass(frozen=True)
-class Piece:
+class WeightedText:
     """Text of one weight; 1 is neutral."""
 
     text: str
     weight: float
 
 
-Line = tuple[tuple[Piece, ...], ...]  # what one part says at one step: stretches of pieces, apart by BREAK; never empty
+PromptLine = tuple[tuple[WeightedText, ...], ...]  # what one part says at one step: stretches of pieces, apart by BREAK; never empty
 
 
-def says_nothing(line: Line) -> bool:
+def is_empty(line: PromptLine) -> bool:
     """Whether a line holds no more than white space."""
     return not any(piece.text.strip() for stretch in line for piece in stretch)
 
 
 @dataclass(frozen=True)
-class Voice:
+class PromptPart:
     """One part of a prompt and the weight of its guidance."""
 
-    part: Part
+    part: Phrase
     weight: float
 
-    def at(self, step: int, steps: int) -> Line:
+    def at(self, step: int, steps: int) -> PromptLine:
         """What this part says at `step`, counted from 0, of so many steps."""
-        stretches: list[list[Piece]] = [[]]
-        for piece in _said(self.part, step, steps):
+        stretches: list[list[WeightedText]] = [[]]
+        for piece in _evaluate(self.part, step, steps):
             if piece is None:
                 stretches.append([])
             else:
@@ -73,8 +73,8 @@ class Prompt:
     """A parsed prompt: its voices, and the slips that its writer may want to see."""
 
     source: str
-    voices: tuple[Voice, ...]
-    slips: tuple[Slip, ...]
+    parts: tuple[PromptPart, ...]
+    warnings: tuple[PromptWarning, ...]
 
     @classmethod
     def parse(cls, source: str, *, composed: bool = True) -> "Prompt":
@@ -95,61 +95,61 @@ class Prompt:
             text, factor = source[start:end], 1.0
             # Only beside an AND: else "at 3:30" would be guided thirtyfold.
             if cuts and (found := _PART_WEIGHT.search(text)):
-                text, factor = text[: found.start()].rstrip(), weight(found[1], start + found.start(1))
+                text, factor = text[: found.start()].rstrip(), parse_weight(found[1], start + found.start(1))
             part, noticed = parse(text, start)
-            voices.append(Voice(part, factor))
+            voices.append(PromptPart(part, factor))
             slips += noticed
         return cls(source, tuple(voices), tuple(slips))
 
-    def at(self, step: int, steps: int) -> tuple[Line, ...]:
+    def at(self, step: int, steps: int) -> tuple[PromptLine, ...]:
         """What each voice says at `step`, counted from 0, of so many steps.
 
         Raises:
             PromptError: if nested weights multiply beyond what can be computed.
         """
-        return tuple(voice.at(step, steps) for voice in self.voices)
+        return tuple(voice.at(step, steps) for voice in self.parts)
 
     def tree(self) -> str:
         """The syntax tree, printed."""
-        names = [f"part {i} of {len(self.voices)}, weight {voice.weight:.4g}" for i, voice in enumerate(self.voices, 1)]
-        trees = [branches(voice.part) for voice in self.voices]
-        if len(self.voices) == 1:
-            return "\n".join(["prompt", *draw(trees[0])])
-        return "\n".join(["prompt, its parts sampled together", *draw(list(zip(names, trees, strict=True)))])
+        names = [f"part {i} of {len(self.parts)}, weight {voice.weight:.4g}" for i, voice in enumerate(self.parts, 1)]
+        trees = [branches(voice.part) for voice in self.parts]
+        if len(self.parts) == 1:
+            return "\n".join(["prompt", *format_tree(trees[0])])
+        return "\n".join(["prompt, its parts sampled together", *format_tree(list(zip(names, trees, strict=True)))])
 
 
-def _joined(stretch: list[Piece]) -> Iterator[Piece]:
+def _joined(stretch: list[WeightedText]) -> Iterator[WeightedText]:
     """Neighbours of one weight are one text, so that [fe|]male is one word."""
     for factor, pieces in groupby(stretch, key=lambda piece: piece.weight):
-        yield Piece("".join(piece.text for piece in pieces), factor)
+        yield WeightedText("".join(piece.text for piece in pieces), factor)
 
 
-def _said(part: Part, step: int, steps: int) -> Iterator[Piece | None]:
+def _evaluate(part: Phrase, step: int, steps: int) -> Iterator[WeightedText | None]:
     """The pieces of a part at one step; None is a BREAK."""
     for node in part:
         match node:
             case Text(text):
-                yield Piece(text, 1.0)
+                yield WeightedText(text, 1.0)
             case Break():
                 yield None
-            case Switch(before, after):
-                yield from _said(before if step < node.first_after(steps) else after, step, steps)
-            case Alternate(options):
-                yield from _said(options[step % len(options)], step, steps)
+            case ScheduledText(before, after):
+                yield from _evaluate(before if step < node.first_after(steps) else after, step, steps)
+            case AlternatingText(options):
+                yield from _evaluate(options[step % len(options)], step, steps)
             case Emphasis(inner, factor, at):
-                pieces = list(_said(inner, step, steps))
+                pieces = list(_evaluate(inner, step, steps))
                 if isinstance(factor, tuple):
-                    written = "".join(piece.text for piece in _said(factor[1:], step, steps) if piece)
+                    written = "".join(piece.text for piece in _evaluate(factor[1:], step, steps) if piece)
                     number = looks_like_weight(written)
                     # A number may turn out to be words; then colon and words are text, as they are in (red:blue).
-                    pieces += [] if number else _said(factor, step, steps)
-                    factor = weight(number, at) if number else UP
-                yield from (_weighed(piece, factor, at) for piece in pieces)
+                    pieces += [] if number else _evaluate(factor, step, steps)
+                    factor = parse_weight(number, at) if number else EMPHASIS_FACTOR
+                yield from (_scale_weight(piece, factor, at) for piece in pieces)
 
 
-def _weighed(piece: Piece | None, factor: float, at: int) -> Piece | None:
+def _scale_weight(piece: WeightedText | None, factor: float, at: int) -> WeightedText | None:
     if piece is None:
         return None
-    if abs(piece.weight * factor) > LARGEST:
-        raise PromptError(at, f" the weights multiply to {piece.weight * factor:g}; stay under {LARGEST:g}.")
-    return Piece(piece.text, piece.weight * factor)
+    if abs(piece.weight * factor) > MAX_WEIGHT:
+        raise PromptError(at, f" the weights multiply to {piece.weight * factor:g}; stay under {MAX_WEIGHT:g}.")
+    return WeightedText(piece.text, piece.weight * factor)

@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 from daguerre.conditioning.clip import Conditioner
-from daguerre.conditioning.prompt import Line, Prompt
+from daguerre.conditioning.prompt import Prompt, PromptLine
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 
-Said = tuple[Line, bool]  # a line, and whether it stems from a negative prompt
+PromptState = tuple[PromptLine, bool]  # a line, and whether it stems from a negative prompt
 
 
 @dataclass(frozen=True)
-class Voices:
+class Conditions:
     """The conditions of one step, each for the whole batch and all of one length."""
 
     parts: tuple[Conditioning, ...]
     weights: tuple[float, ...]
     negative: Conditioning
 
-    def guided(self, scale: float) -> tuple[list[Conditioning], list[float]]:
+    def with_guidance(self, scale: float) -> tuple[list[Conditioning], list[float]]:
         """Conditions and weights as `diffusion.guide` takes them; the weights sum to 1."""
         weights = [scale * weight for weight in self.weights]
         return [*self.parts, self.negative], [*weights, 1 - sum(weights)]
 
 
-class PromptPlan:
+class PromptSchedule:
     """Prompts and negative prompts of a batch of pictures over the steps of a run.
 
     What a step says is encoded when it is first asked for and kept, so a prompt that does not change is read once. Pictures may have
@@ -51,24 +51,24 @@ class PromptPlan:
         self.conditioner, self.steps = conditioner, steps
         self.prompts = [Prompt.parse(prompt) for prompt in prompts]
         self.negatives = [Prompt.parse(negative, composed=False) for negative in negatives]
-        self.weights = _slots([[voice.weight for voice in prompt.voices] for prompt in self.prompts])
-        self._read: dict[tuple[Said, ...], Voices] = {}
+        self.weights = _merge_weights([[voice.weight for voice in prompt.parts] for prompt in self.prompts])
+        self._read: dict[tuple[PromptState, ...], Conditions] = {}
         self.said = tuple(self._said(step) for step in range(steps))
 
-    def at(self, step: int) -> Voices:
+    def at(self, step: int) -> Conditions:
         """The conditions of a step, counted from 0; the same object as long as nothing changes."""
         said = self.said[step]
         if said not in self._read:
             self._read[said] = self._encode(said)
         return self._read[said]
 
-    def _said(self, step: int) -> tuple[Said, ...]:
+    def _said(self, step: int) -> tuple[PromptState, ...]:
         """The lines of a step: one for each picture, for each weight in turn, and then for the negatives."""
         negatives = [(prompt.at(step, self.steps)[0], True) for prompt in self.negatives]
         columns = []
         for prompt, negative in zip(self.prompts, negatives, strict=True):
-            waiting = [(voice.weight, line) for voice, line in zip(prompt.voices, prompt.at(step, self.steps), strict=True)]
-            column: list[Said] = []
+            waiting = [(voice.weight, line) for voice, line in zip(prompt.parts, prompt.at(step, self.steps), strict=True)]
+            column: list[PromptState] = []
             for weight in self.weights:
                 found = next((entry for entry in waiting if entry[0] == weight), None)
                 if found:
@@ -77,7 +77,7 @@ class PromptPlan:
             columns.append([*column, negative])
         return tuple(said for row in zip(*columns, strict=True) for said in row)
 
-    def _encode(self, said: tuple[Said, ...]) -> Voices:
+    def _encode(self, said: tuple[PromptState, ...]) -> Conditions:
         """Read each different line once, all in one call, and hand them out."""
         different = list(dict.fromkeys(said))
         read = self.conditioner.encode([line for line, _ in different], [negative for _, negative in different])
@@ -85,10 +85,10 @@ class PromptPlan:
         B = len(self.prompts)
         rows = [torch.tensor([place[entry] for entry in said[i : i + B]]) for i in range(0, len(said), B)]
         *parts, negative = (Conditioning(context=_rows(read.context, row), vector=_rows(read.vector, row)) for row in rows)
-        return Voices(tuple(parts), self.weights, negative)
+        return Conditions(tuple(parts), self.weights, negative)
 
 
-def _slots(weights: Sequence[Sequence[float]]) -> tuple[float, ...]:
+def _merge_weights(weights: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """The fewest weights that hold each picture's: every weight as often as the picture that has it most often."""
     most: Counter[float] = Counter()
     for row in weights:

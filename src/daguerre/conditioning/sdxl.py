@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.conditioning.chunks import Word
-from daguerre.conditioning.clip import Conditioner, PictureSize, TextConditioner
-from daguerre.conditioning.prompt import Line, says_nothing
+from daguerre.conditioning.clip import Conditioner, SizeConditioning, TextConditioner
+from daguerre.conditioning.prompt import PromptLine, is_empty
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.nn.embeddings import sinusoidal
@@ -31,7 +31,7 @@ class SDXLConditioner(Conditioner):
         self,
         towers: Sequence[TextConditioner],
         *,
-        size: PictureSize | None = None,
+        size: SizeConditioning | None = None,
         scored: bool = False,
         zero_empty: bool = True,
     ) -> None:
@@ -44,29 +44,29 @@ class SDXLConditioner(Conditioner):
         if not towers or towers[-1].encoder.text_projection is None:
             raise DaguerreError("SDXL's vector needs a last text tower with a projection; its text_projection is missing.")
         self.towers = nn.ModuleList(towers)
-        self.size = size or PictureSize(original=(1024, 1024), target=(1024, 1024))
+        self.size = size or SizeConditioning(original=(1024, 1024), target=(1024, 1024))
         self.scored, self.zero_empty = scored, zero_empty
 
-    def sized(self, height: int, width: int, size: PictureSize | None = None) -> "SDXLConditioner":
-        size = size or PictureSize(original=(height, width), target=(height, width))
+    def sized(self, height: int, width: int, size: SizeConditioning | None = None) -> "SDXLConditioner":
+        size = size or SizeConditioning(original=(height, width), target=(height, width))
         return SDXLConditioner(self._towers(), size=size, scored=self.scored, zero_empty=self.zero_empty)
 
-    def encode(self, lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+    def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         negative = negative or [False] * len(lines)
         towers = self._towers()
-        windows = [tower.windows(lines) for tower in towers]
+        windows = [tower.chunks(lines) for tower in towers]
         # The towers' tokenizers may cut a long prompt differently, as their padding tokens differ.
         count = max((len(row) for rows in windows for row in rows), default=1)
-        read = [tower.read(rows, count) for tower, rows in zip(towers, windows, strict=True)]
+        read = [tower.encode_chunks(rows, count) for tower, rows in zip(towers, windows, strict=True)]
         context = torch.cat([states for states, _ in read], dim=-1)  # (B, windows · L, D_L + D_bigG)
         pooled = read[-1][1]  # (B, P)
         if self.zero_empty:
-            unsaid = torch.tensor([no and says_nothing(line) for line, no in zip(lines, negative, strict=True)], device=pooled.device)
+            unsaid = torch.tensor([no and is_empty(line) for line, no in zip(lines, negative, strict=True)], device=pooled.device)
             context = context.masked_fill(unsaid[:, None, None], 0)
             pooled = pooled.masked_fill(unsaid[:, None], 0)
         return Conditioning(context=context, vector=torch.cat([pooled, self._waves(negative).to(pooled)], dim=1))
 
-    def words(self, line: Line) -> list[Word]:
+    def words(self, line: PromptLine) -> list[Word]:
         return self._towers()[0].words(line)
 
     def _waves(self, negative: Sequence[bool]) -> Tensor:

@@ -18,8 +18,8 @@ from itertools import groupby
 
 from daguerre.errors import DaguerreError
 
-UP = 1.1  # what a pair of brackets without a number multiplies or divides by
-DEEPEST = 64
+EMPHASIS_FACTOR = 1.1  # what a pair of brackets without a number multiplies or divides by
+MAX_DEPTH = 64
 
 _LEXEMES = re.compile(r"\\.|\\\Z|[()\[\]|:]|[^\\()\[\]|:]+", re.DOTALL)
 _BREAK = re.compile(r"\bBREAK\b")
@@ -54,17 +54,17 @@ class Break:
 class Emphasis:
     """A part whose weight is multiplied by a number, or by a number that is itself scheduled: `(word:[1:1.5:.5])`."""
 
-    part: "Part"
-    weight: "float | Part"
+    part: "Phrase"
+    weight: "float | Phrase"
     at: int
 
 
 @dataclass(frozen=True)
-class Switch:
+class ScheduledText:
     """`[before:after:when]`: the first `when` steps say one thing, the others another; a share of all steps where `when` has a point."""
 
-    before: "Part"
-    after: "Part"
+    before: "Phrase"
+    after: "Phrase"
     when: str
     at: int
 
@@ -75,38 +75,38 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Alternate:
+class AlternatingText:
     """`[a|b]`: the options in turn, one each step."""
 
-    options: tuple["Part", ...]
+    options: tuple["Phrase", ...]
     at: int
 
 
-Node = Text | Break | Emphasis | Switch | Alternate
-Part = tuple[Node, ...]
+SyntaxNode = Text | Break | Emphasis | ScheduledText | AlternatingText
+Phrase = tuple[SyntaxNode, ...]
 
 
 @dataclass(frozen=True)
-class Slip:
+class PromptWarning:
     """Something that has a meaning, but perhaps not the one that was wanted."""
 
     at: int
-    says: str
+    message: str
 
 
 @dataclass
-class _Open:
+class _OpenBracket:
     """A bracket that waits for its end, with what it has gathered so far, split at its own colons and bars."""
 
     bracket: str
     at: int
-    segments: list[list[Node]] = field(default_factory=lambda: [[]])
+    segments: list[list[SyntaxNode]] = field(default_factory=lambda: [[]])
     marks: list[tuple[str, int]] = field(default_factory=list)
 
-    def add(self, *nodes: Node) -> None:
+    def add(self, *nodes: SyntaxNode) -> None:
         self.segments[-1].extend(nodes)
 
-    def literal(self, segments: Sequence[Sequence[Node]] | None = None) -> Part:
+    def literal(self, segments: Sequence[Sequence[SyntaxNode]] | None = None) -> Phrase:
         """The segments (all unless told) with their colons and bars as text again."""
         segments = self.segments if segments is None else segments
         nodes = list(segments[0])
@@ -115,23 +115,23 @@ class _Open:
         return tuple(nodes)
 
 
-def parse(source: str, start: int = 0) -> tuple[Part, tuple[Slip, ...]]:
+def parse(source: str, start: int = 0) -> tuple[Phrase, tuple[PromptWarning, ...]]:
     """Read one part (a prompt without AND), found at `start` of the whole prompt, into its tree and the slips noticed on the way.
 
     Raises:
         PromptError: for a weight that is made of digits and points and is no number, and for brackets nested too deep.
     """
-    stack, slips = [_Open("", start)], []
+    stack, slips = [_OpenBracket("", start)], []
     for lexeme in _LEXEMES.finditer(source):
         at, text = start + lexeme.start(), lexeme[0]
         if text in ("(", "["):
-            if len(stack) > DEEPEST:
-                raise PromptError(at, f" brackets are nested deeper than {DEEPEST}; take some away.")
-            stack.append(_Open(text, at))
+            if len(stack) > MAX_DEPTH:
+                raise PromptError(at, f" brackets are nested deeper than {MAX_DEPTH}; take some away.")
+            stack.append(_OpenBracket(text, at))
         elif text in (")", "]"):
             opener = "(" if text == ")" else "["
             if opener not in (frame.bracket for frame in stack):
-                slips.append(Slip(at, f"'{text}' closes nothing and is read as text; write '\\{text}' if that is meant"))
+                slips.append(PromptWarning(at, f"'{text}' closes nothing and is read as text; write '\\{text}' if that is meant"))
                 stack[-1].add(Text(text, at))
                 continue
             while stack[-1].bracket != opener:
@@ -148,7 +148,7 @@ def parse(source: str, start: int = 0) -> tuple[Part, tuple[Slip, ...]]:
     return stack[0].literal(), tuple(sorted(slips, key=lambda slip: slip.at))
 
 
-def _words(text: str, at: int) -> Iterator[Node]:
+def _words(text: str, at: int) -> Iterator[SyntaxNode]:
     """Plain text, cut at BREAK; an escaped sign loses its backslash, a backslash at the very end vanishes."""
     if text.startswith("\\"):
         if len(text) > 1:
@@ -164,41 +164,41 @@ def _words(text: str, at: int) -> Iterator[Node]:
         yield Text(text[end:], at + end)
 
 
-def _close_unclosed(stack: list[_Open]) -> Slip:
+def _close_unclosed(stack: list[_OpenBracket]) -> PromptWarning:
     """A bracket without its end works to the end of what holds it."""
     frame = stack.pop()
-    stack[-1].add(Emphasis(frame.literal(), UP if frame.bracket == "(" else 1 / UP, frame.at))
-    return Slip(frame.at, f"'{frame.bracket}' is never closed; write '\\{frame.bracket}' if the sign itself is meant")
+    stack[-1].add(Emphasis(frame.literal(), EMPHASIS_FACTOR if frame.bracket == "(" else 1 / EMPHASIS_FACTOR, frame.at))
+    return PromptWarning(frame.at, f"'{frame.bracket}' is never closed; write '\\{frame.bracket}' if the sign itself is meant")
 
 
-def _round(frame: _Open, source: str, start: int) -> Emphasis:
+def _round(frame: _OpenBracket, source: str, start: int) -> Emphasis:
     """`(part)` or `(part:number)`; the number is what follows the last colon, and may itself change from step to step."""
     if frame.marks and frame.marks[-1][0] == ":":
         part, last = frame.literal(frame.segments[:-1]), tuple(frame.segments[-1])
         written = _plain(last)
-        if written is None and all(isinstance(node, Text | Switch | Alternate) for node in last):
+        if written is None and all(isinstance(node, Text | ScheduledText | AlternatingText) for node in last):
             return Emphasis(part, (Text(":", frame.marks[-1][1]), *last), frame.at)
         if written is not None and (number := looks_like_weight(written)):
             near = source[frame.at - start : frame.at - start + 30]
-            return Emphasis(part, weight(number, frame.marks[-1][1] + 1, near), frame.at)
-    return Emphasis(frame.literal(), UP, frame.at)
+            return Emphasis(part, parse_weight(number, frame.marks[-1][1] + 1, near), frame.at)
+    return Emphasis(frame.literal(), EMPHASIS_FACTOR, frame.at)
 
 
-def _square(frame: _Open) -> Node:
+def _square(frame: _OpenBracket) -> SyntaxNode:
     """A switch, an alternate, or else a part of less weight."""
     kinds = {mark for mark, _ in frame.marks}
     if kinds == {"|"}:
-        return Alternate(tuple(tuple(segment) for segment in frame.segments), frame.at)
+        return AlternatingText(tuple(tuple(segment) for segment in frame.segments), frame.at)
     if kinds == {":"} and len(frame.marks) <= 2:
         *said, last = (tuple(segment) for segment in frame.segments)
         written = _plain(last)
         if written is not None and (number := _WHEN.fullmatch(written)):
             before, after = said if len(said) == 2 else ((), said[0])
-            return Switch(before, after, number[1], frame.at)
-    return Emphasis(frame.literal(), 1 / UP, frame.at)
+            return ScheduledText(before, after, number[1], frame.at)
+    return Emphasis(frame.literal(), 1 / EMPHASIS_FACTOR, frame.at)
 
 
-def _plain(part: Sequence[Node]) -> str | None:
+def _plain(part: Sequence[SyntaxNode]) -> str | None:
     """The text of a part that is nothing but text."""
     return "".join(node.text for node in part if isinstance(node, Text)) if all(isinstance(node, Text) for node in part) else None
 
@@ -209,7 +209,7 @@ def looks_like_weight(text: str) -> str | None:
     return found[1] if found and any(sign.isdecimal() for sign in found[1]) else None
 
 
-def weight(written: str, at: int, near: str = "") -> float:
+def parse_weight(written: str, at: int, near: str = "") -> float:
     """The number that someone wrote.
 
     Raises:
@@ -228,7 +228,7 @@ def weight(written: str, at: int, near: str = "") -> float:
 Branch = tuple[str, list["Branch"]]  # a printed node and what hangs below it
 
 
-def branches(part: Part) -> list[Branch]:
+def branches(part: Phrase) -> list[Branch]:
     """A part as a tree of words for people; neighbouring texts are one, and white space alone is left out."""
     found: list[Branch] = []
     for plain, nodes in groupby(part, lambda node: isinstance(node, Text)):
@@ -240,7 +240,7 @@ def branches(part: Part) -> list[Branch]:
     return found or [("nothing", [])]
 
 
-def _branch(node: Node) -> Branch:
+def _branch(node: SyntaxNode) -> Branch:
     match node:
         case Text(text):
             return repr(text), []
@@ -251,22 +251,22 @@ def _branch(node: Node) -> Branch:
         case Emphasis(inner, scheduled):
             assert isinstance(scheduled, tuple)
             return "weight × a number that changes", [("the number", branches(scheduled[1:])), *branches(inner)]
-        case Switch(before, after, when):
+        case ScheduledText(before, after, when):
             first = f"for the first {when} of all steps" if "." in when else f"for the first {when} steps"
             return "changes once", [(first, branches(before)), ("then", branches(after))]
-        case Alternate(options):
+        case AlternatingText(options):
             return "changes at every step", [(f"{i} of {len(options)}", branches(option)) for i, option in enumerate(options, 1)]
 
 
-def draw(tree: Sequence[Branch], indent: str = "") -> Iterator[str]:
+def format_tree(tree: Sequence[Branch], indent: str = "") -> Iterator[str]:
     """The lines of a printed tree."""
     for i, (says, below) in enumerate(tree, 1):
         last = i == len(tree)
         yield f"{indent}{'└─ ' if last else '├─ '}{says}"
-        yield from draw(below, indent + ("   " if last else "│  "))
+        yield from format_tree(below, indent + ("   " if last else "│  "))
 
 
-def pointed(source: str, at: int, says: str, around: int = 60) -> str:
+def caret_message(source: str, at: int, says: str, around: int = 60) -> str:
     """Two lines: the place in a prompt, with what is near it, and below it a caret and what there is to say."""
     start = max(at - around // 2, 0)
     near = re.sub(r"\s", " ", source[start : start + around])

@@ -81,7 +81,7 @@ class Tokenizer:
         path = resources.files("daguerre.conditioning") / "bpe_simple_vocab_16e6.txt.gz"
         with path.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
             merges = [_pair(line) for line in islice(lines, 1, 1 + CLIP_MERGES)]
-        return cls(vocabulary(merges), merges, pad=pad)
+        return cls(clip_vocabulary(merges), merges, pad=pad)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
@@ -228,10 +228,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     backend.train_from_iterator(captions, trainer)
     learned = json.loads(backend.to_str())["model"]["merges"]
     merges = [(left, right) for left, right in learned[: vocab_size - 514]]
-    return Tokenizer(vocabulary(merges), merges, max_length=max_length)
+    return Tokenizer(clip_vocabulary(merges), merges, max_length=max_length)
 
 
-def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+def clip_vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Token to id in CLIP's order: bytes, final bytes, merges by rank, begin, end."""
     letters = list(byte_characters().values())
     tokens = [*letters, *(letter + SUFFIX for letter in letters), *("".join(pair) for pair in merges), BOS, EOS]

@@ -1,23 +1,23 @@
 """Pictures and captions in, batches out; the order is a pure function of (seed, step). Knows nothing of models."""
 
-from daguerre.data.dataset import Sample, Source, held_out
-from daguerre.data.emoji.dataset import EmojiMix, EmojiSource
-from daguerre.data.folder import FolderSource
-from daguerre.data.images import fit, open_picture
-from daguerre.data.loader import Batch, Batches
-from daguerre.data.shapes import ShapesMix, ShapesSource
+from daguerre.data.dataset import Dataset, Sample, is_held_out
+from daguerre.data.emoji.dataset import EmojiDataset, EmojiMix
+from daguerre.data.folder import FolderDataset
+from daguerre.data.images import open_image, resize_and_crop
+from daguerre.data.loader import Batch, BatchLoader
+from daguerre.data.shapes import ShapesDataset, ShapesMix
 
 __all__ = [
     "Batch",
-    "Batches",
+    "BatchLoader",
     "EmojiMix",
-    "EmojiSource",
-    "FolderSource",
+    "EmojiDataset",
+    "FolderDataset",
     "Sample",
     "ShapesMix",
-    "ShapesSource",
-    "Source",
-    "fit",
-    "held_out",
-    "open_picture",
+    "ShapesDataset",
+    "Dataset",
+    "resize_and_crop",
+    "is_held_out",
+    "open_image",
 ]

@@ -34,7 +34,7 @@ def pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]
 
 
-def worded(rng: np.random.Generator, name: str, after: str = "") -> str:
+def vary_wording(rng: np.random.Generator, name: str, after: str = "") -> str:
     """Say a name, as in "a picture of a red apple"; `after` follows it, as in " on a green background"."""
     wording = _WORDINGS[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1]))][0]
     return wording.format(bare=name, phrase=with_article(name)) + after
@@ -55,6 +55,6 @@ def on_background(colour: str) -> str:
     return f" on {article(colour)} background"
 
 
-def related(first: str, relation: str, second: str) -> str:
+def relation_phrase(first: str, relation: str, second: str) -> str:
     """Two names with articles and a wording of RELATIONS between: "a cat to the left of a pizza"."""
     return f"{with_article(first)} {relation} {with_article(second)}"

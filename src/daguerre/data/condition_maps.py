@@ -18,16 +18,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from daguerre.data.captions import plural
-from daguerre.data.dataset import Sample, Source, View
-from daguerre.data.folder import FolderSource
-from daguerre.data.images import fit, open_picture
-from daguerre.data.shapes import SHAPES, ShapesScene, ShapesSource
+from daguerre.data.dataset import Dataset, Sample, Subset
+from daguerre.data.folder import FolderDataset
+from daguerre.data.images import open_image, resize_and_crop
+from daguerre.data.shapes import SHAPES, ShapesDataset, ShapesScene
 from daguerre.errors import DaguerreError
 
 MapKind = Literal["semantic", "depth", "edges", "small"]
-Colour = tuple[int, int, int]
+RGBColour = tuple[int, int, int]
 SHRINK = 8
-SHAPES_PALETTE: tuple[Colour, ...] = (  # the background, then SHAPES in order
+SHAPES_PALETTE: tuple[RGBColour, ...] = (  # the background, then SHAPES in order
     (0, 0, 0),
     (230, 25, 75),
     (60, 180, 75),
@@ -43,14 +43,14 @@ SHAPES_NOUNS: Mapping[str, int] = {noun: SHAPES.index(shape) + 1 for shape in SH
 MOST_CLASSES = 256  # of a folder's semantic maps
 
 
-class Maps(NamedTuple):
+class ConditionMaps(NamedTuple):
     """source: the maps, sample for sample, without captions. palette: the only colours that they have, where that is so."""
 
-    source: View
-    palette: tuple[Colour, ...] = ()
+    source: Subset
+    palette: tuple[RGBColour, ...] = ()
 
 
-def maps_of(source: Source, kind: MapKind, folder: Path | None = None) -> Maps:
+def load_condition_maps(source: Dataset, kind: MapKind, folder: Path | None = None) -> ConditionMaps:
     """The maps of a source; semantic and depth maps of a folder's pictures lie in `folder`, under the pictures' names and of their sizes.
 
     Raises:
@@ -58,15 +58,15 @@ def maps_of(source: Source, kind: MapKind, folder: Path | None = None) -> Maps:
             of too many colours.
     """
     if folder is not None:
-        if isinstance(source, FolderSource) and kind in ("semantic", "depth"):
+        if isinstance(source, FolderDataset) and kind in ("semantic", "depth"):
             return _from_folder(source, kind, folder)
         raise DaguerreError(f"Maps of kind {kind!r} of such pictures are not read from files; leave out the folder of maps.")
-    if kind == "semantic" and isinstance(source, ShapesSource):
+    if kind == "semantic" and isinstance(source, ShapesDataset):
         drawn = _view(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
-        return Maps(drawn, SHAPES_PALETTE)
+        return ConditionMaps(drawn, SHAPES_PALETTE)
     if kind in ("edges", "small"):
-        change = edges if kind == "edges" else shrunk
-        return Maps(_view(source, lambda index, rng: change(source.sample(index, rng).picture), f"{kind} of {source.key}"))
+        change = edges if kind == "edges" else downsample
+        return ConditionMaps(_view(source, lambda index, rng: change(source.sample(index, rng).image), f"{kind} of {source.key}"))
     raise DaguerreError(
         f"The {kind} maps of these pictures are not known: of a folder's pictures give the folder of their maps with --maps; of drawn "
         "shapes there are semantic ones, of any pictures edges or small."
@@ -79,28 +79,28 @@ def edges(picture: Image.Image) -> Image.Image:
     return Image.fromarray((2 * np.hypot(down, right)).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def shrunk(picture: Image.Image) -> Image.Image:
+def downsample(picture: Image.Image) -> Image.Image:
     """The picture with an eighth of its sides, enlarged again pixel by pixel."""
     small = picture.resize([max(1, side // SHRINK) for side in picture.size], Image.Resampling.BOX)
     return small.resize(picture.size, Image.Resampling.NEAREST)
 
 
-def shapes_map(source: ShapesSource, scene: ShapesScene) -> Image.Image:
+def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
     """Which shape covers most of each pixel of a scene, in the colours of SHAPES_PALETTE."""
     classes = np.zeros((source.size, source.size), dtype=np.int64)
-    for drawn, mask in zip(scene.drawn, source.masks(scene), strict=True):
+    for drawn, mask in zip(scene.shapes, source.masks(scene), strict=True):
         classes[mask > 0.5] = 1 + SHAPES.index(drawn.shape)
     return Image.fromarray(np.array(SHAPES_PALETTE, dtype=np.uint8)[classes])
 
 
-def _from_folder(source: FolderSource, kind: MapKind, folder: Path) -> Maps:
+def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> ConditionMaps:
     """Maps in files: `folder/a/b.png` is that of the picture `a/b.jpg`."""
     paths = [folder / path.relative_to(source.folder).with_suffix(".png") for path, _ in source.items]
-    colours: set[Colour] = set()
+    colours: set[RGBColour] = set()
     for path, (picture, _) in zip(paths, source.items, strict=True):
         if not path.is_file():
             raise DaguerreError(f"There is no map '{path}' of the picture '{picture}'; each picture needs one, a PNG of the same name.")
-        image = open_picture(path)
+        image = open_image(path)
         with Image.open(picture) as original:
             if image.size != ImageOps.exif_transpose(original).size:
                 raise DaguerreError(f"'{path}' is {image.width}×{image.height}, not the size of its picture '{picture}'.")
@@ -112,22 +112,22 @@ def _from_folder(source: FolderSource, kind: MapKind, folder: Path) -> Maps:
 
     def draw(index: int, rng: np.random.Generator) -> Image.Image:
         along = rng.random() if source.crop == "random" else 0.5  # as the picture is cut
-        return fit(open_picture(paths[index]), source.size, along, resample)
+        return resize_and_crop(open_image(paths[index]), source.size, along, resample)
 
     palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
     digest = hashlib.sha256(json.dumps([palette, files]).encode()).hexdigest()[:16]
-    return Maps(_view(source, draw, f"{kind} {digest} of {source.key}"), palette)
+    return ConditionMaps(_view(source, draw, f"{kind} {digest} of {source.key}"), palette)
 
 
-def _classes(map: Image.Image, path: Path) -> set[Colour]:
+def _classes(map: Image.Image, path: Path) -> set[RGBColour]:
     found = map.getcolors(MOST_CLASSES)
     if found is None:
         raise _too_many(path)
-    return {cast(Colour, colour) for _, colour in found}
+    return {cast(RGBColour, colour) for _, colour in found}
 
 
-def _view(source: Source, draw: Callable[[int, np.random.Generator], Image.Image], key: str) -> View:
-    return View(source.size, key, lambda index, rng: Sample(draw(index, rng), ""), range(len(source)))
+def _view(source: Dataset, draw: Callable[[int, np.random.Generator], Image.Image], key: str) -> Subset:
+    return Subset(source.size, key, lambda index, rng: Sample(draw(index, rng), ""), range(len(source)))
 
 
 def _too_many(where: Path) -> DaguerreError:

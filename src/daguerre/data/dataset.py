@@ -23,13 +23,13 @@ class Sample:
     `meaning` is the same for captions that say the same in other words; `contrary`, if any, is a caption much like it that is not true.
     """
 
-    picture: Image.Image
+    image: Image.Image
     caption: str
-    meaning: str = ""
-    contrary: str = ""
+    label_key: str = ""
+    hard_negative: str = ""
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A numbered set of pictures with captions, possibly drawn anew each time."""
 
     @property
@@ -54,31 +54,31 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class View:
+class Subset:
     """A source of what is made of another one's samples, or of some of them: number n is `draw(indices[n], rng)`."""
 
     size: int
     key: str
-    draw: Callable[[int, np.random.Generator], Sample]
+    sample_item: Callable[[int, np.random.Generator], Sample]
     indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        return self.draw(self.indices[index], rng)
+        return self.sample_item(self.indices[index], rng)
 
     def captions(self, count: int, seed: int) -> list[str]:
-        return some_captions(lambda index, rng: self.sample(index, rng).caption, len(self), count, seed)
+        return sample_captions(lambda index, rng: self.sample(index, rng).caption, len(self), count, seed)
 
 
-def some_captions(say: Callable[[int, np.random.Generator], str], length: int, count: int, seed: int) -> list[str]:
+def sample_captions(say: Callable[[int, np.random.Generator], str], length: int, count: int, seed: int) -> list[str]:
     """`count` captions of any of the indices 0 ≤ index < length, as `say(index, rng)` gives them."""
     order = np.random.default_rng(seed)
     return [say(int(order.integers(length)), np.random.default_rng([seed, i])) for i in range(count)]
 
 
-def held_out(kind: str, *parts: str) -> bool:
+def is_held_out(kind: str, *parts: str) -> bool:
     """Whether a combination, such as `("colour", "apple", "blue")`, is kept for measuring: a stable hash, about one in ten."""
     digest = hashlib.blake2b("\0".join((kind, *parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < HELD_OUT

@@ -19,13 +19,13 @@ from typing import Literal
 import numpy as np
 
 from daguerre.data.dataset import Sample
-from daguerre.data.images import MAX_PIXELS, SUFFIXES, fit, open_picture
+from daguerre.data.images import MAX_PIXELS, SUFFIXES, open_image, resize_and_crop
 from daguerre.errors import DaguerreError
 
-Entry = tuple[Path, str | None, str]  # picture, caption or None, where the caption should have been
+ImageEntry = tuple[Path, str | None, str]  # picture, caption or None, where the caption should have been
 
 
-class FolderSource:
+class FolderDataset:
     """The pictures of a folder as squares of `size` pixels: the shorter side is fitted, the longer one cut.
 
     `crop` "random" cuts anywhere along the longer side, "center" in its middle. Where not `captioned`, what has no caption has an empty
@@ -72,25 +72,25 @@ class FolderSource:
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         path, text = self.items[index]
         along = rng.random() if self.crop == "random" else 0.5
-        return Sample(fit(open_picture(path, at_least=self.size, max_pixels=self.max_pixels), self.size, along), text)
+        return Sample(resize_and_crop(open_image(path, at_least=self.size, max_pixels=self.max_pixels), self.size, along), text)
 
     def captions(self, count: int, seed: int) -> list[str]:
         order = np.random.default_rng(seed).permutation(len(self))
         return [self.items[int(order[i % len(self)])][1] for i in range(count)]
 
-    def _problem(self, entry: Entry) -> str | None:
+    def _problem(self, entry: ImageEntry) -> str | None:
         """What is wrong with an entry; decoding is the only way to know that a file is whole."""
         path, text, place = entry
         if self._captioned and not (text and text.strip()):
             return f"{path} has no caption; {place} should hold it."
         try:
-            open_picture(path, at_least=self.size, max_pixels=self.max_pixels)
+            open_image(path, at_least=self.size, max_pixels=self.max_pixels)
         except DaguerreError as error:
             return str(error)
         return None
 
 
-def _entries(folder: Path) -> list[Entry]:
+def _entries(folder: Path) -> list[ImageEntry]:
     """Every picture of a folder with its caption: first those of metadata.jsonl in its order, then the others by path."""
     if not folder.is_dir():
         raise DaguerreError(f"There is no folder {folder}; give one with pictures and captions.")
@@ -115,7 +115,7 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _from_text(path: Path, place: str) -> Entry:
+def _from_text(path: Path, place: str) -> ImageEntry:
     text = path.with_suffix(".txt")
     try:
         return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, place
@@ -123,11 +123,11 @@ def _from_text(path: Path, place: str) -> Entry:
         return path, "", f"{text}, in UTF-8,"
 
 
-def _from_class(path: Path) -> Entry:
+def _from_class(path: Path) -> ImageEntry:
     return path, path.parent.name.replace("_", " ").strip(), "its folder's name"
 
 
-def _from_metadata(source: Path) -> Iterator[Entry]:
+def _from_metadata(source: Path) -> Iterator[ImageEntry]:
     folder = source.parent
     lines = source.read_bytes().decode("utf-8", errors="replace").splitlines()
     if not any(line.strip() for line in lines):

@@ -10,21 +10,19 @@ from PIL import Image, ImageOps
 
 from daguerre.errors import DaguerreError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 MAX_PIXELS = 128_000_000
 # What Pillow's decoders raise on damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
-def open_picture(
-    file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
-) -> Image.Image:
+def open_image(file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """Decode a picture to upright RGB on white; arguments and errors as in `decoded`."""
-    return opaque(decoded(file, at_least=at_least, max_pixels=max_pixels, name=name)[0])
+    return flatten_alpha(decode_image(file, at_least=at_least, max_pixels=max_pixels, name=name)[0])
 
 
-def decoded(
+def decode_image(
     file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> tuple[Image.Image, int]:
     """Decode a picture upright, in whatever mode it has: its first frame, and how many there are.
@@ -36,7 +34,7 @@ def decoded(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own pixel warning; ours is an error
-            picture = Image.open(file, formats=FORMATS)
+            picture = Image.open(file, formats=READABLE_FORMATS)
         with picture:
             if picture.width * picture.height > max_pixels:
                 raise DaguerreError(
@@ -51,12 +49,12 @@ def decoded(
     except Image.DecompressionBombError as error:
         raise DaguerreError(f"{name} has more than {max_pixels / 1e6:.3g} million pixels; make it smaller.") from error
     except Image.UnidentifiedImageError as error:
-        raise DaguerreError(f"{name} is not a picture; {', '.join(FORMATS)} can be read.") from error
+        raise DaguerreError(f"{name} is not a picture; {', '.join(READABLE_FORMATS)} can be read.") from error
     except _DAMAGED as error:
         raise DaguerreError(f"{name} is damaged or cut short ({error}); replace or remove it.") from error
 
 
-def opaque(picture: Image.Image) -> Image.Image:
+def flatten_alpha(picture: Image.Image) -> Image.Image:
     """Any mode as RGB; clear parts show white."""
     if picture.mode.startswith("I") or picture.mode == "F":
         return _deep_gray(picture)
@@ -73,7 +71,9 @@ def _deep_gray(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255))).convert("RGB")
 
 
-def fit(picture: Image.Image, size: int, along: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+def resize_and_crop(
+    picture: Image.Image, size: int, along: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Resize so that the shorter side is `size`, and cut a square out of the longer one: at its start (0), middle (0.5) or end (1)."""
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from daguerre.data.dataset import Sample, Source
+from daguerre.data.dataset import Dataset, Sample
 from daguerre.errors import DaguerreError
 
 
@@ -32,16 +33,16 @@ class Batch:
     x: Tensor
     captions: list[str]
     latent: bool = False
-    meanings: list[str] = field(default_factory=list)
-    contraries: list[str] = field(default_factory=list)
-    covered: Tensor | None = None
+    label_keys: list[str] = field(default_factory=list)
+    hard_negatives: list[str] = field(default_factory=list)
+    coverage: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, part: slice) -> "Batch":
-        covered = None if self.covered is None else self.covered[part]
-        return Batch(self.x[part], self.captions[part], self.latent, self.meanings[part], self.contraries[part], covered)
+        covered = None if self.coverage is None else self.coverage[part]
+        return Batch(self.x[part], self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], covered)
 
 
 def to_array(picture: Image.Image) -> np.ndarray:
@@ -55,7 +56,7 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def drawn_ahead(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
+def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
     """Yield `batch(start)`, `batch(start + 1)`, … for ever, so many of them made ahead by threads."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
     try:
@@ -70,18 +71,18 @@ def drawn_ahead(batch: Callable[[int], Batch], start: int, workers: int, ahead: 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Batches(Dataset[Batch]):
+class BatchLoader(TorchDataset[Batch]):
     """Batches of a source. `siblings` > 1 puts that many samples of each index next to each other, each drawn anew."""
 
-    def __init__(self, source: Source, batch_size: int, seed: int, size: int | None = None, *, siblings: int = 1):
+    def __init__(self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1):
         """`size`: pixels a side; pictures of another size are resized. Raises DaguerreError for an empty source or impossible sizes."""
-        if batch_size < 1 or siblings < 1 or batch_size % siblings:
-            raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of siblings {siblings}.")
+        if batch_size < 1 or repeats < 1 or batch_size % repeats:
+            raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of siblings {repeats}.")
         if len(source) == 0:
             raise DaguerreError("The source of pictures is empty; training needs at least one.")
         if seed < 0:
             raise DaguerreError(f"seed {seed} is negative; use 0 or more.")
-        self.source, self.batch_size, self.seed, self.siblings = source, batch_size, seed, siblings
+        self.source, self.batch_size, self.seed, self.siblings = source, batch_size, seed, repeats
         self.size = size or source.size
 
     def __getitem__(self, step: int) -> Batch:
@@ -93,8 +94,8 @@ class Batches(Dataset[Batch]):
         drawn = [self._sample(place) for place in range(first, first + self.batch_size)]
         pictures = torch.from_numpy(np.stack([x for x, _ in drawn]))
         samples = [sample for _, sample in drawn]
-        meanings, contraries = [s.meaning or s.caption for s in samples], [s.contrary for s in samples]
-        return Batch(pictures, [s.caption for s in samples], meanings=meanings, contraries=contraries)
+        meanings, contraries = [s.label_key or s.caption for s in samples], [s.hard_negative for s in samples]
+        return Batch(pictures, [s.caption for s in samples], label_keys=meanings, hard_negatives=contraries)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:
         """Yield the batches of steps start, start + 1, … for ever, drawn ahead by background workers; `workers` = 0 draws them here.
@@ -107,14 +108,14 @@ class Batches(Dataset[Batch]):
             # A generator of its own, or the loader would draw from (and shift) the global one.
             yield from DataLoader(self, None, sampler=count(start), num_workers=workers, prefetch_factor=2, generator=torch.Generator())
         else:
-            yield from drawn_ahead(self.batch, start, workers, max(ahead, workers))
+            yield from prefetch(self.batch, start, workers, max(ahead, workers))
 
     def _sample(self, place: int) -> tuple[np.ndarray, Sample]:
         group, sibling = divmod(place, self.siblings)
         epoch, within = divmod(group, len(self.source))
         index = int(_order(self.seed, epoch, len(self.source))[within])
         sample = self.source.sample(index, np.random.default_rng([self.seed, epoch, index, sibling]))
-        picture = sample.picture
+        picture = sample.image
         if picture.size != (self.size, self.size):
             picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
         return to_array(picture), sample

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from daguerre.data.captions import RELATIONS, article, on_background, pick, plural, related
+from daguerre.data.captions import RELATIONS, article, on_background, pick, plural, relation_phrase
 from daguerre.data.colours import PAINTS, shade
-from daguerre.data.dataset import Sample, Split, held_out, some_captions
+from daguerre.data.dataset import Sample, Split, is_held_out, sample_captions
 from daguerre.errors import DaguerreError
 
 _VERSION = 1  # raise it when the same (index, rng) would give another sample
@@ -22,7 +22,7 @@ _FINE = 4  # supersampling
 COLOURS = tuple(name for name in PAINTS if name != "white")
 COUNTS = {2: "two", 3: "three", 4: "four"}
 SIZES = {"small": (0.18, 0.26), "medium": (0.34, 0.44), "large": (0.6, 0.78)}  # sides as shares of the picture's
-PLACES = {
+POSITIONS = {
     "in the top left corner": (0, 0),
     "at the top": (0.5, 0),
     "in the top right corner": (1, 0),
@@ -82,7 +82,7 @@ class ShapesMix:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnShape:
     """One shape: its box (left, top, right, bottom) in pixels."""
 
     shape: str
@@ -96,7 +96,7 @@ class ShapesScene:
     """What is drawn and what is said of it. `kind` is "single", "count" or "pair"."""
 
     kind: str
-    drawn: tuple[Drawn, ...]
+    shapes: tuple[DrawnShape, ...]
     caption: str
     background: str = "white"
     paint: tuple[int, int, int] = PAINTS["white"]
@@ -104,7 +104,7 @@ class ShapesScene:
     relation: str | None = None  # of a pair: where the first is as seen from the second
 
 
-class ShapesSource:
+class ShapesDataset:
     """Drawn shapes with captions at `size` pixels a side, index = colour and shape. "train" never shows a held-out combination.
 
     Held out, one in ten each: (colour, shape), (shape, background), (count, shape), (shape, shape).
@@ -126,14 +126,14 @@ class ShapesSource:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         scene = self.scene(index, rng)
-        return Sample(self.draw(scene), scene.caption)
+        return Sample(self.render(scene), scene.caption)
 
     def captions(self, count: int, seed: int) -> list[str]:
-        return some_captions(lambda index, rng: self.scene(index, rng).caption, len(self), count, seed)
+        return sample_captions(lambda index, rng: self.scene(index, rng).caption, len(self), count, seed)
 
     def allowed(self, kind: str, *parts: str) -> bool:
         """Whether this split may show a combination."""
-        return self.split == "all" or not held_out(kind, *parts)
+        return self.split == "all" or not is_held_out(kind, *parts)
 
     def scene(self, index: int, rng: np.random.Generator) -> ShapesScene:
         """A scene whose first shape is `index`, of a kind drawn from the mix."""
@@ -147,13 +147,13 @@ class ShapesSource:
 
     def _single(self, colour: str, shape: str, rng: np.random.Generator) -> ShapesScene:
         size = pick(rng, list(SIZES))
-        place = pick(rng, list(PLACES)) if size != "large" and rng.random() < self.mix.place else None
-        right, down = PLACES[place] if place else (rng.random(), rng.random())
+        place = pick(rng, list(POSITIONS)) if size != "large" and rng.random() < self.mix.place else None
+        right, down = POSITIONS[place] if place else (rng.random(), rng.random())
         side = self._side(rng, size)
         free = self.size - side
         left, top = (min(max(round(free * share + rng.uniform(-0.04, 0.04) * self.size), 0), free) for share in (right, down))
         name = f"{size} {colour} {shape}" if rng.random() < self.mix.size else f"{colour} {shape}"
-        drawn = Drawn(shape, colour, shade(rng, colour), (left, top, left + side, top + side))
+        drawn = DrawnShape(shape, colour, shade(rng, colour), (left, top, left + side, top + side))
         background, after = self._background((colour,), (shape,), rng)
         said = _said(rng, article(name)) + (f" {place}" if place else "") + after
         return ShapesScene("single", (drawn,), said, background, shade(rng, background), place)
@@ -170,7 +170,7 @@ class ShapesSource:
             free = self.size // 2 - side - 1
             left = int(quarter % 2) * (self.size // 2) + int(rng.integers(free + 1))
             top = int(quarter // 2) * (self.size // 2) + int(rng.integers(free + 1))
-            drawn.append(Drawn(shape, colour, paint, (left, top, left + side, top + side)))
+            drawn.append(DrawnShape(shape, colour, paint, (left, top, left + side, top + side)))
         background, after = self._background((colour,), (shape,), rng)
         caption = _said(rng, f"{COUNTS[count]} {colour} {plural(shape)}") + after
         return ShapesScene("count", tuple(drawn), caption, background, shade(rng, background))
@@ -188,10 +188,10 @@ class ShapesSource:
             half = abs(along - each) * (self.size - self.size // 2) + int(rng.integers(max(1, self.size // 2 - side)))
             aside = round((self.size - side) / 2 + rng.uniform(-0.15, 0.15) * self.size)
             left, top = (half, aside) if relation in ("left", "right") else (aside, half)
-            drawn.append(Drawn(name, paint, shade(rng, paint), (left, top, left + side, top + side)))
+            drawn.append(DrawnShape(name, paint, shade(rng, paint), (left, top, left + side, top + side)))
         background, after = self._background((colour, other_colour), (shape, other), rng)
         words = pick(rng, RELATIONS[relation])
-        caption = _said(rng, related(f"{colour} {shape}", words, f"{other_colour} {other}")) + after
+        caption = _said(rng, relation_phrase(f"{colour} {shape}", words, f"{other_colour} {other}")) + after
         return ShapesScene("pair", tuple(drawn), caption, background, shade(rng, background), relation=relation)
 
     def _side(self, rng: np.random.Generator, size: str) -> int:
@@ -205,18 +205,18 @@ class ShapesSource:
         colour = pick(rng, free)
         return colour, on_background(colour)
 
-    def draw(self, scene: ShapesScene) -> Image.Image:
+    def render(self, scene: ShapesScene) -> Image.Image:
         """Draw a scene: RGB (size, size)."""
         picture = Image.new("RGB", (self.size, self.size), scene.paint)
-        for drawn in scene.drawn:
+        for drawn in scene.shapes:
             picture.paste(drawn.paint, (0, 0), self._mask(drawn))
         return picture
 
     def masks(self, scene: ShapesScene) -> np.ndarray:
         """How much of each pixel each shape covers: float32 (shapes, size, size) in [0, 1]."""
-        return np.stack([np.asarray(self._mask(drawn), dtype=np.float32) / 255 for drawn in scene.drawn])
+        return np.stack([np.asarray(self._mask(drawn), dtype=np.float32) / 255 for drawn in scene.shapes])
 
-    def _mask(self, drawn: Drawn) -> Image.Image:
+    def _mask(self, drawn: DrawnShape) -> Image.Image:
         fine = Image.new("L", (self.size * _FINE, self.size * _FINE))
         pen = ImageDraw.Draw(fine)
         left, top, right, bottom = (edge * _FINE for edge in drawn.box)

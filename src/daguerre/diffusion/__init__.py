@@ -1,61 +1,71 @@
 """The mathematics of diffusion: five values that know nothing of each other (schedule, prediction, spacing, guidance, sampler)."""
 
 from daguerre.diffusion.conditioning import Conditioning
-from daguerre.diffusion.denoiser import PREDICTIONS, Denoise, Denoiser, Network, Prediction, loss_weight, noisy, target, training_pair
-from daguerre.diffusion.diffusers_scheduler import Sampling, read_scheduler
-from daguerre.diffusion.ends import finish, start
-from daguerre.diffusion.gaussian_mixture import Mixture, specimen
-from daguerre.diffusion.guidance import cfg_plus_plus, guide, rescaled, within
-from daguerre.diffusion.noise import Noise, brownian, draw, generators, independent
-from daguerre.diffusion.sampler_names import Choice, get_sampler, resolve, sampler_rows, spacing_name
+from daguerre.diffusion.denoiser import (
+    PREDICTIONS,
+    Denoise,
+    Denoiser,
+    NetworkFn,
+    Prediction,
+    add_noise,
+    loss_weight,
+    prediction_target,
+    training_pair,
+)
+from daguerre.diffusion.diffusers_scheduler import SamplerConfig, read_scheduler
+from daguerre.diffusion.ends import scale_initial_noise, to_variance_preserving
+from daguerre.diffusion.gaussian_mixture import GaussianMixture, two_gaussians
+from daguerre.diffusion.guidance import cfg_plus_plus, classifier_free_guidance, guidance_interval, rescale_guidance
+from daguerre.diffusion.noise import NoiseSampler, brownian_noise, gaussian_noise, generators, randn_per_image
+from daguerre.diffusion.sampler_names import SamplerChoice, get_sampler, parse_sampler_name, sampler_table, spacing_name
 from daguerre.diffusion.samplers import SAMPLERS, Sampler
 from daguerre.diffusion.schedule import Schedule, ScheduleConfig
-from daguerre.diffusion.spacing import SPACINGS, halfway, refined, spaced, tcd_downs
-from daguerre.diffusion.wrappers import clip, consistency, keep_epsilon, keep_known, threshold
+from daguerre.diffusion.spacing import SPACINGS, get_sigmas, midpoints, subdivide, tcd_targets
+from daguerre.diffusion.wrappers import clip_x0, dynamic_threshold, keep_epsilon, lcm_boundary, replace_known
 
 __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "SPACINGS",
-    "Choice",
+    "SamplerChoice",
     "Conditioning",
     "Denoise",
     "Denoiser",
-    "Mixture",
-    "Network",
-    "Noise",
+    "GaussianMixture",
+    "NetworkFn",
+    "NoiseSampler",
     "Prediction",
     "Sampler",
-    "Sampling",
+    "SamplerConfig",
     "Schedule",
     "ScheduleConfig",
-    "brownian",
+    "brownian_noise",
     "cfg_plus_plus",
-    "clip",
-    "consistency",
-    "draw",
-    "finish",
+    "clip_x0",
+    "lcm_boundary",
+    "randn_per_image",
+    "to_variance_preserving",
     "generators",
     "get_sampler",
-    "guide",
-    "halfway",
-    "independent",
+    "classifier_free_guidance",
+    "midpoints",
+    "gaussian_noise",
     "keep_epsilon",
-    "keep_known",
+    "replace_known",
     "loss_weight",
-    "noisy",
+    "add_noise",
     "read_scheduler",
-    "refined",
-    "rescaled",
-    "resolve",
-    "sampler_rows",
-    "spaced",
+    "subdivide",
+    "rescale_guidance",
+    "parse_sampler_name",
+    "sampler_table",
+    "get_sigmas",
     "spacing_name",
-    "specimen",
-    "start",
-    "target",
-    "tcd_downs",
-    "threshold",
+    "two_gaussians",
+    "scale_initial_noise",
+    "prediction_target",
+    "tcd_targets",
+    "dynamic_threshold",
     "training_pair",
-    "within",
+    "guidance_interval",
 ]

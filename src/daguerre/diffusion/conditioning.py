@@ -28,7 +28,7 @@ class Conditioning:
     vector: Tensor | None = None
     concat: Tensor | None = None
     label: Tensor | None = None
-    voices: int = 1
+    num_conditions: int = 1
 
     @property
     def batch(self) -> int | None:
@@ -41,7 +41,7 @@ class Conditioning:
 
     def repeat(self, times: int) -> "Conditioning":
         """Tile the whole batch: [a, b] repeated twice is [a, b, a, b]."""
-        return replace(self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1))), voices=1)
+        return replace(self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1))), num_conditions=1)
 
     def expand(self, batch: int) -> "Conditioning":
         """One condition spoken to `batch` pictures; a condition that already has this batch stays.
@@ -56,7 +56,7 @@ class Conditioning:
         return self.repeat(batch)
 
     def __getitem__(self, pictures: slice) -> "Conditioning":
-        return replace(self._map(lambda tensor: tensor[pictures]), voices=1)
+        return replace(self._map(lambda tensor: tensor[pictures]), num_conditions=1)
 
     @staticmethod
     def cat(conditions: Sequence["Conditioning"]) -> "Conditioning":

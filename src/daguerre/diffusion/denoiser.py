@@ -19,7 +19,7 @@ from daguerre.diffusion.schedule import Schedule
 from daguerre.errors import DaguerreError, nearest
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B, *), σ () -> E[x0 | x] (B, *)
-Network = Callable[[Tensor, Tensor, Conditioning], Tensor]  # x/√(σ²+1) (B, *), t (B,), conditions -> prediction (B, *)
+NetworkFn = Callable[[Tensor, Tensor, Conditioning], Tensor]  # x/√(σ²+1) (B, *), t (B,), conditions -> prediction (B, *)
 Prediction = Literal["epsilon", "v", "x0"]
 Rounding = Literal["none", "nearest", "down"]
 
@@ -36,7 +36,7 @@ class Denoiser:
         the karras and with the exponential and beta spacings.
     """
 
-    network: Network
+    network: NetworkFn
     schedule: Schedule
     prediction: Prediction
     dtype: torch.dtype | None = None
@@ -54,7 +54,7 @@ class Denoiser:
         infinite = bool(sigma.isinf())
         if infinite and self.prediction == "epsilon":
             raise DaguerreError("A network that predicts epsilon cannot start at σ = inf; train it with v or x0, or take a finite σ.")
-        t = ROUNDINGS[self.rounding](self.schedule.t(sigma)).to(x.device, torch.float32).expand(len(x))
+        t = ROUNDINGS[self.rounding](self.schedule.sigma_to_t(sigma)).to(x.device, torch.float32).expand(len(x))
         x_in = x if infinite else x / (sigma**2 + 1).sqrt()
         output = self.network(x_in.to(self.dtype or x.dtype), t, cond or Conditioning()).to(x.dtype)
         c_skip, c_out = coefficients(self.prediction, sigma)
@@ -76,25 +76,25 @@ def check_prediction(prediction: str) -> None:
         raise DaguerreError(f"No network predicts {prediction!r}; it is one of {', '.join(PREDICTIONS)}.{nearest(prediction, PREDICTIONS)}")
 
 
-def noisy(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """√ᾱ·x0 + √(1−ᾱ)·ε for pictures (B, *) and ᾱ (B,): what the network sees in training."""
-    alpha_bar = _over(alpha_bar, x0)
+    alpha_bar = _expand_to(alpha_bar, x0)
     return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
 
-def target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+def prediction_target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """What the network shall answer, (B, *), for pictures x0 (B, *), noise eps (B, *) and ᾱ (B,)."""
     check_prediction(prediction)
     if prediction == "epsilon":
         return eps
     if prediction == "x0":
         return x0
-    return noisy(eps, -x0, alpha_bar)
+    return add_noise(eps, -x0, alpha_bar)
 
 
 def training_pair(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """(input, target) of one training step, each (B, *)."""
-    return noisy(x0, eps, alpha_bar), target(prediction, x0, eps, alpha_bar)
+    return add_noise(x0, eps, alpha_bar), prediction_target(prediction, x0, eps, alpha_bar)
 
 
 def loss_weight(prediction: Prediction, snr: Tensor, gamma: float | None = None, *, floor: float = 0.0) -> Tensor:
@@ -116,6 +116,6 @@ def loss_weight(prediction: Prediction, snr: Tensor, gamma: float | None = None,
     return weight.clamp(min=floor)
 
 
-def _over(factor: Tensor, x: Tensor) -> Tensor:
+def _expand_to(factor: Tensor, x: Tensor) -> Tensor:
     """(B,) made ready to multiply (B, *), in its dtype and on its device."""
     return factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))

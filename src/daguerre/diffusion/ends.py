@@ -4,10 +4,10 @@ from typing import Literal
 
 from torch import Tensor
 
-Scale = Literal["variance_preserving", "sigma_max"]
+InitialScale = Literal["variance_preserving", "sigma_max"]
 
 
-def start(noise: Tensor, sigma: Tensor, scale: Scale = "variance_preserving") -> Tensor:
+def scale_initial_noise(noise: Tensor, sigma: Tensor, scale: InitialScale = "variance_preserving") -> Tensor:
     """x to begin with at σ, (B, *), from standard normal noise (B, *).
 
     scale: "variance_preserving" is √(σ²+1)·ε, which the network sees as ε itself, as in the last step of training; "sigma_max" is σ·ε, as
@@ -18,7 +18,7 @@ def start(noise: Tensor, sigma: Tensor, scale: Scale = "variance_preserving") ->
     return noise * ((sigma**2 + 1).sqrt() if scale == "variance_preserving" else sigma)
 
 
-def finish(x: Tensor, sigma: Tensor) -> Tensor:
+def to_variance_preserving(x: Tensor, sigma: Tensor) -> Tensor:
     """The picture or latent at the last σ, (B, *): x/√(σ²+1), so nothing changes where the grid ends in 0. Stable Diffusion 1's own
     configuration ends at its least σ, and leaves that noise in."""
     return x / (sigma**2 + 1).sqrt()

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from daguerre.diffusion.conditioning import Conditioning
-from daguerre.diffusion.denoiser import Network, Prediction, coefficients
+from daguerre.diffusion.denoiser import NetworkFn, Prediction, coefficients
 from daguerre.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Mixture:
+class GaussianMixture:
     """weights (K,) sum to 1; means (K, D); stds (K,). All float64."""
 
     weights: Tensor
@@ -32,7 +32,7 @@ class Mixture:
         means = x[:, None] - (sigma**2 / variances)[:, None] * away  # (B, K, D)
         return torch.einsum("bk,bkd->bd", logits.softmax(-1), means)
 
-    def trajectory(self, x: Tensor, sigmas: Tensor, pieces: int = 16) -> Tensor:
+    def trajectory(self, x: Tensor, sigmas: Tensor, substeps: int = 16) -> Tensor:
         """The solution of the probability-flow ODE from x (B, D) at every σ > 0 of a descending grid, (N, B, D): Runge–Kutta in ln σ."""
 
         def slope(x: Tensor, at: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ class Mixture:
 
         along = [x]
         for high, low in pairwise(sigmas[sigmas > 0].log()):
-            h = (low - high) / pieces
-            for at in high + h * torch.arange(pieces):
+            h = (low - high) / substeps
+            for at in high + h * torch.arange(substeps):
                 first = slope(x, at)
                 second = slope(x + h / 2 * first, at + h / 2)
                 third = slope(x + h / 2 * second, at + h / 2)
@@ -49,12 +49,12 @@ class Mixture:
             along.append(x)
         return torch.stack(along)
 
-    def network(self, schedule: Schedule, prediction: Prediction) -> Network:
+    def network(self, schedule: Schedule, prediction: Prediction) -> NetworkFn:
         """The denoiser turned into the network that a perfect training would give: F = (D − c_skip·x)/c_out of (x/√(σ²+1), t)."""
 
         def network(x_in: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             at_end = schedule.config.zero_terminal_snr and bool(t[0] == len(schedule) - 1)
-            sigma = torch.tensor(float("inf"), dtype=torch.float64) if at_end else schedule.sigma(t[0])
+            sigma = torch.tensor(float("inf"), dtype=torch.float64) if at_end else schedule.t_to_sigma(t[0])
             c_skip, c_out = coefficients(prediction, sigma)
             x = x_in.to(torch.float64) if at_end else x_in.to(torch.float64) * (sigma**2 + 1).sqrt()
             return ((self.denoise(x, sigma) - c_skip * x) / c_out).to(x_in.dtype)
@@ -62,6 +62,6 @@ class Mixture:
         return network
 
 
-def specimen() -> Mixture:
+def two_gaussians() -> GaussianMixture:
     """Two components in the plane, unlike in weight, place and width."""
-    return Mixture(*(torch.tensor(values, dtype=torch.float64) for values in ([0.3, 0.7], [[-1.0, 0.5], [0.8, -0.4]], [0.3, 0.5])))
+    return GaussianMixture(*(torch.tensor(values, dtype=torch.float64) for values in ([0.3, 0.7], [[-1.0, 0.5], [0.8, -0.4]], [0.3, 0.5])))

@@ -16,11 +16,16 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Denoise, Denoiser, Prediction, coefficients
 from daguerre.errors import DaguerreError
 
-Weights = Sequence[float] | Callable[[float], Sequence[float]]  # fixed, or a function of σ
+GuidanceWeights = Sequence[float] | Callable[[float], Sequence[float]]  # fixed, or a function of σ
 
 
-def guide(
-    denoiser: Denoiser, conditions: Sequence[Conditioning], weights: Weights, *, rescale: float = 0.0, space: Prediction | None = None
+def classifier_free_guidance(
+    denoiser: Denoiser,
+    conditions: Sequence[Conditioning],
+    weights: GuidanceWeights,
+    *,
+    rescale: float = 0.0,
+    space: Prediction | None = None,
 ) -> Denoise:
     """One denoiser out of several conditions; a call evaluates them in one batch, those of weight 0 not at all.
 
@@ -40,7 +45,7 @@ def guide(
     @cache
     def together(batch: int, *voices: int) -> Conditioning:
         """The very same object at each call, so that a network may see that it is told nothing new."""
-        return replace(Conditioning.cat([conditions[i].expand(batch) for i in voices]), voices=len(voices))
+        return replace(Conditioning.cat([conditions[i].expand(batch) for i in voices]), num_conditions=len(voices))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         now = at(sigma.item())
@@ -51,12 +56,12 @@ def guide(
         total = now[voices[0]] * parts[0]
         for i, part in zip(voices[1:], parts[1:], strict=True):
             total = total + now[i] * part
-        return rescaled(x, total, parts[0], sigma, rescale, space or denoiser.prediction) if rescale and len(voices) > 1 else total
+        return rescale_guidance(x, total, parts[0], sigma, rescale, space or denoiser.prediction) if rescale and len(voices) > 1 else total
 
     return denoise
 
 
-def rescaled(x: Tensor, x0: Tensor, like: Tensor, sigma: Tensor, amount: float, space: Prediction) -> Tensor:
+def rescale_guidance(x: Tensor, x0: Tensor, like: Tensor, sigma: Tensor, amount: float, space: Prediction) -> Tensor:
     """Give the guided x0 the spread that `like`, of the prompt alone, has for each picture: strong guidance burns pictures out
     (Lin et al. 2023, arXiv:2305.08891, section 3.4). All (B, *); the spreads are those of F = (x0 − c_skip·x)/c_out in the given space."""
     c_skip, c_out = coefficients(space, sigma)
@@ -66,7 +71,7 @@ def rescaled(x: Tensor, x0: Tensor, like: Tensor, sigma: Tensor, amount: float, 
     return c_skip * x + c_out * (guided * ratio)
 
 
-def within(weights: Sequence[float], low: float, high: float) -> Callable[[float], Sequence[float]]:
+def guidance_interval(weights: Sequence[float], low: float, high: float) -> Callable[[float], Sequence[float]]:
     """Guidance only where low < σ ≤ high, elsewhere the first condition alone (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
     alone = [1.0, *[0.0] * (len(weights) - 1)]
     return lambda sigma: weights if low < sigma <= high else alone

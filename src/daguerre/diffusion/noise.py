@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Noise = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, *), σ, σ_next -> standard normal (B, *)
+NoiseSampler = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, *), σ, σ_next -> standard normal (B, *)
 
-LEAST_SIGMA = 1e-4  # where Brownian time ends; samplers draw no noise on the step to 0
-MOST_SIGMA = 1e4
+MIN_SIGMA = 1e-4  # where Brownian time ends; samplers draw no noise on the step to 0
+MAX_SIGMA = 1e4
 TREE_DEPTH = 12  # cells of 0.0045 in ln σ, well below the steps of any grid
 
 
@@ -19,17 +19,17 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def draw(sources: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+def randn_per_image(sources: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (len(sources), *shape), float32 on the CPU: row i depends on source i alone."""
     return torch.stack([torch.randn(*shape, generator=source) for source in sources])
 
 
-def independent(sources: Sequence[torch.Generator]) -> Noise:
+def gaussian_noise(sources: Sequence[torch.Generator]) -> NoiseSampler:
     """Fresh noise at each call, whatever the step."""
-    return lambda x, sigma, sigma_next: draw(sources, x.shape[1:]).to(x)
+    return lambda x, sigma, sigma_next: randn_per_image(sources, x.shape[1:]).to(x)
 
 
-def brownian(sources: Sequence[torch.Generator]) -> Noise:
+def brownian_noise(sources: Sequence[torch.Generator]) -> NoiseSampler:
     """The increments of one Brownian path W for each picture, in the time τ = ln σ: (W(τ_next) − W(τ))/√|τ_next − τ|.
 
     A path is a function of its picture's generator alone. So steps that overlap draw noise that agrees, as the SDE samplers suppose, and a
@@ -44,7 +44,7 @@ def brownian(sources: Sequence[torch.Generator]) -> Noise:
         return known[sigma]
 
     def increment(x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        high, low = (min(max(each.item(), LEAST_SIGMA), MOST_SIGMA) for each in (sigma, sigma_next))
+        high, low = (min(max(each.item(), MIN_SIGMA), MAX_SIGMA) for each in (sigma, sigma_next))
         return ((path(low, x.shape[1:]) - path(high, x.shape[1:])) / math.sqrt(abs(math.log(high / low)))).to(x)
 
     return increment
@@ -53,7 +53,7 @@ def brownian(sources: Sequence[torch.Generator]) -> Noise:
 def _path(seed: int, sigma: float, shape: Sequence[int]) -> Tensor:
     """W at ln σ: down a tree of intervals, each halved by a Brownian bridge whose noise is seeded by its place in the tree. float64."""
     at = math.log(sigma)
-    low, high = math.log(LEAST_SIGMA), math.log(MOST_SIGMA)
+    low, high = math.log(MIN_SIGMA), math.log(MAX_SIGMA)
     at_low = torch.zeros(*shape, dtype=torch.float64)
     at_high = math.sqrt(high - low) * _seeded(shape, seed, "root")
     place = "."

@@ -25,7 +25,7 @@ SPACING_ALIASES: Mapping[str, str] = {
 }
 
 # Samplers that other programs always run on one spacing, by the name they have there.
-WELDED: Mapping[str, tuple[str, str]] = {
+FIXED_SCHEDULE: Mapping[str, tuple[str, str]] = {
     "pndm": ("plms", "leading"),  # as Stable Diffusion's own configuration has it, without Runge–Kutta steps
     "plms": ("plms", "leading"),
     "ddim": ("euler", "leading"),
@@ -35,35 +35,35 @@ WELDED: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class SamplerChoice:
     """What a name says: the sampler, and the spacing where the name holds one."""
 
     sampler: Sampler
     spacing: str | None
 
 
-def folded(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name without what people write in different ways: case, blanks, dashes, "++", "ancestral"."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
     return plain.replace("ancestral", "a").replace("dpmsolverpp", "dpmpp")
 
 
-def resolve(name: str) -> Choice:
+def parse_sampler_name(name: str) -> SamplerChoice:
     """The sampler and spacing of a name that may join them, in any of the usual spellings.
 
     Raises:
         DaguerreError: no sampler has this name; the nearest is told.
     """
-    plain = folded(name)
-    if plain in WELDED:
-        sampler, spacing = WELDED[plain]
-        return Choice(SAMPLERS[sampler], spacing)
+    plain = normalize_name(name)
+    if plain in FIXED_SCHEDULE:
+        sampler, spacing = FIXED_SCHEDULE[plain]
+        return SamplerChoice(SAMPLERS[sampler], spacing)
     if found := _find(plain):
-        return Choice(found, None)
-    spacings = {**{folded(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
+        return SamplerChoice(found, None)
+    spacings = {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
     for ending in sorted(spacings, key=len, reverse=True):
         if plain.endswith(ending) and (found := _find(plain.removesuffix(ending))):
-            return Choice(found, spacings[ending])
+            return SamplerChoice(found, spacings[ending])
     raise DaguerreError(f"There is no sampler {name!r}; there are {', '.join(SAMPLERS)}.{_near(name)}")
 
 
@@ -73,7 +73,7 @@ def get_sampler(name: str) -> Sampler:
     Raises:
         DaguerreError: there is none; the nearest name is told.
     """
-    if found := _find(folded(name)):
+    if found := _find(normalize_name(name)):
         return found
     raise DaguerreError(f"There is no sampler {name!r}; there are {', '.join(SAMPLERS)}.{_near(name)}")
 
@@ -84,24 +84,24 @@ def spacing_name(name: str) -> str:
     Raises:
         DaguerreError: there is none; the nearest name is told.
     """
-    spacings = {**{folded(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
-    if folded(name) in spacings:
-        return spacings[folded(name)]
+    spacings = {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
+    if normalize_name(name) in spacings:
+        return spacings[normalize_name(name)]
     raise DaguerreError(f"There is no spacing {name!r}; there are {', '.join(SPACINGS)}.{nearest(name, SPACINGS)}")
 
 
-def sampler_rows() -> list[tuple[str, ...]]:
+def sampler_table() -> list[tuple[str, ...]]:
     """The table of all samplers, first its head: name, order, evaluations per step, stochastic, fewest steps, other names."""
     rows: list[tuple[str, ...]] = [("sampler", "order", "evaluations per step", "stochastic", "fewest steps", "also known as")]
     for sampler in SAMPLERS.values():
-        counts = str(sampler.order), str(sampler.evaluations), "yes" if sampler.stochastic else "no", str(sampler.minimum)
+        counts = str(sampler.order), str(sampler.evaluations), "yes" if sampler.stochastic else "no", str(sampler.min_steps)
         rows.append((sampler.name, *counts, ", ".join(sampler.aliases)))
     return rows
 
 
 def _find(plain: str) -> Sampler | None:
     """The sampler of a folded name, with or without k-diffusion's "k" before it and the "gpu" behind it that tells where noise is drawn."""
-    names = {folded(known): sampler for sampler in SAMPLERS.values() for known in (sampler.name, *sampler.aliases)}
+    names = {normalize_name(known): sampler for sampler in SAMPLERS.values() for known in (sampler.name, *sampler.aliases)}
     plain = plain.removesuffix("gpu")
     return names.get(plain) or names.get(plain.removeprefix("k"))
 

@@ -15,7 +15,7 @@ from daguerre.errors import DaguerreError, nearest
 # ᾱ of the last step where it ought to be 0 and a finite σ is wanted: the smallest positive half-precision number, so σ ≈ 4096.
 TERMINAL_CAP = 2.0**-24
 
-KINDS = ("linear", "scaled_linear", "cosine")
+BETA_KINDS = ("linear", "scaled_linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class Schedule:
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
-        self.alpha_bars = torch.cumprod(1 - _betas(config), 0)  # (T,)
+        self.alphas_cumprod = torch.cumprod(1 - _betas(config), 0)  # (T,)
         if config.zero_terminal_snr:
-            roots = self.alpha_bars.sqrt()
-            self.alpha_bars = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
-        self.sigmas = _sigma(self.alpha_bars)
-        self.finite_sigmas = _sigma(self.alpha_bars.clamp(min=TERMINAL_CAP))
+            roots = self.alphas_cumprod.sqrt()
+            self.alphas_cumprod = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+        self.sigmas = _sigma(self.alphas_cumprod)
+        self.finite_sigmas = _sigma(self.alphas_cumprod.clamp(min=TERMINAL_CAP))
         self._log_sigmas = self.finite_sigmas.log()
 
     def __len__(self) -> int:
         return self.config.timesteps
 
-    def t(self, sigma: Tensor) -> Tensor:
+    def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """The step whose noise is σ, as a float in [0, T − 1]; linear in ln σ between steps, the end steps beyond them. Any shape."""
         at = sigma.to(torch.float64).log()
         high = torch.searchsorted(self._log_sigmas, at).clamp(1, len(self) - 1)
         below, above = self._log_sigmas[high - 1], self._log_sigmas[high]
         return high - 1 + ((at - below) / (above - below)).clamp(0, 1)
 
-    def sigma(self, t: Tensor, interpolation: Literal["log", "linear"] = "log") -> Tensor:
+    def t_to_sigma(self, t: Tensor, interpolation: Literal["log", "linear"] = "log") -> Tensor:
         """The finite σ of a step, float64, any shape. Between two steps ln σ is linear, the inverse of `t`, or σ itself is."""
         t = t.to(torch.float64).clamp(0, len(self) - 1)
         low = t.floor().long()
@@ -87,7 +87,7 @@ def _betas(config: ScheduleConfig) -> Tensor:
         angles = (torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * (math.pi / 2)
         alpha_bars = angles.cos() ** 2
         return (1 - alpha_bars[1:] / alpha_bars[:-1]).clamp(max=0.999)
-    raise DaguerreError(f"There is no schedule {config.kind!r}; it is one of {', '.join(KINDS)}.{nearest(config.kind, KINDS)}")
+    raise DaguerreError(f"There is no schedule {config.kind!r}; it is one of {', '.join(BETA_KINDS)}.{nearest(config.kind, BETA_KINDS)}")
 
 
 def _sigma(alpha_bars: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def leading(schedule: Schedule, steps: int, *, steps_offset: int = 0, drop: int 
 
     drop: divide for N + drop steps and leave out the lowest (1 is what diffusers' multistep solvers do).
     """
-    return schedule.sigma(torch.arange(steps + drop - 1, drop - 1, -1) * (len(schedule) // (steps + drop)) + steps_offset)
+    return schedule.t_to_sigma(torch.arange(steps + drop - 1, drop - 1, -1) * (len(schedule) // (steps + drop)) + steps_offset)
 
 
 def linspace(
@@ -31,12 +31,12 @@ def linspace(
     drop: divide for N + drop steps and leave out the lowest. whole: round t. interpolation: of σ between two t.
     """
     t = torch.linspace(len(schedule) - 1, 0, steps + drop, dtype=torch.float64)[:steps]
-    return schedule.sigma(t.round() if whole else t, interpolation)
+    return schedule.t_to_sigma(t.round() if whole else t, interpolation)
 
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
     """t = T, T − T/N, … rounded, less one: begins at the noisiest step, so it is the one for zero terminal SNR."""
-    return schedule.sigma((len(schedule) - torch.arange(steps, dtype=torch.float64) * (len(schedule) / steps)).round() - 1)
+    return schedule.t_to_sigma((len(schedule) - torch.arange(steps, dtype=torch.float64) * (len(schedule) / steps)).round() - 1)
 
 
 def sgm_uniform(schedule: Schedule, steps: int) -> Tensor:
@@ -46,10 +46,10 @@ def sgm_uniform(schedule: Schedule, steps: int) -> Tensor:
 
 def simple(schedule: Schedule, steps: int) -> Tensor:
     """t = T − 1 − ⌊i·T/N⌋: every T/N-th step of the schedule."""
-    return schedule.sigma(len(schedule) - 1 - torch.arange(steps) * len(schedule) // steps)
+    return schedule.t_to_sigma(len(schedule) - 1 - torch.arange(steps) * len(schedule) // steps)
 
 
-def beta(
+def beta_spacing(
     schedule: Schedule,
     steps: int,
     *,
@@ -65,13 +65,13 @@ def beta(
     """
     if over == "sigma":
         quantiles = beta_quantile(1 - torch.linspace(0, 1, steps, dtype=torch.float64), alpha, beta)
-        low, high = _ends(schedule, sigma_min, sigma_max)
+        low, high = _sigma_range(schedule, sigma_min, sigma_max)
         return low + quantiles * (high - low)
     quantiles = beta_quantile(1 - torch.arange(steps, dtype=torch.float64) / steps, alpha, beta)
-    return schedule.sigma(quantiles * (len(schedule) - 1))
+    return schedule.t_to_sigma(quantiles * (len(schedule) - 1))
 
 
-def lcm(schedule: Schedule, steps: int, *, origin_steps: int = 50) -> Tensor:
+def lcm_spacing(schedule: Schedule, steps: int, *, origin_steps: int = 50) -> Tensor:
     """N of the steps a consistency model was distilled on, t = r − 1, 2r − 1, … with r = ⌊T/origin⌋ (Luo et al. 2023, arXiv:2310.04378)."""
     if steps > origin_steps:
         raise DaguerreError(
@@ -79,12 +79,12 @@ def lcm(schedule: Schedule, steps: int, *, origin_steps: int = 50) -> Tensor:
             "ask for no more, or name another spacing."
         )
     chosen = torch.arange(steps) * origin_steps // steps
-    return schedule.sigma((origin_steps - chosen) * (len(schedule) // origin_steps) - 1)
+    return schedule.t_to_sigma((origin_steps - chosen) * (len(schedule) // origin_steps) - 1)
 
 
 def karras(schedule: Schedule, steps: int, *, rho: float = 7.0, sigma_min: float | None = None, sigma_max: float | None = None) -> Tensor:
     """Even in σ^(1/ρ): short steps where there is little noise (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
-    low, high = _ends(schedule, sigma_min, sigma_max)
+    low, high = _sigma_range(schedule, sigma_min, sigma_max)
     return torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64) ** rho
 
 
@@ -97,14 +97,14 @@ def polyexponential(
     schedule: Schedule, steps: int, *, rho: float = 1.0, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Tensor:
     """A power of an even ramp in ln σ: dense at the low end for ρ > 1 (Katherine Crowson, k-diffusion)."""
-    low, high = _ends(schedule, sigma_min, sigma_max)
+    low, high = _sigma_range(schedule, sigma_min, sigma_max)
     ramp = torch.linspace(1, 0, steps, dtype=torch.float64) ** rho
     return (ramp * (math.log(high) - math.log(low)) + math.log(low)).exp()
 
 
 def kl_optimal(schedule: Schedule, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None) -> Tensor:
     """Even in arctan σ: the optimum for Gaussian pictures (Sabour et al. 2024, arXiv:2404.14507)."""
-    low, high = _ends(schedule, sigma_min, sigma_max)
+    low, high = _sigma_range(schedule, sigma_min, sigma_max)
     return torch.linspace(math.atan(high), math.atan(low), steps, dtype=torch.float64).tan()
 
 
@@ -131,19 +131,19 @@ def align_your_steps(schedule: Schedule, steps: int, *, family: Literal["sd1", "
     return torch.lerp(known[low], known[low + 1], at - low).exp()
 
 
-_IN_T = (leading, linspace, trailing, sgm_uniform, simple, beta, lcm)
+_IN_T = (leading, linspace, trailing, sgm_uniform, simple, beta_spacing, lcm_spacing)
 _IN_SIGMA = (karras, exponential, polyexponential, kl_optimal, align_your_steps)
 
-SPACINGS: dict[str, Callable[..., Tensor]] = {spacing.__name__: spacing for spacing in (*_IN_T, *_IN_SIGMA)}
+SPACINGS: dict[str, Callable[..., Tensor]] = {spacing.__name__.removesuffix("_spacing"): spacing for spacing in (*_IN_T, *_IN_SIGMA)}
 
 
-def spaced(
+def get_sigmas(
     schedule: Schedule,
     steps: int,
     spacing: str = "trailing",
     *,
     final: Literal["zero", "sigma_min"] = "zero",
-    terminal: Literal["capped", "apart"] = "capped",
+    terminal: Literal["capped", "exact"] = "capped",
     **options: Any,
 ) -> Tensor:
     """The grid of a sampling run: (steps + 1,) float64, strictly descending.
@@ -152,7 +152,7 @@ def spaced(
         steps: noise levels to visit, 1 to T.
         spacing: a name in `SPACINGS`.
         final: where the last step goes, to 0 or to the schedule's least σ; a spacing that itself ends there is then one step shorter.
-        terminal: under zero terminal SNR, the first σ: "capped" (ᾱ = 2⁻²⁴, σ ≈ 4096) or "apart" (inf; the sampler takes that step
+        terminal: under zero terminal SNR, the first σ: "capped" (ᾱ = 2⁻²⁴, σ ≈ 4096) or "exact" (inf; the sampler takes that step
             apart, see `Sampler`). Other schedules know no difference.
         options: keywords of the spacing.
 
@@ -170,12 +170,12 @@ def spaced(
     last = schedule.finite_sigmas[0] if final == "sigma_min" else torch.zeros((), dtype=torch.float64)
     if sigmas[-1] > last * (1 + 1e-9):  # a spacing may itself end at the least σ, up to rounding
         sigmas = torch.cat([sigmas, last.reshape(1)])
-    if terminal == "apart" and schedule.sigmas[-1].isinf() and torch.isclose(sigmas[0], schedule.finite_sigmas[-1]):
+    if terminal == "exact" and schedule.sigmas[-1].isinf() and torch.isclose(sigmas[0], schedule.finite_sigmas[-1]):
         sigmas[0] = schedule.sigmas[-1]
     return sigmas
 
 
-def refined(sigmas: Tensor, parts: int = 2) -> Tensor:
+def subdivide(sigmas: Tensor, parts: int = 2) -> Tensor:
     """The grid with every step divided into `parts`, even in ln σ; a last step to 0 stays whole.
 
     This gives the single-step solvers (`dpm_solver_2s`, `dpm_solver_3s`, …) the inner points of their papers. (parts·N + 1,) or less.
@@ -187,20 +187,20 @@ def refined(sigmas: Tensor, parts: int = 2) -> Tensor:
     return torch.cat([*pieces, sigmas[-1:]])
 
 
-def halfway(schedule: Schedule, sigmas: Tensor) -> Tensor:
+def midpoints(schedule: Schedule, sigmas: Tensor) -> Tensor:
     """The σ half-way in t inside every step, (N,): where PNDM's Runge–Kutta steps look."""
-    t = schedule.t(sigmas)
-    return schedule.sigma((t[1:] + t[:-1]) / 2)
+    t = schedule.sigma_to_t(sigmas)
+    return schedule.t_to_sigma((t[1:] + t[:-1]) / 2)
 
 
-def tcd_downs(schedule: Schedule, sigmas: Tensor, gamma: float = 0.3) -> Tensor:
+def tcd_targets(schedule: Schedule, sigmas: Tensor, gamma: float = 0.3) -> Tensor:
     """Where the jumps of TCD end, (N,): at t = ⌊(1 − γ)·t_next⌋, or at 0 with the grid (Zheng et al. 2024, arXiv:2402.19159)."""
-    t = schedule.t(sigmas[1:]).round()
+    t = schedule.sigma_to_t(sigmas[1:]).round()
     down = ((1 - gamma) * t).floor()
-    return torch.where((sigmas[1:] == 0) | (down == t), sigmas[1:], schedule.sigma(down))
+    return torch.where((sigmas[1:] == 0) | (down == t), sigmas[1:], schedule.t_to_sigma(down))
 
 
-def _ends(schedule: Schedule, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+def _sigma_range(schedule: Schedule, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
     """(σ_min, σ_max), the schedule's own where they are not given."""
     return sigma_min or schedule.finite_sigmas[0].item(), sigma_max or schedule.finite_sigmas[-1].item()
 

@@ -10,12 +10,12 @@ from daguerre.diffusion.denoiser import Denoise
 from daguerre.diffusion.schedule import Schedule
 
 
-def clip(denoise: Denoise, limit: float = 1.0) -> Denoise:
+def clip_x0(denoise: Denoise, limit: float = 1.0) -> Denoise:
     """x0 within ±limit: for models of pixels, whose pictures cannot leave [−1, 1] (Ho et al. 2020, arXiv:2006.11239, section 3.2)."""
     return lambda x, sigma: denoise(x, sigma).clamp(-limit, limit)
 
 
-def threshold(denoise: Denoise, quantile: float = 0.995, maximum: float = float("inf")) -> Denoise:
+def dynamic_threshold(denoise: Denoise, quantile: float = 0.995, maximum: float = float("inf")) -> Denoise:
     """Dynamic thresholding: x0 is clipped at a quantile s ≥ 1 of its own magnitudes and divided by s, each picture for itself; for models
     of pixels under strong guidance (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
 
@@ -50,7 +50,7 @@ def keep_epsilon(changed: Callable[[Denoise], Denoise], denoise: Denoise, sigmas
     return kept
 
 
-def keep_known(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
+def replace_known(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     """Inpainting: x0 is `known` where the mask is 0 and predicted where it is 1, with a blend between (Lugmayr et al. 2022,
     arXiv:2201.09865, section 4.1, in terms of x0).
 
@@ -63,12 +63,12 @@ def keep_known(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     return lambda x, sigma: torch.lerp(known.to(x), denoise(x, sigma), mask.to(x))
 
 
-def consistency(denoise: Denoise, schedule: Schedule, *, scaling: float = 10.0, sigma_data: float = 0.5) -> Denoise:
+def lcm_boundary(denoise: Denoise, schedule: Schedule, *, scaling: float = 10.0, sigma_data: float = 0.5) -> Denoise:
     """The boundary condition of latent consistency models, c_skip(t)·x/√(σ²+1) + c_out(t)·x0, under which a jump from t = 0 goes nowhere
     (Song et al. 2023, arXiv:2303.01469, eq. 5; Luo et al. 2023, arXiv:2310.04378, with t scaled by 10)."""
 
     def bounded(x: Tensor, sigma: Tensor) -> Tensor:
-        t = scaling * schedule.t(sigma)
+        t = scaling * schedule.sigma_to_t(sigma)
         c_skip = sigma_data**2 / (t**2 + sigma_data**2)
         return c_skip / (sigma**2 + 1).sqrt() * x + (1 - c_skip).sqrt() * denoise(x, sigma)
 

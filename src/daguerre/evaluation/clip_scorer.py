@@ -15,23 +15,23 @@ from daguerre.models.clip import CLIP
 from daguerre.weights import load_clip
 from daguerre.weights.diffusers.clip import CONFIG
 
-AT_ONCE = 128  # pictures or texts in one call
+SCORE_BATCH = 128  # pictures or texts in one call
 T = TypeVar("T", Tensor, Sequence[str])
 
 
 @dataclass(frozen=True)
-class Judge:
+class ClipScorer:
     """Embeds pictures and texts in one space, as (N, P) float32 unit vectors on the CPU."""
 
     clip: CLIP
     tokenizer: Tokenizer
     name: str
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def embed_images(self, x: Tensor) -> Tensor:
         """Embed pictures (N, 3, H, W) in [−1, 1], resized to the judge's own size where theirs is another, into (N, P)."""
         return torch.cat([self._look(part) for part in _parts(x)])
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts into (N, P); one that comes several times is read once."""
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         embeddings = torch.cat([self._read(part) for part in _parts(list(distinct))])
@@ -49,7 +49,7 @@ class Judge:
         return self.clip.embed_text(self.tokenizer(texts).to(self.clip.logit_scale.device)).float().cpu()
 
 
-def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> Judge:
+def load_clip_scorer(folder: str | Path, *, device: torch.device | str = "cpu") -> ClipScorer:
     """Open a judge: a folder that `daguerre train judge` wrote, or any CLIP in that layout whose pictures are scaled to [−1, 1].
 
     Raises:
@@ -60,9 +60,9 @@ def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> Jud
         raise DaguerreError(f"There is no judge at '{folder}'. Train one with `daguerre train judge`, or name its folder with --judge.")
     clip, tokenizer = load_clip(folder, device=device)
     whole = folder.resolve()
-    return Judge(clip, tokenizer, f"{whole.parent.name}/{whole.name}")
+    return ClipScorer(clip, tokenizer, f"{whole.parent.name}/{whole.name}")
 
 
 def _parts(whole: T) -> Iterator[T]:
-    for start in range(0, len(whole), AT_ONCE):
-        yield whole[start : start + AT_ONCE]
+    for start in range(0, len(whole), SCORE_BATCH):
+        yield whole[start : start + SCORE_BATCH]

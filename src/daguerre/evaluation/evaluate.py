@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path, check_writable
-from daguerre.data import Batches, EmojiSource, ShapesSource
+from daguerre.data import BatchLoader, EmojiDataset, ShapesDataset
 from daguerre.data.loader import to_array
 from daguerre.errors import DaguerreError
-from daguerre.evaluation.clip_scorer import Judge, load_judge
-from daguerre.evaluation.prompts_emoji import Box, Trial, held_out_trials, known_trials
-from daguerre.evaluation.prompts_shapes import shape_trials
-from daguerre.evaluation.report import Apart, KindReport, PromptReport, Report
-from daguerre.evaluation.shapes_scorer import ShapesJudge
+from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
+from daguerre.evaluation.prompts_emoji import Box, EvalPrompt, held_out_prompts, known_prompts
+from daguerre.evaluation.prompts_shapes import shapes_prompts
+from daguerre.evaluation.report import DistanceReport, EvaluationReport, KindReport, PromptReport
+from daguerre.evaluation.shapes_scorer import ShapesScorer
 from daguerre.metrics import (
     Neighbours,
     bootstrap,
@@ -37,25 +37,25 @@ from daguerre.metrics import (
     nearest_neighbours,
     proportion,
     ranks,
-    within,
+    recall_at,
 )
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.pipelines import Request, generate, steps
+from daguerre.pipelines import Request, generate, stream
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.pipelines.planners.vq_prior import OF_NOISE
-from daguerre.pipelines.tasks import CODE_BY_CODE
+from daguerre.pipelines.planners.vq_prior import DIFFUSION_ONLY
+from daguerre.pipelines.tasks import VQ_PRIOR
 from daguerre.progress import track
 from daguerre.training.config import EvaluateConfig
-from daguerre.training.grids import images
-from daguerre.weights import load_any
+from daguerre.training.grids import to_images
+from daguerre.weights import load
 
-AT_ONCE = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
-SHOWN = 32  # pictures on a sheet
+EVAL_BATCH = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
+SHOWN_PER_KIND = 32  # pictures on a sheet
 SHOWN_NEIGHBOURS = 12
-KNOWN = "known"  # the kind of trial whose prompts training saw
-SOURCES = {"emoji": EmojiSource, "shapes": ShapesSource}
-AnyJudge = Judge | ShapesJudge
+KNOWN_SHARE = "known"  # the kind of trial whose prompts training saw
+SOURCES = {"emoji": EmojiDataset, "shapes": ShapesDataset}
+AnyScorer = ClipScorer | ShapesScorer
 OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
 
 
@@ -63,8 +63,8 @@ OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of o
 class Evaluation:
     """The report, and the pictures (N, 3, H, W) that it speaks of: generated, and the training picture nearest to each in either sense."""
 
-    report: Report
-    pictures: Tensor
+    report: EvaluationReport
+    images: Tensor
     nearest_in_features: Tensor
     nearest_in_pixels: Tensor
 
@@ -80,85 +80,87 @@ class Evaluation:
             (beside / "report.md").write_text(self.report.markdown() + "\n", encoding="utf-8")
             for kind in dict.fromkeys(prompt.kind for prompt in prompts):
                 here = [i for i, prompt in enumerate(prompts) if prompt.kind == kind]
-                shown, missed = here[:SHOWN], [i for i in here if prompts[i].rank > 0][:SHOWN]
-                labelled_grid(images(self.pictures[shown]), [prompts[i].prompt for i in shown]).save(beside / f"samples-{kind}.png")
+                shown, missed = here[:SHOWN_PER_KIND], [i for i in here if prompts[i].rank > 0][:SHOWN_PER_KIND]
+                labelled_grid(to_images(self.images[shown]), [prompts[i].prompt for i in shown]).save(beside / f"samples-{kind}.png")
                 if missed:
                     labels = [f"{prompts[i].prompt} (taken for {prompts[i].taken_for})" for i in missed]
-                    labelled_grid(images(self.pictures[missed]), labels).save(beside / f"mistaken-{kind}.png")
+                    labelled_grid(to_images(self.images[missed]), labels).save(beside / f"mistaken-{kind}.png")
             spread = torch.linspace(0, len(prompts) - 1, min(SHOWN_NEIGHBOURS, len(prompts))).long().tolist()
-            rows = [self.pictures[spread], self.nearest_in_features[spread], self.nearest_in_pixels[spread]]
+            rows = [self.images[spread], self.nearest_in_features[spread], self.nearest_in_pixels[spread]]
             labels = [prompts[i].prompt for i in spread] + ["nearest to the judge"] * len(spread) + ["nearest in pixels"] * len(spread)
-            labelled_grid(images(torch.cat(rows)), labels, columns=len(spread)).save(beside / "neighbours.png")
+            labelled_grid(to_images(torch.cat(rows)), labels, columns=len(spread)).save(beside / "neighbours.png")
 
 
-def run(config: EvaluateConfig) -> Report:
+def run(config: EvaluateConfig) -> EvaluationReport:
     """Draw the prompts, judge the pictures and write everything to `config.out`.
 
     Raises:
         DaguerreError: no such model or judge, fewer than `count` prompts of a kind, an impossible setting, or `out` can't be written.
     """
-    request = Request(steps=config.steps, sampler=config.sampler, guidance=config.guidance, seed=config.seed)
+    request = Request(steps=config.steps, sampler=config.sampler, guidance_scale=config.guidance_scale, seed=config.seed)
     check_out(config.out)
-    model = load_any(config.model)
-    if request.guidance is None and isinstance(model, LatentDiffusion):
-        request = replace(request, guidance=model.guidance)  # so that the report names it
-    steps(model, request)  # says at once if the model can't do what is asked
-    judge = ShapesJudge() if config.data == "shapes" else load_judge(config.judge, device=model.device)
-    trials, others = (trials_of(config.data, model.size, config.count, seed) for seed in (config.seed, config.seed + OTHER_PROMPTS))
-    training = Batches(SOURCES[config.data](model.size, split="train"), 64, config.seed)
+    model = load(config.model)
+    if request.guidance_scale is None and isinstance(model, LatentDiffusion):
+        request = replace(request, guidance_scale=model.default_guidance)  # so that the report names it
+    stream(model, request)  # says at once if the model can't do what is asked
+    judge = ShapesScorer() if config.data == "shapes" else load_clip_scorer(config.scorer, device=model.device)
+    trials, others = (
+        eval_prompts(config.data, model.sample_size, config.num_images, seed) for seed in (config.seed, config.seed + OTHER_PROMPTS)
+    )
+    training = BatchLoader(SOURCES[config.data](model.sample_size, split="train"), 64, config.seed)
     evaluation = evaluate(
         judge,
         trials,
-        sample(model, [trial.prompt for trial in trials], request),
+        generate_set(model, [trial.prompt for trial in trials], request),
         reference=true_renders(others),
-        training=first_pictures(training, config.training_pictures),
+        training=first_images(training, config.training_images),
     )
     evaluation.save(config.out)
     return evaluation.report
 
 
-def trials_of(data: Literal["emoji", "shapes"], size: int, count: int, seed: int) -> list[Trial]:
+def eval_prompts(data: Literal["emoji", "shapes"], size: int, count: int, seed: int) -> list[EvalPrompt]:
     """`count` prompts of each kind that there is of emoji, or of shapes."""
     if data == "shapes":
-        return shape_trials(size, count, seed)
-    source = EmojiSource(size, split="all")
-    return known_trials(source, count, seed) + held_out_trials(source, count, seed)
+        return shapes_prompts(size, count, seed)
+    source = EmojiDataset(size, split="all")
+    return known_prompts(source, count, seed) + held_out_prompts(source, count, seed)
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedSet:
     """One picture (N, 3, H, W) for each of N prompts, the seed of each, and who made them, how, in how many seconds."""
 
-    pictures: Tensor
+    images: Tensor
     seeds: tuple[int, ...]
     model: str
     request: Request
     seconds: float
 
 
-def sample(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], request: Request) -> Made:
+def generate_set(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], request: Request) -> GeneratedSet:
     """Generate a picture for each prompt.
 
     Prompts are drawn `AT_ONCE` at a time by one request with one seed, which is one more for the next. They are shuffled before, so that
     no kind of prompt meets its own noises.
     """
     started = time.monotonic()
-    parts = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(AT_ONCE)
+    parts = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(EVAL_BATCH)
     pictures: dict[int, Tensor] = {}
     seeds: dict[int, int] = {}
-    for number, part in enumerate(track(parts, f"sampling, {AT_ONCE} prompts at once")):
+    for number, part in enumerate(track(parts, f"sampling, {EVAL_BATCH} prompts at once")):
         places: list[int] = part.tolist()
-        here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, count=1)
+        here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, num_images=1)
         for i, picture in zip(places, generate(model, here), strict=True):
             pictures[i], seeds[i] = torch.from_numpy(to_array(picture.image)), here.seed
     if isinstance(model, LatentPrior):
-        request = replace(request, sampler=CODE_BY_CODE)
+        request = replace(request, sampler=VQ_PRIOR)
     everywhere = range(len(prompts))
     whole = torch.stack([pictures[i] for i in everywhere])
-    return Made(whole, tuple(seeds[i] for i in everywhere), model.name, request, time.monotonic() - started)
+    return GeneratedSet(whole, tuple(seeds[i] for i in everywhere), model.name, request, time.monotonic() - started)
 
 
-def evaluate(judge: AnyJudge, trials: Sequence[Trial], made: Made, *, reference: Tensor, training: Tensor) -> Evaluation:
+def evaluate(judge: AnyScorer, trials: Sequence[EvalPrompt], made: GeneratedSet, *, reference: Tensor, training: Tensor) -> Evaluation:
     """Measure the pictures that were made of trials.
 
     Args:
@@ -168,20 +170,20 @@ def evaluate(judge: AnyJudge, trials: Sequence[Trial], made: Made, *, reference:
             renders are set against.
         training: pictures (T, 3, H, W) that the model was trained on, to search for neighbours.
     """
-    known = torch.cat([judge.pictures(part) for part in track(training.split(256), "judging training pictures")])  # (T, P)
+    known = torch.cat([judge.embed_images(part) for part in track(training.split(256), "judging training pictures")])  # (T, P)
     said = [_said(judge, trial) for trial in track(trials, "reading prompts")]
-    ours, true = (_judged(judge, x, said, training, known) for x in (made.pictures, true_renders(trials)))
-    others = judge.pictures(reference)
-    unheeded = {"prompt", "count"} | (OF_NOISE.keys() - {"sampler"} if made.request.sampler == CODE_BY_CODE else set())
-    report = Report(
+    ours, true = (_judged(judge, x, said, training, known) for x in (made.images, true_renders(trials)))
+    others = judge.embed_images(reference)
+    unheeded = {"prompt", "num_images"} | (DIFFUSION_ONLY.keys() - {"sampler"} if made.request.sampler == VQ_PRIOR else set())
+    report = EvaluationReport(
         model=made.model,
-        judge=judge.name,
+        scorer=judge.name,
         settings={field.name: getattr(made.request, field.name) for field in fields(Request) if field.name not in unheeded},
         candidates=ours.scores.shape[1],
         kinds=tuple(_kind_report(kind, ours, true, here) for kind, here in _kinds(trials)),
-        frechet=Apart(frechet_distance(ours.features, others), frechet_distance(true.features, others)),
-        kid=Apart(kernel_distance(ours.features, others).mean, kernel_distance(true.features, others).mean),
-        training_pictures=len(training),
+        frechet=DistanceReport(frechet_distance(ours.features, others), frechet_distance(true.features, others)),
+        kid=DistanceReport(kernel_distance(ours.features, others).mean, kernel_distance(true.features, others).mean),
+        training_images=len(training),
         prompts=tuple(
             PromptReport(
                 kind=trial.kind,
@@ -197,11 +199,11 @@ def evaluate(judge: AnyJudge, trials: Sequence[Trial], made: Made, *, reference:
         ),
         seconds=made.seconds,
     )
-    return Evaluation(report, made.pictures, training[ours.by_features.index[:, 0]], training[ours.by_pixels.index[:, 0]])
+    return Evaluation(report, made.images, training[ours.by_features.index[:, 0]], training[ours.by_pixels.index[:, 0]])
 
 
 @dataclass(frozen=True)
-class _Said:
+class _PromptFeatures:
     """What the claims of one trial say, K parts in all: of which claim each is, where it is looked at, and its text's embedding (K, P)."""
 
     claim: Tensor  # (K,)
@@ -215,14 +217,16 @@ class _Said:
         return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.claim, cosines) / counts
 
 
-def _said(judge: AnyJudge, trial: Trial) -> _Said:
+def _said(judge: AnyScorer, trial: EvalPrompt) -> _PromptFeatures:
     claims = trial.candidates
     boxes, texts = zip(*(part for claim in claims for part in claim.parts), strict=True)
-    return _Said(torch.arange(len(claims)).repeat_interleave(torch.tensor([len(c.parts) for c in claims])), list(boxes), judge.texts(texts))
+    return _PromptFeatures(
+        torch.arange(len(claims)).repeat_interleave(torch.tensor([len(c.parts) for c in claims])), list(boxes), judge.embed_texts(texts)
+    )
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Scores:
     """What is known of N pictures, each with M candidate claims, the first its own."""
 
     features: Tensor  # (N, P)
@@ -232,10 +236,10 @@ class _Judged:
     by_pixels: Neighbours
 
 
-def _judged(judge: AnyJudge, x: Tensor, said: Sequence[_Said], training: Tensor, training_features: Tensor) -> _Judged:
-    features = judge.pictures(x)
+def _judged(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures], training: Tensor, training_features: Tensor) -> _Scores:
+    features = judge.embed_images(x)
     scores = _claim_scores(judge, x, said)
-    return _Judged(
+    return _Scores(
         features=features,
         scores=scores,
         rank=ranks(scores, torch.zeros(len(x), dtype=torch.long)),
@@ -244,35 +248,35 @@ def _judged(judge: AnyJudge, x: Tensor, said: Sequence[_Said], training: Tensor,
     )
 
 
-def _claim_scores(judge: AnyJudge, x: Tensor, said: Sequence[_Said]) -> Tensor:
+def _claim_scores(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures]) -> Tensor:
     """How well each picture of x (N, 3, H, W) shows each claim of its trial: (N, M) cosines."""
-    seen = {box: judge.pictures(cut(x, box)) for box in dict.fromkeys(box for each in said for box in each.boxes)}
+    seen = {box: judge.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for each in said for box in each.boxes)}
     return torch.stack([each.scores({box: features[i] for box, features in seen.items()}) for i, each in enumerate(said)])
 
 
-def cut(x: Tensor, box: Box) -> Tensor:
+def crop_box(x: Tensor, box: Box) -> Tensor:
     """The part of pictures (N, 3, H, W) inside a box, in whole pixels."""
     (height, width), (left, top, right, bottom) = x.shape[-2:], box
     return x[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
-def _kinds(trials: Sequence[Trial]) -> Iterator[tuple[str, Tensor]]:
+def _kinds(trials: Sequence[EvalPrompt]) -> Iterator[tuple[str, Tensor]]:
     """Each kind of trial with its mask (N,), in order; then all that training never saw together."""
     kinds = [trial.kind for trial in trials]
     for kind in dict.fromkeys(kinds):
         yield kind, torch.tensor([each == kind for each in kinds])
-    if len({*kinds} - {KNOWN}) > 1:
-        yield "all held out", torch.tensor([each != KNOWN for each in kinds])
+    if len({*kinds} - {KNOWN_SHARE}) > 1:
+        yield "all held out", torch.tensor([each != KNOWN_SHARE for each in kinds])
 
 
-def _kind_report(kind: str, made: _Judged, true: _Judged, here: Tensor) -> KindReport:
+def _kind_report(kind: str, made: _Scores, true: _Scores, here: Tensor) -> KindReport:
     """The report of the pictures that the mask `here` (N,) selects."""
     return KindReport(
         kind=kind,
-        at_1=proportion(within(made.rank[here], 1)),
-        at_5=proportion(within(made.rank[here], 5)),
-        true_at_1=proportion(within(true.rank[here], 1)),
-        true_at_5=proportion(within(true.rank[here], 5)),
+        at_1=proportion(recall_at(made.rank[here], 1)),
+        at_5=proportion(recall_at(made.rank[here], 5)),
+        true_at_1=proportion(recall_at(true.rank[here], 1)),
+        true_at_5=proportion(recall_at(true.rank[here], 5)),
         score=bootstrap(clip_score(made.scores[here, 0])),
         true_score=bootstrap(clip_score(true.scores[here, 0])),
         in_features=copying(made.by_features.distance[here, 0], true.by_features.distance[here, 0]),
@@ -285,12 +289,12 @@ def literal(prompt: str) -> str:
     return re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)
 
 
-def true_renders(trials: Sequence[Trial]) -> Tensor:
+def true_renders(trials: Sequence[EvalPrompt]) -> Tensor:
     """The true renders of trials as (N, 3, H, W) in [−1, 1]."""
-    return torch.stack([torch.from_numpy(to_array(trial.picture)) for trial in trials])
+    return torch.stack([torch.from_numpy(to_array(trial.image)) for trial in trials])
 
 
-def first_pictures(batches: Batches, count: int) -> Tensor:
+def first_images(batches: BatchLoader, count: int) -> Tensor:
     """The first `count` pictures that training with these batches would see, (count, 3, H, W)."""
     parts = range(-(-count // batches.batch_size))
     return torch.cat([batches.batch(step).x for step in track(parts, "drawing training pictures")])[:count]

@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from daguerre.data.captions import OPPOSITE, RELATIONS, on_background, pick, related
+from daguerre.data.captions import OPPOSITE, RELATIONS, on_background, pick, relation_phrase
 from daguerre.data.colours import PAINTS
-from daguerre.data.dataset import held_out
-from daguerre.data.emoji.dataset import EmojiSource, Placed, Scene
+from daguerre.data.dataset import is_held_out
+from daguerre.data.emoji.dataset import EmojiDataset, EmojiScene, PlacedThing
 from daguerre.data.emoji.names import with_article
 from daguerre.data.emoji.things import Thing
 from daguerre.errors import DaguerreError
@@ -34,7 +34,7 @@ WHOLE: Box = (0, 0, 1, 1)
 
 
 @dataclass(frozen=True)
-class Claim:
+class Candidate:
     """A prompt, and what it says of each part of a picture that it speaks of: of the whole, or of the places of two things."""
 
     prompt: str
@@ -42,25 +42,25 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvalPrompt:
     """A claim, its true render (RGB), what it measures ("known" or a HeldOut), and the claims it is ranked among."""
 
-    claim: Claim
-    picture: Image.Image
+    candidate: Candidate
+    image: Image.Image
     kind: str
-    distractors: tuple[Claim, ...]
+    distractors: tuple[Candidate, ...]
 
     @property
     def prompt(self) -> str:
-        return self.claim.prompt
+        return self.candidate.prompt
 
     @property
-    def candidates(self) -> tuple[Claim, ...]:
+    def candidates(self) -> tuple[Candidate, ...]:
         """All that it is ranked among, its own claim first."""
-        return (self.claim, *self.distractors)
+        return (self.candidate, *self.distractors)
 
 
-def known_trials(source: EmojiSource, count: int, seed: int) -> list[Trial]:
+def known_prompts(source: EmojiDataset, count: int, seed: int) -> list[EvalPrompt]:
     """`count` different things, asked for by the names that training used."""
     if not 1 <= count <= len(source.things):
         raise DaguerreError(f"{count} known prompts were asked for; there are {len(source.things)} things.")
@@ -69,7 +69,7 @@ def known_trials(source: EmojiSource, count: int, seed: int) -> list[Trial]:
     return [_trial(source, rng, _plain(thing), "known") for thing in chosen]
 
 
-def held_out_trials(source: EmojiSource, count: int, seed: int, kinds: tuple[HeldOut, ...] = get_args(HeldOut)) -> list[Trial]:
+def held_out_prompts(source: EmojiDataset, count: int, seed: int, kinds: tuple[HeldOut, ...] = get_args(HeldOut)) -> list[EvalPrompt]:
     """`count` prompts of each kind, of combinations that `split="train"` never shows.
 
     Raises DaguerreError if fewer than `count` exist (a few hundred colours do).
@@ -77,7 +77,7 @@ def held_out_trials(source: EmojiSource, count: int, seed: int, kinds: tuple[Hel
     trials = []
     for kind in kinds:
         rng = np.random.default_rng([seed, len(kind)])
-        scenes: dict[str, Scene] = {}
+        scenes: dict[str, EmojiScene] = {}
         for scene in _HELD_OUT[kind](source, rng):
             scenes.setdefault(scene.caption, scene)
             if len(scenes) == count:
@@ -88,34 +88,34 @@ def held_out_trials(source: EmojiSource, count: int, seed: int, kinds: tuple[Hel
     return trials
 
 
-def _held_out_colours(source: EmojiSource, rng: np.random.Generator) -> Iterator[Scene]:
+def _held_out_colours(source: EmojiDataset, rng: np.random.Generator) -> Iterator[EmojiScene]:
     for i in rng.permutation(len(source.things)):
         thing = source.things[int(i)]
-        yield from (_coloured(thing, c) for c in source.colours_of(thing) if held_out("colour", thing.base, c))
+        yield from (_coloured(thing, c) for c in source.colours_of(thing) if is_held_out("colour", thing.base, c))
 
 
-def _held_out_backgrounds(source: EmojiSource, rng: np.random.Generator) -> Iterator[Scene]:
+def _held_out_backgrounds(source: EmojiDataset, rng: np.random.Generator) -> Iterator[EmojiScene]:
     for i in rng.permutation(len(source.things)):
         thing = source.things[int(i)]
-        free = [colour for colour in _backgrounds(thing) if held_out("background", thing.name, colour)]
+        free = [colour for colour in _backgrounds(thing) if is_held_out("background", thing.name, colour)]
         if free:
             yield _on(thing, pick(rng, free))
 
 
-def _held_out_pairs(source: EmojiSource, rng: np.random.Generator) -> Iterator[Scene]:
+def _held_out_pairs(source: EmojiDataset, rng: np.random.Generator) -> Iterator[EmojiScene]:
     while True:
         first, second = pick(rng, source.pairable), pick(rng, source.pairable)
-        if first is not second and held_out("pair", *sorted((first.name, second.name))):
+        if first is not second and is_held_out("pair", *sorted((first.name, second.name))):
             yield _beside(first, pick(rng, list(RELATIONS)), second)
 
 
-def _held_out_joined(source: EmojiSource, rng: np.random.Generator) -> Iterator[Scene]:
+def _held_out_joined(source: EmojiDataset, rng: np.random.Generator) -> Iterator[EmojiScene]:
     for scene in _held_out_pairs(source, rng):
         first, second = (placed.thing for placed in scene.placed)
-        yield replace(_beside(first, "left", second), caption=related(first.name, "and", second.name))
+        yield replace(_beside(first, "left", second), caption=relation_phrase(first.name, "and", second.name))
 
 
-_HELD_OUT: dict[str, Callable[[EmojiSource, np.random.Generator], Iterator[Scene]]] = {
+_HELD_OUT: dict[str, Callable[[EmojiDataset, np.random.Generator], Iterator[EmojiScene]]] = {
     "colour": _held_out_colours,
     "background": _held_out_backgrounds,
     "pair": _held_out_pairs,
@@ -126,23 +126,23 @@ _HELD_OUT: dict[str, Callable[[EmojiSource, np.random.Generator], Iterator[Scene
 # Scenes in their plainest wording
 
 
-def _plain(thing: Thing) -> Scene:
-    return Scene("single", (Placed(thing),), with_article(thing.name))
+def _plain(thing: Thing) -> EmojiScene:
+    return EmojiScene("single", (PlacedThing(thing),), with_article(thing.name))
 
 
-def _coloured(thing: Thing, colour: str) -> Scene:
-    return Scene("recoloured", (Placed(thing, colour=colour),), with_article(f"{colour} {thing.base}"))
+def _coloured(thing: Thing, colour: str) -> EmojiScene:
+    return EmojiScene("recoloured", (PlacedThing(thing, colour=colour),), with_article(f"{colour} {thing.base}"))
 
 
-def _on(thing: Thing, colour: str) -> Scene:
+def _on(thing: Thing, colour: str) -> EmojiScene:
     caption = with_article(thing.name) + on_background(colour)
-    return Scene("background", (Placed(thing, side=0.86),), caption, colour, PAINTS[colour])
+    return EmojiScene("background", (PlacedThing(thing, side=0.86),), caption, colour, PAINTS[colour])
 
 
-def _beside(first: Thing, relation: str, second: Thing) -> Scene:
+def _beside(first: Thing, relation: str, second: Thing) -> EmojiScene:
     here, there = _PLACES[relation], _PLACES[OPPOSITE[relation]]
-    placed = (Placed(first, *here, side=0.46), Placed(second, *there, side=0.46))
-    return Scene("pair", placed, related(first.name, RELATIONS[relation][0], second.name), relation=relation)
+    placed = (PlacedThing(first, *here, side=0.46), PlacedThing(second, *there, side=0.46))
+    return EmojiScene("pair", placed, relation_phrase(first.name, RELATIONS[relation][0], second.name), relation=relation)
 
 
 def _backgrounds(thing: Thing) -> list[str]:
@@ -152,27 +152,27 @@ def _backgrounds(thing: Thing) -> list[str]:
 # What a prompt is told from
 
 
-def _trial(source: EmojiSource, rng: np.random.Generator, scene: Scene, kind: str) -> Trial:
+def _trial(source: EmojiDataset, rng: np.random.Generator, scene: EmojiScene, kind: str) -> EvalPrompt:
     taken = {scene.caption}
     distractors = [*_first_new(_same_thing(source, rng, scene), _SAME_THING, taken)]
     distractors += _first_new(_same_kind(source, rng, scene), DISTRACTORS - _SAME_THING, taken)
-    return Trial(_claim(scene), source.draw(scene), kind, tuple(_claim(other) for other in distractors))
+    return EvalPrompt(_claim(scene), source.render(scene), kind, tuple(_claim(other) for other in distractors))
 
 
-def _claim(scene: Scene) -> Claim:
+def _claim(scene: EmojiScene) -> Candidate:
     """What a scene of this module says: of a pair, each thing's name in its half, which is a square; else the caption of the whole."""
     if scene.kind != "pair":
-        return Claim(scene.caption, ((WHOLE, scene.caption),))
-    return Claim(scene.caption, tuple((_around(placed), with_article(placed.thing.name)) for placed in scene.placed))
+        return Candidate(scene.caption, ((WHOLE, scene.caption),))
+    return Candidate(scene.caption, tuple((_around(placed), with_article(placed.thing.name)) for placed in scene.placed))
 
 
-def _around(placed: Placed) -> Box:
+def _around(placed: PlacedThing) -> Box:
     return placed.x - 0.25, placed.y - 0.25, placed.x + 0.25, placed.y + 0.25
 
 
-def _first_new(scenes: Iterator[Scene], count: int, taken: set[str]) -> list[Scene]:
+def _first_new(scenes: Iterator[EmojiScene], count: int, taken: set[str]) -> list[EmojiScene]:
     """The first `count` scenes whose captions were not taken yet, now taken."""
-    found: list[Scene] = []
+    found: list[EmojiScene] = []
     while len(found) < count:
         scene = next(scenes)
         if scene.caption not in taken:
@@ -181,7 +181,7 @@ def _first_new(scenes: Iterator[Scene], count: int, taken: set[str]) -> list[Sce
     return found
 
 
-def _same_thing(source: EmojiSource, rng: np.random.Generator, scene: Scene) -> Iterator[Scene]:
+def _same_thing(source: EmojiDataset, rng: np.random.Generator, scene: EmojiScene) -> Iterator[EmojiScene]:
     """The scene's thing otherwise: first what differs least, at last, without end, in other company."""
     thing = scene.placed[0].thing
     colours = [_coloured(thing, colour) for colour in source.colours_of(thing)]
@@ -199,7 +199,7 @@ def _same_thing(source: EmojiSource, rng: np.random.Generator, scene: Scene) -> 
             yield _beside(thing, pick(rng, list(RELATIONS)), other)
 
 
-def _same_kind(source: EmojiSource, rng: np.random.Generator, scene: Scene) -> Iterator[Scene]:
+def _same_kind(source: EmojiDataset, rng: np.random.Generator, scene: EmojiScene) -> Iterator[EmojiScene]:
     """Other things, said in the same way."""
     here = {placed.thing.index for placed in scene.placed}
     while True:

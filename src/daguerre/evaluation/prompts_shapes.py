@@ -12,9 +12,9 @@ from PIL import Image
 
 from daguerre.data.captions import article, on_background
 from daguerre.data.colours import PAINTS
-from daguerre.data.dataset import held_out
-from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, ShapesMix, ShapesSource
-from daguerre.evaluation.prompts_emoji import DISTRACTORS, WHOLE, Claim, Trial
+from daguerre.data.dataset import is_held_out
+from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, ShapesDataset, ShapesMix
+from daguerre.evaluation.prompts_emoji import DISTRACTORS, WHOLE, Candidate, EvalPrompt
 
 _LEAST = 0.3  # of the picture's side: a shape of fewer pixels could be any
 
@@ -29,25 +29,25 @@ class _Asked:
     count: int = 1
 
     @property
-    def claim(self) -> Claim:
+    def claim(self) -> Candidate:
         named = f"{self.colour} {self.shape}"
         phrase = article(named) if self.count == 1 else f"{COUNTS[self.count]} {named}{'es' if named.endswith('s') else 's'}"
         prompt = phrase + ("" if self.background == "white" else on_background(self.background))
-        return Claim(prompt, ((WHOLE, prompt),))
+        return Candidate(prompt, ((WHOLE, prompt),))
 
     @property
     def kind(self) -> str:
         """What of it training never shows, the first that applies, or "known"."""
-        if held_out("shape colour", self.colour, self.shape):
+        if is_held_out("shape colour", self.colour, self.shape):
             return "colour"
-        if held_out("shape background", self.shape, self.background):
+        if is_held_out("shape background", self.shape, self.background):
             return "background"
-        if self.count > 1 and held_out("shape count", COUNTS[self.count], self.shape):
+        if self.count > 1 and is_held_out("shape count", COUNTS[self.count], self.shape):
             return "count"
         return "known"
 
 
-def shape_trials(size: int, count: int, seed: int) -> list[Trial]:
+def shapes_prompts(size: int, count: int, seed: int) -> list[EvalPrompt]:
     """`count` prompts that training knows, of one shape on white, and of each kind that `split="train"` never shows: a shape in a colour,
     on a background, in a number. Where there are fewer of a kind they come again, with another true render."""
     rng = np.random.default_rng(seed)
@@ -63,12 +63,12 @@ def shape_trials(size: int, count: int, seed: int) -> list[Trial]:
     return trials
 
 
-def _trial(asked: _Asked, kind: str, space: list[_Asked], size: int, rng: np.random.Generator) -> Trial:
+def _trial(asked: _Asked, kind: str, space: list[_Asked], size: int, rng: np.random.Generator) -> EvalPrompt:
     near = dict.fromkeys(_differing_once(asked))
     far = [each for each in space if each != asked and each not in near]
     chosen = rng.permutation(len(far))[: DISTRACTORS - len(near)]
     others = [*near, *(far[int(i)] for i in chosen)]
-    return Trial(asked.claim, _render(asked, size, rng), kind, tuple(other.claim for other in others))
+    return EvalPrompt(asked.claim, _render(asked, size, rng), kind, tuple(other.claim for other in others))
 
 
 def _differing_once(asked: _Asked) -> Iterator[_Asked]:
@@ -82,10 +82,10 @@ def _differing_once(asked: _Asked) -> Iterator[_Asked]:
 
 def _render(asked: _Asked, size: int, rng: np.random.Generator) -> Image.Image:
     """A picture of it, in sizes and places as the source draws them, but none too small to tell."""
-    source = ShapesSource(size, split="all", mix=ShapesMix(count=float(asked.count > 1), pair=0, background=0))
+    source = ShapesDataset(size, split="all", mix=ShapesMix(count=float(asked.count > 1), pair=0, background=0))
     index = source.things.index((asked.colour, asked.shape))
     while True:
         scene = source.scene(index, rng)
-        sides = [right - left for left, _, right, _ in (drawn.box for drawn in scene.drawn)]
-        if len(scene.drawn) == asked.count and min(sides) >= _LEAST * size:
-            return source.draw(replace(scene, background=asked.background, paint=PAINTS[asked.background]))
+        sides = [right - left for left, _, right, _ in (drawn.box for drawn in scene.shapes)]
+        if len(scene.shapes) == asked.count and min(sides) >= _LEAST * size:
+            return source.render(replace(scene, background=asked.background, paint=PAINTS[asked.background]))

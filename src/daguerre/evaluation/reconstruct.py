@@ -16,25 +16,25 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path, check_writable
-from daguerre.data import Batches
+from daguerre.data import BatchLoader
 from daguerre.errors import DaguerreError
 from daguerre.metrics import Interval, bootstrap, frechet_distance, psnr, ssim
-from daguerre.metrics.codecs import OPTIONS, coded
+from daguerre.metrics.codecs import OPTIONS, encode_with_codec
 from daguerre.metrics.images import WINDOW
 from daguerre.models.vector_quantizer import code_use
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.training.grids import images
+from daguerre.training.grids import to_images
 from daguerre.training.lineage_options import require_multiple
-from daguerre.training.objectives.perceptual import Perceptual, load_perceptual
-from daguerre.training.recipes.first_stage import picture_source
+from daguerre.training.objectives.perceptual import PerceptualLoss, load_perceptual
+from daguerre.training.recipes.first_stage import open_dataset
 from daguerre.weights import load_first_stage
 from daguerre.weights.catalog import DEFAULT, find
 from daguerre.weights.diffusers.vae import FirstStage
 
-AT_ONCE = 1 << 18  # pixels in one call
+RECONSTRUCT_BATCH = 1 << 18  # pixels in one call
 EQUAL = 99.0  # decibels that equal pictures count as
-SHOWN = 8  # pictures on the sheet
+SHOWN_IMAGES = 8  # pictures on the sheet
 EMBEDDED = "the embedded model's encoder"
 LEVELS = 255  # steps between the least and the largest number of a latent, for a byte each
 
@@ -62,7 +62,7 @@ class ReconstructConfig:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReconstructionRow:
     """One way to keep the pictures. bits_per_pixel: None where it has no size; perceptual and frechet by the eyes of the report."""
 
     name: str
@@ -82,9 +82,9 @@ class Reconstruction:
     data: str
     size: int
     count: int
-    eyes: str
-    eyes_hash: str
-    rows: tuple[Row, ...]
+    features: str
+    features_hash: str
+    rows: tuple[ReconstructionRow, ...]
     codes: dict[str, float] | None
 
     def markdown(self) -> str:
@@ -92,8 +92,8 @@ class Reconstruction:
         lines = [
             f"# {self.count} pictures of {self.data}, {self.size}×{self.size}, through {self.model}",
             "",
-            f"Means with 95 % bootstrap intervals; perceptual and Fréchet distance on the features of {self.eyes} "
-            f"(sha256 {self.eyes_hash[:12]}).",
+            f"Means with 95 % bootstrap intervals; perceptual and Fréchet distance on the features of {self.features} "
+            f"(sha256 {self.features_hash[:12]}).",
             "",
             "| | bits/pixel | PSNR, dB ↑ | SSIM ↑ | perceptual ↓ | Fréchet ↓ |",
             "|---|---|---|---|---|---|",
@@ -120,13 +120,13 @@ def run(config: ReconstructConfig) -> Reconstruction:
     """
     _check_out(config.out)
     first_stage = load_first_stage(config.model)
-    require_multiple(config.size, first_stage.downsampling, f"'{config.model}'")
+    require_multiple(config.size, first_stage.downsample_factor, f"'{config.model}'")
     if config.count < 2:
         raise DaguerreError(f"count is {config.count}; a distance between sets of pictures needs 2 or more.")
     eyes = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
-    source = picture_source(config.data, config.size, crop="center", skip_bad=config.skip_bad)
+    source = open_dataset(config.data, config.size, crop="center", skip_bad=config.skip_bad)
     count = min(config.count, len(source)) if Path(config.data).is_dir() else config.count
-    x = Batches(source, count, config.seed).batch(0).x
+    x = BatchLoader(source, count, config.seed).batch(0).x
     report, pictures = reconstruct(first_stage, x, eyes, config)
     with atomic_path(config.out) as beside:
         beside.mkdir()
@@ -137,14 +137,14 @@ def run(config: ReconstructConfig) -> Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(first_stage: FirstStage, x: Tensor, eyes: Perceptual, config: ReconstructConfig) -> tuple[Reconstruction, Image.Image]:
+def reconstruct(first_stage: FirstStage, x: Tensor, eyes: PerceptualLoss, config: ReconstructConfig) -> tuple[Reconstruction, Image.Image]:
     """The report of pictures x (N, 3, H, W), and the first of them side by side with what comes back."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    count = max(1, AT_ONCE // (x.shape[2] * x.shape[3]))
+    count = max(1, RECONSTRUCT_BATCH // (x.shape[2] * x.shape[3]))
     path, use, ways = Path(config.model).resolve(), None, {}
     name = path.parent.name if path.name == "model" else path.name  # a recipe's result is always called model
     if isinstance(first_stage, VQModel):
-        codes = _by_parts(count, first_stage.codes, x)
+        codes = _by_parts(count, first_stage.encode_codes, x)
         bits = codes.numel() * math.log2(first_stage.config.quantizer.codes)
         ways[name] = (_by_parts(count, first_stage.decode_codes, codes), bits / pixels)
         use = _used(codes, first_stage.config.quantizer.codes, pixels)
@@ -154,12 +154,12 @@ def reconstruct(first_stage: FirstStage, x: Tensor, eyes: Perceptual, config: Re
         ways[f"{name}, a byte a number"] = (_by_parts(count, first_stage.decode, in_bytes(z)), bits / pixels)
         ways[f"{name}, unrounded"] = (_by_parts(count, first_stage.decode, z), None)
     for codec in OPTIONS:
-        if kept := coded(x, codec, math.ceil(bits / 8)):
+        if kept := encode_with_codec(x, codec, math.ceil(bits / 8)):
             ways[codec] = (kept.x, 8 * kept.bytes / pixels)
     embedded = _by_parts(count, eyes.embed, x)
     rows = tuple(_row(name, size, x, y, eyes, embedded, count) for name, (y, size) in ways.items())
     report = Reconstruction(config.model, config.data, config.size, len(x), eyes.name, eyes.key, rows, use)
-    return report, _side_by_side(x[:SHOWN], {name: y[:SHOWN] for name, (y, _) in ways.items()})
+    return report, _side_by_side(x[:SHOWN_IMAGES], {name: y[:SHOWN_IMAGES] for name, (y, _) in ways.items()})
 
 
 def in_bytes(z: Tensor) -> Tensor:
@@ -180,9 +180,9 @@ def _by_parts(count: int, change: Callable[..., Tensor], *whole: Tensor) -> Tens
     return torch.cat([change(*parts) for parts in zip(*(each.split(count) for each in whole), strict=True)])
 
 
-def _row(name: str, bits: float | None, x: Tensor, y: Tensor, eyes: Perceptual, embedded: Tensor, count: int) -> Row:
+def _row(name: str, bits: float | None, x: Tensor, y: Tensor, eyes: PerceptualLoss, embedded: Tensor, count: int) -> ReconstructionRow:
     y = y.clamp(-1, 1)
-    return Row(
+    return ReconstructionRow(
         name,
         bits,
         bootstrap(psnr(x, y).clamp(max=EQUAL)),
@@ -194,9 +194,9 @@ def _row(name: str, bits: float | None, x: Tensor, y: Tensor, eyes: Perceptual, 
 
 def _side_by_side(x: Tensor, ways: dict[str, Tensor]) -> Image.Image:
     """A row for each picture: itself, then what comes back of each way."""
-    columns, labels = [images(x)], [["picture"] * len(x)]
+    columns, labels = [to_images(x)], [["picture"] * len(x)]
     for name, y in ways.items():
-        columns.append(images(y))
+        columns.append(to_images(y))
         labels.append([f"{name} {db:.1f} dB" for db in psnr(x, y.clamp(-1, 1))])
     across = [picture for row in zip(*columns, strict=True) for picture in row]
     return labelled_grid(across, [label for row in zip(*labels, strict=True) for label in row], columns=len(columns))

@@ -8,7 +8,7 @@ from daguerre.metrics import Copying, Interval
 from daguerre.pipelines import Request
 
 TRUSTED = 0.95  # the share of true renders that a judge must recognise before its word on generated pictures counts
-TOLD = ("steps", "sampler", "guidance", "seed")  # settings that a card names even where they are the default
+EXPLANATION = ("steps", "sampler", "guidance_scale", "seed")  # settings that a card names even where they are the default
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class KindReport:
 
 
 @dataclass(frozen=True)
-class Apart:
+class DistanceReport:
     """A distance between two sets of pictures, and the same between two sets of true renders of that size: what zero looks like."""
 
     generated: float
@@ -54,17 +54,17 @@ class PromptReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """All that `evaluate` measures."""
 
     model: str
-    judge: str
+    scorer: str
     settings: Mapping[str, Any]  # of the requests: steps, sampler, guidance, …
     candidates: int  # texts that each picture is ranked among
     kinds: tuple[KindReport, ...]
-    frechet: Apart  # squared Fréchet distance of the judge's embeddings
-    kid: Apart
-    training_pictures: int  # how many were searched for neighbours
+    frechet: DistanceReport  # squared Fréchet distance of the judge's embeddings
+    kid: DistanceReport
+    training_images: int  # how many were searched for neighbours
     prompts: tuple[PromptReport, ...]
     seconds: float  # spent sampling
 
@@ -76,7 +76,7 @@ class Report:
         """The tables of a model card, with what is needed to read them."""
         default = Request()
         given = {name: value for name, value in self.settings.items() if value is not None}
-        made = ", ".join(f"{name} {value}" for name, value in given.items() if name in TOLD or value != getattr(default, name))
+        made = ", ".join(f"{name} {value}" for name, value in given.items() if name in EXPLANATION or value != getattr(default, name))
         doubted = [kind.kind for kind in self.kinds if not kind.trusted]
         verdict = (
             f"The judge recognises fewer than {TRUSTED:.0%} of the true renders of {', '.join(doubted)}: there its numbers for the model "
@@ -86,7 +86,7 @@ class Report:
         )
         return "\n\n".join(
             [
-                f"`{self.model}`, measured by `{self.judge}` ({made}). Brackets are 95 % intervals.",
+                f"`{self.model}`, measured by `{self.scorer}` ({made}). Brackets are 95 % intervals.",
                 f"R-precision: of {self.candidates} prompts, is a picture's own the first, or among the first five, in the judge's order? "
                 "The score is 2.5 × the cosine of picture and prompt in the judge's embedding, at least 0.",
                 _table(
@@ -103,7 +103,7 @@ class Report:
                         ["KID × 1000", f"{1000 * self.kid.generated:.3f}", f"{1000 * self.kid.true:.3f}"],
                     ],
                 ),
-                f"Is it copying? The root-mean-square distance of each picture to the nearest of {self.training_pictures} training "
+                f"Is it copying? The root-mean-square distance of each picture to the nearest of {self.training_images} training "
                 "pictures; how often a generated one is nearer than a true render (0.5 is new, 1 is copied); and how often nearer than "
                 "99 % of the true renders (0.01 by chance). Known things are meant to come near: judge copying by the other kinds.",
                 _table(

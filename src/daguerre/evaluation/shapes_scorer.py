@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daguerre.data.colours import PAINTS
-from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, Drawn, ShapesScene, ShapesSource
+from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, DrawnShape, ShapesDataset, ShapesScene
 from daguerre.errors import DaguerreError
 
 DRAWN = 40  # bytes by which a pixel differs from the background
@@ -25,17 +25,17 @@ BLOCKS = (COLOURS, SHAPES, tuple(PAINTS), (1, *COUNTS))
 COLOUR_WIDTH, OVERLAP_WIDTH = 12.0, 0.03  # of the distributions, in bytes and in shares
 
 
-class ShapesJudge:
+class ShapesScorer:
     """Embeds pictures and texts of drawn shapes in one space, as (N, 34) unit vectors."""
 
     name = "measured shapes"
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def embed_images(self, x: Tensor) -> Tensor:
         """Embed pictures (N, 3, H, W) in [−1, 1]."""
         pixels = ((x.movedim(1, -1).double() + 1) * 127.5).cpu().numpy()
         return F.normalize(torch.stack([torch.from_numpy(np.concatenate(_seen(picture))) for picture in pixels]).float(), dim=1)
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts such as "two red circles on a green background". Raises DaguerreError for one that names no colour and shape."""
         return F.normalize(torch.stack([torch.from_numpy(np.concatenate(_said(text))) for text in texts]).float(), dim=1)
 
@@ -117,8 +117,8 @@ def _overlaps(amount: np.ndarray) -> np.ndarray:
 @cache
 def _mask(shape: str) -> np.ndarray:
     """A shape in its unit square, (FINE, FINE) in [0, 1]."""
-    drawn = Drawn(shape, "black", (0, 0, 0), (0, 0, FINE, FINE))
-    return ShapesSource(FINE).masks(ShapesScene("single", (drawn,), ""))[0]
+    drawn = DrawnShape(shape, "black", (0, 0, 0), (0, 0, FINE, FINE))
+    return ShapesDataset(FINE).masks(ShapesScene("single", (drawn,), ""))[0]
 
 
 @cache

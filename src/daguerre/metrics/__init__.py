@@ -4,11 +4,20 @@
 pictures with training pictures, `codecs` gives JPEG and WebP of a given size to compare with, and `intervals` says how sure each number is.
 """
 
-from daguerre.metrics.distributions import KID, Gaussian, features_of, frechet, frechet_distance, halves, kernel_distance, squared_mmd
+from daguerre.metrics.distributions import (
+    KID,
+    Gaussian,
+    features_of,
+    frechet,
+    frechet_distance,
+    kernel_distance,
+    split_half_distance,
+    squared_mmd,
+)
 from daguerre.metrics.images import psnr, ssim
 from daguerre.metrics.intervals import Interval, bootstrap, proportion
 from daguerre.metrics.neighbours import Copying, Neighbours, copying, nearest_neighbours
-from daguerre.metrics.retrieval import clip_score, cosine, ranks, within
+from daguerre.metrics.retrieval import clip_score, cosine, ranks, recall_at
 
 __all__ = [
     "KID",
@@ -23,7 +32,7 @@ __all__ = [
     "features_of",
     "frechet",
     "frechet_distance",
-    "halves",
+    "split_half_distance",
     "kernel_distance",
     "nearest_neighbours",
     "proportion",
@@ -31,5 +40,5 @@ __all__ = [
     "ranks",
     "squared_mmd",
     "ssim",
-    "within",
+    "recall_at",
 ]

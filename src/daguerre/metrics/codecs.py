@@ -23,14 +23,14 @@ LARGEST = 16_383  # pixels on a side of a WebP
 
 
 @dataclass(frozen=True)
-class Coded:
+class EncodedImage:
     """x: the pictures (N, 3, H, W) in [−1, 1] as they come back; bytes: of the file that holds all of them."""
 
     x: Tensor
     bytes: int
 
 
-def coded(x: Tensor, codec: str, budget: int) -> Coded | None:
+def encode_with_codec(x: Tensor, codec: str, budget: int) -> EncodedImage | None:
     """Pictures x (N, 3, H, W) in [−1, 1] through a `codec` of OPTIONS, in at most `budget` bytes together, as well as it can; None where
     it has no file that small.
 
@@ -49,7 +49,7 @@ def coded(x: Tensor, codec: str, budget: int) -> Coded | None:
     for back, size in _fitting(picture, codec, budget):
         y = torch.from_numpy(np.array(back)).float() / 127.5 - 1
         y = y.reshape(rows, H, columns, W, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)[:N]
-        found.append(Coded(y, size))
+        found.append(EncodedImage(y, size))
     return min(found, key=lambda each: (each.x - x.float().cpu()).square().mean().item(), default=None)
 
 

@@ -98,7 +98,7 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     return (within[0] + within[1] - 2 * kernel(x, y).mean()).item()
 
 
-def halves(features: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
+def split_half_distance(features: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
     """Split features (N, D) at random into two of N // 2: what a distance between them is, is what the measure calls zero."""
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     half = len(features) // 2

@@ -23,7 +23,7 @@ def ranks(scores: Tensor, truth: Tensor) -> Tensor:
     return (~(true > scores)).sum(1) - 1  # less the truth itself, which never exceeds itself
 
 
-def within(ranks: Tensor, k: int) -> Tensor:
+def recall_at(ranks: Tensor, k: int) -> Tensor:
     """1 where a rank (N,) is among the best k, else 0, as (N,) float64; its mean is precision or recall at k."""
     return (ranks < k).double()
 

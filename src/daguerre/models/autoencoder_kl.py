@@ -31,17 +31,17 @@ class AutoencoderKLConfig:
     shift_factor: float = 0.0
 
 
-SD = AutoencoderKLConfig()
-SDXL = replace(SD, scaling_factor=0.13025)
-UPSCALER = replace(SD, channels=(128, 256, 512), scaling_factor=0.08333)
-KL_F4 = replace(SD, latent_channels=3, channels=(128, 256, 512), scaling_factor=1.0)
-KL_F8 = replace(SD, scaling_factor=1.0)
-KL_F16 = replace(SD, latent_channels=16, channels=(128, 128, 256, 256, 512), attention_levels=(4,), scaling_factor=1.0)
-KL_F32 = replace(SD, latent_channels=64, channels=(128, 128, 256, 256, 512, 512), attention_levels=(4, 5), scaling_factor=1.0)
+VAE_SD = AutoencoderKLConfig()
+VAE_SDXL = replace(VAE_SD, scaling_factor=0.13025)
+VAE_UPSCALER = replace(VAE_SD, channels=(128, 256, 512), scaling_factor=0.08333)
+KL_F4 = replace(VAE_SD, latent_channels=3, channels=(128, 256, 512), scaling_factor=1.0)
+KL_F8 = replace(VAE_SD, scaling_factor=1.0)
+KL_F16 = replace(VAE_SD, latent_channels=16, channels=(128, 128, 256, 256, 512), attention_levels=(4,), scaling_factor=1.0)
+KL_F32 = replace(VAE_SD, latent_channels=64, channels=(128, 128, 256, 256, 512, 512), attention_levels=(4, 5), scaling_factor=1.0)
 
 
 @dataclass(frozen=True)
-class Posterior:
+class DiagonalGaussian:
     """q(z|x) as a diagonal Gaussian over unscaled latents; mean and logvar are (B, Z, h, w)."""
 
     mean: Tensor
@@ -70,13 +70,13 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(Z, Z, 1) if config.post_quant_conv else None
 
     @property
-    def downsampling(self) -> int:
+    def downsample_factor(self) -> int:
         """f: how many times smaller than the picture the latent is, on a side."""
         return 2 ** (len(self.config.channels) - 1)
 
-    def moments(self, x: Tensor) -> Posterior:
+    def posterior(self, x: Tensor) -> DiagonalGaussian:
         """The posterior of pictures x (B, 3, H, W), unscaled. Raises DaguerreError where a side is not a multiple of f."""
-        f = self.downsampling
+        f = self.downsample_factor
         if x.shape[-2] % f or x.shape[-1] % f:
             raise DaguerreError(
                 f"The picture is {x.shape[-1]}×{x.shape[-2]}; for this autoencoder both sides must be multiples of {f}. Resize or crop it."
@@ -85,11 +85,11 @@ class AutoencoderKL(nn.Module):
         if self.quant_conv is not None:
             h = self.quant_conv(h)
         mean, logvar = h.chunk(2, dim=1)  # each (B, Z, H/f, W/f)
-        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+        return DiagonalGaussian(mean, logvar.clamp(-30.0, 20.0))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latent z of pictures x: a draw of the posterior with this noise (B, Z, H/f, W/f), or its mean where there is none."""
-        posterior = self.moments(x)
+        posterior = self.posterior(x)
         latent = posterior.mean if noise is None else posterior.sample(noise)
         return (latent - self.config.shift_factor) * self.config.scaling_factor
 
@@ -99,12 +99,12 @@ class AutoencoderKL(nn.Module):
         return self.decoder(latent if self.post_quant_conv is None else self.post_quant_conv(latent))
 
     def forward(
-        self, x: Tensor, noise: Tensor | None = None, between: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Posterior]:
+        self, x: Tensor, noise: Tensor | None = None, latent_transform: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, DiagonalGaussian]:
         """Reconstruction (B, 3, H, W) and posterior, for training; noise as in `encode`, `between` changes the latent before decoding."""
-        posterior = self.moments(x)
+        posterior = self.posterior(x)
         latent = posterior.mean if noise is None else posterior.sample(noise)
-        latent = latent if between is None else between(latent)
+        latent = latent if latent_transform is None else latent_transform(latent)
         return self.decoder(latent if self.post_quant_conv is None else self.post_quant_conv(latent)), posterior
 
     def compile(self, *args: Any, **options: Any) -> None:

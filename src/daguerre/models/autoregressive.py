@@ -50,8 +50,8 @@ class CodePrior(Protocol):
         grid: tuple[int, int],
         uniforms: Tensor,
         condition: Tensor | None = None,
-        how: Sampling = AS_TRAINED,
-        known: Tensor | None = None,
+        sampling: Sampling = AS_TRAINED,
+        prefix_rows: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Draw code grids, and yield them as they are after each row: (B, h, w) int64, zero where nothing is drawn yet.
 
@@ -60,28 +60,28 @@ class CodePrior(Protocol):
         ...
 
 
-def uniforms(sources: Sequence[torch.Generator], grid: tuple[int, int]) -> Tensor:
+def uniform_noise(sources: Sequence[torch.Generator], grid: tuple[int, int]) -> Tensor:
     """The randomness of one grid for each generator, (B, h·w) float64: row i depends on source i alone."""
     return torch.stack([torch.rand(grid[0] * grid[1], generator=source, dtype=torch.float64) for source in sources])
 
 
-def probabilities(logits: Tensor, how: Sampling) -> Tensor:
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution (B, K) float64 that codes are drawn from, of logits (B, K)."""
-    if how.temperature == 0:
+    if sampling.temperature == 0:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).double()
-    logits = logits.double() / how.temperature
-    if how.top_k is not None and how.top_k < logits.shape[-1]:
-        least = logits.topk(how.top_k, dim=-1).values[..., -1:]  # (B, 1)
+    logits = logits.double() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]  # (B, 1)
         logits = logits.masked_fill(logits < least, -math.inf)
     p = logits.softmax(dim=-1)
-    if how.top_p < 1:
+    if sampling.top_p < 1:
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(dim=-1) - ordered  # what likelier codes hold together; 0 for the first
-        p = p.scatter(-1, order, ordered.masked_fill(before >= how.top_p, 0.0))
+        p = p.scatter(-1, order, ordered.masked_fill(before >= sampling.top_p, 0.0))
     return p / p.sum(dim=-1, keepdim=True)
 
 
-def draw(p: Tensor, u: Tensor) -> Tensor:
+def sample_codes(p: Tensor, u: Tensor) -> Tensor:
     """The codes (B,) at which the cumulative distribution of p (B, K) passes u (B,) in [0, 1)."""
     reached = p.cumsum(dim=-1)
     below = (u.to(p)[:, None] * reached[:, -1:]).contiguous()
@@ -101,7 +101,7 @@ def bits_per_pixel(bits: Tensor, downsampling: int) -> Tensor:
     return bits / downsampling**2
 
 
-def begun(grid: tuple[int, int], uniforms: Tensor, known: Tensor | None) -> tuple[Tensor, int]:
+def init_grid(grid: tuple[int, int], uniforms: Tensor, prefix_rows: Tensor | None) -> tuple[Tensor, int]:
     """An empty grid (B, h, w) with its known rows in place, and the number of the first row to be drawn.
 
     Raises:
@@ -112,23 +112,25 @@ def begun(grid: tuple[int, int], uniforms: Tensor, known: Tensor | None) -> tupl
     if uniforms.shape != (B, h * w):
         raise DaguerreError(f"A grid of {h}×{w} codes needs {h * w} random numbers for each picture; {uniforms.shape[1]} were given.")
     codes = torch.zeros(B, h, w, dtype=torch.long, device=uniforms.device)
-    if known is None:
+    if prefix_rows is None:
         return codes, 0
-    if known.shape[0] != B or known.shape[2] != w or known.shape[1] > h:
-        raise DaguerreError(f"The known rows are {tuple(known.shape)}; for {B} grids of {h}×{w} they must be ({B}, at most {h}, {w}).")
-    codes[:, : known.shape[1]] = known
-    return codes, known.shape[1]
+    if prefix_rows.shape[0] != B or prefix_rows.shape[2] != w or prefix_rows.shape[1] > h:
+        raise DaguerreError(
+            f"The known rows are {tuple(prefix_rows.shape)}; for {B} grids of {h}×{w} they must be ({B}, at most {h}, {w})."
+        )
+    codes[:, : prefix_rows.shape[1]] = prefix_rows
+    return codes, prefix_rows.shape[1]
 
 
 @torch.no_grad()
-def raster(
-    prior: CodePrior, grid: tuple[int, int], uniforms: Tensor, condition: Tensor | None, how: Sampling, known: Tensor | None
+def sample_raster(
+    prior: CodePrior, grid: tuple[int, int], uniforms: Tensor, condition: Tensor | None, sampling: Sampling, prefix_rows: Tensor | None
 ) -> Iterator[Tensor]:
     """`CodePrior.sample` for priors that read a whole grid at once: one evaluation for each code."""
     h, w = grid
-    codes, first = begun(grid, uniforms, known)
+    codes, first = init_grid(grid, uniforms, prefix_rows)
     for i in range(first, h):
         for j in range(w):
             logits = prior(codes, condition)[:, i, j]  # (B, K)
-            codes[:, i, j] = draw(probabilities(logits, how), uniforms[:, i * w + j])
+            codes[:, i, j] = sample_codes(probabilities(logits, sampling), uniforms[:, i * w + j])
         yield codes.clone()

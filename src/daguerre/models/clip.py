@@ -87,7 +87,7 @@ class VisionStates(NamedTuple):
     projected: Tensor | None  # (B, P)
 
 
-class Embeddings(NamedTuple):
+class CLIPOutput(NamedTuple):
     """Unit vectors of captions and pictures in the common space."""
 
     text: Tensor  # (B, P)
@@ -100,7 +100,7 @@ class Embeddings(NamedTuple):
         return self.scale * self.text @ self.image.T
 
 
-class Attention(nn.Module):
+class CLIPAttention(nn.Module):
     """Multi-head self-attention, softmax(q k^T / sqrt(width / heads)) v (Vaswani et al. 2017, arXiv:1706.03762, section 3.2)."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
@@ -118,7 +118,7 @@ class Attention(nn.Module):
         return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
-class MLP(nn.Module):
+class CLIPMLP(nn.Module):
     """Two linear layers around a GELU, or around x * sigmoid(1.702 x), with which the first CLIP models were trained."""
 
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
@@ -132,14 +132,14 @@ class MLP(nn.Module):
         return self.fc2(h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h))
 
 
-class Block(nn.Module):
+class CLIPBlock(nn.Module):
     """One pre-norm transformer block."""
 
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, causal: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(config.width, config.heads, causal=causal)
+        self.self_attn = CLIPAttention(config.width, config.heads, causal=causal)
         self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = MLP(config.width, config.mlp_width, config.activation)
+        self.mlp = CLIPMLP(config.width, config.mlp_width, config.activation)
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Block(nn.Module):
         return h + self.mlp(self.layer_norm2(h))
 
 
-class Encoder(nn.Module):
+class CLIPEncoder(nn.Module):
     """The stack of blocks, started as CLIP starts it: what enters the residual stream is smaller the deeper the stack."""
 
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, causal: bool) -> None:
@@ -156,7 +156,7 @@ class Encoder(nn.Module):
             raise DaguerreError(f"A CLIP tower of width {config.width} cannot have {config.heads} heads; the heads must divide the width.")
         if config.activation not in ("quick_gelu", "gelu"):
             raise DaguerreError(f"CLIP has no activation {config.activation!r}; give 'quick_gelu' or 'gelu'.")
-        self.layers = nn.ModuleList(Block(config, causal=causal) for _ in range(config.layers))
+        self.layers = nn.ModuleList(CLIPBlock(config, causal=causal) for _ in range(config.layers))
         into_residual = (2 * config.width * config.layers) ** -0.5
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -197,7 +197,7 @@ class TextTower(nn.Module):
         self.length = config.length
         self.eos = config.eos
         self.embeddings = TextEmbeddings(config)
-        self.encoder = Encoder(config, causal=True)
+        self.encoder = CLIPEncoder(config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
@@ -233,7 +233,7 @@ class VisionTower(nn.Module):
         self.shape = (config.channels, config.size, config.size)
         self.embeddings = VisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)
-        self.encoder = Encoder(config, causal=False)
+        self.encoder = CLIPEncoder(config, causal=False)
         self.post_layernorm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -322,9 +322,9 @@ class CLIP(nn.Module):
         """Unit vectors (B, P) of pictures (B, C, size, size)."""
         return F.normalize(self.visual_projection(self.vision_model(x)[-1]), dim=-1)
 
-    def forward(self, ids: Tensor, x: Tensor) -> Embeddings:
+    def forward(self, ids: Tensor, x: Tensor) -> CLIPOutput:
         """Embed token ids (B, L) and pictures (B', C, size, size); `.logits` of the result are the scaled cosines (B, B')."""
-        return Embeddings(self.embed_text(ids), self.embed_image(x), self.logit_scale.exp())
+        return CLIPOutput(self.embed_text(ids), self.embed_image(x), self.logit_scale.exp())
 
 
 def _projection(width: int, to: int) -> nn.Linear:

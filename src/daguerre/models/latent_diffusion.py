@@ -18,7 +18,7 @@ class Autoencoder(Protocol):
     """What sampling asks for: pictures (B, 3, H, W) in [−1, 1] to latents (B, Z, H/f, W/f) of about unit variance, and back."""
 
     @property
-    def downsampling(self) -> int: ...
+    def downsample_factor(self) -> int: ...
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor: ...
 
@@ -39,12 +39,12 @@ class LatentDiffusion:
     schedule: Schedule
     prediction: Prediction
     name: str
-    size: int = 512
-    guidance: float = 5.0
+    sample_size: int = 512
+    default_guidance: float = 5.0
     files: tuple[Path, ...] = ()
-    low_resolution: Schedule | None = None
+    low_res_schedule: Schedule | None = None
     refiner: "LatentDiffusion | None" = None
-    in_turns: torch.dtype | None = None
+    unet_offload_dtype: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:

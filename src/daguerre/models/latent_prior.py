@@ -24,7 +24,7 @@ Prior = TransformerPrior | PixelCNN | PixelSNAIL
 
 
 @dataclass(frozen=True)
-class Told:
+class PriorInputs:
     """What is asked for: a text for each of B pictures, which may be empty; the rows and columns of their codes; and a map, where there
     is one, (1 or B, 3, H, W) in [−1, 1]."""
 
@@ -45,7 +45,7 @@ class Prefix(Protocol):
     @property
     def tokens(self) -> int: ...
 
-    def __call__(self, told: Told) -> Tensor | None: ...
+    def __call__(self, told: PriorInputs) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LatentPrior:
     autoencoder: VQModel
     prefix: Prefix
     name: str
-    size: int
+    sample_size: int
     files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class LatentPrior:
             raise DaguerreError(f"The prior is over {self.prior.config.codes} codes, the first stage has {codes}.")
 
     @property
-    def least(self) -> tuple[int, int]:
+    def min_grid(self) -> tuple[int, int]:
         """Rows and columns of the smallest grid that is drawn: a transformer's window, any for the others."""
         return self.prior.config.grid if isinstance(self.prior, TransformerPrior) else (1, 1)
 

@@ -15,7 +15,7 @@ from daguerre.errors import DaguerreError
 
 
 @dataclass(frozen=True)
-class LDMTextConfig:
+class LDMBertConfig:
     """Shape of the tower; the defaults are the 1.4 billion parameter model's. Heads need not divide the width."""
 
     vocab_size: int = 30522
@@ -27,10 +27,10 @@ class LDMTextConfig:
     mlp_width: int = 5120
 
 
-class Attention(nn.Module):
+class LDMBertAttention(nn.Module):
     """Multi-head self-attention over all places, of an inner width of its own."""
 
-    def __init__(self, config: LDMTextConfig) -> None:
+    def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
         inner = config.heads * config.head_width
         self.heads = config.heads
@@ -45,13 +45,13 @@ class Attention(nn.Module):
         return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
-class Block(nn.Module):
+class LDMBertBlock(nn.Module):
     """Attention and feed-forward, each behind its norm."""
 
-    def __init__(self, config: LDMTextConfig) -> None:
+    def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(config.width)
-        self.self_attn = Attention(config)
+        self.self_attn = LDMBertAttention(config)
         self.final_layer_norm = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
@@ -61,14 +61,14 @@ class Block(nn.Module):
         return h + self.fc2(F.gelu(self.fc1(self.final_layer_norm(h))))
 
 
-class Tower(nn.Module):
+class LDMBertTower(nn.Module):
     """Token ids to states."""
 
-    def __init__(self, config: LDMTextConfig) -> None:
+    def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.embed_positions = nn.Embedding(config.length, config.width)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(LDMBertBlock(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -78,13 +78,13 @@ class Tower(nn.Module):
         return self.layer_norm(h)
 
 
-class LDMText(nn.Module):
+class LDMBert(nn.Module):
     """The tower, and the logits it was given but diffusion does not use."""
 
-    def __init__(self, config: LDMTextConfig) -> None:
+    def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Tower(config)
+        self.model = LDMBertTower(config)
         self.to_logits = nn.Linear(config.width, config.vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:

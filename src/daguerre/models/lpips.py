@@ -99,7 +99,7 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(dim=0)
 
 
-class EncoderLevels(nn.Module):
+class EncoderFeatures(nn.Module):
     """The states of an autoencoder's encoder after each of its levels, as features for `FeatureDistance`."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -114,7 +114,7 @@ class EncoderLevels(nn.Module):
         return states
 
 
-class TowerMaps(nn.Module):
+class VisionFeatureMaps(nn.Module):
     """The patches' states after each block of a CLIP's vision tower, as features for `FeatureDistance`."""
 
     mean: Tensor

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, raster
-from daguerre.models.vector_quantizer import within
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, sample_raster
+from daguerre.models.vector_quantizer import check_codes
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class PixelCNN(nn.Module):
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits (B, h, w, K) of codes (B, h, w), each given the class and the codes before it. Raises DaguerreError for wrong ones."""
-        label = labels(condition, self.config.classes, len(codes))
-        above = row = self.embed(within(codes, self.config.codes)).movedim(-1, 1)  # (B, C, h, w)
+        label = class_labels(condition, self.config.classes, len(codes))
+        above = row = self.embed(check_codes(codes, self.config.codes)).movedim(-1, 1)  # (B, C, h, w)
         for layer in self.layers:
             above, row = layer(above, row, label)
             row = self.drop(row)
@@ -113,14 +113,14 @@ class PixelCNN(nn.Module):
         grid: tuple[int, int],
         uniforms: Tensor,
         condition: Tensor | None = None,
-        how: Sampling = AS_TRAINED,
-        known: Tensor | None = None,
+        sampling: Sampling = AS_TRAINED,
+        prefix_rows: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Draw grids (B, h, w) of any size; see `CodePrior`."""
-        return raster(self, grid, uniforms, condition, how, known)
+        return sample_raster(self, grid, uniforms, condition, sampling, prefix_rows)
 
 
-def labels(condition: Tensor | None, classes: int, batch: int) -> Tensor | None:
+def class_labels(condition: Tensor | None, classes: int, batch: int) -> Tensor | None:
     """The class of each picture, (B,), of a condition (B,) or (B, 1); None where there are no classes.
 
     Raises:

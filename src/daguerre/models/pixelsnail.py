@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, raster
-from daguerre.models.pixelcnn import CausalConv, labels, shift_down, shift_right
-from daguerre.models.vector_quantizer import within
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, sample_raster
+from daguerre.models.pixelcnn import CausalConv, class_labels, shift_down, shift_right
+from daguerre.models.vector_quantizer import check_codes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ResidualConv(nn.Module):
         return x + F.glu(h, dim=1)
 
 
-class AttentionBefore(nn.Module):
+class StrictCausalAttention(nn.Module):
     """Attention of each place over the places strictly before it, and over a nothing of zeros, which the first place has alone."""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
@@ -79,14 +79,14 @@ class AttentionBefore(nn.Module):
         return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)  # (B, heads, hw, d)
 
 
-class Block(nn.Module):
+class PixelSNAILBlock(nn.Module):
     """Residual convolutions, attention, and a network that joins them."""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()
         C = config.width
         self.convolutions = nn.ModuleList(ResidualConv(config) for _ in range(config.layers))
-        self.attention = AttentionBefore(config)
+        self.attention = StrictCausalAttention(config)
         self.join = nn.Conv2d(2 * C, C, 1)
         self.out = nn.Conv2d(C, C, 1)
 
@@ -108,14 +108,14 @@ class PixelSNAIL(nn.Module):
         self.embed = nn.Embedding(config.codes, C)
         self.above = CausalConv(C, C, reach, config.kernel + 2, left=False)
         self.left = CausalConv(C, C, reach, reach, left=True)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(PixelSNAILBlock(config) for _ in range(config.blocks))
         self.head = nn.Conv2d(C, config.codes, 1)
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits (B, h, w, K) of codes (B, h, w), each given the class and the codes before it. Raises DaguerreError for wrong ones."""
-        label = labels(condition, self.config.classes, len(codes))
-        content = self.embed(within(codes, self.config.codes)).movedim(-1, 1)  # (B, C, h, w)
-        places = coordinates(content)  # (B, 2, h, w)
+        label = class_labels(condition, self.config.classes, len(codes))
+        content = self.embed(check_codes(codes, self.config.codes)).movedim(-1, 1)  # (B, C, h, w)
+        places = coordinate_channels(content)  # (B, 2, h, w)
         x = shift_down(self.above(content)) + shift_right(self.left(content))  # (B, C, h, w), only what comes before
         for block in self.blocks:
             x = block(x, content, places, label)
@@ -126,14 +126,14 @@ class PixelSNAIL(nn.Module):
         grid: tuple[int, int],
         uniforms: Tensor,
         condition: Tensor | None = None,
-        how: Sampling = AS_TRAINED,
-        known: Tensor | None = None,
+        sampling: Sampling = AS_TRAINED,
+        prefix_rows: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Draw grids (B, h, w) of any size; see `CodePrior`."""
-        return raster(self, grid, uniforms, condition, how, known)
+        return sample_raster(self, grid, uniforms, condition, sampling, prefix_rows)
 
 
-def coordinates(x: Tensor) -> Tensor:
+def coordinate_channels(x: Tensor) -> Tensor:
     """Row and column of each place of x (B, C, h, w), from −½ to ½: (B, 2, h, w)."""
     rows, columns = (torch.linspace(-0.5, 0.5, n, device=x.device, dtype=x.dtype) for n in x.shape[2:])
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(x), -1, -1, -1)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, begun, draw, probabilities
-from daguerre.models.vector_quantizer import within
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, init_grid, probabilities, sample_codes
+from daguerre.models.vector_quantizer import check_codes
 from daguerre.nn.attention import Attention
 
 
@@ -37,13 +37,13 @@ class TransformerPriorConfig:
     dropout: float = 0.0
 
 
-FACES = TransformerPriorConfig()  # coordinates as condition; depth to ImageNet pictures has the same shape
-SCENES_COCO = TransformerPriorConfig(codes=8192, length=348, width=1408, layers=40, dropout=0.1)
-SCENES_OPEN_IMAGES = replace(SCENES_COCO, width=1536, layers=36)
-IMAGENET = TransformerPriorConfig(codes=16384, length=256, width=1536, layers=48, heads=24)  # one class token first
+PRIOR_FACES = TransformerPriorConfig()  # coordinates as condition; depth to ImageNet pictures has the same shape
+PRIOR_SCENES_COCO = TransformerPriorConfig(codes=8192, length=348, width=1408, layers=40, dropout=0.1)
+PRIOR_SCENES_OPEN_IMAGES = replace(PRIOR_SCENES_COCO, width=1536, layers=36)
+PRIOR_IMAGENET = TransformerPriorConfig(codes=16384, length=256, width=1536, layers=48, heads=24)  # one class token first
 
 
-class Cache:
+class KVCache:
     """The keys and values of the tokens read so far, for every layer."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class CausalAttention(Attention):
         super().__init__(width, heads, bias=True)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, context: Tensor | None = None, cache: Cache | None = None, layer: int = 0, capacity: int = 0) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, cache: KVCache | None = None, layer: int = 0, capacity: int = 0) -> Tensor:
         """x: (B, L, C), the tokens after those in the cache. There is no other context. Returns (B, L, C)."""
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v))  # (B, heads, L, d)
         if cache is not None:
@@ -80,7 +80,7 @@ class CausalAttention(Attention):
         return self.to_out(y.transpose(1, 2).flatten(2))  # (B, L, C)
 
 
-class Block(nn.Module):
+class PriorBlock(nn.Module):
     """Attention and feed-forward, each behind its norm."""
 
     def __init__(self, config: TransformerPriorConfig) -> None:
@@ -92,7 +92,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, h: Tensor, cache: Cache | None, layer: int, capacity: int) -> Tensor:
+    def forward(self, h: Tensor, cache: KVCache | None, layer: int, capacity: int) -> Tensor:
         h = h + self.drop(self.attn(self.ln1(h), cache=cache, layer=layer, capacity=capacity))
         return h + self.drop(self.mlp(self.ln2(h)))
 
@@ -106,7 +106,7 @@ class TransformerPrior(nn.Module):
         self.tok_emb = nn.Embedding(config.codes + config.condition_codes, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.length, config.width))
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(PriorBlock(config) for _ in range(config.layers))
         self.ln_f = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.codes, bias=False)
         for module in self.modules():
@@ -115,7 +115,7 @@ class TransformerPrior(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def read(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def read(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, L, K) of the code after each of the tokens ids (B, L); they follow those in the cache, which learns them.
 
         Raises:
@@ -145,12 +145,12 @@ class TransformerPrior(nn.Module):
             condition = torch.zeros(batch, 1, dtype=torch.long, device=self.pos_emb.device)
         if len(condition) != batch:
             raise DaguerreError(f"There are {len(condition)} conditions for {batch} pictures; give one for each.")
-        return within(condition.flatten(1), own or self.config.codes) + (self.config.codes if own else 0)
+        return check_codes(condition.flatten(1), own or self.config.codes) + (self.config.codes if own else 0)
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits (B, h, w, K) of codes (B, h, w), each given the condition and the codes before it."""
         prefix = self.prefix(condition, len(codes))  # (B, P)
-        ids = torch.cat([prefix, within(codes, self.config.codes).flatten(1)[:, :-1]], dim=1)  # (B, P + hw − 1)
+        ids = torch.cat([prefix, check_codes(codes, self.config.codes).flatten(1)[:, :-1]], dim=1)  # (B, P + hw − 1)
         return self.read(ids)[:, prefix.shape[1] - 1 :].unflatten(1, codes.shape[1:])
 
     @torch.no_grad()
@@ -159,8 +159,8 @@ class TransformerPrior(nn.Module):
         grid: tuple[int, int],
         uniforms: Tensor,
         condition: Tensor | None = None,
-        how: Sampling = AS_TRAINED,
-        known: Tensor | None = None,
+        sampling: Sampling = AS_TRAINED,
+        prefix_rows: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Draw grids (B, h, w) of at least the window's size; yields them after each row, zero where nothing is drawn yet.
 
@@ -178,20 +178,20 @@ class TransformerPrior(nn.Module):
                 f"The map has {condition.shape[1]}×{condition.shape[2]} codes and the picture {h}×{w}; "
                 "beyond the size that the prior was trained on they must be equal."
             )
-        codes, first = begun(grid, uniforms, known)
-        cache, corner, read = Cache(), None, 0  # the window's corner, and how many of its codes the cache has read
+        codes, first = init_grid(grid, uniforms, prefix_rows)
+        cache, corner, read = KVCache(), None, 0  # the window's corner, and how many of its codes the cache has read
         for i in range(first, h):
             for j in range(w):
-                here, place = window(i, j, grid, self.config.grid)
+                here, place = window_corner(i, j, grid, self.config.grid)
                 if here != corner or place != read + 1:
-                    cache, corner = Cache(), here
-                    before = self.prefix(inside(condition, here, (wh, ww), grid), len(codes))  # (B, P)
+                    cache, corner = KVCache(), here
+                    before = self.prefix(crop_condition(condition, here, (wh, ww), grid), len(codes))  # (B, P)
                     ids = torch.cat([before, self._seen(codes, here)[:, :place]], dim=1)  # (B, P + place)
                 else:
                     ids = self._seen(codes, here)[:, place - 1 : place]  # (B, 1)
                 read = place
-                p = probabilities(self.read(ids, cache)[:, -1], how)  # (B, K)
-                codes[:, i, j] = draw(p, uniforms[:, i * w + j])
+                p = probabilities(self.read(ids, cache)[:, -1], sampling)  # (B, K)
+                codes[:, i, j] = sample_codes(p, uniforms[:, i * w + j])
             yield codes.clone()
 
     def _seen(self, codes: Tensor, corner: tuple[int, int]) -> Tensor:
@@ -200,14 +200,14 @@ class TransformerPrior(nn.Module):
         return codes[:, i : i + wh, j : j + ww].flatten(1)
 
 
-def inside(condition: Tensor | None, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> Tensor | None:
+def crop_condition(condition: Tensor | None, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> Tensor | None:
     """What the window at `corner` is told: its part of a map of the picture's size (B, h, w), or all of any other condition."""
     if condition is None or condition.ndim != 3 or tuple(condition.shape[1:]) != grid:
         return condition
     return condition[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
 
 
-def window(i: int, j: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+def window_corner(i: int, j: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """The window in which the code at row i, column j is drawn: its corner, and the code's place in it in raster order.
 
     The code stands in the window's middle, except near the picture's border, where the window stays inside.
@@ -216,7 +216,7 @@ def window(i: int, j: int, grid: tuple[int, int], size: tuple[int, int]) -> tupl
     return (corner[0], corner[1]), (i - corner[0]) * size[1] + j - corner[1]
 
 
-def coordinates(height: int, width: int, *, codes: int = 1024, downsampling: int = 16) -> Tensor:
+def coordinate_codes(height: int, width: int, *, codes: int = 1024, downsampling: int = 16) -> Tensor:
     """The place of each code in its picture as a code of its own, (1, h, w): the condition where data is not alike everywhere.
 
     Pixels are numbered in raster order from 0 to 1, and averaged over each patch (Esser et al. 2021, section 4.3).

@@ -19,7 +19,7 @@ from daguerre.nn.embeddings import EmbeddingMLP, sinusoidal
 from daguerre.nn.norm import GroupNormSiLU
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
-from daguerre.nn.voices import repeated
+from daguerre.nn.voices import repeat_to_batch
 
 
 @dataclass(frozen=True)
@@ -223,21 +223,23 @@ class UNet(nn.Module):
         batch = len(x)
         emb = self._embed(t.expand(batch), cond, x.dtype)  # (B, E)
         x = x if cond.concat is None else torch.cat([x, cond.concat], dim=1)
-        h = self.conv_in(x[: batch // self._alike(cond)])  # (B, C_0, H, W), or one voice's share until the context is first looked at
+        h = self.conv_in(
+            x[: batch // self._shared_branches(cond)]
+        )  # (B, C_0, H, W), or one voice's share until the context is first looked at
         skips = [h]
         for block in self.down_blocks:
             h = block(h, emb, cond.context, skips)  # (B, C_i, H/2^i, W/2^i)
         h = self.mid_block(h, emb, cond.context)
         if control is not None:
-            skips = [repeated(skip, batch) + residual for skip, residual in zip(skips, control[:-1], strict=True)]
-            h = repeated(h, batch) + control[-1]
+            skips = [repeat_to_batch(skip, batch) + residual for skip, residual in zip(skips, control[:-1], strict=True)]
+            h = repeat_to_batch(h, batch) + control[-1]
         for block in self.up_blocks:
             h = block(h, emb, cond.context, skips)  # (B, C_i, H/2^i, W/2^i)
-        return repeated(self.conv_out(self.conv_norm_out(h)), batch)  # (B, C_out, H, W)
+        return repeat_to_batch(self.conv_out(self.conv_norm_out(h)), batch)  # (B, C_out, H, W)
 
-    def _alike(self, cond: Conditioning) -> int:
+    def _shared_branches(self, cond: Conditioning) -> int:
         """How many shares of the batch begin alike: all voices, if they differ in the context alone."""
-        return cond.voices if cond.vector is None and cond.concat is None and cond.label is None else 1
+        return cond.num_conditions if cond.vector is None and cond.concat is None and cond.label is None else 1
 
     def _embed(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
         config = self.config

@@ -22,24 +22,24 @@ SMOOTHING = 1e-5  # of the counts, so that no average is divided by zero
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """kind: what moves the codebook: "nearest" the loss, "average" the moving average of what falls to each code, "gumbel" the gradient
+    """kind: what moves the codebook: "nearest" the loss, "ema" the moving average of what falls to each code, "gumbel" the gradient
     of relaxed draws. loss: "legacy" puts β on the codebook's term instead of the encoder's, as the published models were trained.
     revive: codes that on average fewer places of a batch than this fall to are moved onto a random place's latent; 0 is never.
     """
 
     codes: int = 1024
     width: int = 256
-    kind: Literal["nearest", "average", "gumbel"] = "nearest"
+    kind: Literal["nearest", "ema", "gumbel"] = "nearest"
     loss: Literal["paper", "legacy"] = "paper"
     beta: float = 0.25
     decay: float = 0.99  # of the averages, per batch
-    revive: float = 0.0
+    dead_code_threshold: float = 0.0
     kl: float = 5e-4  # "gumbel": weight of the divergence from uniform codes
 
     def __post_init__(self) -> None:
         if self.codes < 1 or self.width < 1:
             raise DaguerreError(f"A codebook of {self.codes} codes of width {self.width} is empty; both must be 1 or more.")
-        if self.kind == "gumbel" and self.revive:
+        if self.kind == "gumbel" and self.dead_code_threshold:
             raise DaguerreError("A codebook of kind 'gumbel' has no distances, so no code can be revived; set revive to 0.")
 
 
@@ -59,10 +59,10 @@ class VectorQuantizer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.codes, config.width)
         nn.init.uniform_(self.embedding.weight, -1 / config.codes, 1 / config.codes)
-        if config.revive or config.kind == "average":
+        if config.dead_code_threshold or config.kind == "ema":
             # How many places of a batch fall to each code, on average; the start gives each some hundred batches before it is dead.
             self.embedding.register_buffer("cluster_size", torch.ones(config.codes))
-        if config.kind == "average":
+        if config.kind == "ema":
             self.embedding.weight.requires_grad_(False)
             self.embedding.register_buffer("embed_avg", self.embedding.weight.detach().clone())
 
@@ -76,7 +76,7 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The vectors (B, D, h, w) of codes (B, h, w). Raises DaguerreError for a code beyond the codebook."""
-        return self.embedding(within(codes, self.config.codes)).movedim(-1, 1)
+        return self.embedding(check_codes(codes, self.config.codes)).movedim(-1, 1)
 
     def forward(self, z: Tensor) -> Quantized:
         """z: (B, D, h, w). In training mode counts and averages move, too, after the codes were looked up."""
@@ -87,37 +87,37 @@ class VectorQuantizer(nn.Module):
             to_codes, to_encoder = F.mse_loss(e, z.detach()), F.mse_loss(z, e.detach())
             beta = self.config.beta
             loss = to_encoder + beta * to_codes if self.config.loss == "legacy" else to_codes + beta * to_encoder
-            if self.config.kind == "average":
+            if self.config.kind == "ema":
                 loss = beta * to_encoder
             if self.training:
                 self._learn(z.detach(), codes)
             return Quantized(e.detach() + (z - z.detach()), codes, loss)  # exactly a code's vector; the bracket is zero with gradient one
 
     @torch.no_grad()
-    def spread(self, z: Tensor, draw: torch.Generator) -> None:
+    def init_codebook_from(self, z: Tensor, draw: torch.Generator) -> None:
         """Put each code onto the latent of some place of z (B, D, h, w), so that none starts far from the encoder."""
         rows = z.float().movedim(1, -1).flatten(0, -2)  # (N, D)
         chosen = torch.randint(len(rows), (self.config.codes,), generator=draw)
         self.embedding.weight.copy_(_of_first_process(rows[chosen.to(rows.device)]))
-        if self.config.kind == "average":
+        if self.config.kind == "ema":
             self.embedding.get_buffer("embed_avg").copy_(self.embedding.weight)
 
     @torch.no_grad()
     def _learn(self, z: Tensor, codes: Tensor) -> None:
-        if not (self.config.revive or self.config.kind == "average"):
+        if not (self.config.dead_code_threshold or self.config.kind == "ema"):
             return
         rows, flat = z.movedim(1, -1).flatten(0, -2), codes.flatten()  # (N, D), (N,)
         K, decay, tables = self.config.codes, self.config.decay, [self.embedding.weight]
         counts = _over_processes(torch.bincount(flat, minlength=K).to(rows))  # (K,)
         size = self.embedding.get_buffer("cluster_size").lerp_(counts, 1 - decay)
-        if self.config.kind == "average":
+        if self.config.kind == "ema":
             sums = _over_processes(torch.zeros_like(tables[0]).index_add_(0, flat, rows))  # (K, D)
             total = self.embedding.get_buffer("embed_avg").lerp_(sums, 1 - decay)
             smooth = (size + SMOOTHING) / (size.sum() + K * SMOOTHING) * size.sum()
             tables[0].copy_(total / smooth[:, None])
             tables.append(total)
-        if self.config.revive:
-            dead = size < self.config.revive  # (K,)
+        if self.config.dead_code_threshold:
+            dead = size < self.config.dead_code_threshold  # (K,)
             found = _of_first_process(rows[torch.randint(len(rows), (K,)).to(rows.device)])  # (K, D)
             for table in tables:
                 table[dead] = found[dead]
@@ -144,7 +144,7 @@ class GumbelQuantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The vectors (B, D, h, w) of codes (B, h, w). Raises DaguerreError for a code beyond the codebook."""
-        return self.embed(within(codes, self.config.codes)).movedim(-1, 1)
+        return self.embed(check_codes(codes, self.config.codes)).movedim(-1, 1)
 
     def forward(self, z: Tensor) -> Quantized:
         """z: (B, D, h, w)."""
@@ -159,7 +159,7 @@ class GumbelQuantizer(nn.Module):
             return Quantized(torch.einsum("bkhw,kd->bdhw", drawn, self.embed.weight), drawn.argmax(dim=1), loss)
 
 
-def quantizer(config: QuantizerConfig) -> VectorQuantizer | GumbelQuantizer:
+def build_quantizer(config: QuantizerConfig) -> VectorQuantizer | GumbelQuantizer:
     """The module of a configuration."""
     return GumbelQuantizer(config) if config.kind == "gumbel" else VectorQuantizer(config)
 
@@ -177,7 +177,7 @@ def code_use(codes: Tensor, size: int) -> CodeUse:
     return CodeUse(torch.special.entr(counts / counts.sum()).sum().exp(), (counts > 0).double().mean())
 
 
-def within(codes: Tensor, size: int) -> Tensor:
+def check_codes(codes: Tensor, size: int) -> Tensor:
     """The same codes. Raises DaguerreError unless all of them lie in [0, size)."""
     if codes.numel() and (codes.min() < 0 or codes.max() >= size):
         raise DaguerreError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.vector_quantizer import QuantizerConfig, quantizer
+from daguerre.models.vector_quantizer import QuantizerConfig, build_quantizer
 from daguerre.nn.encoder_decoder import Decoder, Encoder
 
 
@@ -51,7 +51,7 @@ VQ_F8_256 = replace(VQ_F8, quantizer=QuantizerConfig(codes=256, width=4))
 VQ_F16 = VQModelConfig(QuantizerConfig(codes=16384, width=8), latent_channels=8)
 
 
-class Rebuilt(NamedTuple):
+class VQOutput(NamedTuple):
     """x: the reconstruction (B, 3, H, W); codes (B, h, w) int64; loss: the quantizer's, ()."""
 
     x: Tensor
@@ -69,12 +69,12 @@ class VQModel(nn.Module):
         Z, D = config.latent_channels, config.quantizer.width
         self.encoder = Encoder(config.in_channels, Z, config.channels, config.blocks, **shape)
         self.quant_conv = nn.Conv2d(Z, D, 1)
-        self.quantize = quantizer(config.quantizer)
+        self.quantize = build_quantizer(config.quantizer)
         self.post_quant_conv = nn.Conv2d(D, Z, 1)
         self.decoder = Decoder(Z, config.out_channels, config.channels, config.blocks, **shape)
 
     @property
-    def downsampling(self) -> int:
+    def downsample_factor(self) -> int:
         """f: how many times smaller than the picture the grid of codes is, on a side."""
         return 2 ** (len(self.config.channels) - 1)
 
@@ -90,7 +90,7 @@ class VQModel(nn.Module):
         """Pictures (B, 3, H, W), about [−1, 1] and not clamped, of scaled latents z (B, D, h, w): the nearest codes are decoded."""
         return self.decode_codes(self.quantize.nearest(z / self.config.scaling_factor))
 
-    def codes(self, x: Tensor) -> Tensor:
+    def encode_codes(self, x: Tensor) -> Tensor:
         """The codes (B, H/f, W/f) int64 of pictures x. Raises DaguerreError where a side is not a multiple of f."""
         return self.quantize.nearest(self._before(x))
 
@@ -98,14 +98,14 @@ class VQModel(nn.Module):
         """Pictures (B, 3, H, W) of codes (B, h, w). Raises DaguerreError for a code beyond the codebook."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
 
-    def forward(self, x: Tensor, quantized: bool = True) -> Rebuilt:
+    def forward(self, x: Tensor, quantized: bool = True) -> VQOutput:
         """For training: x through the codebook and back, with gradients; or past the codebook, which is then only asked for the codes."""
         before = self._before(x)
         if not quantized:
             zero = torch.stack([0 * each.sum() for each in self.quantize.parameters()]).sum()  # processes that train together miss none
-            return Rebuilt(self.decoder(self.post_quant_conv(before)), self.quantize.nearest(before), zero)
+            return VQOutput(self.decoder(self.post_quant_conv(before)), self.quantize.nearest(before), zero)
         z, codes, loss = self.quantize(before)
-        return Rebuilt(self.decoder(self.post_quant_conv(z)), codes, loss)
+        return VQOutput(self.decoder(self.post_quant_conv(z)), codes, loss)
 
     @property
     def last_layer(self) -> Tensor:
@@ -113,7 +113,7 @@ class VQModel(nn.Module):
         return self.decoder.conv_out.weight
 
     def _before(self, x: Tensor) -> Tensor:
-        f = self.downsampling
+        f = self.downsample_factor
         if x.shape[-2] % f or x.shape[-1] % f:
             raise DaguerreError(
                 f"The picture is {x.shape[-1]}×{x.shape[-2]}; for this autoencoder both sides must be multiples of {f}. Resize or crop it."

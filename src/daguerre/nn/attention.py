@@ -10,33 +10,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu.threads import waits_calmly
+from daguerre.nn.cpu.threads import omp_wait_is_passive
 from daguerre.nn.norm import GroupNorm
-from daguerre.nn.voices import repeated
+from daguerre.nn.voices import repeat_to_batch
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a spatial transformer, whatever the residual blocks use
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v -> answers, as `attend`
 SHORT_CONTEXT = 256  # keys, up to which two plain products beat PyTorch's fused attention in bfloat16 training on a CPU
-FEW_WEIGHTS = 1 << 15  # attention weights in all, up to which one call of the fused kernel beats the formula's many
-MANY = 512  # queries and keys, from which oneDNN's products pay in float32
-TILES = torch.cpu._is_amx_tile_supported()  # of AMX; asked once, here, where no graph is compiled that the question would break
+SDPA_MAX_SCORES = 1 << 15  # attention weights in all, up to which one call of the fused kernel beats the formula's many
+MIN_TOKENS_ONEDNN = 512  # queries and keys, from which oneDNN's products pay in float32
+HAS_AMX = torch.cpu._is_amx_tile_supported()  # of AMX; asked once, here, where no graph is compiled that the question would break
 WEIGHTS_AT_ONCE = 1 << 20  # attention weights made at a time, so that they stay in a CPU's cache
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √d)·V for q (B, heads, L, d), k and v (B, heads, M, d); returns (B, heads, L, d).
 
     PyTorch's fused kernel does it, except on a CPU: in bfloat16 without AMX it is two to four times slower there than the formula itself
     unless all is small, and in float32 with AVX-512 half as slow again, for many queries and keys, as the formula by oneDNN's products.
     """
-    if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= FEW_WEIGHTS:
+    if q.device.type != "cpu" or q.shape[:-1].numel() * k.shape[-2] <= SDPA_MAX_SCORES:
         return F.scaled_dot_product_attention(q, k, v)
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.dtype == torch.bfloat16 and not learns and not TILES:
+    if q.dtype == torch.bfloat16 and not learns and not HAS_AMX:
         return _attend_in_parts(q, k, v)
-    many = min(q.shape[-2], k.shape[-2]) >= MANY and not torch.compiler.is_compiling()  # which cannot look into the questions below
-    if q.dtype == torch.float32 and not learns and many and cpu_linear.by_onednn(q.dtype) and waits_calmly():
+    many = (
+        min(q.shape[-2], k.shape[-2]) >= MIN_TOKENS_ONEDNN and not torch.compiler.is_compiling()
+    )  # which cannot look into the questions below
+    if q.dtype == torch.float32 and not learns and many and cpu_linear.prefers_onednn(q.dtype) and omp_wait_is_passive():
         return _attend_by_onednn(q, k, v)
     if q.dtype == torch.bfloat16 and learns and k.shape[-2] <= SHORT_CONTEXT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)  # (B, heads, L, M)
@@ -87,7 +89,7 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width or width, width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    attend: Attend = staticmethod(attend)  # an instance may be given another for a while (see `nn.watching`)
+    attend: AttentionFn = staticmethod(attention)  # an instance may be given another for a while (see `nn.watching`)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, L, C); context: (B, M, D). Returns (B, L, C)."""
@@ -140,9 +142,9 @@ class TransformerBlock(nn.Module):
         self.cross_only = cross_only
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = repeated(x, len(context)) if self.cross_only else x
+        x = repeat_to_batch(x, len(context)) if self.cross_only else x
         x = x + self.attn1(self.norm1(x), context if self.cross_only else None)
-        x = repeated(x, len(context))
+        x = repeat_to_batch(x, len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -185,7 +187,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_in(h).flatten(2).transpose(1, 2)  # (B, HW, C)
         for block in self.transformer_blocks:
             h = block(h, context)
-        x = repeated(x, len(h))
+        x = repeat_to_batch(x, len(h))
         if self.linear:
             return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B, C, H, W)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
-from daguerre.nn.voices import repeated
+from daguerre.nn.voices import repeat_to_batch
 
 
 class DownBlock(nn.Module):
@@ -65,7 +65,7 @@ class UpBlock(nn.Module):
         """x: (B, C, H, W). Takes one state from the stack `skips`, where there is one, for every residual block."""
         for i, resnet in enumerate(self.resnets):
             if skips is not None:
-                x = torch.cat([x, repeated(skips.pop(), len(x))], dim=1)  # (B, C + C_skip, H, W)
+                x = torch.cat([x, repeat_to_batch(skips.pop(), len(x))], dim=1)  # (B, C + C_skip, H, W)
             x = resnet(x, emb)  # (B, C_out, H, W)
             if self.attentions:
                 x = self.attentions[i](x, context)

@@ -14,38 +14,38 @@ from daguerre.nn.blocks import DownBlock, UpBlock
 from daguerre.nn.resample import Upsample
 from daguerre.nn.resblock import ResBlock
 
-AT_ONCE = 1 << 22  # elements of a map that are worked on at a time; much more, and memory is fetched anew for every part
+CHUNK_ELEMENTS = 1 << 22  # elements of a map that are worked on at a time; much more, and memory is fetched anew for every part
 Place = tuple[slice, slice, slice]  # some rows of one picture, all channels
 
 
-def worth(channels: int, places: int) -> bool:
+def should_chunk(channels: int, places: int) -> bool:
     """Whether to go by rows through a network whose largest map of one picture has so many elements; smaller ones are quicker whole."""
-    return not torch.is_grad_enabled() and channels * places > AT_ONCE
+    return not torch.is_grad_enabled() and channels * places > CHUNK_ELEMENTS
 
 
-def level_(block: nn.Module, x: Tensor) -> Tensor:
+def level_inplace(block: nn.Module, x: Tensor) -> Tensor:
     """block(x) for a level of an autoencoder; x as for `resblock_`, and so is the answer."""
     assert isinstance(block, DownBlock | UpBlock)
     for i, resnet in enumerate(block.resnets):
         assert isinstance(resnet, ResBlock)
-        x = resblock_(resnet, x)
+        x = resblock_inplace(resnet, x)
         if block.attentions:
             x = block.attentions[i](x)
     if isinstance(block, UpBlock):
         for upsampler in block.upsamplers:
             assert isinstance(upsampler, Upsample)
-            x = enlarged(upsampler, x)
+            x = upsample_chunked(upsampler, x)
     else:
         for downsampler in block.downsamplers:
             x = downsampler(x)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def resblock_(block: ResBlock, x: Tensor) -> Tensor:
+def resblock_inplace(block: ResBlock, x: Tensor) -> Tensor:
     """block(x) for a block without embedding and resampling; x (B, C, H, W), channels last, is overwritten and may become the answer."""
-    h = norm_conv(block.norm1, block.conv1, x, map_like(x, block.conv1.out_channels))
+    h = norm_conv(block.norm1, block.conv1, x, empty_feature_map(x, block.conv1.out_channels))
     shortcut = block.conv_shortcut or nn.Identity()
-    out = within(x, h.shape) if h.shape[1] <= x.shape[1] else torch.empty_like(h)
+    out = view_as_smaller(x, h.shape) if h.shape[1] <= x.shape[1] else torch.empty_like(h)
     return norm_conv(block.norm2, block.conv2, h, out, lambda place: shortcut(x[place]))
 
 
@@ -54,9 +54,9 @@ def norm_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor, out: Tensor, plus:
     rows of a picture added to it."""
     for i in range(len(x)):
         one = x[i : i + 1]
-        mean, variance = moments(norm, one)
+        mean, variance = group_moments(norm, one)
         scale, shift = norm.weight.float(), norm.bias.float()
-        for rows, around, inner in bands(one):
+        for rows, around, inner in row_chunks(one):
             y = F.batch_norm(one[:, :, around], mean, variance, scale, shift, eps=norm.eps)
             y = conv(F.silu(y, inplace=True))[:, :, inner]  # (1, C_out, R, W)
             place = (slice(i, i + 1), slice(None), rows)
@@ -64,27 +64,27 @@ def norm_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor, out: Tensor, plus:
     return out
 
 
-def enlarged(upsample: Upsample, x: Tensor) -> Tensor:
+def upsample_chunked(upsample: Upsample, x: Tensor) -> Tensor:
     """upsample(x): (B, C, 2H, 2W), channels last, of x (B, C, H, W)."""
-    out = map_like(x, x.shape[1], scale=2)
+    out = empty_feature_map(x, x.shape[1], scale=2)
     for i in range(len(x)):
-        for rows, around, inner in bands(x, at_once=AT_ONCE // 4):
-            out[i : i + 1, :, twice(rows)] = upsample(x[i : i + 1, :, around])[:, :, twice(inner)]
+        for rows, around, inner in row_chunks(x, at_once=CHUNK_ELEMENTS // 4):
+            out[i : i + 1, :, double_rows(rows)] = upsample(x[i : i + 1, :, around])[:, :, double_rows(inner)]
     return out
 
 
-def twice(rows: slice) -> slice:
+def double_rows(rows: slice) -> slice:
     return slice(2 * rows.start, 2 * rows.stop)
 
 
-def moments(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+def group_moments(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the group of every channel, (C,) each in float32, of x (1, C, H, W).
 
     Those of some rows at a time are joined in float64: torch's own norm sums a whole map channels last in float32, which leaves relative
     errors above 1e-5 at 512×512 places.
     """
     sums = torch.zeros(2, norm.num_groups, dtype=torch.float64, device=x.device)
-    for rows, _, _ in bands(x):
+    for rows, _, _ in row_chunks(x):
         part = x[:, :, rows]
         mean, variance = (kernel_moments if x.device.type == "cpu" else plain_moments)(part, norm.num_groups)
         sums += part.shape[2] / x.shape[2] * torch.stack([mean, variance + mean.square()])
@@ -107,22 +107,22 @@ def plain_moments(part: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return mean.double(), variance.double()
 
 
-def bands(x: Tensor, at_once: int | None = None) -> Iterator[tuple[slice, slice, slice]]:
+def row_chunks(x: Tensor, at_once: int | None = None) -> Iterator[tuple[slice, slice, slice]]:
     """The rows of a map, some at a time: those, those with the neighbours that a 3×3 convolution reads, and those among the latter."""
-    H, step = x.shape[2], max(1, (at_once or AT_ONCE) // (x.shape[1] * x.shape[3]))
+    H, step = x.shape[2], max(1, (at_once or CHUNK_ELEMENTS) // (x.shape[1] * x.shape[3]))
     for top in range(0, H, step):
         end = min(top + step, H)
         above = max(top - 1, 0)
         yield slice(top, end), slice(above, min(end + 1, H)), slice(top - above, end - above)
 
 
-def map_like(x: Tensor, channels: int, *, scale: int = 1) -> Tensor:
+def empty_feature_map(x: Tensor, channels: int, *, scale: int = 1) -> Tensor:
     """A map of so many channels and `scale` times the sides, channels last, not yet written."""
     sides = (scale * side for side in x.shape[2:])
     return torch.empty(len(x), channels, *sides, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def within(x: Tensor, shape: torch.Size) -> Tensor:
+def view_as_smaller(x: Tensor, shape: torch.Size) -> Tensor:
     """A map (B, C_out, H, W) in the memory of x (B, C, H, W), both channels last, C_out ≤ C.
 
     Each row begins no later than it did in x, so rows may be written in order while later ones are still read.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from daguerre.nn.attention import AttentionBlock
 from daguerre.nn.blocks import DownBlock, MidBlock, UpBlock
-from daguerre.nn.chunked_conv import level_, map_like, norm_conv, worth
+from daguerre.nn.chunked_conv import empty_feature_map, level_inplace, norm_conv, should_chunk
 from daguerre.nn.norm import GroupNormSiLU
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
@@ -61,19 +61,19 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, 3, H, W). Returns (B, Z, H/f, W/f). Large pictures without gradients are done in little memory."""
-        return self.in_rows(x) if worth(self.conv_in.out_channels, x.shape[2] * x.shape[3]) else self.whole(x)
+        return self.forward_chunked(x) if should_chunk(self.conv_in.out_channels, x.shape[2] * x.shape[3]) else self.forward_full(x)
 
-    def whole(self, x: Tensor) -> Tensor:
+    def forward_full(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)  # (B, C_0, H, W)
         for block in self.down_blocks:
             x = block(x)  # (B, C_i, H/2^(i+1), W/2^(i+1)); the last (B, C, H/f, W/f)
         return self.conv_out(self.conv_norm_out(self.mid_block(x)))  # (B, Z, H/f, W/f)
 
-    def in_rows(self, x: Tensor) -> Tensor:
+    def forward_chunked(self, x: Tensor) -> Tensor:
         """The same, with no map alive that is not needed any more, and norms and convolutions some rows at a time (see `nn.rows`)."""
         x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         for block in self.down_blocks:
-            x = level_(block, x)
+            x = level_inplace(block, x)
         return self.conv_out(self.conv_norm_out(self.mid_block(x)))
 
 
@@ -107,17 +107,17 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z: (B, Z, H/f, W/f). Returns (B, 3, H, W). Large pictures without gradients are done in little memory."""
         places = z.shape[2] * z.shape[3] * 4 ** (len(self.up_blocks) - 1)
-        return self.in_rows(z) if worth(self.conv_out.in_channels, places) else self.whole(z)
+        return self.forward_chunked(z) if should_chunk(self.conv_out.in_channels, places) else self.forward_full(z)
 
-    def whole(self, z: Tensor) -> Tensor:
+    def forward_full(self, z: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z))  # (B, C_last, H/f, W/f)
         for block in self.up_blocks:
             x = block(x)  # (B, C_i, 2H_i, 2W_i); the last (B, C_0, H, W)
         return self.conv_out(self.conv_norm_out(x))  # (B, 3, H, W)
 
-    def in_rows(self, z: Tensor) -> Tensor:
+    def forward_chunked(self, z: Tensor) -> Tensor:
         """The same, as the encoder does it."""
         x = self.mid_block(self.conv_in(z)).contiguous(memory_format=torch.channels_last)
         for block in self.up_blocks:
-            x = level_(block, x)
-        return norm_conv(self.conv_norm_out, self.conv_out, x, map_like(x, self.conv_out.out_channels))
+            x = level_inplace(block, x)
+        return norm_conv(self.conv_norm_out, self.conv_out, x, empty_feature_map(x, self.conv_out.out_channels))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from daguerre.errors import DaguerreError, listed
+from daguerre.errors import DaguerreError, join_names
 
 
 @contextmanager
@@ -51,4 +51,4 @@ def _faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[s
         if name in given and given[name].shape != tensor.shape
     ]
     found = {"missing": wanted.keys() - given.keys(), "unknown": given.keys() - wanted.keys(), "of another shape": shapes}
-    return [f"{len(names)} {kind} ({listed(names)})" for kind, names in found.items() if names]
+    return [f"{len(names)} {kind} ({join_names(names)})" for kind, names in found.items() if names]

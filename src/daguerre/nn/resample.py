@@ -32,13 +32,13 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """size: (H_out, W_out) where it is not exactly the double, as in a UNet whose input does not divide evenly."""
         B, _, H, W = x.shape
-        if doubles(x, size) and x.device.type == "cpu" and B * H * W >= FUSED_PLACES:
+        if is_exact_2x(x, size) and x.device.type == "cpu" and B * H * W >= FUSED_PLACES:
             weight = self.conv.weight.to(torch.promote_types(self.conv.weight.dtype, x.dtype))  # it may be kept in half precision
             return F.conv_transpose2d(x, doubling_kernel(weight), self.conv.bias, stride=2, padding=1)  # (B, C, 2H, 2W)
         return self.conv(F.interpolate(x, size=[2 * H, 2 * W] if size is None else list(size)))  # (B, C, H_out, W_out)
 
 
-def doubles(x: Tensor, size: Sequence[int] | None) -> bool:
+def is_exact_2x(x: Tensor, size: Sequence[int] | None) -> bool:
     """Whether (H_out, W_out), where it is told, is twice that of x (B, C, H, W)."""
     return size is None or [*size] == [2 * side for side in x.shape[2:]]
 

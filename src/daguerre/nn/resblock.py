@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from daguerre.nn.norm import GroupNorm, GroupNormSiLU
 
 
-def plus(h: Tensor, x: Tensor) -> Tensor:
+def add_maybe_inplace(h: Tensor, x: Tensor) -> Tensor:
     """h + x, in the memory of h where no gradient and no wider dtype needs another; h belongs to the caller alone."""
     return h + x if h.requires_grad or x.requires_grad or h.dtype != x.dtype else h.add_(x)
 
@@ -63,6 +63,6 @@ class ResBlock(nn.Module):
             scale, shift = e.chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.norm2(h if e is None else plus(h, e))
+            h = self.norm2(h if e is None else add_maybe_inplace(h, e))
         h = self.conv2(self.dropout(h))
-        return plus(h, x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return add_maybe_inplace(h, x if self.conv_shortcut is None else self.conv_shortcut(x))

@@ -7,6 +7,6 @@ A batch of several voices holds the same pictures again for each of them, [a, b,
 from torch import Tensor
 
 
-def repeated(x: Tensor, batch: int) -> Tensor:
+def repeat_to_batch(x: Tensor, batch: int) -> Tensor:
     """x (B, *) as often as makes `batch` rows, a multiple of B; x itself where it has them."""
     return x if len(x) == batch else x.repeat(batch // len(x), *[1] * (x.ndim - 1))

@@ -10,23 +10,23 @@ The names load their files on first use, so that reading what a picture says of 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from daguerre.pipelines.generate import Step as Step
-    from daguerre.pipelines.generate import generate as generate
-    from daguerre.pipelines.generate import steps as steps
-    from daguerre.pipelines.images.output import Picture as Picture
-    from daguerre.pipelines.images.output import Pictures as Pictures
+    from daguerre.pipelines.generation import Step as Step
+    from daguerre.pipelines.generation import generate as generate
+    from daguerre.pipelines.generation import stream as stream
+    from daguerre.pipelines.images.output import GeneratedImage as GeneratedImage
+    from daguerre.pipelines.images.output import GeneratedImages as GeneratedImages
     from daguerre.pipelines.request import Request as Request
 
-__all__ = ["Picture", "Pictures", "Request", "Step", "generate", "steps"]
+__all__ = ["GeneratedImage", "GeneratedImages", "Request", "Step", "generate", "stream"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Request":
         import daguerre.pipelines.request as file
-    elif name in ("Picture", "Pictures"):
+    elif name in ("GeneratedImage", "GeneratedImages"):
         import daguerre.pipelines.images.output as file
-    elif name in ("Step", "generate", "steps"):
-        import daguerre.pipelines.generate as file
+    elif name in ("Step", "generate", "stream"):
+        import daguerre.pipelines.generation as file
     else:
         raise AttributeError(f"module 'daguerre.pipelines' has no attribute {name!r}")
     return getattr(file, name)

@@ -23,16 +23,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.conditioning import Conditioner, Prompt
-from daguerre.conditioning.prompt import Line, says_nothing
+from daguerre.conditioning.prompt import PromptLine, is_empty
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.nn.attention_hooks import Size, looks, watched
+from daguerre.nn.attention_hooks import GridSize, attention_probs, capture_cross_attention
 from daguerre.pipelines.images.grid import labelled_grid
 from daguerre.pipelines.request import Request
 
-CELL = 192  # pixels, the least side of an overlay on a sheet
-Place = tuple[Line, int]  # what was said, and the picture it was said of
+OVERLAY_SIZE = 192  # pixels, the least side of an overlay on a sheet
+PromptImage = tuple[PromptLine, int]  # what was said, and the picture it was said of
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class WordMap:
     """
 
     text: str
-    heat: Tensor
+    heatmap: Tensor
 
     @property
     def contrast(self) -> Tensor:
         """The heat stretched to [0, 1], (h, w)."""
-        low, high = self.heat.min(), self.heat.max()
-        return (self.heat - low) / (high - low).clamp(min=1e-12)
+        low, high = self.heatmap.min(), self.heatmap.max()
+        return (self.heatmap - low) / (high - low).clamp(min=1e-12)
 
-    def enlarged(self, height: int, width: int) -> Tensor:
+    def resized(self, height: int, width: int) -> Tensor:
         """The contrast at (height, width), for a picture of that size."""
         return F.interpolate(self.contrast[None, None], size=(height, width), mode="bicubic")[0, 0].clamp(0, 1)
 
@@ -61,11 +61,11 @@ class AttentionRecord:
 
     def __init__(self, conditioner: Conditioner, pictures: int) -> None:
         self._conditioner, self._pictures = conditioner, pictures
-        self._told: dict[tuple[Line, int], Tensor] = {}  # (line, tokens) -> its states (tokens, D)
+        self._told: dict[tuple[PromptLine, int], Tensor] = {}  # (line, tokens) -> its states (tokens, D)
         self._rows: list[int] = []
-        self._places: tuple[Place, ...] = ()
-        self._sums: dict[tuple[Size, tuple[Place, ...]], Tensor] = {}  # (rows, H·W, tokens)
-        self._counts: Counter[tuple[Size, tuple[Place, ...]]] = Counter()
+        self._places: tuple[PromptImage, ...] = ()
+        self._sums: dict[tuple[GridSize, tuple[PromptImage, ...]], Tensor] = {}  # (rows, H·W, tokens)
+        self._counts: Counter[tuple[GridSize, tuple[PromptImage, ...]]] = Counter()
 
     def expected(self, request: Request) -> list[str]:
         """The words that the prompts of a request say at one step or another, each once: what there will be maps of."""
@@ -97,28 +97,28 @@ class AttentionRecord:
             if _is_word(text)
         ]
 
-    def _hear(self, lines: Sequence[Line], negative: Sequence[bool], cond: Conditioning) -> None:
+    def _remember_encoding(self, lines: Sequence[PromptLine], negative: Sequence[bool], cond: Conditioning) -> None:
         """Remember the states of the lines that say something."""
         assert cond.context is not None
         for line, no, states in zip(lines, negative or [False] * len(lines), cond.context, strict=True):
-            if not no and not says_nothing(line):
+            if not no and not is_empty(line):
                 self._told[line, len(states)] = states
 
-    def _enter(self, context: Tensor | None) -> None:
+    def _match_rows(self, context: Tensor | None) -> None:
         """Find out which rows of a call (B, tokens, D) are told which line; row r speaks of picture r mod the number of pictures."""
         rows = enumerate(() if context is None else context)
         found = [(r, (line, r % self._pictures)) for r, states in rows if (line := self._line(states)) is not None]
         self._rows, self._places = [r for r, _ in found], tuple(place for _, place in found)
 
-    def _line(self, states: Tensor) -> Line | None:
+    def _line(self, states: Tensor) -> PromptLine | None:
         alike = ((line, told) for (line, tokens), told in self._told.items() if tokens == len(states))
         return next((line for line, told in alike if torch.equal(told.to(states), states)), None)
 
     @torch.no_grad()
-    def _see(self, size: Size, q: Tensor, k: Tensor) -> None:
+    def _accumulate(self, size: GridSize, q: Tensor, k: Tensor) -> None:
         if not self._rows:
             return
-        weights = looks(q[self._rows], k[self._rows])  # (rows, H·W, tokens)
+        weights = attention_probs(q[self._rows], k[self._rows])  # (rows, H·W, tokens)
         key = size, self._places
         self._sums[key] = self._sums[key].add_(weights) if key in self._sums else weights
         self._counts[key] += 1
@@ -128,14 +128,14 @@ def _is_word(text: str) -> bool:
     return any(sign.isalnum() for sign in text)
 
 
-HEAT = ((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164))
+HEAT_COLOURS = ((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164))
 FAINT, STRONG = 0.35, 0.75  # how much of the colour shows where the heat is least and most
 
 
 def overlay(image: Image.Image, word: WordMap) -> Image.Image:
     """The picture in grey under the word's heat, from black over violet and orange to pale yellow."""
-    heat = word.enlarged(image.height, image.width)[..., None]  # (H, W, 1)
-    stops = torch.tensor(HEAT, dtype=torch.float32)
+    heat = word.resized(image.height, image.width)[..., None]  # (H, W, 1)
+    stops = torch.tensor(HEAT_COLOURS, dtype=torch.float32)
     place = heat[..., 0] * (len(stops) - 1)
     below = place.long().clamp(max=len(stops) - 2)
     colour = torch.lerp(stops[below], stops[below + 1], (place - below)[..., None])  # (H, W, 3)
@@ -143,16 +143,16 @@ def overlay(image: Image.Image, word: WordMap) -> Image.Image:
     return Image.fromarray(torch.lerp(grey.expand_as(colour), colour, FAINT + (STRONG - FAINT) * heat).round().to(torch.uint8).numpy())
 
 
-def sheet(image: Image.Image, title: str, words: Sequence[WordMap]) -> Image.Image:
+def attention_sheet(image: Image.Image, title: str, words: Sequence[WordMap]) -> Image.Image:
     """The picture over its title, then an overlay over each word with the least and the largest share of attention that it had."""
-    if (small := min(image.size)) < CELL:  # maps are smooth: they gain by being drawn larger than the picture
-        image = image.resize((image.width * CELL // small, image.height * CELL // small), Image.Resampling.LANCZOS)
-    labels = [f"{word.text}  {word.heat.min():.0%} to {word.heat.max():.0%}" for word in words]
+    if (small := min(image.size)) < OVERLAY_SIZE:  # maps are smooth: they gain by being drawn larger than the picture
+        image = image.resize((image.width * OVERLAY_SIZE // small, image.height * OVERLAY_SIZE // small), Image.Resampling.LANCZOS)
+    labels = [f"{word.text}  {word.heatmap.min():.0%} to {word.heatmap.max():.0%}" for word in words]
     return labelled_grid([image, *(overlay(image, word) for word in words)], [title, *labels])
 
 
 @contextmanager
-def recorded(model: LatentDiffusion, pictures: int = 1) -> Iterator[AttentionRecord]:
+def record_attention(model: LatentDiffusion, pictures: int = 1) -> Iterator[AttentionRecord]:
     """Within this context everything that the model draws is recorded, whatever the task; pictures come out bit-identical.
 
     Args:
@@ -168,25 +168,25 @@ def recorded(model: LatentDiffusion, pictures: int = 1) -> Iterator[AttentionRec
     record = AttentionRecord(conditioner, pictures)
 
     def enter(_unet: nn.Module, x: Tensor, t: Tensor, cond: Conditioning | None = None, **_more: object) -> None:
-        record._enter(None if cond is None else cond.context)
+        record._match_rows(None if cond is None else cond.context)
 
     hook = model.unet.register_forward_pre_hook(lambda unet, inputs, named: enter(unet, *inputs, **named), with_kwargs=True)
     try:
-        with _overheard(conditioner, record), watched(model.unet, record._see):
+        with _intercept_encode(conditioner, record), capture_cross_attention(model.unet, record._accumulate):
             yield record
     finally:
         hook.remove()
 
 
 @contextmanager
-def _overheard(conditioner: Conditioner, record: AttentionRecord) -> Iterator[None]:
+def _intercept_encode(conditioner: Conditioner, record: AttentionRecord) -> Iterator[None]:
     """Within this context the record hears what the conditioner, and the copies it makes for a size, are asked to read."""
-    encode, sized = conditioner.encode, conditioner.sized
+    encode, sized = conditioner.encode, conditioner.with_size
 
     def heard(read: Callable[..., Conditioning]) -> Callable[..., Conditioning]:
-        def encode(lines: Sequence[Line], negative: Sequence[bool] = ()) -> Conditioning:
+        def encode(lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
             cond = read(lines, negative)
-            record._hear(lines, negative, cond)
+            record._remember_encoding(lines, negative, cond)
             return cond
 
         return encode
@@ -197,8 +197,8 @@ def _overheard(conditioner: Conditioner, record: AttentionRecord) -> Iterator[No
             copy.encode = heard(copy.encode)
         return copy
 
-    conditioner.encode, conditioner.sized = heard(encode), sized_too
+    conditioner.encode, conditioner.with_size = heard(encode), sized_too
     try:
         yield
     finally:
-        del conditioner.encode, conditioner.sized  # the instance's; the class's show again
+        del conditioner.encode, conditioner.with_size  # the instance's; the class's show again

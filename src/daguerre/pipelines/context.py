@@ -8,22 +8,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.diffusion import Conditioning, Denoise, Sampling, draw, generators, resolve, spacing_name, start
+from daguerre.diffusion import (
+    Conditioning,
+    Denoise,
+    SamplerConfig,
+    generators,
+    parse_sampler_name,
+    randn_per_image,
+    scale_initial_noise,
+    spacing_name,
+)
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.nn.circular import circular
-from daguerre.pipelines.images.preprocess import Size, working_size
+from daguerre.nn.circular import circular_padding
+from daguerre.pipelines.images.preprocess import ImageSize, working_size
 from daguerre.pipelines.request import Request
-from daguerre.runtime.overflow import finite
+from daguerre.runtime.overflow import retry_in_float32
 
 DEFAULT_SPACING = "trailing"  # the one that is right under zero terminal SNR, and good elsewhere
 
-Voices = tuple[list[Conditioning], list[float]]  # as `diffusion.guide` takes them
+GuidedConditions = tuple[list[Conditioning], list[float]]  # as `diffusion.guide` takes them
 
 
 @dataclass(frozen=True)
-class Stage:
+class GenerationContext:
     """A model and a request, with names settled and the noise of each picture at hand.
 
     sources: each picture's own noise. others: that of the seeds that a variation moves towards, empty without one.
@@ -31,46 +40,48 @@ class Stage:
 
     model: LatentDiffusion
     request: Request
-    sampling: Sampling
-    sources: list[torch.Generator]
-    others: list[torch.Generator]
+    sampler_choice: SamplerConfig
+    generators: list[torch.Generator]
+    variation_generators: list[torch.Generator]
 
     @classmethod
-    def of(cls, model: LatentDiffusion, request: Request) -> "Stage":
+    def of(cls, model: LatentDiffusion, request: Request) -> "GenerationContext":
         """Settle a request. Raises DaguerreError for a sampler or a spacing that there is not."""
-        choice = resolve(request.sampler)
+        choice = parse_sampler_name(request.sampler)
         spacing = spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
-        guidance = model.guidance if request.guidance is None else request.guidance
-        request = replace(request, sampler=choice.sampler.name, spacing=spacing, guidance=guidance)
+        guidance = model.default_guidance if request.guidance_scale is None else request.guidance_scale
+        request = replace(request, sampler=choice.sampler.name, spacing=spacing, guidance_scale=guidance)
         options = {} if request.eta is None else {"eta": request.eta}
-        singles = request.singles()
+        singles = request.split()
         return cls(
-            tiling(model, request),
+            with_circular_padding(model, request),
             request,
-            Sampling(choice.sampler, options, spacing, {"terminal": "apart"} if choice.sampler.apart else {}),
+            SamplerConfig(choice.sampler, options, spacing, {"terminal": "exact"} if choice.sampler.exact_first_step else {}),
             generators([single.seed for single in singles]),
             generators([single.variation.seed for single in singles if single.variation]),
         )
 
     @property
-    def f(self) -> int:
-        return self.model.autoencoder.downsampling
+    def downsample_factor(self) -> int:
+        return self.model.autoencoder.downsample_factor
 
     @property
     def guidance(self) -> float:
         """The scale that the request asks for, or the model's own."""
-        assert self.request.guidance is not None  # as `of` settles it
-        return self.request.guidance
+        assert self.request.guidance_scale is not None  # as `of` settles it
+        return self.request.guidance_scale
 
     @property
-    def size(self) -> Size:
+    def image_size(self) -> ImageSize:
         """(width, height) in pixels that the request asks for, or the model's own."""
-        return picture_size(self.model, self.request)
+        return resolve_size(self.model, self.request)
 
-    def size_on(self, image: Image.Image) -> Size:
+    def size_on(self, image: Image.Image) -> ImageSize:
         """(width, height) in pixels to work in on a picture: that of the request, or one that suits both picture and model."""
         request = self.request
-        return checked_size(working_size(image.size, self.model.size, self.f, request.width, request.height), self.f)
+        return check_size(
+            working_size(image.size, self.model.sample_size, self.downsample_factor, request.width, request.height), self.downsample_factor
+        )
 
     def sigmas(self, strength: float = 1.0) -> Tensor:
         """The part of the grid that is walked, (N + 1,): its last `strength`; 0 leaves its end alone, (1,).
@@ -78,7 +89,7 @@ class Stage:
         Raises:
             DaguerreError: the strength is above 0 and yet less than one step.
         """
-        sigmas = self.sampling.sigmas(self.model.schedule, self.request.steps)
+        sigmas = self.sampler_choice.sigmas(self.model.schedule, self.request.steps)
         total = len(sigmas) - 1
         walked = min(int(total * strength + 1e-6), total)
         if strength > 0 and walked == 0:
@@ -88,28 +99,28 @@ class Stage:
             )
         return sigmas[total - walked :]
 
-    def noise(self, size: Size) -> Tensor:
+    def noise(self, size: ImageSize) -> Tensor:
         """Standard normal noise for latents of pictures of `size`, (B, Z, h, w) on the CPU: each picture's own, drawn on and on."""
-        noise, variation = draw(self.sources, self.shape(size)), self.request.variation
-        return noise if variation is None else slerp(noise, draw(self.others, self.shape(size)), variation.weight)
+        noise, variation = randn_per_image(self.generators, self.shape(size)), self.request.variation
+        return noise if variation is None else slerp(noise, randn_per_image(self.variation_generators, self.shape(size)), variation.weight)
 
-    def shape(self, size: Size) -> tuple[int, int, int]:
+    def shape(self, size: ImageSize) -> tuple[int, int, int]:
         """(Z, h, w) of the latents of a picture of `size`."""
-        return self.model.unet.config.out_channels, size[1] // self.f, size[0] // self.f
+        return self.model.unet.config.out_channels, size[1] // self.downsample_factor, size[0] // self.downsample_factor
 
     @torch.no_grad()
     def encode(self, x: Tensor, *, sample: bool = False) -> Tensor:
         """Scaled latents (B, Z, h, w), float32, of pictures x (B, 3, H, W) in [−1, 1]: the mean of what is encoded, or draws of it, one of
         (1, 3, H, W) for each picture of the request."""
         x = x.to(self.model.device, self.model.dtype)
-        encode = finite(self.model.autoencoder, self.model.autoencoder.encode, "autoencoder")
+        encode = retry_in_float32(self.model.autoencoder, self.model.autoencoder.encode, "autoencoder")
         if not sample:
             return encode(x).float()
-        noise = draw(self.sources, self.shape((x.shape[-1], x.shape[-2]))).to(x)
+        noise = randn_per_image(self.generators, self.shape((x.shape[-1], x.shape[-2]))).to(x)
         return encode(x.expand(len(noise), -1, -1, -1), noise).float()
 
 
-Begin = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noise, the first σ, what the pass before made -> x at that σ
+InitLatents = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noise, the first σ, what the pass before made -> x at that σ
 
 
 @dataclass(frozen=True)
@@ -125,18 +136,18 @@ class Pass:
     before, after: steps of the run that this pass is a part of, for prompts that change with the step.
     """
 
-    size: Size
+    size: ImageSize
     sigmas: Tensor
-    begin: Begin
-    around: Callable[[Denoise], Denoise] = lambda denoise: denoise
-    tell: Callable[[Voices], Voices] = lambda voices: voices
+    init: InitLatents
+    wrap_denoiser: Callable[[Denoise], Denoise] = lambda denoise: denoise
+    edit_conditions: Callable[[GuidedConditions], GuidedConditions] = lambda voices: voices
     model: LatentDiffusion | None = None
-    before: int = 0
-    after: int = 0
+    step_offset: int = 0
+    steps_after: int = 0
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """How a task is done: one pass or several, and what is done to each picture at the end."""
 
     passes: tuple[Pass, ...]
@@ -147,24 +158,24 @@ class Plan:
         return sum(max(len(each.sigmas) - 1, 1) for each in self.passes)
 
 
-def from_noise(stage: Stage) -> Begin:
+def from_noise(stage: GenerationContext) -> InitLatents:
     """Begin with nothing but noise."""
-    return lambda noise, sigma, _before: start(noise, sigma, stage.request.start)
+    return lambda noise, sigma, _before: scale_initial_noise(noise, sigma, stage.request.initial_noise)
 
 
-def from_latents(stage: Stage, z: Tensor, strength: float) -> Begin:
+def from_latents(stage: GenerationContext, z: Tensor, strength: float) -> InitLatents:
     """Begin with latents z (1 or B, Z, h, w) under noise; at strength 1 with nothing of them."""
     if strength == 1:
         return from_noise(stage)
-    return lambda noise, sigma, _before: noised(z, noise, sigma)
+    return lambda noise, sigma, _before: add_noise_at(z, noise, sigma)
 
 
-def noised(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def add_noise_at(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """z + σ·ε, (B, *); at σ = inf the noise itself."""
     return noise if sigma.isinf() else z.to(noise) + sigma * noise
 
 
-def also_told(stage: Stage, **more: Tensor) -> Callable[[Voices], Voices]:
+def add_conditioning(stage: GenerationContext, **more: Tensor) -> Callable[[GuidedConditions], GuidedConditions]:
     """Tell every voice something more: fields of `Conditioning`, (1 or B, *), each for all pictures or for its own."""
     model = stage.model
     more = {name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in more.items()}
@@ -188,26 +199,26 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return first * a + second * b
 
 
-def tiling(model: LatentDiffusion, request: Request) -> LatentDiffusion:
+def with_circular_padding(model: LatentDiffusion, request: Request) -> LatentDiffusion:
     """The model as a request wants its edges: a twin on a torus, or itself."""
-    if request.seamless == "no":
+    if request.tiling == "none":
         return model
-    autoencoder = circular(model.autoencoder, request.seamless)  # type: ignore[type-var]
-    refiner = model.refiner and tiling(model.refiner, request)
-    return replace(model, unet=circular(model.unet, request.seamless), autoencoder=autoencoder, refiner=refiner)
+    autoencoder = circular_padding(model.autoencoder, request.tiling)  # type: ignore[type-var]
+    refiner = model.refiner and with_circular_padding(model.refiner, request)
+    return replace(model, unet=circular_padding(model.unet, request.tiling), autoencoder=autoencoder, refiner=refiner)
 
 
-def picture_size(model: LatentDiffusion | LatentPrior, request: Request) -> Size:
+def resolve_size(model: LatentDiffusion | LatentPrior, request: Request) -> ImageSize:
     """(width, height) in pixels of the pictures of a request.
 
     Raises:
         DaguerreError: a side is not a multiple of what the autoencoder asks for; names one near by that is.
     """
-    sides = request.width or model.size, request.height or model.size
-    return checked_size(sides, model.autoencoder.downsampling)
+    sides = request.width or model.sample_size, request.height or model.sample_size
+    return check_size(sides, model.autoencoder.downsample_factor)
 
 
-def checked_size(size: Size, f: int) -> Size:
+def check_size(size: ImageSize, f: int) -> ImageSize:
     """The size itself. Raises DaguerreError where a side is not a multiple of f."""
     for name, side in zip(("width", "height"), size, strict=True):
         if side % f:

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.nn.cpu.prepack import packed
-from daguerre.pipelines.memory_plan import in_tiles
-from daguerre.runtime.overflow import finite
+from daguerre.nn.cpu.prepack import prepack
+from daguerre.pipelines.memory_plan import tiled_decode
+from daguerre.runtime.overflow import retry_in_float32
 
 PLACES, KINDS = 16, 4  # the map is fitted on latents of 16×16 places, of four kinds of roughness
 
 
-class Developer:
+class LatentDecoder:
     """Develops the latents (B, Z, h, w) of one model, with low memory in tiles.
 
     The linear map is fitted at the first glance, by decoding four small latents.
@@ -28,18 +28,18 @@ class Developer:
         self._map: Tensor | None = None
 
     @torch.no_grad()
-    def full(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in float32, about [−1, 1], of scaled latents z (B, Z, h, w)."""
         autoencoder = self._model.autoencoder
         z = z.to(self._model.device, self._model.dtype)
         decode = autoencoder.decode
         if isinstance(autoencoder, nn.Module) and z.dtype == torch.float32:
-            decode = packed(autoencoder, copies=False).decode  # it decodes once: nothing laid out would be met again
-        decode = finite(autoencoder, decode, "autoencoder")
-        return in_tiles(decode, z) if self._low_memory else decode(z).float()
+            decode = prepack(autoencoder, copies=False).decode  # it decodes once: nothing laid out would be met again
+        decode = retry_in_float32(autoencoder, decode, "autoencoder")
+        return tiled_decode(decode, z) if self._low_memory else decode(z).float()
 
     @torch.no_grad()
-    def glance(self, z: Tensor) -> Tensor:
+    def preview(self, z: Tensor) -> Tensor:
         """Small pictures (B, 3, h, w) in float32 of scaled latents z (B, Z, h, w)."""
         if self._map is None:
             self._map = self._fit(z.shape[1])
@@ -47,8 +47,8 @@ class Developer:
 
     def _fit(self, channels: int) -> Tensor:
         """The map (Z + 1, 3)."""
-        z = _rough_to_smooth(channels)
-        colours = F.avg_pool2d(self.full(z).cpu().clamp(-1, 1), self._model.autoencoder.downsampling)  # (P, 3, h, w)
+        z = _calibration_latents(channels)
+        colours = F.avg_pool2d(self.decode(z).cpu().clamp(-1, 1), self._model.autoencoder.downsample_factor)  # (P, 3, h, w)
         return torch.linalg.lstsq(_with_one(z).flatten(0, 2), colours.movedim(1, -1).flatten(0, 2)).solution
 
 
@@ -58,7 +58,7 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(values.movedim(0, -1).contiguous().numpy())  # (H, W, 3)
 
 
-def _rough_to_smooth(channels: int) -> Tensor:
+def _calibration_latents(channels: int) -> Tensor:
     """Latents of unit variance in patches of 1, 2, 4 and 8 places, the same each time: (P, Z, h, w)."""
     generator = torch.Generator("cpu").manual_seed(0)
     kinds = [torch.randn(1, channels, PLACES >> i, PLACES >> i, generator=generator) for i in range(KINDS)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.images.preprocess import Size
+from daguerre.pipelines.images.preprocess import ImageSize
 from daguerre.pipelines.request import Request
 from daguerre.runtime.memory_estimate import TILE, free_memory, way
 
@@ -25,7 +25,7 @@ Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 log = logging.getLogger(__name__)
 
 
-def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
+def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) -> Request:
     """The request, with `low_memory` where it is asked for or pictures of `size` (width, height) would not fit otherwise.
 
     Raises:
@@ -39,13 +39,13 @@ def settled(model: LatentDiffusion, request: Request, size: Size) -> Request:
         width=size[0],
         height=size[1],
         free=free_memory(model.device),
-        count=len(request.each),
-        conditions=1 if request.guidance == 1 else 2,
+        count=len(request.items),
+        conditions=1 if request.guidance_scale == 1 else 2,
         dtype=model.dtype,
-        loaded=0 if model.in_turns else sum(_bytes(part) for part in (model.unet, model.autoencoder)),
+        loaded=0 if model.unet_offload_dtype else sum(_bytes(part) for part in (model.unet, model.autoencoder)),
         low_memory=request.low_memory,
-        in_order=model.in_turns is not None,
-        in_turns=model.in_turns,
+        in_order=model.unet_offload_dtype is not None,
+        in_turns=model.unet_offload_dtype,
     )
     if taken.line:
         log.warning(taken.line)
@@ -57,7 +57,7 @@ def _bytes(network: nn.Module) -> int:
     return sum(weight.nbytes for weight in network.parameters() if not weight.is_meta)
 
 
-def in_turns(network: Network) -> Network:
+def one_at_a_time(network: Network) -> Network:
     """A network that is told of one picture and one condition at a time."""
 
     def one_by_one(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -67,7 +67,7 @@ def in_turns(network: Network) -> Network:
     return one_by_one
 
 
-def in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
+def tiled_decode(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
     """Pictures (B, 3, H, W) of latents z (B, Z, h, w), decoded one picture and one tile of `tile` latents a side at a time.
 
     Where tiles overlap, each counts the more the further the place is from its edge, so no edge shows. Each tile has group norms of its

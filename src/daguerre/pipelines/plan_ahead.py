@@ -10,8 +10,8 @@ import torch
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.runtime.memory_estimate import Way, free_memory, way
-from daguerre.runtime.offload import InOrder, dtype_in_turns
-from daguerre.weights.original.detect import describe
+from daguerre.runtime.offload import SequentialOffload, offload_dtype
+from daguerre.weights.original.detect import detect
 from daguerre.weights.tensors.reader import TensorFile, open_tensors
 
 ROOMY = 4  # times a model's own size free: no run is planned ahead then, but told from the loaded model (see `pipelines.sparing`)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def order_ahead(
     paths: Sequence[Path], *, device: torch.device, dtype: torch.dtype, stay: Container[str] = (), **run: Any
-) -> InOrder | None:
+) -> SequentialOffload | None:
     """In which order the parts of a model, and of its refiner, come into memory for one run; None is all at once.
 
     On a CPU those of a large model always take turns, as a run needs each once: they take less memory and no more time.
@@ -46,9 +46,9 @@ def order_ahead(
     if any(taken.in_order for taken in ways):
         if len(paths) > 1 and not run.get("low_memory"):
             log.warning("one part of both models in memory at a time, because there is no room for them beside each other.")
-        return InOrder()
-    if device.type == "cpu" and sum(sizes) > LARGE and all(describe(file).texts for file in files):
-        return InOrder(stay)
+        return SequentialOffload()
+    if device.type == "cpu" and sum(sizes) > LARGE and all(detect(file).texts for file in files):
+        return SequentialOffload(stay)
     return None
 
 
@@ -76,7 +76,7 @@ def way_ahead(
     file, free = open_tensors(path), free_memory(device) - beside
     if not low_memory and free > ROOMY * _size(file, dtype):
         return Way()
-    about = describe(file)
+    about = detect(file)
     if about.unet is None or not isinstance(about.autoencoder, AutoencoderKLConfig) or not about.texts:
         return Way()
     return way(
@@ -90,7 +90,7 @@ def way_ahead(
         conditions=conditions,
         dtype=dtype,
         low_memory=low_memory,
-        in_turns=dtype_in_turns(about.ours(about.contents.parts["unet"]).values(), device, dtype),
+        in_turns=offload_dtype(about.canonical(about.contents.parts["unet"]).values(), device, dtype),
     )
 
 

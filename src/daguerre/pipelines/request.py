@@ -9,9 +9,9 @@ from daguerre.pipelines.tasks import Task, TextToImage, task_from_json
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1e4  # beyond it float32 rounds the picture away
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "start": ("variance_preserving", "sigma_max"),
-    "seamless": ("no", "both", "horizontal", "vertical"),
+REQUEST_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "initial_noise": ("variance_preserving", "sigma_max"),
+    "tiling": ("none", "both", "x", "y"),
 }
 
 
@@ -58,7 +58,7 @@ class Request:
         variation: a step towards another seed's noise.
         refine_at: the share of the noise levels after which a model's refiner takes over (see `pipelines.refiner`); without one it says
             nothing.
-        seamless: whether the pictures continue over their edges as tiles do: "no", "both" ways, "horizontal" or "vertical".
+        tiling: along which axes the images wrap around, as tiles do: "none", "both", "x" or "y".
         temperature, top_k, top_p: how a prior over codes draws each of them (see `models.codes.Sampling`). To it steps, sampler, spacing,
             negative and guidance say nothing, nor these to a diffusion model.
         low_memory: one picture and one condition at a time, and decoding in tiles, whatever memory there is (see `pipelines.sparing`).
@@ -68,21 +68,21 @@ class Request:
     """
 
     prompt: str | tuple[str, ...] = ""
-    negative: str = ""
+    negative_prompt: str = ""
     steps: int = 20
     sampler: str = "dpmpp_2m"
     spacing: str | None = None
-    guidance: float | None = None
+    guidance_scale: float | None = None
     seed: int = 0
-    count: int = 1
+    num_images: int = 1
     width: int | None = None
     height: int | None = None
     eta: float | None = None
-    start: Literal["variance_preserving", "sigma_max"] = "variance_preserving"
+    initial_noise: Literal["variance_preserving", "sigma_max"] = "variance_preserving"
     task: Task = TextToImage()
     variation: Variation | None = None
-    refine_at: float = 0.8
-    seamless: Literal["no", "both", "horizontal", "vertical"] = "no"
+    refiner_switch_at: float = 0.8
+    tiling: Literal["none", "both", "x", "y"] = "none"
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
@@ -93,23 +93,25 @@ class Request:
             object.__setattr__(self, "prompt", tuple(self.prompt))
         for name, kind in get_type_hints(Request).items():
             value = getattr(self, name)
-            if not _fits(value, str if name == "prompt" or name in CHOICES else kind):
+            if not _fits(value, str if name == "prompt" or name in REQUEST_CHOICES else kind):
                 raise DaguerreError(f"{name} is {value!r}, which is not what a request takes there ({Request.__annotations__[name]}).")
-        for name in ("steps", "count", "width", "height"):
+        for name in ("steps", "num_images", "width", "height"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DaguerreError(f"{name} is {value}; it must be 1 or more.")
         if not self.prompts:
             raise DaguerreError("There is no prompt; give at least one text, which may be empty.")
-        if not 0 <= self.seed <= MAX_SEED - self.count:
-            raise DaguerreError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - self.count}.")
-        if self.guidance is not None and not abs(self.guidance) <= MAX_GUIDANCE:  # which NaN is not, either
-            raise DaguerreError(f"guidance is {self.guidance:g}; it is a number such as 5, no further from 0 than {MAX_GUIDANCE:g}.")
+        if not 0 <= self.seed <= MAX_SEED - self.num_images:
+            raise DaguerreError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - self.num_images}.")
+        if self.guidance_scale is not None and not abs(self.guidance_scale) <= MAX_GUIDANCE:  # which NaN is not, either
+            raise DaguerreError(f"guidance is {self.guidance_scale:g}; it is a number such as 5, no further from 0 than {MAX_GUIDANCE:g}.")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise DaguerreError(f"eta is {self.eta}; it must be between 0 (no fresh noise) and 1.")
-        if not 0 <= self.refine_at <= 1:
-            raise DaguerreError(f"refine_at is {self.refine_at}; it is between 0 (the refiner walks all) and 1 (nothing), such as 0.8.")
-        for name, allowed in CHOICES.items():
+        if not 0 <= self.refiner_switch_at <= 1:
+            raise DaguerreError(
+                f"refine_at is {self.refiner_switch_at}; it is between 0 (the refiner walks all) and 1 (nothing), such as 0.8."
+            )
+        for name, allowed in REQUEST_CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise DaguerreError(f"{name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(value, allowed)}")
 
@@ -119,13 +121,15 @@ class Request:
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
-    def each(self) -> tuple[tuple[str, int], ...]:
+    def items(self) -> tuple[tuple[str, int], ...]:
         """The prompt and the seed of each picture, in the order of the pictures."""
-        return tuple((single.prompts[0], single.seed) for single in self.singles())
+        return tuple((single.prompts[0], single.seed) for single in self.split())
 
-    def singles(self) -> tuple["Request", ...]:
+    def split(self) -> tuple["Request", ...]:
         """One request for each picture, which makes that picture alone, in the order of the pictures."""
-        return tuple(replace(self, prompt=prompt, count=1, **self._seeds(i)) for prompt in self.prompts for i in range(self.count))
+        return tuple(
+            replace(self, prompt=prompt, num_images=1, **self._seeds(i)) for prompt in self.prompts for i in range(self.num_images)
+        )
 
     def _seeds(self, i: int) -> dict[str, Any]:
         """What the i-th picture of a prompt has for itself."""
@@ -148,10 +152,10 @@ class Request:
         Raises:
             DaguerreError: a field that there is not, or a value that no model could meet; names it.
         """
-        return changed(cls(), value)
+        return with_fields(cls(), value)
 
 
-def changed(request: Request, changes: Mapping[str, Any]) -> Request:
+def with_fields(request: Request, changes: Mapping[str, Any]) -> Request:
     """The request with some fields replaced.
 
     Raises:

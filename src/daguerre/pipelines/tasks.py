@@ -10,17 +10,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from daguerre.errors import DaguerreError, nearest
-from daguerre.pipelines.images.input import Given
+from daguerre.pipelines.images.input import InputImage
 
-Fit = Literal["crop", "pad", "stretch"]
-Latent = Literal["mean", "sample"]
-Through = Literal["pixels", "latents"]
-CODE_BY_CODE = "code by code"  # the kind of model that is a prior over codes
-MOST_NOISE = 350  # steps of 1000 on the small picture that the ×4 upscaler was trained with
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "fit": ("crop", "pad", "stretch"),
+ResizeMode = Literal["crop", "pad", "stretch"]
+PosteriorMode = Literal["mean", "sample"]
+HiresUpscaler = Literal["pixels", "latents"]
+VQ_PRIOR = "code by code"  # the kind of model that is a prior over codes
+MAX_NOISE_LEVEL = 350  # steps of 1000 on the small picture that the ×4 upscaler was trained with
+TASK_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "resize_mode": ("crop", "pad", "stretch"),
     "latent": ("mean", "sample"),
-    "through": ("pixels", "latents"),
+    "upscaler": ("lanczos", "latent"),
 }
 
 
@@ -32,19 +32,19 @@ class Task:
     """
 
     name: ClassVar[str]
-    kinds: ClassVar[tuple[str, ...]] = ("plain",)
+    kinds: ClassVar[tuple[str, ...]] = ("text-to-image",)
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in GIVEN and value is not None:
-                object.__setattr__(self, field.name, Given.of(value))
-            if field.name in CHOICES and value not in CHOICES[field.name]:
-                allowed = CHOICES[field.name]
+                object.__setattr__(self, field.name, InputImage.from_any(value))
+            if field.name in TASK_CHOICES and value not in TASK_CHOICES[field.name]:
+                allowed = TASK_CHOICES[field.name]
                 raise DaguerreError(f"{field.name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(str(value), allowed)}")
-        self.check()
+        self.validate()
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise DaguerreError for settings that mean nothing."""
 
     def parameters(self) -> dict[str, object]:
@@ -52,18 +52,18 @@ class Task:
         return {}
 
     @property
-    def given(self) -> dict[str, Given]:
+    def input_images(self) -> dict[str, InputImage]:
         """Its pictures, by the name of their field."""
-        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Given)}
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), InputImage)}
 
-    def with_given(self, pictures: Mapping[str, Given]) -> Self:
+    def with_input_images(self, pictures: Mapping[str, InputImage]) -> Self:
         """The same task with other pictures in these fields."""
         return replace(self, **pictures)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `task_from_json` gives it back, its pictures not opened."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"name": self.name, **{name: value.to_json() if isinstance(value, Given) else value for name, value in values.items()}}
+        return {"name": self.name, **{name: value.to_json() if isinstance(value, InputImage) else value for name, value in values.items()}}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TextToImage(Task):
     """From noise, by words alone."""
 
     name: ClassVar[str] = "txt2img"
-    kinds: ClassVar[tuple[str, ...]] = ("plain", CODE_BY_CODE)
+    kinds: ClassVar[tuple[str, ...]] = ("text-to-image", VQ_PRIOR)
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ class Hires(Task):
 
     scale: float = 2.0
     strength: float = 0.55
-    through: Through = "pixels"
+    upscaler: HiresUpscaler = "pixels"
     name: ClassVar[str] = "hires"
 
-    def check(self) -> None:
+    def validate(self) -> None:
         check_strength(self.strength)
         if not 1 < self.scale <= 8:
             raise DaguerreError(f"The scale of a hires fix is {self.scale:g}; it is above 1 and up to 8, such as 2.")
 
     def parameters(self) -> dict[str, object]:
-        upscaler = "Lanczos" if self.through == "pixels" else "Latent"
+        upscaler = "Lanczos" if self.upscaler == "lanczos" else "Latent"
         return {"Denoising strength": f"{self.strength:g}", "Hires upscale": f"{self.scale:g}", "Hires upscaler": upscaler}
 
 
@@ -109,13 +109,13 @@ class ImageToImage(Task):
     latent: the "mean" of what the autoencoder encodes, or a "sample", as diffusers has it.
     """
 
-    picture: Given
+    image: InputImage
     strength: float = 0.6
-    fit: Fit = "crop"
-    latent: Latent = "mean"
+    resize_mode: ResizeMode = "crop"
+    latent: PosteriorMode = "mean"
     name: ClassVar[str] = "img2img"
 
-    def check(self) -> None:
+    def validate(self) -> None:
         check_strength(self.strength)
 
     def parameters(self) -> dict[str, object]:
@@ -133,20 +133,20 @@ class Inpaint(Task):
     latent: as in `ImageToImage`.
     """
 
-    picture: Given
-    mask: Given | None = None
+    image: InputImage
+    mask: InputImage | None = None
     strength: float = 1.0
-    feather: int | None = None
-    latent: Latent = "mean"
+    mask_blur: int | None = None
+    latent: PosteriorMode = "mean"
     name: ClassVar[str] = "inpaint"
-    kinds: ClassVar[tuple[str, ...]] = ("plain", "inpainting")
+    kinds: ClassVar[tuple[str, ...]] = ("text-to-image", "inpainting")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         check_strength(self.strength)
-        check_feather(self.feather)
+        check_mask_blur(self.mask_blur)
 
     def parameters(self) -> dict[str, object]:
-        return {"Denoising strength": f"{self.strength:g}", **({} if self.feather is None else {"Mask blur": self.feather})}
+        return {"Denoising strength": f"{self.strength:g}", **({} if self.mask_blur is None else {"Mask blur": self.mask_blur})}
 
 
 @dataclass(frozen=True)
@@ -158,18 +158,18 @@ class Outpaint(Task):
         put the words' things into the margins once more.
     """
 
-    picture: Given
+    image: InputImage
     left: int = 0
     top: int = 0
     right: int = 0
     bottom: int = 0
-    feather: int | None = None
+    mask_blur: int | None = None
     strength: float | None = None
     name: ClassVar[str] = "outpaint"
-    kinds: ClassVar[tuple[str, ...]] = ("plain", "inpainting")
+    kinds: ClassVar[tuple[str, ...]] = ("text-to-image", "inpainting")
 
-    def check(self) -> None:
-        check_feather(self.feather)
+    def validate(self) -> None:
+        check_mask_blur(self.mask_blur)
         if self.strength is not None:
             check_strength(self.strength)
         if min(self.margins) < 0 or not any(self.margins):
@@ -181,35 +181,35 @@ class Outpaint(Task):
 
 
 @dataclass(frozen=True)
-class Complete(Task):
+class Completion(Task):
     """A picture whose lower rows a prior over codes draws anew, given those above (Esser et al. 2021, arXiv:2012.09841, figure 4).
 
     keep: the share of its rows that stays, above 0 and below 1. fit: as in `ImageToImage`.
     map: of the whole picture, for a prior that is told by maps; of the picture's size.
     """
 
-    picture: Given
+    image: InputImage
     keep: float = 0.5
-    fit: Fit = "crop"
-    map: Given | None = None
+    resize_mode: ResizeMode = "crop"
+    map: InputImage | None = None
     name: ClassVar[str] = "complete"
-    kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE,)
+    kinds: ClassVar[tuple[str, ...]] = (VQ_PRIOR,)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         if not isinstance(self.keep, int | float) or not 0 < self.keep < 1:
             raise DaguerreError(f"keep is {self.keep!r}; it lies between 0 and 1, such as 0.5 for the upper half.")
 
 
 @dataclass(frozen=True)
-class FromMap(Task):
+class MapToImage(Task):
     """A picture by its map: what is where, edges, or the picture in small, as the model was trained. The picture is the map.
 
     A latent diffusion model of semantic synthesis takes a map whose grey values are numbers of classes.
     """
 
-    picture: Given
+    image: InputImage
     name: ClassVar[str] = "from-map"
-    kinds: ClassVar[tuple[str, ...]] = (CODE_BY_CODE, "semantic")
+    kinds: ClassVar[tuple[str, ...]] = (VQ_PRIOR, "semantic")
 
 
 @dataclass(frozen=True)
@@ -220,18 +220,18 @@ class InstructPix2Pix(Task):
     fit: as in `ImageToImage`.
     """
 
-    picture: Given
-    picture_guidance: float = 1.5
-    fit: Fit = "crop"
+    image: InputImage
+    image_guidance_scale: float = 1.5
+    resize_mode: ResizeMode = "crop"
     name: ClassVar[str] = "pix2pix"
     kinds: ClassVar[tuple[str, ...]] = ("instruct-pix2pix",)
 
-    def check(self) -> None:
-        if not isinstance(self.picture_guidance, int | float) or not 0 <= self.picture_guidance <= 100:
-            raise DaguerreError(f"picture_guidance is {self.picture_guidance!r}; it is a number from 0 to 100, such as 1.5.")
+    def validate(self) -> None:
+        if not isinstance(self.image_guidance_scale, int | float) or not 0 <= self.image_guidance_scale <= 100:
+            raise DaguerreError(f"picture_guidance is {self.image_guidance_scale!r}; it is a number from 0 to 100, such as 1.5.")
 
     def parameters(self) -> dict[str, object]:
-        return {"Image CFG scale": f"{self.picture_guidance:g}"}
+        return {"Image CFG scale": f"{self.image_guidance_scale:g}"}
 
 
 @dataclass(frozen=True)
@@ -243,18 +243,18 @@ class DepthToImage(Task):
     strength, latent: as in `ImageToImage`.
     """
 
-    depth: Given
-    picture: Given | None = None
+    depth: InputImage
+    image: InputImage | None = None
     strength: float = 0.8
-    latent: Latent = "mean"
+    latent: PosteriorMode = "mean"
     name: ClassVar[str] = "depth2img"
     kinds: ClassVar[tuple[str, ...]] = ("depth",)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         check_strength(self.strength)
 
     def parameters(self) -> dict[str, object]:
-        return {} if self.picture is None else {"Denoising strength": f"{self.strength:g}"}
+        return {} if self.image is None else {"Denoising strength": f"{self.strength:g}"}
 
 
 @dataclass(frozen=True)
@@ -265,33 +265,47 @@ class Upscale(Task):
         super-resolution, which hears no words, sees it as it is.
     """
 
-    picture: Given
+    image: InputImage
     noise: int = 20
     name: ClassVar[str] = "upscale"
     kinds: ClassVar[tuple[str, ...]] = ("upscaling",)
 
-    def check(self) -> None:
-        if not isinstance(self.noise, int) or not 0 <= self.noise <= MOST_NOISE:
-            raise DaguerreError(f"noise is {self.noise!r}; it is a whole number from 0 to {MOST_NOISE}, the most that the model learned.")
+    def validate(self) -> None:
+        if not isinstance(self.noise, int) or not 0 <= self.noise <= MAX_NOISE_LEVEL:
+            raise DaguerreError(
+                f"noise is {self.noise!r}; it is a whole number from 0 to {MAX_NOISE_LEVEL}, the most that the model learned."
+            )
 
 
 @dataclass(frozen=True)
-class Variations(Task):
+class ImageVariation(Task):
     """Pictures that mean what another means, told by its CLIP embedding; the model hears no words, and colours and places are its own.
 
     picture: its middle square is looked at.
     """
 
-    picture: Given
+    image: InputImage
     name: ClassVar[str] = "variations"
-    kinds: ClassVar[tuple[str, ...]] = ("variations",)
+    kinds: ClassVar[tuple[str, ...]] = ("image-variation",)
 
 
 TASKS: Mapping[str, type[Task]] = {
     task.name: task
-    for task in (TextToImage, Hires, ImageToImage, Inpaint, Outpaint, InstructPix2Pix, DepthToImage, Upscale, Variations, Complete, FromMap)
+    for task in (
+        TextToImage,
+        Hires,
+        ImageToImage,
+        Inpaint,
+        Outpaint,
+        InstructPix2Pix,
+        DepthToImage,
+        Upscale,
+        ImageVariation,
+        Completion,
+        MapToImage,
+    )
 }
-GIVEN = ("picture", "mask", "depth", "map")  # the fields that hold a picture
+GIVEN = ("image", "mask", "depth", "map")  # the fields that hold a picture
 
 
 def task_from_json(value: Mapping[str, Any]) -> Task:
@@ -311,7 +325,7 @@ def task_from_json(value: Mapping[str, Any]) -> Task:
             continue
         if field not in known:
             raise DaguerreError(f"The task {name} has no field {field!r}; it has {', '.join(known) or 'none'}.{nearest(field, known)}")
-        found[field] = Given.from_json(content) if field in GIVEN and isinstance(content, Mapping) else content
+        found[field] = InputImage.from_json(content) if field in GIVEN and isinstance(content, Mapping) else content
     try:
         return kind(**found)
     except TypeError as error:
@@ -324,7 +338,7 @@ def check_strength(strength: object) -> None:
         raise DaguerreError(f"strength is {strength!r}; it is between 0 (the picture as it is) and 1 (nothing of it).")
 
 
-def check_feather(feather: object) -> None:
+def check_mask_blur(feather: object) -> None:
     """Raise DaguerreError for what is no width in pixels."""
     if feather is not None and (not isinstance(feather, int) or feather < 0):
         raise DaguerreError(f"feather is {feather!r}; it is a number of pixels, 0 (a hard edge) or more.")

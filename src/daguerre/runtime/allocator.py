@@ -20,7 +20,7 @@ SINGLE = 1 << 25  # bytes from which a block is mapped by itself, and goes back 
 POLICY = {"MALLOC_TRIM_THRESHOLD_": (-1, KEPT), "MALLOC_MMAP_THRESHOLD_": (-3, SINGLE)}  # mallopt(3): variable, parameter and value
 
 
-def keep_freed() -> None:
+def tune_malloc() -> None:
     """Keep freed blocks for the next ones that are asked for, in this process and those it starts, unless the environment tells glibc.
 
     A network frees maps of some megabytes all the time and asks for as many. The C library gives them back to the system in between, and
@@ -34,19 +34,19 @@ def keep_freed() -> None:
         os.environ[variable] = str(value)  # which is read when a process starts
 
 
-def give_freed_back() -> None:
+def trim_heap() -> None:
     """Give the system what was freed, which the C library keeps for itself otherwise."""
     if (malloc_trim := _call("malloc_trim")) is not None:
         malloc_trim(0)
 
 
-def give_back(tensor: "Tensor") -> None:
+def release_pages(tensor: "Tensor") -> None:
     """Drop the pages of a file's map that hold nothing but this tensor; they are read again."""
     if tensor.is_contiguous():
         _advise(tensor, mmap.PAGESIZE, "MADV_DONTNEED")
 
 
-def in_large_pages(tensor: "Tensor") -> None:
+def advise_hugepages(tensor: "Tensor") -> None:
     """Have the memory of a new tensor come in large pages; otherwise it comes page by page when it is written."""
     _advise(tensor, LARGE_PAGE, "MADV_HUGEPAGE")
 

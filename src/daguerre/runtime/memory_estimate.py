@@ -161,7 +161,7 @@ def unet_peak(config: UNetConfig, height: int, width: int) -> float:
 def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
     """Elements alive at once while a latent of this size is decoded."""
     last = len(config.channels) - 1
-    by_rows = config.channels[0] * height * width * 4**last > chunked_conv.AT_ONCE
+    by_rows = config.channels[0] * height * width * 4**last > chunked_conv.CHUNK_ELEMENTS
     x, held = config.channels[-1], 0.0
     peak = float(PLAIN_ATTENTION * x * height * width) if config.mid_attention else 0.0
     for level in range(last, -1, -1):
@@ -184,7 +184,7 @@ def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
 def encoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
     """Elements alive at once while a picture of this size in pixels is encoded."""
     x, peak = config.channels[0], 0.0
-    by_rows = x * height * width > chunked_conv.AT_ONCE
+    by_rows = x * height * width > chunked_conv.CHUNK_ELEMENTS
     for level, out in enumerate(config.channels):
         N = height * width / 4**level
         if by_rows:
@@ -200,12 +200,12 @@ def encoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
 def _by_rows(inside: int, out: int, N: float) -> float:
     """The block's input, the map between its convolutions, another for the answer where it is wider, and what is made of some rows."""
     maps = inside + out + (out if out > inside else 0)
-    return maps * N + 2 * min(max(inside, out) * N, chunked_conv.AT_ONCE)
+    return maps * N + 2 * min(max(inside, out) * N, chunked_conv.CHUNK_ELEMENTS)
 
 
 def _enlarged(stored: int, out: int, N: float) -> float:
     """The map, in the memory of a wider one, the one of twice its sides, and some rows of that."""
-    return (stored + 4 * out) * N + min(4 * out * N, chunked_conv.AT_ONCE)
+    return (stored + 4 * out) * N + min(4 * out * N, chunked_conv.CHUNK_ELEMENTS)
 
 
 def _resblock(inside: int, out: int, *, scale_shift: bool = False) -> int:

@@ -15,35 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu.prepack import converts, few
+from daguerre.nn.cpu.prepack import fits_copy_budget, upcast_on_use
 from daguerre.nn.meta import fill
-from daguerre.runtime.allocator import give_freed_back
+from daguerre.runtime.allocator import trim_heap
 
 SMALL = 1 << 16  # elements of a tensor that stays
 
 
-def kept(stored: torch.dtype, computed: torch.dtype) -> bool:
+def stays_half(stored: torch.dtype, computed: torch.dtype) -> bool:
     """Whether weights stay as they are in their file where a network converts them in use."""
     return computed == torch.float32 and stored in (torch.float16, torch.bfloat16)
 
 
-def dtype_in_turns(weights: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> torch.dtype:
+def offload_dtype(weights: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the large ones of a UNet's weights in memory, where it takes turns and computes in `dtype`."""
     weights = list(weights)
     stored, *others = {weight.dtype for weight in weights if weight.numel() > SMALL} or {dtype}
-    converted = device.type == "cpu" and cpu_linear.computes(dtype) and not few(weights, dtype)
-    return stored if converted and not others and kept(stored, dtype) else dtype
+    converted = device.type == "cpu" and cpu_linear.supports(dtype) and not fits_copy_budget(weights, dtype)
+    return stored if converted and not others and stays_half(stored, dtype) else dtype
 
 
-class InOrder:
+class SequentialOffload:
     """Holds at most one of its networks whole, be they of one model or of several that are opened with it.
 
     stay: the parts that take no turns; they are in memory all the time, and the others go when they begin.
     """
 
     def __init__(self, stay: Container[str] = ()) -> None:
-        self.stay = stay
-        self._here: tuple[_Lent | None, frozenset[str]] = (None, frozenset())
+        self.keep_loaded = stay
+        self._resident: tuple[_Offloaded | None, frozenset[str]] = (None, frozenset())
 
     def add(
         self,
@@ -69,27 +69,27 @@ class InOrder:
         dtype = next((tensor.dtype for tensor in small.values()), None)
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
-        lent = _Lent(network, large, empty, place, release)
+        lent = _Offloaded(network, large, empty, place, release)
         for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
-            part.register_forward_pre_hook(lambda begins, _: self._begin(lent, converts(begins)))
+            part.register_forward_pre_hook(lambda begins, _: self._activate(lent, upcast_on_use(begins)))
 
-    def alone(self, network: nn.Module) -> None:
+    def register_resident(self, network: nn.Module) -> None:
         """Tell a network that stays, and so has its tensors, to send the others away when it is called."""
-        network.register_forward_pre_hook(lambda *_: self._begin(None))
+        network.register_forward_pre_hook(lambda *_: self._activate(None))
 
-    def _begin(self, lent: "_Lent | None", converted: frozenset[str] = frozenset()) -> None:
-        before, _ = here = self._here
+    def _activate(self, lent: "_Offloaded | None", converted: frozenset[str] = frozenset()) -> None:
+        before, _ = here = self._resident
         if here == (lent, converted):
             return
         if before is not None:
-            before.drop()
-        self._here = lent, converted
+            before.unload()
+        self._resident = lent, converted
         if lent is not None:
-            lent.bring(converted)
+            lent.load(converted)
 
 
 @dataclass(frozen=True, eq=False)
-class _Lent:
+class _Offloaded:
     """A network, where its large tensors are, what stands for them meanwhile, and how they are laid out."""
 
     network: nn.Module
@@ -98,19 +98,19 @@ class _Lent:
     place: Callable[[Tensor], Tensor]
     release: Callable[[Tensor], None]
 
-    def bring(self, converted: Container[str]) -> None:
+    def load(self, converted: Container[str]) -> None:
         """converted: what may stay as it is in the file, if that is half precision for float32."""
 
         def stays(name: str, tensor: Tensor) -> bool:
-            return name in converted and kept(tensor.dtype, self.empty[name].dtype)
+            return name in converted and stays_half(tensor.dtype, self.empty[name].dtype)
 
         self._assign({name: tensor if stays(name, tensor) else self.place(tensor) for name, tensor in self.large.items()})
 
-    def drop(self) -> None:
+    def unload(self) -> None:
         self._assign(self.empty)
         for tensor in self.large.values():
             self.release(tensor)
-        give_freed_back()
+        trim_heap()
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
         # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 
-def finite(module: object, call: Callable[P, Tensor], what: str) -> Callable[P, Tensor]:
+def retry_in_float32(module: object, call: Callable[P, Tensor], what: str) -> Callable[P, Tensor]:
     """`call`, which computes with `module`, done again in float32 where half precision overflows; `what` names the module in the log."""
 
     def watched(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -28,14 +28,14 @@ def finite(module: object, call: Callable[P, Tensor], what: str) -> Callable[P, 
         log.warning("The %s overflowed in %s; this call is done again in float32.", what, str(dtype).removeprefix("torch."))
         module.float()
         try:
-            return call(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+            return call(*map(_to_float32, args), **{name: _to_float32(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
         finally:
             module.to(dtype)
 
     return watched
 
 
-def _wide(value: object) -> object:
+def _to_float32(value: object) -> object:
     if isinstance(value, Conditioning):
         return value.to(dtype=torch.float32)
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

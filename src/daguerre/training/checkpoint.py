@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from daguerre.atomic_io import atomic_path
 from daguerre.training.ema import EMA
-from daguerre.training.run_identity import plain, require_same
-from daguerre.weights.tensors.safetensors import put_safetensors
+from daguerre.training.run_identity import require_same, to_plain_values
+from daguerre.weights.tensors.safetensors import write_safetensors
 
 KEEP = 2  # the newest, and one to fall back to
 
 
 @dataclass(frozen=True)
-class Checkpointed:
+class TrainState:
     """All that a run needs to go on as if it had never stopped."""
 
     networks: Mapping[str, nn.Module]
@@ -35,7 +35,7 @@ class Checkpointed:
     scaler: torch.amp.GradScaler | None = None  # of half precision
 
 
-def save_checkpoint(folder: Path, step: int, state: Checkpointed) -> Path:
+def save_checkpoint(folder: Path, step: int, state: TrainState) -> Path:
     """Write `folder/step-…` after `step` steps and drop all but the newest checkpoints. Raises DaguerreError if the disk is full."""
     target = folder / f"step-{step:08d}"
     for unfinished in folder.glob(".step-*"):  # left by a process that was killed
@@ -48,10 +48,10 @@ def save_checkpoint(folder: Path, step: int, state: Checkpointed) -> Path:
     with atomic_path(target) as beside:
         beside.mkdir()
         for name, tensors in files.items():
-            put_safetensors(beside / name, tensors)
+            write_safetensors(beside / name, tensors)
         record = {
             "step": step,
-            "identity": plain(state.identity),
+            "identity": to_plain_values(state.identity),
             "ema_updates": state.ema.updates if state.ema else 0,
             "scaler": state.scaler.state_dict() if state.scaler else None,
             "sha256": {name: _sha256(beside / name) for name in files},
@@ -62,7 +62,7 @@ def save_checkpoint(folder: Path, step: int, state: Checkpointed) -> Path:
     return target
 
 
-def restore_checkpoint(folder: Path, state: Checkpointed) -> int:
+def restore_checkpoint(folder: Path, state: TrainState) -> int:
     """Load the newest checkpoint of `folder` that is whole; return its step, or 0 where there is none.
 
     Raises DaguerreError, naming what differs, where the checkpoint belongs to another run.

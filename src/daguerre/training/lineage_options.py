@@ -10,9 +10,18 @@ from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig
 
 GROUPS = 4  # of every norm: with few channels a group it is nearly instance norm, which forgets colour
-LOOP = LoopConfig(steps=2000, batch_size=16, learning_rate=8e-4, ema=0.998, precision="auto", sample_every=500, checkpoint_every=500)
+FIRST_STAGE_LOOP = LoopConfig(
+    max_train_steps=2000, batch_size=16, learning_rate=8e-4, ema_decay=0.998, mixed_precision="auto", sample_every=500, checkpoint_every=500
+)
 PRIOR_LOOP = LoopConfig(
-    steps=3000, batch_size=32, learning_rate=1e-3, betas=(0.9, 0.95), ema=0.998, precision="auto", sample_every=1000, checkpoint_every=500
+    max_train_steps=3000,
+    batch_size=32,
+    learning_rate=1e-3,
+    betas=(0.9, 0.95),
+    ema_decay=0.998,
+    mixed_precision="auto",
+    sample_every=1000,
+    checkpoint_every=500,
 )
 
 
@@ -42,7 +51,7 @@ ADVERSARIAL = AutoencoderLoss(adversarial=0.5, adversarial_start=1000, adversari
 
 
 @dataclass(frozen=True)
-class Critic:
+class DiscriminatorOptions:
     """The size of a PatchDiscriminator."""
 
     channels: int = 32  # doubled by each layer, up to eight times
@@ -55,16 +64,16 @@ class _FirstStage:
 
     data: str  # a folder of pictures, or what the program draws: shapes, emoji
     out: Path
-    size: int = 64  # pixels a side
+    resolution: int = 64  # pixels a side
     f: Literal[2, 4, 8, 16, 32] = 4  # how many times smaller a latent's sides are
     width: int = 32  # channels at full resolution, a multiple of 4
     skip_bad: bool = False  # skip and count unreadable pictures instead of stopping
-    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: LOOP)
+    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: FIRST_STAGE_LOOP)
 
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
             raise DaguerreError(f"width is {self.width}; it must be a multiple of {GROUPS}, such as 32.")
-        require_multiple(self.size, self.f, f"f {self.f}")
+        require_multiple(self.resolution, self.f, f"f {self.f}")
 
 
 @dataclass(frozen=True)
@@ -78,20 +87,20 @@ class _Continuous(_FirstStage):
 
 
 @dataclass(frozen=True)
-class _Rebuilding(_FirstStage):
+class _AdversarialStage(_FirstStage):
     loss: AutoencoderLoss = AutoencoderLoss()
     perceptual: tuple[Path, ...] = ()  # one or two files with LPIPS's weights, or the folder of a CLIP or an autoencoder
-    critic: Critic = Critic()
+    discriminator: DiscriminatorOptions = DiscriminatorOptions()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         loss, end = self.loss, self.loss.adversarial_start + self.loss.adversarial_ramp
         if loss.perceptual and not self.perceptual:
             raise DaguerreError("--loss.perceptual weighs a perceptual distance, but none is given; name its weights with --perceptual.")
-        if loss.adversarial and end > self.loop.steps:
+        if loss.adversarial and end > self.loop.max_train_steps:
             raise DaguerreError(
                 f"The critic enters at step {loss.adversarial_start} and has its full weight at step {end}, but there are only "
-                f"{self.loop.steps} steps; give more --steps, an earlier --loss.adversarial-start, or --loss.adversarial 0 for none."
+                f"{self.loop.max_train_steps} steps; give more --steps, an earlier --loss.adversarial-start, or --loss.adversarial 0 for none."
             )
 
     @property
@@ -101,7 +110,7 @@ class _Rebuilding(_FirstStage):
 
 
 @dataclass(frozen=True)
-class PlainRecipe(_Rebuilding, _Continuous):
+class PlainRecipe(_AdversarialStage, _Continuous):
     """Train a plain autoencoder: nothing keeps its latent close to anything."""
 
     out: Path = Path("runs/autoencoder")
@@ -115,7 +124,7 @@ class VariationalRecipe(_Continuous):
 
 
 @dataclass(frozen=True)
-class KLRecipe(_Rebuilding, _Continuous):
+class KLRecipe(_AdversarialStage, _Continuous):
     """Train the autoencoder of latent diffusion: a slight pull towards a unit Gaussian, and a critic."""
 
     out: Path = Path("runs/kl")
@@ -123,27 +132,27 @@ class KLRecipe(_Rebuilding, _Continuous):
 
 
 @dataclass(frozen=True)
-class VQVAERecipe(_Rebuilding):
+class VQVAERecipe(_AdversarialStage):
     """Train a VQ-VAE: the latent is a grid of codes."""
 
     out: Path = Path("runs/vqvae")
-    codes: int = 512
+    codebook_size: int = 512
     code_width: int = 16  # numbers in a code's vector
-    codebook: Literal["nearest", "average", "gumbel"] = "average"  # moved by the loss, by averages, or drawn from
-    revive: float | None = None  # codes that fewer places a batch fall to are moved; none: 0.1, but for "gumbel"
-    enters: int = 200  # steps before a codebook that is not "gumbel" takes part, in which the latent finds its form
-    cooling: int = 1000  # steps over which the temperature of one that is falls
+    codebook: Literal["nearest", "ema", "gumbel"] = "ema"  # moved by the loss, by averages, or drawn from
+    dead_code_threshold: float | None = None  # codes that fewer places a batch fall to are moved; none: 0.1, but for "gumbel"
+    codebook_start: int = 200  # steps before a codebook that is not "gumbel" takes part, in which the latent finds its form
+    temperature_steps: int = 1000  # steps over which the temperature of one that is falls
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codebook == "gumbel" and self.cooling > self.loop.steps:
+        if self.codebook == "gumbel" and self.temperature_steps > self.loop.max_train_steps:
             raise DaguerreError(
-                f"The codebook's temperature falls for {self.cooling} steps, but there are only {self.loop.steps}; "
+                f"The codebook's temperature falls for {self.temperature_steps} steps, but there are only {self.loop.max_train_steps}; "
                 "give more --steps or a shorter --cooling."
             )
-        if self.codebook != "gumbel" and self.enters >= self.loop.steps:
+        if self.codebook != "gumbel" and self.codebook_start >= self.loop.max_train_steps:
             raise DaguerreError(
-                f"The codebook takes part from step {self.enters} on, but there are only {self.loop.steps}; give more --steps or a smaller "
+                f"The codebook takes part from step {self.codebook_start} on, but there are only {self.loop.max_train_steps}; give more --steps or a smaller "
                 "--enters."
             )
 
@@ -154,7 +163,7 @@ class VQGANRecipe(VQVAERecipe):
 
     out: Path = Path("runs/vqgan")
     loss: AutoencoderLoss = ADVERSARIAL
-    codebook: Literal["nearest", "average", "gumbel"] = "nearest"
+    codebook: Literal["nearest", "ema", "gumbel"] = "nearest"
 
 
 FirstStageRecipe = PlainRecipe | VariationalRecipe | KLRecipe | VQVAERecipe  # a VQGAN is a VQ-VAE, too
@@ -172,16 +181,16 @@ class PriorRecipe:
     map: Literal["semantic", "depth", "edges", "small"] = "semantic"  # with condition "map"
     maps: Path | None = None  # with a folder's semantic or depth maps: where they lie, as PNGs under the pictures' names
     map_stage: Path | None = None  # first stage of the maps; none: a small one is trained before
-    size: int = 64  # pixels a side
-    pictures: int = 20_000  # that are encoded once, and shown again every epoch; each of a folder's in ten crops at most
-    measured: int = 1000  # pictures that the code length is measured on, at the end; each of a folder's once
+    resolution: int = 64  # pixels a side
+    num_images: int = 20_000  # that are encoded once, and shown again every epoch; each of a folder's in ten crops at most
+    eval_images: int = 1000  # pictures that the code length is measured on, at the end; each of a folder's once
     width: int = 192  # channels
     layers: int = 6
     heads: int = 6
     dropout: float = 0.0
     vocabulary: int = 640  # the most tokens that texts are made of
-    words: int = 24  # tokens of one text, begin and end included
-    keep: float = 1.0  # share of the codes that are read as they are; the others are replaced by random ones
+    max_text_tokens: int = 24  # tokens of one text, begin and end included
+    pkeep: float = 1.0  # share of the codes that are read as they are; the others are replaced by random ones
     skip_bad: bool = False  # skip and count unreadable pictures instead of stopping
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: PRIOR_LOOP)
 
@@ -192,9 +201,9 @@ class PriorRecipe:
             raise DaguerreError(
                 f"{self.layers} layers of width {self.width} with {self.heads} heads cannot be: the heads must divide the width."
             )
-        if self.pictures < self.loop.batch_size or self.measured < 1:
+        if self.num_images < self.loop.batch_size or self.eval_images < 1:
             raise DaguerreError(
-                f"{self.pictures} pictures, with {self.measured} to measure, are too few; train on {self.loop.batch_size} or more, "
+                f"{self.num_images} pictures, with {self.eval_images} to measure, are too few; train on {self.loop.batch_size} or more, "
                 "and measure on one or more."
             )
         if self.condition != "map" and (self.maps or self.map_stage):
@@ -203,7 +212,20 @@ class PriorRecipe:
     @property
     def network(self) -> dict[str, object]:
         """What decides the trained weights, beside data, first stage and loop."""
-        names = ("kind", "condition", "map", "size", "pictures", "width", "layers", "heads", "dropout", "vocabulary", "words", "keep")
+        names = (
+            "kind",
+            "condition",
+            "map",
+            "resolution",
+            "num_images",
+            "width",
+            "layers",
+            "heads",
+            "dropout",
+            "vocabulary",
+            "max_text_tokens",
+            "pkeep",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -214,10 +236,10 @@ class DecoderRecipe:
     data: str  # a folder of pictures, or what the program draws: shapes, emoji
     model: str | None = None  # the folder of a model or of a first stage, or a file that holds one; none: the embedded model
     out: Path = Path("runs/decoder")
-    size: int = 64  # pixels a side
+    resolution: int = 64  # pixels a side
     perceptual: tuple[Path, ...] = ()  # one or two files with LPIPS's weights, or the folder of a CLIP or an autoencoder
     weight: float = 0.1  # of the perceptual distance, beside the squared error
     skip_bad: bool = False  # skip and count unreadable pictures instead of stopping
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: LoopConfig(steps=1000, batch_size=8, learning_rate=1e-4, ema=0.99, sample_every=250)
+        default_factory=lambda: LoopConfig(max_train_steps=1000, batch_size=8, learning_rate=1e-4, ema_decay=0.99, sample_every=250)
     )

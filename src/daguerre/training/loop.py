@@ -26,22 +26,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.runtime.dtype import multiplies_bfloat16
-from daguerre.training.checkpoint import Checkpointed, checkpoints, restore_checkpoint, save_checkpoint
+from daguerre.runtime.dtype import has_native_bfloat16
+from daguerre.training.checkpoint import TrainState, checkpoints, restore_checkpoint, save_checkpoint
 from daguerre.training.config import LoopConfig
 from daguerre.training.ema import EMA
 from daguerre.training.run_log import RunLog
 
 # The settings that give what was saved its meaning; all others may change between two parts of one run.
-DECIDES = ("batch_size", "betas", "ema", "seed")
-FORGIVEN = 5  # gradients that are not finite, one after another, whose steps are left out; of so many more the weights are the cause
+IDENTITY_FIELDS = ("batch_size", "betas", "ema_decay", "seed")
+MAX_BAD_STEPS = 5  # gradients that are not finite, one after another, whose steps are left out; of so many more the weights are the cause
 
 
-class Stage(Protocol):
+class TrainingTask(Protocol):
     """What is trained, and how it is scored.
 
     `networks` are the trained ones by name, each with an optimiser of its own; while it runs, the loop puts the wrapped modules there.
-    Parameters in an attribute `undecayed`, where a stage has one, are spared from weight decay.
+    Parameters in an attribute `no_decay`, where a stage has one, are spared from weight decay.
     """
 
     networks: dict[str, nn.Module]
@@ -52,7 +52,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def averaged(self) -> tuple[str, ...]:
+    def ema_networks(self) -> tuple[str, ...]:
         """Names of the networks whose average is kept."""
         ...
 
@@ -69,7 +69,7 @@ class Stage(Protocol):
         ...
 
 
-class Batches(Protocol):
+class BatchStream(Protocol):
     """Batches whose order is a pure function of (seed, step)."""
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Any]:
@@ -77,7 +77,7 @@ class Batches(Protocol):
         ...
 
 
-class Stopped(DaguerreError):
+class Interrupted(DaguerreError):
     """The person asked the run to stop; a checkpoint was written first."""
 
 
@@ -94,7 +94,7 @@ def weights_key(module: nn.Module) -> str:
     )
 
 
-def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, recipe: Any = None) -> None:
+def train(stage: TrainingTask, batches: BatchStream, config: LoopConfig, out: Path, *, recipe: Any = None) -> None:
     """Train `stage` for `config.steps` steps, from the last checkpoint in `out` if there is one. Ends with the averaged weights in place.
 
     Writes `out/checkpoints`, `out/samples`, `out/curves` and `out/log.jsonl`. `recipe` is whatever else decides the result, best as named
@@ -113,29 +113,31 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
         if config.compile:
             network.compile()
     stage.to(accelerator.device)
-    spared = getattr(stage, "undecayed", ())
+    spared = getattr(stage, "no_decay", ())
     optimizers = {name: _optimizer(network, config, spared) for name, network in plain.items()}
-    ema = EMA({name: plain[name] for name in stage.averaged}, config.ema) if config.ema else None
-    meaning = {"stage": stage.name, **{name: getattr(config, name) for name in DECIDES}, "recipe": recipe}
-    state = Checkpointed(plain, optimizers, ema, meaning, accelerator.scaler)
+    ema = EMA({name: plain[name] for name in stage.ema_networks}, config.ema_decay) if config.ema_decay else None
+    meaning = {"stage": stage.name, **{name: getattr(config, name) for name in IDENTITY_FIELDS}, "recipe": recipe}
+    state = TrainState(plain, optimizers, ema, meaning, accelerator.scaler)
     start = restore_checkpoint(out / "checkpoints", state)
-    if start > config.steps:
+    if start > config.max_train_steps:
         raise DaguerreError(
-            f"{stage.name} in {out} was trained for {start} steps already, more than the {config.steps} asked for; ask for at least "
+            f"{stage.name} in {out} was trained for {start} steps already, more than the {config.max_train_steps} asked for; ask for at least "
             f"{start}, or choose another --out."
         )
     prepared = {name: (accelerator.prepare(plain[name]), accelerator.prepare(optimizers[name])) for name in plain}
     stage.networks.update({name: network for name, (network, _) in prepared.items()})
-    with RunLog(out, stage.name, start, config.steps, accelerator.is_main_process) as log, _stop_signals() as asked_to_stop:
-        if config.precision == "bf16" and _native() == "no":
-            log.say(f"{stage.name}: there are no instructions for bf16 here; with --precision auto a step takes a fraction of the time")
+    with RunLog(out, stage.name, start, config.max_train_steps, accelerator.is_main_process) as log, _stop_signals() as asked_to_stop:
+        if config.mixed_precision == "bf16" and _native_precision() == "no":
+            log.info(f"{stage.name}: there are no instructions for bf16 here; with --precision auto a step takes a fraction of the time")
         if start:
-            log.say(f"{stage.name}: {f'continued after step {start}' if start < config.steps else f'all {start} steps were done before'}")
+            log.info(
+                f"{stage.name}: {f'continued after step {start}' if start < config.max_train_steps else f'all {start} steps were done before'}"
+            )
         run = _Run(stage, config, out, accelerator, prepared, state, log)
         stream = batches.stream(start, config.workers, processes=config.workers > 1)
-        for step in range(start, config.steps):
-            run.take(step, next(stream))
-            run.write(step + 1, stopping=_agreed(accelerator, asked_to_stop()))
+        for step in range(start, config.max_train_steps):
+            run.step(step, next(stream))
+            run.checkpoint(step + 1, stopping=_any_rank(accelerator, asked_to_stop()))
     stage.networks.update(plain)
     if ema is not None:
         ema.assign()
@@ -147,42 +149,42 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, out: Path, *, reci
 class _Run:
     """What is the same in every step."""
 
-    stage: Stage
+    stage: TrainingTask
     config: LoopConfig
     out: Path
     accelerator: Accelerator
     prepared: Mapping[str, tuple[Any, Any]]  # each network and its optimiser, as several processes need them
-    state: Checkpointed
+    state: TrainState
     log: RunLog
-    forgiven: Counter[str] = field(default_factory=Counter)  # gradients in a row that were not finite, by network
+    bad_steps: Counter[str] = field(default_factory=Counter)  # gradients in a row that were not finite, by network
 
-    def take(self, step: int, batch: Any) -> None:
+    def step(self, step: int, batch: Any) -> None:
         """Take one step, of all networks, and log it."""
         config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
         for _, optimizer in self.prepared.values():
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
         logged: dict[str, Tensor | float] = {}
-        share = len(batch) // (config.accumulate * world)
-        for part in range(config.accumulate):
+        share = len(batch) // (config.gradient_accumulation_steps * world)
+        for part in range(config.gradient_accumulation_steps):
             first = (part * world + rank) * share
             draw = _generator(config.seed, step, part, rank)
             with self.accelerator.autocast():
                 for name, loss, values in self.stage.losses(batch[first : first + share], draw, step):
                     logged |= {name: self._finite(loss, name, step), **values}
                     with torch.autocast(self.accelerator.device.type, enabled=False):
-                        self.accelerator.backward(loss / config.accumulate)
-                        if part == config.accumulate - 1:
+                        self.accelerator.backward(loss / config.gradient_accumulation_steps)
+                        if part == config.gradient_accumulation_steps - 1:
                             self._update(name, step)
         if self.state.ema is not None:
             self.state.ema.update()
         done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
+        if done % config.log_every == 0 or done == config.max_train_steps:
             self.log.losses(done, len(batch), {name: float(value) for name, value in logged.items()})
 
-    def write(self, done: int, *, stopping: bool) -> None:
+    def checkpoint(self, done: int, *, stopping: bool) -> None:
         """Save a checkpoint and a sample where it is time for them. Raises Stopped, once all is written, if the run is to stop."""
-        config, last = self.config, done == self.config.steps
+        config, last = self.config, done == self.config.max_train_steps
         if done % config.checkpoint_every == 0 or last or stopping:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -191,7 +193,7 @@ class _Run:
             self._sample(done)
         if stopping and not last:
             self.accelerator.wait_for_everyone()
-            raise Stopped(f"Stopped after step {done} of {config.steps}; run the same command again to go on from there.")
+            raise Interrupted(f"Stopped after step {done} of {config.max_train_steps}; run the same command again to go on from there.")
 
     def _finite(self, loss: Tensor, name: str, step: int) -> float:
         """The loss, as the mean over all processes: so that all of them, and not one, find that it is not finite."""
@@ -203,14 +205,14 @@ class _Run:
     def _update(self, name: str, step: int) -> None:
         """One optimiser step if the gradient is finite; if not, it is left out: in half precision by the scaler, silently."""
         network, optimizer = self.prepared[name]
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.clip or math.inf)
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.max_grad_norm or math.inf)
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
-            self.forgiven[name] += 1
-            if self.forgiven[name] > FORGIVEN:
-                raise self._not_finite(f"gradient of {name!r} became infinite or NaN, {FORGIVEN + 1} times in a row,", step)
-            self.log.say(f"{self.stage.name}: the gradient of {name!r} is not finite at step {step}, which is left out")
+            self.bad_steps[name] += 1
+            if self.bad_steps[name] > MAX_BAD_STEPS:
+                raise self._not_finite(f"gradient of {name!r} became infinite or NaN, {MAX_BAD_STEPS + 1} times in a row,", step)
+            self.log.info(f"{self.stage.name}: the gradient of {name!r} is not finite at step {step}, which is left out")
         else:
-            self.forgiven[name] = 0
+            self.bad_steps[name] = 0
             optimizer.step()
         optimizer.zero_grad()
 
@@ -229,30 +231,32 @@ class _Run:
         for name, network in networks.items():
             network.train(modes[name])
         if picture is not None:
-            self.log.picture(done, picture)
+            self.log.image(done, picture)
 
 
 def _accelerator(config: LoopConfig) -> Accelerator:
     """What knows the devices and processes. Raises DaguerreError where the settings do not fit them."""
     AcceleratorState._reset_state()  # which would keep the precision of the stage before
-    accelerator = Accelerator(mixed_precision=_native() if config.precision == "auto" else config.precision)
+    accelerator = Accelerator(mixed_precision=_native_precision() if config.mixed_precision == "auto" else config.mixed_precision)
     kind, world = accelerator.distributed_type, accelerator.num_processes
     if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise DaguerreError(f"Training under {kind.value} is not supported; use one process or data-parallel ones.")
-    if config.batch_size % (config.accumulate * world):
-        raise DaguerreError(f"batch_size {config.batch_size} is not a multiple of {config.accumulate} parts x {world} processes.")
-    if config.precision == "fp16" and accelerator.scaler is None:
+    if config.batch_size % (config.gradient_accumulation_steps * world):
+        raise DaguerreError(
+            f"batch_size {config.batch_size} is not a multiple of {config.gradient_accumulation_steps} parts x {world} processes."
+        )
+    if config.mixed_precision == "fp16" and accelerator.scaler is None:
         raise DaguerreError(f"precision fp16 needs a GPU, and this is the {accelerator.device.type}; use bf16 or no.")
     return accelerator
 
 
-def _native() -> str:
+def _native_precision() -> str:
     """bf16 where there are instructions for it: without them a step on a CPU takes many times as long as in float32."""
-    has = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else multiplies_bfloat16()
+    has = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_native_bfloat16()
     return "bf16" if has else "no"
 
 
-def _agreed(accelerator: Accelerator, wish: bool) -> bool:
+def _any_rank(accelerator: Accelerator, wish: bool) -> bool:
     """Whether any process wishes to stop: all learn it at the same step, for one alone would leave the others waiting."""
     if accelerator.num_processes == 1:
         return wish

@@ -27,12 +27,12 @@ ON_CPU = "ACCELERATE_USE_CPU"  # accelerate's own
 GRACE = 30.0  # seconds that the others have to end by themselves when one has failed
 
 
-def inside() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several that were started together."""
     return "RANK" in os.environ
 
 
-def together(processes: int, act: Callable[..., T], *arguments: Any) -> T:
+def launch(processes: int, act: Callable[..., T], *arguments: Any) -> T:
     """Call `act(*arguments)`, which can be pickled, in several processes that train together; return what the first one returned.
 
     Ctrl-C and SIGTERM reach all of them, and none outlives the process that called. Only the first speaks on stderr.
@@ -141,17 +141,17 @@ def _free_port() -> int:
 
 def rank() -> int:
     """Which of the processes this is; 0 where there is one."""
-    return state().process_index if inside() else 0
+    return state().process_index if is_distributed() else 0
 
 
 def world() -> int:
     """How many processes there are."""
-    return state().num_processes if inside() else 1
+    return state().num_processes if is_distributed() else 1
 
 
-def main_first(act: Callable[[], T]) -> T:
+def main_process_first(act: Callable[[], T]) -> T:
     """Do something in the first process and only then in the others, which find the files that it left."""
-    if not inside():
+    if not is_distributed():
         return act()
     with state().main_process_first():
         return act()

@@ -10,7 +10,7 @@ from daguerre.errors import DaguerreError
 LONGEST = 80  # characters of a value that a message shows
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as JSON gives them back: tuples are lists, paths are text."""
     return json.loads(json.dumps(values, default=str))
 
@@ -21,7 +21,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path)
     Raises:
         DaguerreError: they differ; only the values that do are named.
     """
-    if differing := _differences(plain(before), plain(now), ""):
+    if differing := _differences(to_plain_values(before), to_plain_values(now), ""):
         raise DaguerreError(
             f"{where} belongs to a run with {'; '.join(differing)}. Give the same values to go on with it, or choose another --out."
         )

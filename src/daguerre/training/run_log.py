@@ -23,10 +23,10 @@ class RunLog:
     full.
     """
 
-    def __init__(self, folder: Path, stage: str, start: int, total: int, speaks: bool = True):
-        self.folder, self.stage, self.total, self.speaks = folder, stage, total, speaks
+    def __init__(self, folder: Path, stage: str, start: int, total: int, is_main: bool = True):
+        self.folder, self.stage, self.total, self.speaks = folder, stage, total, is_main
         self._started, self._start = time.monotonic(), start
-        self._progress = progress(TextColumn("{task.fields[losses]}"), transient=False, shown=speaks)
+        self._progress = progress(TextColumn("{task.fields[losses]}"), transient=False, shown=is_main)
         self._task = self._progress.add_task(stage, total=total, completed=start, losses="")
 
     def __enter__(self) -> "RunLog":
@@ -60,9 +60,9 @@ class RunLog:
         self._progress.update(self._task, completed=step, losses=text)
         if self._progress.disable:
             left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / max(speed, 1e-9)))
-            self.say(f"{self.stage} {step}/{self.total}  {speed:.2f} steps/s  {left} left  {text}")
+            self.info(f"{self.stage} {step}/{self.total}  {speed:.2f} steps/s  {left} left  {text}")
 
-    def picture(self, step: int, picture: Image.Image) -> None:
+    def image(self, step: int, picture: Image.Image) -> None:
         """Keep a sample grid as `samples/000400.png`, and in tensorboard."""
         if not self.speaks:
             return
@@ -71,7 +71,7 @@ class RunLog:
         with self._writing():
             self._curves.picture(step, f"{self.stage}/samples", picture)
 
-    def say(self, sentence: str) -> None:
+    def info(self, sentence: str) -> None:
         """One line for the person who watches."""
         if self.speaks:
             self._progress.console.print(sentence, highlight=False, markup=False, soft_wrap=True)

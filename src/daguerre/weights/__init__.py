@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from daguerre.weights.diffusers.vae import load_first_stage as load_first_stage
     from daguerre.weights.diffusers.vae import save_first_stage as save_first_stage
     from daguerre.weights.hashing import identity as identity
-    from daguerre.weights.load import load as load
-    from daguerre.weights.load import load_any as load_any
-    from daguerre.weights.load import load_vae as load_vae
-    from daguerre.weights.load import save as save
+    from daguerre.weights.loading import load as load
+    from daguerre.weights.loading import load_diffusion as load_diffusion
+    from daguerre.weights.loading import load_vae as load_vae
+    from daguerre.weights.loading import save as save
 
 __all__ = [
     "identity",
+    "load_diffusion",
     "load",
-    "load_any",
     "load_clip",
     "load_first_stage",
     "load_prior",
@@ -38,8 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "load_any", "load_vae", "save"):
-        import daguerre.weights.load as file
+    if name in ("load", "load_diffusion", "load_vae", "save"):
+        import daguerre.weights.loading as file
     elif name in ("load_clip", "save_clip"):
         import daguerre.weights.diffusers.clip as file
     elif name in ("load_first_stage", "save_first_stage"):

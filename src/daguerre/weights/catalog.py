@@ -13,7 +13,7 @@ CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """A model inside the package; `size` is the sum of its files in bytes."""
 
     name: str
@@ -21,10 +21,10 @@ class Entry:
     size: int
 
 
-def embedded(assets: Path = ASSETS) -> list[Entry]:
+def embedded(assets: Path = ASSETS) -> list[ModelEntry]:
     """The models inside the package, by name."""
     folders = sorted(index.parent for index in assets.glob(f"*/{INDEX}"))
-    return [Entry(folder.name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())) for folder in folders]
+    return [ModelEntry(folder.name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())) for folder in folders]
 
 
 def local(source: str | Path | None = None, assets: Path = ASSETS) -> Path | None:

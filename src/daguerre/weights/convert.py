@@ -22,24 +22,33 @@ from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import Tokenizer, WordPiece
 from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.denoiser import Prediction
-from daguerre.errors import DaguerreError, listed
-from daguerre.models.ldm_bert import LDMText
+from daguerre.errors import DaguerreError, join_names
+from daguerre.models.ldm_bert import LDMBert
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers import configs
 from daguerre.weights.diffusers.index import LATENT_DIFFUSION, UPSCALER, model_index, pipeline_of
 from daguerre.weights.diffusers.layout import ALIASES, PARTS
-from daguerre.weights.diffusers.load import CONFIG, SCHEDULER_CONFIG, check_free, put_part
+from daguerre.weights.diffusers.load import CONFIG, SCHEDULER_CONFIG, check_overwrite, write_part
 from daguerre.weights.diffusers.save import class_of, tokenizer_class
 from daguerre.weights.diffusers.vae import first_stage_json
-from daguerre.weights.original.components import Part, averaged, sort
-from daguerre.weights.original.detect import Description, describe, said, with_values
-from daguerre.weights.original.families import asked_prediction
-from daguerre.weights.original.key_map import Rule, Table, UNetLayout, autoencoder_rules, ldm_text_rules, open_clip_rules, rule, unet_rules
+from daguerre.weights.original.components import Component, ema_weights, split_components
+from daguerre.weights.original.detect import DetectedModel, detect, stored_config_texts, with_file_schedule
+from daguerre.weights.original.families import unknown_prediction_error
+from daguerre.weights.original.key_map import (
+    KeyTable,
+    Rule,
+    UNetLayout,
+    autoencoder_rules,
+    ldm_text_rules,
+    open_clip_rules,
+    rule,
+    unet_rules,
+)
 from daguerre.weights.original.load import BLANK
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors
-from daguerre.weights.tensors.safetensors import put_json, put_safetensors, read_safetensors
+from daguerre.weights.tensors.safetensors import read_safetensors, write_json, write_safetensors
 
-UNREAD = "unread.safetensors"  # beside the parts: what a single file holds and a folder has no place for, kept for the way back
+EXTRA_TENSORS = "unread.safetensors"  # beside the parts: what a single file holds and a folder has no place for, kept for the way back
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
@@ -69,27 +78,27 @@ def convert(
     """
     target = Path(target)
     file = open_tensors(source, variant=variant)
-    about = with_values(describe(file, prediction=prediction, heads=heads, ema=ema))
+    about = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
     if ema is not None and about.unet is None and any(name.startswith("model_ema.") for name in file.shapes):
         raise DaguerreError(f"'{source}' holds only the running average of its UNet; without it nothing is left. Leave ema out.")
     if target.suffix == ".safetensors" and file.container != "folder":
         tensors = _pruned(file.read(), ema)
-        _write_file(target, tensors, {**file.metadata, **_spoken(about, prediction)}, dtype)
+        _write_file(target, tensors, {**file.metadata, **_prediction_metadata(about, prediction)}, dtype)
         return target
-    if faults := {what: names for what, names in about.faults().items() if names}:
-        lists = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in faults.items())
+    if faults := {what: names for what, names in about.key_errors().items() if names}:
+        lists = "; ".join(f"{len(names)} {what} ({join_names(names)})" for what, names in faults.items())
         raise DaguerreError(f"'{source}' is not converted, because it does not fit the networks that it looks like: {lists}.")
     if about.unet is not None and about.prediction is None:
-        raise asked_prediction(source)
-    parts = sort(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
+        raise unknown_prediction_error(source)
+    parts = split_components(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
     if target.suffix == ".safetensors":
         names = _single_file_tables(about)
-        tensors = {name: tensor for part, table in names.items() for name, tensor in _theirs(table, parts[part], about).items()}
-        kept = said(file.metadata)
-        if (unread := Path(source) / UNREAD).is_file():
+        tensors = {name: tensor for part, table in names.items() for name, tensor in _to_original(table, parts[part], about).items()}
+        kept = stored_config_texts(file.metadata)
+        if (unread := Path(source) / EXTRA_TENSORS).is_file():
             tensors |= read_safetensors(unread)
             kept.pop("text_encoder", None)  # it describes the tower without its last block
-        _write_file(target, tensors, _spoken(about, about.prediction) | {CONFIGS: json.dumps(kept)}, dtype)
+        _write_file(target, tensors, _prediction_metadata(about, about.prediction) | {CONFIGS: json.dumps(kept)}, dtype)
     else:
         _write_folder(target, parts, about, dtype)
     return target
@@ -100,30 +109,30 @@ def _pruned(tensors: dict[str, Tensor], ema: bool | None) -> dict[str, Tensor]:
     if ema is None:
         return tensors
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model_ema.")}
-    return rest | averaged(tensors) if ema else rest
+    return rest | ema_weights(tensors) if ema else rest
 
 
-def _spoken(about: Description, prediction: Prediction | None) -> dict[str, str]:
+def _prediction_metadata(about: DetectedModel, prediction: Prediction | None) -> dict[str, str]:
     """The metadata in which a single file says what it predicts."""
     return {"modelspec.prediction_type": "sample" if prediction == "x0" else prediction} if prediction and about.unet else {}
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> None:
     with atomic_path(path) as beside:
-        put_safetensors(beside, _cast(tensors, dtype), metadata)
+        write_safetensors(beside, _cast(tensors, dtype), metadata)
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _prefixed(prefix: str, rules: Iterable[Rule]) -> Table:
-    return Table(one._replace(theirs=prefix + one.theirs) for one in rules)
+def _prefixed(prefix: str, rules: Iterable[Rule]) -> KeyTable:
+    return KeyTable(one._replace(original=prefix + one.original) for one in rules)
 
 
-def _single_file_tables(about: Description) -> dict[str, Table]:
+def _single_file_tables(about: DetectedModel) -> dict[str, KeyTable]:
     """Part -> the table of its single-file names, as the family's own files have them. A part alone keeps its bare names."""
-    tables: dict[str, Table] = {}
+    tables: dict[str, KeyTable] = {}
     whole = about.unet is not None
     if about.unet is not None:
         tables["unet"] = _prefixed("model.diffusion_model.", unet_rules(UNetLayout.of(about.unet)))
@@ -131,7 +140,7 @@ def _single_file_tables(about: Description) -> dict[str, Table]:
         rules = autoencoder_rules(len(about.autoencoder.channels), about.autoencoder.blocks + 1)
         tables["vae"] = _prefixed("first_stage_model." if whole else "", rules)
     family = about.family.name if about.family else ""
-    if (words := about.networks.get("text_encoder")) and isinstance(words, LDMText):
+    if (words := about.networks.get("text_encoder")) and isinstance(words, LDMBert):
         tables["text_encoder"] = _prefixed("cond_stage_model.transformer." if whole else "", ldm_text_rules(words.config.layers))
     for part, config in about.texts.items():
         open_clip = family.startswith("sd2") or part == "text_encoder_2"
@@ -142,49 +151,49 @@ def _single_file_tables(about: Description) -> dict[str, Table]:
     return tables
 
 
-def _theirs(table: Table, part: Part, about: Description) -> dict[str, Tensor]:
-    tensors, lost = table.to_theirs(about.ours(part))
+def _to_original(table: KeyTable, part: Component, about: DetectedModel) -> dict[str, Tensor]:
+    tensors, lost = table.to_original(about.canonical(part))
     if lost:
-        raise DaguerreError(f"A single file has no names for {len(lost)} tensors of {part.name} ({listed(lost)}).")
+        raise DaguerreError(f"A single file has no names for {len(lost)} tensors of {part.name} ({join_names(lost)}).")
     return tensors
 
 
-def _write_folder(target: Path, parts: Mapping[str, Part], about: Description, dtype: torch.dtype | None) -> None:
+def _write_folder(target: Path, parts: Mapping[str, Component], about: DetectedModel, dtype: torch.dtype | None) -> None:
     if about.file.container == "folder" and target.exists() and target.samefile(about.file.path):
         raise DaguerreError(f"'{target}' would be written over itself; name another folder.")
-    check_free(target, INDEX if about.unet else CONFIG)
+    check_overwrite(target, INDEX if about.unet else CONFIG)
     pipeline = pipeline_of(about.family, about.unet, parts) if about.family and about.unet else None
     if lost := [part for part in parts.values() if part.name not in PARTS]:
-        raise _no_place(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in lost)}")
+        raise _no_layout_error(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in lost)}")
     if not parts:
-        raise _no_place("holds nothing that is known here")
+        raise _no_layout_error("holds nothing that is known here")
     if about.family is not None and pipeline is None:
-        raise _no_place(f"is a model of the kind {about.family.name}")
+        raise _no_layout_error(f"is a model of the kind {about.family.name}")
     written = {name: _config(name, about) for name in parts}
     unread: dict[str, Tensor] = {}
     with atomic_path(target) as beside:
         for name, config in written.items():
-            tensors = about.ours(parts[name])
+            tensors = about.canonical(parts[name])
             if name in about.texts:
                 tensors, left = _read_of_text(tensors, config)
-                unread |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_theirs(left)[0].items()}
-            put_part(beside / _place(name, pipeline) if about.unet else beside, config, tensors, dtype)
+                unread |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_original(left)[0].items()}
+            write_part(beside / _place(name, pipeline) if about.unet else beside, config, tensors, dtype)
             if name in TOKENIZERS:
                 _tokenizer(name, about).save(beside / TOKENIZERS[name])
         if unread:
-            put_safetensors(beside / UNREAD, _cast(unread, dtype))
+            write_safetensors(beside / EXTRA_TENSORS, _cast(unread, dtype))
         if pipeline is not None and about.prediction is not None:
             schedulers = _schedulers(about, pipeline)
             for name, config in schedulers.items():
                 (beside / name).mkdir()
-                put_json(beside / name / SCHEDULER_CONFIG, config)
-            put_json(beside / INDEX, _index(about, pipeline, written, schedulers))
+                write_json(beside / name / SCHEDULER_CONFIG, config)
+            write_json(beside / INDEX, _index(about, pipeline, written, schedulers))
 
 
 AS_ONE_FILE = "it can be written as one file: give a name that ends in .safetensors."
 
 
-def _no_place(what: str) -> DaguerreError:
+def _no_layout_error(what: str) -> DaguerreError:
     return DaguerreError(f"This file {what}, for which the field has no folder layout; {AS_ONE_FILE}")
 
 
@@ -193,19 +202,19 @@ def _place(part: str, pipeline: str | None) -> str:
     return ALIASES.get(part, part) if pipeline in LATENT_DIFFUSION.values() else part
 
 
-def _schedulers(about: Description, pipeline: str) -> dict[str, configs.Json]:
+def _schedulers(about: DetectedModel, pipeline: str) -> dict[str, configs.Json]:
     assert about.family is not None
     assert about.prediction is not None
-    kept = said(about.file.metadata)
+    kept = stored_config_texts(about.file.metadata)
     found = {"scheduler": kept.get("scheduler") or configs.schedule_json(about.schedule, about.prediction)}
     if pipeline == UPSCALER:
         found["low_res_scheduler"] = kept.get("low_res_scheduler") or configs.low_resolution_json(about.family.schedule)
     return found
 
 
-def _config(part: str, about: Description) -> configs.Json:
+def _config(part: str, about: DetectedModel) -> configs.Json:
     """The config.json of a part: the one it came with, or one made from its shapes."""
-    kept = said(about.file.metadata)
+    kept = stored_config_texts(about.file.metadata)
     if part in kept:
         return kept[part]
     if part == "unet" and about.unet is not None:
@@ -217,7 +226,7 @@ def _config(part: str, about: Description) -> configs.Json:
     if part == "vae" and about.autoencoder is not None:
         return first_stage_json(about.autoencoder, about.size)
     tokenizer, words = _tokenizer(part, about), about.networks[part]
-    if isinstance(words, LDMText):
+    if isinstance(words, LDMBert):
         return configs.ldm_text_json(words.config, tokenizer.pad)
     config = about.texts[part]
     if about.family is not None and about.family.name.startswith("sd2") and config.projection is not None:
@@ -239,9 +248,9 @@ def _read_of_text(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tupl
     return {k: t for k, t in tensors.items() if has_place(k)}, {k: t for k, t in tensors.items() if not has_place(k)}
 
 
-def _tokenizer(part: str, about: Description) -> Tokenizer | WordPiece:
+def _tokenizer(part: str, about: DetectedModel) -> Tokenizer | WordPiece:
     folder, words = about.file.path / TOKENIZERS[part], about.networks[part]
-    if isinstance(words, LDMText):
+    if isinstance(words, LDMBert):
         length = words.config.length
         return WordPiece.from_folder(folder, max_length=length) if folder.is_dir() else WordPiece.bert(max_length=length)
     if folder.is_dir():
@@ -251,10 +260,10 @@ def _tokenizer(part: str, about: Description) -> Tokenizer | WordPiece:
 
 
 def _index(
-    about: Description, pipeline: str, written: Mapping[str, configs.Json], schedulers: Mapping[str, configs.Json]
+    about: DetectedModel, pipeline: str, written: Mapping[str, configs.Json], schedulers: Mapping[str, configs.Json]
 ) -> dict[str, Any]:
     """model_index.json: the one it came with, without the parts that are not here, or one made from what it holds."""
-    if kept := said(about.file.metadata).get("model_index"):
+    if kept := stored_config_texts(about.file.metadata).get("model_index"):
         there = {*(_place(part, pipeline) for part in written), *(TOKENIZERS[part] for part in written if part in TOKENIZERS), *schedulers}
         return {name: [None, None] if isinstance(entry, list) and name not in there else entry for name, entry in kept.items()}
     classes = {_place(part, pipeline): class_of(config) for part, config in written.items()}

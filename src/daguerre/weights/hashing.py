@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.weights.tensors.safetensors import read_json, unreadable, write_json
+from daguerre.weights.tensors.safetensors import read_json, save_json, unreadable
 
 LARGE = 1 << 26  # bytes from which a file's hash is kept between runs
 REMEMBERED = 500
@@ -51,23 +51,23 @@ def file_hash(path: str | Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _file_hash(path: Path, size: int, changed: int) -> str:
-    key, known = f"{path} {size} {changed}", _remembered() if size >= LARGE else {}
+    key, known = f"{path} {size} {changed}", _read_cache() if size >= LARGE else {}
     if key not in known:
         with path.open("rb") as file:
             known[key] = hashlib.file_digest(file, "sha256").hexdigest()
         if size >= LARGE:
             with suppress(DaguerreError):  # a home that cannot be written only costs time
-                write_json(_memory(), dict(list(known.items())[-REMEMBERED:]))
+                save_json(_cache_path(), dict(list(known.items())[-REMEMBERED:]))
     return known[key]
 
 
-def _memory() -> Path:
+def _cache_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "daguerre" / "hashes.json"
 
 
-def _remembered() -> dict[str, str]:
+def _read_cache() -> dict[str, str]:
     try:
-        return {str(key): str(value) for key, value in read_json(_memory()).items()}
+        return {str(key): str(value) for key, value in read_json(_cache_path()).items()}
     except DaguerreError:
         return {}
 

@@ -19,7 +19,7 @@ ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(/[\w][\w .+-]*)+)?(
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
-def resolve(source: str | Path, *, offline: bool = False, variant: str | None = None, cache: Path | None = None) -> Path:
+def resolve_hub_id(source: str | Path, *, offline: bool = False, variant: str | None = None, cache: Path | None = None) -> Path:
     """Where a model lies on this disk; fetched first if it is on the hub and was not fetched before.
 
     Args:
@@ -42,14 +42,14 @@ def resolve(source: str | Path, *, offline: bool = False, variant: str | None = 
         raise DaguerreError(f"There is no path {str(source)!r}, and it is no id of the hub either, which looks like OWNER/NAME.")
     repo, file, revision = found["repo"], (found["file"] or "").removeprefix("/"), found["revision"]
     try:
-        return _fetched(repo, file, revision, offline=offline, variant=variant, cache=cache)
+        return _download(repo, file, revision, offline=offline, variant=variant, cache=cache)
     except DaguerreError:
         raise
     except Exception as error:  # the library's own errors, and its HTTP client's, which change with its versions
-        raise _explained(str(source), revision, error, offline=offline) from error
+        raise _hub_error(str(source), revision, error, offline=offline) from error
 
 
-def _fetched(repo: str, file: str, revision: str | None, *, offline: bool, variant: str | None, cache: Path | None) -> Path:
+def _download(repo: str, file: str, revision: str | None, *, offline: bool, variant: str | None, cache: Path | None) -> Path:
     import huggingface_hub as hub  # here, so that nothing of the hub is loaded for models on this disk
 
     try:  # what was fetched before is taken as it is, so that a picture can be made again and no connection is needed
@@ -57,22 +57,22 @@ def _fetched(repo: str, file: str, revision: str | None, *, offline: bool, varia
             return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=True, cache_dir=cache))
         folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True, cache_dir=cache))
         there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return _opened(folder, chosen(there, repo, variant))
+        return _single_or_folder(folder, choose_files(there, repo, variant))
     except (hub.errors.LocalEntryNotFoundError, DaguerreError):
         if offline:
             raise
     if file:
         return Path(hub.hf_hub_download(repo, file, revision=revision, cache_dir=cache))
-    wanted = chosen(hub.HfApi().list_repo_files(repo, revision=revision), repo, variant)
-    return _opened(Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, cache_dir=cache)), wanted)
+    wanted = choose_files(hub.HfApi().list_repo_files(repo, revision=revision), repo, variant)
+    return _single_or_folder(Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, cache_dir=cache)), wanted)
 
 
-def _opened(folder: Path, files: Sequence[str]) -> Path:
+def _single_or_folder(folder: Path, files: Sequence[str]) -> Path:
     """The folder of these fetched files, or the one checkpoint that they are."""
     return folder / files[0] if len(files) == 1 else folder
 
 
-def _explained(source: str, revision: str | None, error: Exception, *, offline: bool) -> DaguerreError:
+def _hub_error(source: str, revision: str | None, error: Exception, *, offline: bool) -> DaguerreError:
     from huggingface_hub import errors
 
     match error:
@@ -89,7 +89,7 @@ def _explained(source: str, revision: str | None, error: Exception, *, offline: 
     return DaguerreError(f"{source!r} cannot be fetched from the hub: {first}.")
 
 
-def chosen(files: Sequence[str], repo: str, variant: str | None = None) -> list[str]:
+def choose_files(files: Sequence[str], repo: str, variant: str | None = None) -> list[str]:
     """Which files of a repository are fetched: of a folder of parts one precision, and nothing that is not read; else its one checkpoint.
 
     Raises:

@@ -21,11 +21,11 @@ from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.diffusers.load import CONFIG
 from daguerre.weights.hashing import file_hash, files_hash
-from daguerre.weights.original.components import sort
-from daguerre.weights.original.detect import Description, describe
+from daguerre.weights.original.components import split_components
+from daguerre.weights.original.detect import DetectedModel, detect
 from daguerre.weights.original.families import task_of
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors, weight_files, weights_in
-from daguerre.weights.tensors.safetensors import read_json, sound
+from daguerre.weights.tensors.safetensors import config_errors, read_json
 
 # What people keep beside checkpoints, by a name that only such a file holds.
 ATTACHMENTS = {
@@ -50,7 +50,7 @@ class PartReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class InspectReport:
     """The answer of `inspect`. Keys stand under the names of the folder layout; unmatched ones that belong to no part under the file's.
 
     prediction_type: epsilon, v or x0; None where the file does not say (`prediction_from` tells how it is known).
@@ -101,7 +101,7 @@ class Report:
         return lines
 
 
-def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = None) -> Report:
+def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = None) -> InspectReport:
     """Look at a checkpoint's header: a single file, the index of its shards, or a folder.
 
     Args:
@@ -117,10 +117,10 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     file = open_tensors(path, variant=variant)
     question = None
     try:
-        about = describe(file)
-        faults = about.faults()
+        about = detect(file)
+        faults = about.key_errors()
     except DaguerreError as error:
-        about, question = Description(file, sort(file.shapes)), str(error)
+        about, question = DetectedModel(file, split_components(file.shapes)), str(error)
         faults = {"missing": [], "unmatched": about.contents.unmatched, "of another shape": []}
     if about.family and about.family.name == "sd2" and about.prediction is None:
         question = "Does it predict v (trained at 768 pixels) or epsilon (the 512-pixel base)? Give prediction= when opening it."
@@ -128,7 +128,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     if kind is not None and about.unet is None:
         faults["unmatched"] = []  # its names are read where it is attached
     files = weight_files(file.path, variant)
-    return Report(
+    return InspectReport(
         path=str(path),
         container=file.container,
         family=about.family.name
@@ -140,7 +140,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         dtype=_dtype(file.shapes.values()),
         parameters=_parameters(file.shapes.values()),
         bytes=sum(each.stat().st_size for each in files),
-        parts={name: PartReport.of(part.kind.network, part.theirs) for name, part in about.contents.parts.items()},
+        parts={name: PartReport.of(part.kind.network, part.original) for name, part in about.contents.parts.items()},
         ema=about.contents.ema,
         metadata={key: value for key, value in file.metadata.items() if key != CONFIGS},
         unmatched_keys=faults["unmatched"],
@@ -152,11 +152,11 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     )
 
 
-def _latent_prior(folder: Path, hashed: bool) -> Report:
+def _latent_prior(folder: Path, hashed: bool) -> InspectReport:
     """Of a first stage with a prior over its codes (see `latent_priors`), whose parts are networks of ours."""
     from daguerre.weights.diffusers.latent_prior import FIRST_STAGE, MAPS, PRIOR
-    from daguerre.weights.diffusers.load import renamed
-    from daguerre.weights.diffusers.prior import prior_of
+    from daguerre.weights.diffusers.load import modernize_key
+    from daguerre.weights.diffusers.prior import build_untrained
     from daguerre.weights.diffusers.vae import vq_config
 
     faults: dict[str, list[str]] = {"missing": [], "unmatched": [], "of another shape": []}
@@ -167,9 +167,9 @@ def _latent_prior(folder: Path, hashed: bool) -> Report:
             continue
         where = folder / part / CONFIG
         given = read_json(where)
-        with sound(where), shapes_only():
-            wanted = (prior_of(given, where) if part == PRIOR else VQModel(vq_config(given, where))).state_dict()
-        found = {renamed(name): tensor for name, tensor in open_tensors(weights_in(folder / part)).shapes.items()}
+        with config_errors(where), shapes_only():
+            wanted = (build_untrained(given, where) if part == PRIOR else VQModel(vq_config(given, where))).state_dict()
+        found = {modernize_key(name): tensor for name, tensor in open_tensors(weights_in(folder / part)).shapes.items()}
         faults["missing"] += [f"{part}/{name}" for name in wanted.keys() - found.keys()]
         faults["unmatched"] += [f"{part}/{name}" for name in found.keys() - wanted.keys()]
         faults["of another shape"] += [f"{part}/{n}" for n in found.keys() & wanted.keys() if found[n].shape != wanted[n].shape]
@@ -177,7 +177,7 @@ def _latent_prior(folder: Path, hashed: bool) -> Report:
         shapes |= {f"{part}/{name}": tensor for name, tensor in found.items()}
     files = tuple(weights_in(folder / part) for part in parts)
     told = read_json(folder / INDEX).get("prefix", {}).get("kind", "none")
-    return Report(
+    return InspectReport(
         path=str(folder),
         container="folder",
         family="latent-prior",

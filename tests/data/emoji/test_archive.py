@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from daguerre.data.emoji.archive import ARCHIVE, SIDE, Entry, read_index, read_pictures, write_archive
-from daguerre.data.emoji.render import CELL, listed_emoji, open_font, render
+from daguerre.data.emoji.archive import ARCHIVE, ARCHIVE_SIZE, EmojiEntry, read_images, read_index, write_archive
+from daguerre.data.emoji.render import CELL_SIZE, listed_emoji, open_font, render
 from daguerre.errors import DaguerreError
 
 ENTRIES = [
-    Entry("😀", ("grinning face",), "Smileys & Emotion", "face-smiling"),
-    Entry("🇳🇴", ("flag: Norway", "flag: Bouvet Island"), "F", "f"),
+    EmojiEntry("😀", ("grinning face",), "Smileys & Emotion", "face-smiling"),
+    EmojiEntry("🇳🇴", ("flag: Norway", "flag: Bouvet Island"), "F", "f"),
 ]
 LIST = """# group: Smileys & Emotion
 # subgroup: face-smiling
@@ -30,15 +30,15 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     small = Image.new("RGBA", (28, 28), (0, 0, 255, 255))
     write_archive(tmp_path / "a.zip", ENTRIES, [tall, small])
     assert list(read_index(tmp_path / "a.zip")) == ENTRIES
-    pictures = read_pictures(tmp_path / "a.zip")
-    assert pictures.shape == (2, SIDE, SIDE, 4)
+    pictures = read_images(tmp_path / "a.zip")
+    assert pictures.shape == (2, ARCHIVE_SIZE, ARCHIVE_SIZE, 4)
     opaque = pictures[0, ..., 3] == 255
     assert opaque[:, 34:94].all()  # centred in a clear square
     assert not pictures[0][:, :30].any()
     assert (pictures[0][:, 40:90] == (200, 30, 40, 255)).all()
     rows = np.flatnonzero(pictures[1, :, 64, 3] > 127)
     assert len(rows) == 32  # 28 of 112: a small drawing stays small
-    assert abs(rows.mean() - (SIDE - 1) / 2) <= 1
+    assert abs(rows.mean() - (ARCHIVE_SIZE - 1) / 2) <= 1
 
 
 def test_the_same_input_gives_the_same_bytes_and_no_leftovers(tmp_path: Path):
@@ -53,7 +53,7 @@ def test_the_shipped_archive_is_whole():
     entries = read_index()
     assert len(entries) == 1861
     assert not any("skin tone" in name for entry in entries for name in entry.names)
-    pictures = read_pictures(ARCHIVE)
+    pictures = read_images(ARCHIVE)
     assert len(pictures) == 1861
     assert (pictures[..., 3].reshape(1861, -1).max(1) == 255).all()  # nothing empty
     assert (pictures[..., :3] <= pictures[..., 3:]).all()  # premultiplied
@@ -76,7 +76,7 @@ def test_only_fully_qualified_emoji_are_listed(tmp_path: Path):
 
 
 def test_rendering_crops_to_the_drawn_box_and_leaves_out_what_is_wider_than_a_cell():
-    font = ImageFont.load_default(CELL // 2)
+    font = ImageFont.load_default(CELL_SIZE // 2)
     assert isinstance(font, ImageFont.FreeTypeFont)
     drawn = render(font, "I")
     assert drawn is not None

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import rgb_to_hsv
 
-from daguerre.data import EmojiMix, EmojiSource
+from daguerre.data import EmojiDataset, EmojiMix
 from daguerre.data.captions import RELATIONS
 from daguerre.data.colours import PAINTS
-from daguerre.data.dataset import HELD_OUT, held_out
-from daguerre.data.emoji.dataset import Scene
+from daguerre.data.dataset import HELD_OUT, is_held_out
+from daguerre.data.emoji.dataset import EmojiScene
 from daguerre.errors import DaguerreError
 
 # Ranges of hue in degrees that anyone would still call so; wider than the source's own.
@@ -28,56 +28,56 @@ HUE_RANGES = {
 
 
 @pytest.fixture(scope="module")
-def source() -> EmojiSource:
-    return EmojiSource(64)
+def source() -> EmojiDataset:
+    return EmojiDataset(64)
 
 
-def scenes(source: EmojiSource, count: int, seed: int = 0) -> list[Scene]:
+def scenes(source: EmojiDataset, count: int, seed: int = 0) -> list[EmojiScene]:
     chosen = np.random.default_rng(seed).integers(len(source), size=count)
     return [source.scene(int(index), np.random.default_rng([seed, i])) for i, index in enumerate(chosen)]
 
 
-def ink(source: EmojiSource, scene: Scene, which: int) -> np.ndarray:
+def ink(source: EmojiDataset, scene: EmojiScene, which: int) -> np.ndarray:
     """Where the thing `which` of a scene shows, bool (size, size): where two pictures that differ in the paper alone agree."""
     alone = [replace(scene, placed=scene.placed[which : which + 1], paint=paint) for paint in ((255, 0, 255), (0, 255, 0))]
-    one, two = (np.asarray(source.draw(s), dtype=int) for s in alone)
+    one, two = (np.asarray(source.render(s), dtype=int) for s in alone)
     return abs(one - two).max(-1) < 128
 
 
-def test_a_sample_depends_on_its_index_and_generator_alone(source: EmojiSource):
-    other = EmojiSource(64)
+def test_a_sample_depends_on_its_index_and_generator_alone(source: EmojiDataset):
+    other = EmojiDataset(64)
     for index in (3, 500, 1800):
         first, again = (s.sample(index, np.random.default_rng(9)) for s in (source, other))
-        assert first.picture.tobytes() == again.picture.tobytes()
+        assert first.image.tobytes() == again.image.tobytes()
         assert first.caption == again.caption
-        assert first.picture.size == (64, 64)
-        assert first.picture.mode == "RGB"
+        assert first.image.size == (64, 64)
+        assert first.image.mode == "RGB"
 
 
-def test_captions_are_those_of_the_samples(source: EmojiSource):
-    assert source.captions(50, 4) == EmojiSource(32).captions(50, 4)
+def test_captions_are_those_of_the_samples(source: EmojiDataset):
+    assert source.captions(50, 4) == EmojiDataset(32).captions(50, 4)
     assert len(set(source.captions(200, 4))) > 150
 
 
-def test_the_mixture_is_the_one_asked_for(source: EmojiSource):
+def test_the_mixture_is_the_one_asked_for(source: EmojiDataset):
     counts = Counter(scene.kind for scene in scenes(source, 4000))
     assert counts["background"] / 4000 == pytest.approx(0.15, abs=0.02)
     assert 0.05 < counts["recoloured"] / 4000 < 0.15  # of the things that admit it
     assert 0.05 < counts["pair"] / 4000 < 0.15
-    only = EmojiSource(64, mix=EmojiMix(recoloured=0, background=0, pair=0))
+    only = EmojiDataset(64, mix=EmojiMix(recoloured=0, background=0, pair=0))
     assert {scene.kind for scene in scenes(only, 200)} == {"single"}
 
 
-def test_the_colour_named_is_the_hue_seen(source: EmojiSource):
+def test_the_colour_named_is_the_hue_seen(source: EmojiDataset):
     """The median hue of a recoloured thing's vivid pixels lies in the range of the word."""
     seen = Counter()
-    for scene in scenes(EmojiSource(64, mix=EmojiMix(recoloured=1, background=0, pair=0, own_colour=0)), 1000):
+    for scene in scenes(EmojiDataset(64, mix=EmojiMix(recoloured=1, background=0, pair=0, own_colour=0)), 1000):
         if scene.kind != "recoloured":
             continue
         colour = scene.placed[0].colour
         assert colour is not None
         assert f"{colour} {scene.placed[0].thing.base}" in scene.caption
-        pixels = np.asarray(source.draw(scene))[ink(source, scene, 0)] / 255
+        pixels = np.asarray(source.render(scene))[ink(source, scene, 0)] / 255
         hsv = rgb_to_hsv(pixels)
         vivid = hsv[(hsv[:, 1] > 0.25) & (hsv[:, 2] > 0.25)]
         low, high = HUE_RANGES[colour]
@@ -89,35 +89,35 @@ def test_the_colour_named_is_the_hue_seen(source: EmojiSource):
     assert min(seen[colour] for colour in HUE_RANGES) > 10
 
 
-def test_a_thing_keeps_the_rest_of_its_colours(source: EmojiSource):
+def test_a_thing_keeps_the_rest_of_its_colours(source: EmojiDataset):
     """A blue apple's leaf stays green."""
     apple = next(thing for thing in source.things if thing.name == "red apple")
-    scene = Scene(
+    scene = EmojiScene(
         "recoloured", (replace(scenes(source, 1)[0].placed[0], thing=apple, x=0.5, y=0.5, side=1.0, mirrored=False, colour="blue"),), ""
     )
-    picture = np.asarray(source.draw(scene), dtype=int)
+    picture = np.asarray(source.render(scene), dtype=int)
     green = (picture[..., 1] > picture[..., 0] + 20) & (picture[..., 1] > picture[..., 2] + 20)
     blue = (picture[..., 2] > picture[..., 0] + 40) & (picture[..., 2] > picture[..., 1] + 40)
     assert green.sum() > 60
     assert blue.sum() > 1000
 
 
-def test_the_background_named_is_the_paper_seen(source: EmojiSource):
+def test_the_background_named_is_the_paper_seen(source: EmojiDataset):
     told = [scene for scene in scenes(source, 600) if scene.kind == "background"]
     for scene in told:
         assert scene.caption.endswith(f" {scene.background} background")
         assert scene.background != scene.placed[0].thing.colour
-        corners = np.asarray(source.draw(scene), dtype=int)[~ink(source, scene, 0)]
+        corners = np.asarray(source.render(scene), dtype=int)[~ink(source, scene, 0)]
         assert abs(np.median(corners, axis=0) - PAINTS[scene.background]).max() < 24
     untold = [scene for scene in scenes(source, 100) if scene.kind != "background"]
     assert all(scene.paint == (255, 255, 255) for scene in untold)
     assert len(told) > 50
 
 
-def test_the_place_named_is_the_place_seen(source: EmojiSource):
+def test_the_place_named_is_the_place_seen(source: EmojiDataset):
     """Centroids of the inks, x to the right and y down, are ordered as the words say, and the inks never touch."""
     seen = Counter()
-    for scene in scenes(EmojiSource(64, mix=EmojiMix(recoloured=0, background=0, pair=1)), 400):
+    for scene in scenes(EmojiDataset(64, mix=EmojiMix(recoloured=0, background=0, pair=1)), 400):
         if scene.kind != "pair":
             continue
         inks = [ink(source, scene, which) for which in (0, 1)]
@@ -138,20 +138,23 @@ def test_the_place_named_is_the_place_seen(source: EmojiSource):
     assert min(seen[name] for name in (*RELATIONS, "and")) > 15
 
 
-def test_what_is_handed_is_never_mirrored(source: EmojiSource):
-    mirrored = {s.placed[0].thing for s in scenes(EmojiSource(64, mix=EmojiMix(mirrored=1, centred=0)), 3000) if s.placed[0].mirrored}
+def test_what_is_handed_is_never_mirrored(source: EmojiDataset):
+    mirrored = {s.placed[0].thing for s in scenes(EmojiDataset(64, mix=EmojiMix(mirrored=1, centred=0)), 3000) if s.placed[0].mirrored}
     assert len(mirrored) > 500
     assert not {"Flags"} & {thing.group for thing in mirrored}
     assert not {"time", "arrow", "keycap", "alphanum", "transport-sign", "zodiac"} & {thing.subgroup for thing in mirrored}
     assert not [thing.name for thing in mirrored if re.search(r"\b(left|right)", thing.name)]
 
 
-def test_held_out_combinations_are_never_said(source: EmojiSource):
+def test_held_out_combinations_are_never_said(source: EmojiDataset):
     """Read 20,000 training captions as words alone and look for every combination that the hash keeps back."""
     names = {name: thing for thing in source.things for name in (thing.name, *thing.other_names)}
     plain = set(names)
     colours = {
-        f"{colour} {thing.base}" for thing in source.things for colour in source.colours_of(thing) if held_out("colour", thing.base, colour)
+        f"{colour} {thing.base}"
+        for thing in source.things
+        for colour in source.colours_of(thing)
+        if is_held_out("colour", thing.base, colour)
     }
     assert len(colours) > 200
     assert not colours & plain  # what is held out has no picture of its own
@@ -160,14 +163,14 @@ def test_held_out_combinations_are_never_said(source: EmojiSource):
         for start in ("a picture of ", "an emoji of ", "emoji of ", "a drawing of "):
             caption = caption.removeprefix(start)
         if match := re.fullmatch(r"(.*?)(?: emoji)? on an? (\w+) background", caption):
-            assert not held_out("background", names[bare(match[1], plain)].name, match[2]), caption
+            assert not is_held_out("background", names[bare(match[1], plain)].name, match[2]), caption
             met["background"] += 1
             continue
         core = bare(caption.removesuffix(" emoji"), plain | colours)
         assert core not in colours, caption
         pair = two_names(caption, plain)
         if core not in plain and pair:
-            assert not held_out("pair", *sorted(names[name].name for name in pair)), caption
+            assert not is_held_out("pair", *sorted(names[name].name for name in pair)), caption
             met["pair"] += 1
     assert met["background"] > 2000
     assert met["pair"] > 1000
@@ -189,39 +192,39 @@ def two_names(caption: str, known: set[str]) -> tuple[str, str] | None:
 
 
 def test_the_whole_split_shows_what_training_never_does():
-    whole = EmojiSource(64, split="all", mix=EmojiMix(recoloured=0, background=1, pair=0))
-    shown = [held_out("background", s.placed[0].thing.name, s.background) for s in scenes(whole, 3000)]
+    whole = EmojiDataset(64, split="all", mix=EmojiMix(recoloured=0, background=1, pair=0))
+    shown = [is_held_out("background", s.placed[0].thing.name, s.background) for s in scenes(whole, 3000)]
     assert np.mean(shown) == pytest.approx(HELD_OUT, abs=0.02)
 
 
 def test_the_hash_is_stable_and_holds_one_in_ten():
-    assert [i for i in range(40) if held_out("pair", str(i))] == [5, 18, 19, 25, 30, 31, 32, 33]  # as it was for the model inside
-    assert np.mean([held_out("pair", str(i)) for i in range(10_000)]) == pytest.approx(0.1, abs=0.01)
+    assert [i for i in range(40) if is_held_out("pair", str(i))] == [5, 18, 19, 25, 30, 31, 32, 33]  # as it was for the model inside
+    assert np.mean([is_held_out("pair", str(i)) for i in range(10_000)]) == pytest.approx(0.1, abs=0.01)
 
 
 def test_impossible_settings_are_refused():
     with pytest.raises(DaguerreError, match="16 or more"):
-        EmojiSource(8)
+        EmojiDataset(8)
     with pytest.raises(DaguerreError, match="at most 1"):
         EmojiMix(recoloured=0.5, background=0.5, pair=0.5)
 
 
 def test_the_key_tells_every_setting_that_changes_samples():
-    keys = {EmojiSource(64).key, EmojiSource(32).key, EmojiSource(64, split="all").key, EmojiSource(64, mix=EmojiMix(pair=0.1)).key}
+    keys = {EmojiDataset(64).key, EmojiDataset(32).key, EmojiDataset(64, split="all").key, EmojiDataset(64, mix=EmojiMix(pair=0.1)).key}
     assert len(keys) == 4
-    assert EmojiSource(64).key in keys
+    assert EmojiDataset(64).key in keys
 
 
 def test_a_portrait_is_of_the_thing_named():
-    picture = np.asarray(EmojiSource().portrait("red apple", "blue"))
+    picture = np.asarray(EmojiDataset().portrait("red apple", "blue"))
     assert tuple(picture[0, 0]) == PAINTS["blue"]
     assert picture[32, 32, 0] > 2 * picture[32, 32, 2]
     with pytest.raises(DaguerreError, match=r"no emoji called 'red aple'\. Did you mean 'red apple'"):
-        EmojiSource().portrait("red aple")
+        EmojiDataset().portrait("red aple")
 
 
 def test_in_order_the_left_or_upper_thing_is_told_first():
-    source, rng = EmojiSource(64, mix=EmojiMix(pair=1, recoloured=0, background=0, in_order=True)), np.random.default_rng(0)
+    source, rng = EmojiDataset(64, mix=EmojiMix(pair=1, recoloured=0, background=0, in_order=True)), np.random.default_rng(0)
     told = [scene for i in range(300) if (scene := source.scene(i, rng)).relation]
     assert {scene.relation for scene in told} == {"left", "above"}
     for scene in told:
@@ -230,14 +233,14 @@ def test_in_order_the_left_or_upper_thing_is_told_first():
 
 
 def test_a_contrary_caption_differs_in_the_relation_alone():
-    source = EmojiSource(16, mix=EmojiMix(pair=1, recoloured=0, background=0))
+    source = EmojiDataset(16, mix=EmojiMix(pair=1, recoloured=0, background=0))
     scenes = [source.scene(i, np.random.default_rng(i)) for i in range(200)]
     told = [scene for scene in scenes if scene.relation]
     assert len(told) > 50
-    assert not any(scene.contrary for scene in scenes if not scene.relation)
+    assert not any(scene.hard_negative for scene in scenes if not scene.relation)
     wordings = {wording: relation for relation, all_of_it in RELATIONS.items() for wording in all_of_it}
     for scene in told:
-        first, relation, second = split_relation(scene.contrary, wordings)
+        first, relation, second = split_relation(scene.hard_negative, wordings)
         assert split_relation(scene.caption, wordings) == (first, scene.relation, second)
         assert {relation, scene.relation} in ({"left", "right"}, {"above", "below"})
 

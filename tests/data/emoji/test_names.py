@@ -2,7 +2,7 @@
 
 import pytest
 
-from daguerre.data.emoji.archive import Entry
+from daguerre.data.emoji.archive import EmojiEntry
 from daguerre.data.emoji.names import thing_names, with_article
 
 
@@ -41,22 +41,22 @@ from daguerre.data.emoji.names import thing_names, with_article
     ],
 )
 def test_names_are_said_as_people_say_them(official: str, subgroup: str, said: str):
-    (name,) = thing_names([Entry("?", (official,), "group", subgroup)])
+    (name,) = thing_names([EmojiEntry("?", (official,), "group", subgroup)])
     assert with_article(name.main) == said
 
 
 def test_the_country_a_flag_is_known_for_comes_first():
-    (name,) = thing_names([Entry("?", ("flag: Bouvet Island", "flag: Norway"), "Flags", "country-flag")])
+    (name,) = thing_names([EmojiEntry("?", ("flag: Bouvet Island", "flag: Norway"), "Flags", "country-flag")])
     assert name.main == "flag of Norway"
     assert "Bouvet Island flag" in name.others
 
 
 def test_a_name_of_another_thing_is_nobodys_synonym():
-    apple = Entry("?", ("red apple",), "g", "s")
+    apple = EmojiEntry("?", ("red apple",), "g", "s")
     assert thing_names([apple])[0].others == ("apple",)
-    assert thing_names([apple, Entry("?", ("apple",), "g", "s")])[0].others == ()
+    assert thing_names([apple, EmojiEntry("?", ("apple",), "g", "s")])[0].others == ()
 
 
 @pytest.mark.parametrize(("name", "base"), [("red apple", "apple"), ("large blue diamond", "large diamond"), ("blackbird", "blackbird")])
 def test_the_base_name_drops_the_colour(name: str, base: str):
-    assert thing_names([Entry("?", (name,), "g", "s")])[0].base == base
+    assert thing_names([EmojiEntry("?", (name,), "g", "s")])[0].base == base

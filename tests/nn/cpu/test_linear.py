@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu.prepack import packed
+from daguerre.nn.cpu.prepack import prepack
 
 
 @pytest.fixture(params=[True, False], ids=["MKL", "oneDNN"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if not cpu_linear.computes(torch.float32):
+    if not cpu_linear.supports(torch.float32):
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(cpu_linear, "_mkl_is_quicker", lambda: request.param)
     return request.param
@@ -29,7 +29,7 @@ def test_one_and_the_two_of_a_geglu(library: bool, shape: tuple[int, ...], biase
     b, c = (noise(5), noise(7)[2:]) if biased else (None, None)
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(cpu_linear.linear(x, value, b), F.linear(x, value, b), **close)
-    torch.testing.assert_close(cpu_linear.linear(x, cpu_linear.laid_out(value, x), b), F.linear(x, value, b), **close)
+    torch.testing.assert_close(cpu_linear.linear(x, cpu_linear.reorder_weight(value, x), b), F.linear(x, value, b), **close)
     torch.testing.assert_close(cpu_linear.geglu(x, value, gate, b, c), F.linear(x, value, b) * F.gelu(F.linear(x, gate, c)), **close)
 
 
@@ -48,7 +48,7 @@ def test_answers_do_not_depend_on_where_a_weight_lies(library: bool, rows: int):
 @torch.no_grad()
 def test_several_at_a_time(library: bool):
     x, weights = noise(6, 4, 9), noise(7, 5, 9)[:6]
-    for y, one, weight in zip(cpu_linear.several(x, weights), x, weights, strict=True):
+    for y, one, weight in zip(cpu_linear.batched_linear(x, weights), x, weights, strict=True):
         torch.testing.assert_close(y, one @ weight.t(), atol=1e-5, rtol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_a_convolution_as_one_product(
 ):
     x, weight = noise(2, 5, 7, 6).contiguous(memory_format=order), noise(8, 5, kernel, kernel).contiguous(memory_format=order)
     bias = noise(8) if biased else None
-    y = cpu_linear.convolution(x, weight, bias, stride, padding)
+    y = cpu_linear.im2col_conv2d(x, weight, bias, stride, padding)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, F.conv2d(x, weight, bias, stride, padding), atol=1e-5, rtol=1e-5)
 
@@ -76,15 +76,15 @@ def test_a_convolution_as_one_product(
 def test_a_packed_twin_takes_one_product_where_it_is_the_quickest(
     library: bool, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], channels: int, stride: int, quicker: bool
 ):
-    calls, convolution = [], cpu_linear.convolution
-    monkeypatch.setattr(cpu_linear, "convolution", lambda *given: calls.append(given) or convolution(*given))
+    calls, convolution = [], cpu_linear.im2col_conv2d
+    monkeypatch.setattr(cpu_linear, "im2col_conv2d", lambda *given: calls.append(given) or convolution(*given))
     (batch, *sides), conv = shape, torch.nn.Conv2d(channels, channels, 3, stride, padding=1)
     x = noise(batch, channels, *sides)
-    torch.testing.assert_close(packed(conv, copies=False)(x), conv(x), atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(prepack(conv, copies=False)(x), conv(x), atol=5e-5, rtol=1e-5)
     assert bool(calls) == (quicker and library)
 
 
 def test_where_onednn_is_the_quickest(library: bool):
-    assert cpu_linear.by_onednn(torch.float32) is not library
-    assert cpu_linear.by_onednn(torch.bfloat16) == cpu_linear.computes(torch.bfloat16)
-    assert not cpu_linear.computes(torch.float64)
+    assert cpu_linear.prefers_onednn(torch.float32) is not library
+    assert cpu_linear.prefers_onednn(torch.bfloat16) == cpu_linear.supports(torch.bfloat16)
+    assert not cpu_linear.supports(torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from daguerre.nn.cpu.threads import waits_calmly
+from daguerre.nn.cpu.threads import omp_wait_is_passive
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ def test_one_thread_is_calm_and_several_are_when_told(monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert waits_calmly() is calm
+    assert omp_wait_is_passive() is calm

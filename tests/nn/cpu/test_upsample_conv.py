@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from daguerre.nn.circular import circular
+from daguerre.nn.circular import circular_padding
 from daguerre.nn.cpu import linear as cpu_linear
 from daguerre.nn.cpu import upsample_conv
-from daguerre.nn.cpu.prepack import converts, packed
+from daguerre.nn.cpu.prepack import prepack, upcast_on_use
 from daguerre.nn.resample import Upsample
 
 
@@ -25,30 +25,30 @@ from daguerre.nn.resample import Upsample
 def test_a_packed_twin_takes_it_where_it_pays(
     monkeypatch: pytest.MonkeyPatch, channels: int, side: int, dtype: torch.dtype, size: tuple[int, int] | None, taken: bool
 ):
-    monkeypatch.setattr(upsample_conv, "waits_calmly", lambda: True)
-    calls, convolution = [], upsample_conv.convolution
-    monkeypatch.setattr(upsample_conv, "convolution", lambda *given: calls.append(given) or convolution(*given))
+    monkeypatch.setattr(upsample_conv, "omp_wait_is_passive", lambda: True)
+    calls, convolution = [], upsample_conv.upsample_conv2d
+    monkeypatch.setattr(upsample_conv, "upsample_conv2d", lambda *given: calls.append(given) or convolution(*given))
     upsample, x = Upsample(channels).to(dtype), torch.randn(2, channels, side, side, dtype=dtype)
-    twin = packed(upsample)
+    twin = prepack(upsample)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(twin(x, size), upsample(x, size), atol=tolerance, rtol=tolerance)
-    assert bool(calls) == (taken and cpu_linear.computes(dtype))
+    assert bool(calls) == (taken and cpu_linear.supports(dtype))
 
 
 @torch.no_grad()
 def test_weights_in_half_precision_are_converted_where_they_are_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(upsample_conv, "waits_calmly", lambda: True)
+    monkeypatch.setattr(upsample_conv, "omp_wait_is_passive", lambda: True)
     upsample, x = Upsample(256), torch.randn(2, 256, 8, 8)
     upsample.conv.weight.data = upsample.conv.weight.half()
-    twin = packed(upsample, copies=False)
-    assert converts(twin) == {"conv.weight"}
+    twin = prepack(upsample, copies=False)
+    assert upcast_on_use(twin) == {"conv.weight"}
     answer = twin(x)
     torch.testing.assert_close(answer, upsample.float()(x), atol=1e-5, rtol=1e-5)
-    assert torch.equal(packed(upsample, copies=False)(x), answer)
+    assert torch.equal(prepack(upsample, copies=False)(x), answer)
 
 
 @torch.no_grad()
 def test_a_torus_stays_one(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(upsample_conv, "waits_calmly", lambda: True)
-    torus, x = circular(Upsample(256), "both"), torch.randn(1, 256, 16, 16)
-    torch.testing.assert_close(packed(torus)(x), torus(x), atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(upsample_conv, "omp_wait_is_passive", lambda: True)
+    torus, x = circular_padding(Upsample(256), "both"), torch.randn(1, 256, 16, 16)
+    torch.testing.assert_close(prepack(torus)(x), torus(x), atol=1e-5, rtol=1e-5)

@@ -1,6 +1,6 @@
 """Convolutions by fewer products are convolutions, to float32's precision, and a packed twin takes Winograd's where they pay."""
 
-from types import ModuleType
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 from daguerre.nn.cpu import filtering, upsample_conv, winograd
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu.prepack import packed
+from daguerre.nn.cpu.prepack import prepack
 
 
 class Way(NamedTuple):
-    """A convolution by fewer cpu_linear, of which layers it does the work, and how close it must come."""
+    """A convolution by fewer multiplications, of which layers it does the work, and how close it must come."""
 
-    room: ModuleType
+    run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     layers: nn.Module
     error: float
 
 
-WAYS = [Way(winograd, nn.Identity(), 2e-6), Way(upsample_conv, nn.Upsample(scale_factor=2), 5e-7)]
+WAYS = [Way(winograd.winograd_conv2d, nn.Identity(), 2e-6), Way(upsample_conv.upsample_conv2d, nn.Upsample(scale_factor=2), 5e-7)]
 NAMES = ["Winograd's", "doubling"]
 
 
 def error(way: Way, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
     """Relative to the layers in float64."""
-    y = way.room.convolution(x, weight, bias)
+    y = way.run(x, weight, bias)
     exact = F.conv2d(way.layers(x.double()), weight.double(), None if bias is None else bias.double(), padding=1)
     assert y.shape == exact.shape
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -56,9 +56,11 @@ def test_it_is_the_convolution(
 @pytest.mark.parametrize("states", [1, 100, 300, 1000, 4000])
 @pytest.mark.parametrize("way", WAYS, ids=NAMES)
 def test_parts_of_pictures_and_of_kernels_fit_together(monkeypatch: pytest.MonkeyPatch, way: Way, states: int):
-    monkeypatch.setattr(way.room, "STATES", states)
-    monkeypatch.setattr(way.room, "KERNELS", 24)
-    monkeypatch.setattr(filtering, "FULL", 3)
+    monkeypatch.setattr(winograd, "STATES", states)
+    monkeypatch.setattr(winograd, "KERNELS", 24)
+    monkeypatch.setattr(upsample_conv, "UPSAMPLE_STATES", states)
+    monkeypatch.setattr(upsample_conv, "UPSAMPLE_KERNELS", 24)
+    monkeypatch.setattr(filtering, "BLOCK", 3)
     x, weight, bias = torch.randn(3, 8, 22, 13), torch.randn(10, 8, 3, 3), torch.randn(10)
     assert error(way, x, weight, bias) < way.error
 
@@ -85,11 +87,11 @@ def test_the_error_stays_small_where_sums_are_long():
 )
 @torch.no_grad()
 def test_a_packed_twin_takes_it_where_it_pays(monkeypatch: pytest.MonkeyPatch, conv: nn.Conv2d, dtype: torch.dtype, side: int, taken: bool):
-    monkeypatch.setattr(winograd, "waits_calmly", lambda: True)
-    calls, convolution = [], winograd.convolution
-    monkeypatch.setattr(winograd, "convolution", lambda *given: calls.append(given) or convolution(*given))
+    monkeypatch.setattr(winograd, "omp_wait_is_passive", lambda: True)
+    calls, convolution = [], winograd.winograd_conv2d
+    monkeypatch.setattr(winograd, "winograd_conv2d", lambda *given: calls.append(given) or convolution(*given))
     network, x = nn.Sequential(conv).to(dtype), torch.randn(2, conv.in_channels, side, side, dtype=dtype)
-    twin = packed(network)
+    twin = prepack(network)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(twin(x), network(x), atol=tolerance, rtol=tolerance)
-    assert bool(calls) == (taken and cpu_linear.computes(dtype))
+    assert bool(calls) == (taken and cpu_linear.supports(dtype))

@@ -11,21 +11,23 @@ from PIL import Image, ImageFont
 
 from daguerre import atomic_io as disk
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.grid import labelled_grid, plain, wrap
-from daguerre.pipelines.images.output import Picture, Pictures, save_film
-from daguerre.pipelines.metadata.write import Origin, parameters, read_origin, read_picture
+from daguerre.pipelines.images.grid import labelled_grid, supported_text, wrap
+from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages, save_animation
+from daguerre.pipelines.metadata.write import Provenance, parameters, read_image_texts, read_provenance
 from daguerre.pipelines.request import Request
 
-ORIGIN = Origin(Request(prompt="a red apple", spacing="trailing", guidance=5.0, seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
+ORIGIN = Provenance(
+    Request(prompt="a red apple", spacing="trailing", guidance_scale=5.0, seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32"
+)
 
 
-def picture(colour: str = "red", origin: Origin = ORIGIN) -> Picture:
-    return Picture(Image.new("RGB", (64, 48), colour), origin)
+def picture(colour: str = "red", origin: Provenance = ORIGIN) -> GeneratedImage:
+    return GeneratedImage(Image.new("RGB", (64, 48), colour), origin)
 
 
 def test_the_parameters_text_is_what_other_programs_write():
     request = Request(
-        prompt="a red apple, shiny", negative="blue: dark", steps=30, sampler="euler_a", spacing="karras", guidance=7.5, seed=3
+        prompt="a red apple, shiny", negative_prompt="blue: dark", steps=30, sampler="euler_a", spacing="karras", guidance_scale=7.5, seed=3
     )
     assert parameters(replace(ORIGIN, request=request), (64, 48)) == (
         "a red apple, shiny\nNegative prompt: blue: dark\n"
@@ -43,21 +45,21 @@ def test_the_parameters_text_is_what_other_programs_write():
 def test_a_file_gives_back_its_request(tmp_path: Path, suffix: str, prompt: str):
     origin = replace(ORIGIN, request=replace(ORIGIN.request, prompt=prompt))
     path = picture(origin=origin).save(tmp_path / f"apple{suffix}")
-    image, again = read_origin(path)
+    image, again = read_provenance(path)
     assert again == origin
-    assert read_picture(path)[1]["parameters"] == parameters(origin, (64, 48))
+    assert read_image_texts(path)[1]["parameters"] == parameters(origin, (64, 48))
     if suffix != ".jpg":
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(picture().image))
 
 
 def test_several_pictures_are_numbered_and_each_tells_its_own_seed(tmp_path: Path):
-    request = Request(prompt="a red apple", seed=7, count=2)
-    pictures = Pictures(picture(origin=replace(ORIGIN, request=request, picture=i)) for i in range(2))
+    request = Request(prompt="a red apple", seed=7, num_images=2)
+    pictures = GeneratedImages(picture(origin=replace(ORIGIN, request=request, index=i)) for i in range(2))
     paths = pictures.save(tmp_path / "deep" / "apple.png")
     assert [path.name for path in paths] == ["apple-1.png", "apple-2.png"]
-    assert [f"Seed: {seed}" in read_picture(path)[1]["parameters"] for seed, path in zip((7, 8), paths, strict=True)] == [True, True]
+    assert [f"Seed: {seed}" in read_image_texts(path)[1]["parameters"] for seed, path in zip((7, 8), paths, strict=True)] == [True, True]
     grid = pictures.grid()
-    assert grid.origin.picture is None
+    assert grid.provenance.index is None
     assert "Size" not in grid.parameters
 
 
@@ -72,8 +74,8 @@ def test_a_grid_holds_every_picture_unchanged_above_its_words():
 
 
 def test_rows_are_prompts_where_there_are_several_of_each():
-    request = Request(prompt=("a", "b"), count=3)
-    pictures = Pictures(picture(origin=replace(ORIGIN, request=request, picture=i)) for i in range(6))
+    request = Request(prompt=("a", "b"), num_images=3)
+    pictures = GeneratedImages(picture(origin=replace(ORIGIN, request=request, index=i)) for i in range(6))
     sheet = pictures.grid().image
     assert sheet.width > sheet.height  # three across, two down
 
@@ -85,13 +87,13 @@ def test_words_are_broken_only_where_they_must():
     assert all(font.getlength(line) <= 60 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert lines[0] == "a red"
-    assert plain("Äpfel — 赤 · x") == "Apfel - ? - x"
+    assert supported_text("Äpfel — 赤 · x") == "Apfel - ? - x"
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png"])
 def test_a_film_has_every_frame(tmp_path: Path, suffix: str):
     frames = [Image.new("RGB", (16, 16), (i * 40, 0, 0)) for i in range(5)]
-    with Image.open(save_film(tmp_path / f"film{suffix}", frames)) as film:
+    with Image.open(save_animation(tmp_path / f"film{suffix}", frames)) as film:
         assert film.n_frames == 5
         for i, frame in enumerate(frames):
             film.seek(i)
@@ -123,9 +125,9 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path):
     for name, content, message in (("cut.png", whole[: len(whole) // 2], "Cannot read"), ("text.png", b"hello", "not a picture")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DaguerreError, match=message):
-            read_picture(tmp_path / name)
+            read_image_texts(tmp_path / name)
     with pytest.raises(DaguerreError, match="there is no such file"):
-        read_picture(tmp_path / "none.png")
+        read_image_texts(tmp_path / "none.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "foreign.png")
     with pytest.raises(DaguerreError, match="carries no request of ours"):
-        read_origin(tmp_path / "foreign.png")
+        read_provenance(tmp_path / "foreign.png")

@@ -7,11 +7,11 @@ from PIL import Image
 
 from daguerre import Request
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.context import Stage, slerp
-from daguerre.pipelines.images.input import Given
-from daguerre.pipelines.images.preprocess import around, feathered, free_places, mask_of, pasted
+from daguerre.pipelines.context import GenerationContext, slerp
+from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.images.preprocess import composite, feather, latent_mask, mask_bbox, prepare_mask
 
-PICTURE = Given.of(Image.new("RGB", (32, 32), "red"))
+PICTURE = InputImage.from_any(Image.new("RGB", (32, 32), "red"))
 RIGHT = np.zeros((32, 32), np.uint8)
 RIGHT[:, 16:] = 255
 
@@ -38,44 +38,46 @@ def layered(colour: str, alpha: np.ndarray) -> Image.Image:
     ids=["grey", "bilevel", "palette", "cmyk", "16 bits", "alpha on white", "alpha on black", "array", "floats"],
 )
 def test_a_mask_says_the_same_in_every_way(mask: Image.Image | np.ndarray):
-    found = np.asarray(mask_of(PICTURE, Given.of(mask)))
+    found = np.asarray(prepare_mask(PICTURE, InputImage.from_any(mask)))
     assert np.array_equal(found > 127, RIGHT > 0)
 
 
 def test_a_mask_of_another_size_and_the_same_shape_is_enlarged():
     small = Image.fromarray(RIGHT).resize((16, 16), Image.Resampling.NEAREST)
-    assert np.array_equal(np.asarray(mask_of(PICTURE, Given.of(small)))[:, [0, 14, 17, 31]], np.uint8([[0, 0, 255, 255]] * 32))
+    assert np.array_equal(
+        np.asarray(prepare_mask(PICTURE, InputImage.from_any(small)))[:, [0, 14, 17, 31]], np.uint8([[0, 0, 255, 255]] * 32)
+    )
 
 
 def test_the_hole_of_a_picture_is_its_mask():
-    assert np.array_equal(np.asarray(mask_of(Given.of(layered("red", 255 - RIGHT)), None)), RIGHT)
+    assert np.array_equal(np.asarray(prepare_mask(InputImage.from_any(layered("red", 255 - RIGHT)), None)), RIGHT)
 
 
 def test_a_place_is_free_where_any_of_its_pixels_is():
     mask = np.zeros((32, 32), np.uint8)
     mask[9, 17] = 1
-    free = free_places(Image.fromarray(mask), (32, 32), 4)
+    free = latent_mask(Image.fromarray(mask), (32, 32), 4)
     assert free.nonzero().tolist() == [[0, 0, 2, 4]]
 
 
 def test_a_feather_is_nothing_outside_rises_inwards_and_knows_no_edge_of_the_picture():
-    share = feathered(Image.fromarray(RIGHT), 4)[..., 0]
+    share = feather(Image.fromarray(RIGHT), 4)[..., 0]
     assert share[:, :16].max() == 0
     row = share[5, 16:].tolist()
     assert row == sorted(row)
     assert 0 < row[0] < 0.07
     assert row[4:] == [1.0] * 12
     assert torch.equal(share, share[:1].expand(32, -1))  # the upper and lower edges are none
-    assert torch.equal(feathered(Image.fromarray(RIGHT), 0)[..., 0], torch.from_numpy(RIGHT / 255).float())
+    assert torch.equal(feather(Image.fromarray(RIGHT), 0)[..., 0], torch.from_numpy(RIGHT / 255).float())
 
 
 def test_only_the_box_around_a_mask_is_worked_on():
     mask = np.zeros((40, 60), np.uint8)
     mask[10:20, 30:60] = 255
-    box = around(Image.fromarray(mask))
+    box = mask_bbox(Image.fromarray(mask))
     assert box == (29, 9, 60, 21)
     old, new = Image.new("RGB", (60, 40), "red"), Image.new("RGB", (30, 20), "blue")
-    after = np.asarray(pasted(new, old, feathered(Image.fromarray(mask).crop(box), 0), box))
+    after = np.asarray(composite(new, old, feather(Image.fromarray(mask).crop(box), 0), box))
     assert (after[mask == 0] == [255, 0, 0]).all()
     assert (after[mask == 255] == [0, 0, 255]).all()
 
@@ -94,7 +96,7 @@ def test_noise_stays_normal_on_its_way_to_another():
     ("sampler", "apart"), [("heun", True), ("pndm", True), ("DPM-Solver-2", True), ("dpmpp_2m", False), ("euler", False)]
 )
 def test_samplers_that_would_magnify_the_first_step_take_it_apart(tiny_model: LatentDiffusion, sampler: str, apart: bool):
-    stage = Stage.of(tiny_model, Request(sampler=sampler, spacing="trailing", steps=8))
+    stage = GenerationContext.of(tiny_model, Request(sampler=sampler, spacing="trailing", steps=8))
     assert stage.sigmas()[0].isinf().item() == apart
     assert stage.sigmas(0.5)[0].isfinite()
     assert len(stage.sigmas(0.5)) == 5

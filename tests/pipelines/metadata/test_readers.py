@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.output import Picture
-from daguerre.pipelines.metadata.readers import Foreign, infotext, read_foreign
-from daguerre.pipelines.metadata.write import Origin, parameters, read_origin, read_picture
-from daguerre.pipelines.request import Request, changed
+from daguerre.pipelines.images.output import GeneratedImage
+from daguerre.pipelines.metadata.readers import ForeignMetadata, parse_infotext, read_foreign
+from daguerre.pipelines.metadata.write import Provenance, parameters, read_image_texts, read_provenance
+from daguerre.pipelines.request import Request, with_fields
 
 WEBUI = (
     "a (red:1.3) apple,\nshiny\nNegative prompt: blurry,\nlow quality\n"
@@ -94,10 +94,10 @@ DIFFUSERS = {
 }
 
 
-def read(texts: dict[str, Any]) -> Foreign:
+def read(texts: dict[str, Any]) -> ForeignMetadata:
     found = read_foreign({name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()})
     assert found is not None
-    changed(Request(), found.request)  # every value is one that a request takes
+    with_fields(Request(), found.request)  # every value is one that a request takes
     return found
 
 
@@ -120,10 +120,10 @@ def test_the_web_uis_text():
 
 
 def test_our_own_text_is_read_like_the_web_uis():
-    request = Request(prompt="a: b, c", negative="x", steps=7, sampler="euler_a", spacing="karras", guidance=3.5, seed=9)
-    origin = Origin(request, 0, "a, b", "0", "2", "cpu", "float32", "ab" * 32)
+    request = Request(prompt="a: b, c", negative_prompt="x", steps=7, sampler="euler_a", spacing="karras", guidance_scale=3.5, seed=9)
+    origin = Provenance(request, 0, "a, b", "0", "2", "cpu", "float32", "ab" * 32)
     found = read({"parameters": parameters(origin, (64, 32))})
-    assert changed(Request(), found.request) == changed(request, {"width": 64, "height": 32})
+    assert with_fields(Request(), found.request) == with_fields(request, {"width": 64, "height": 32})
     assert found.model == "a, b"
 
 
@@ -165,7 +165,7 @@ def test_other_programs(texts, tool, differs, unused):
     request = dict(found.request)
     if "spacing" not in differs:
         request.pop("spacing", None)
-    assert (found.tool, request) == (tool, expected)
+    assert (found.software, request) == (tool, expected)
     assert unused.items() <= found.unused.items()
 
 
@@ -199,8 +199,8 @@ def test_nothing_breaks_it(value, name):
 
 
 def test_a_line_that_holds_fewer_than_three_pairs_is_prompt():
-    assert infotext("a fox\nin rain: heavy, wind: light") is None
-    assert (infotext("Steps: 1, Seed: 2, Size: 8x8") or {})["prompt"] == ""
+    assert parse_infotext("a fox\nin rain: heavy, wind: light") is None
+    assert (parse_infotext("Steps: 1, Seed: 2, Size: 8x8") or {})["prompt"] == ""
 
 
 # Where the texts lie in files
@@ -225,25 +225,25 @@ def save_with_comment(path: Path, comment: bytes) -> Path:
     ],
 )
 def test_comments_in_every_writing(tmp_path: Path, name: str, comment: bytes):
-    assert read_picture(save_with_comment(tmp_path / name, comment))[1]["parameters"] == WEBUI
+    assert read_image_texts(save_with_comment(tmp_path / name, comment))[1]["parameters"] == WEBUI
 
 
 def test_graphs_in_any_exif_text_and_xmp(tmp_path: Path):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "prompt:" + json.dumps(COMFY)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
-    assert read(read_picture(tmp_path / "a.webp")[1]).request["prompt"] == "a fox"
+    assert read(read_image_texts(tmp_path / "a.webp")[1]).request["prompt"] == "a fox"
     told = json.dumps(DIFFUSERS).replace('"', "&quot;")
     xmp = f'<x:xmpmeta><exif:UserComment><rdf:Alt><rdf:li xml:lang="x-default">{told}</rdf:li></rdf:Alt></exif:UserComment></x:xmpmeta>'
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", xmp=xmp.encode())
-    assert read(read_picture(tmp_path / "a.jpg")[1]).request["prompt"] == "a fox"
+    assert read(read_image_texts(tmp_path / "a.jpg")[1]).request["prompt"] == "a fox"
 
 
 def test_a_cameras_description_is_no_request_of_ours(tmp_path: Path):
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = "OLYMPUS DIGITAL CAMERA"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg")[1] == {"ImageDescription": "OLYMPUS DIGITAL CAMERA"}
+    assert read_image_texts(tmp_path / "a.jpg")[1] == {"ImageDescription": "OLYMPUS DIGITAL CAMERA"}
 
 
 # Hostile files
@@ -258,17 +258,17 @@ def test_a_picture_of_hostile_size_is_refused_unread(tmp_path: Path):
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     )
     with pytest.raises(DaguerreError, match=r"huge\.png'.*(60000×60000|exceeds limit)"):
-        read_picture(tmp_path / "huge.png")
+        read_image_texts(tmp_path / "huge.png")
     bomb = chunk(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(1 << 22)))
     small = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     (tmp_path / "bomb.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + bomb + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
     )
     with pytest.raises(DaguerreError, match=r"Cannot read the picture .*bomb\.png"):
-        read_picture(tmp_path / "bomb.png")
+        read_image_texts(tmp_path / "bomb.png")
 
 
-ORIGIN = Origin(Request(prompt="a red apple", seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
+ORIGIN = Provenance(Request(prompt="a red apple", seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
 
 
 @pytest.mark.parametrize(
@@ -293,14 +293,14 @@ def test_a_request_that_was_changed_is_refused(tmp_path: Path, changes):
     chunks.add_text("daguerre", json.dumps({**ORIGIN.to_json(), **changes}))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
     with pytest.raises(DaguerreError):
-        read_origin(tmp_path / "a.png")
+        read_provenance(tmp_path / "a.png")
 
 
 def test_what_a_jpeg_cannot_hold_is_told_and_png_holds_it(tmp_path: Path):
-    origin = Origin(Request(prompt="a red apple " * 6000), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
-    picture = Picture(Image.new("RGB", (8, 8)), origin)
+    origin = Provenance(Request(prompt="a red apple " * 6000), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
+    picture = GeneratedImage(Image.new("RGB", (8, 8)), origin)
     with pytest.raises(DaguerreError, match=r"save the picture as \.png or \.webp"):
         picture.save(tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
     for suffix in (".png", ".webp"):
-        assert read_origin(picture.save(tmp_path / f"a{suffix}"))[1] == origin
+        assert read_provenance(picture.save(tmp_path / f"a{suffix}"))[1] == origin

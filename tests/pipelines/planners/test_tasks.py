@@ -20,7 +20,7 @@ from daguerre import Request
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.pipelines.metadata.write import read_origin
+from daguerre.pipelines.metadata.write import read_provenance
 from daguerre.pipelines.request import Variation
 from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint, TextToImage
 
@@ -62,7 +62,7 @@ def theirs(kind: Any, model: LatentDiffusion, folder: Path, scheduler: Any, **fi
 
 
 def ours(model: LatentDiffusion, **fields: Any) -> torch.Tensor:
-    *_, last = daguerre.steps(model, **WORDS, count=2, **fields)
+    *_, last = daguerre.stream(model, **WORDS, num_images=2, **fields)
     return last.x
 
 
@@ -137,11 +137,11 @@ def test_strength_goes_from_the_picture_to_the_words_alone(tiny_model: LatentDif
 @pytest.mark.parametrize("sampler", ["euler_a", "heun", "dpmpp_2m_sde", "plms"])
 def test_every_task_goes_with_samplers_of_every_kind(tiny_model: LatentDiffusion, sampler: str):
     for task in (ImageToImage(smooth(), 0.5), Inpaint(smooth(), half()), Hires(1.5, 0.5)):
-        request = Request(prompt="a red apple", steps=6, sampler=sampler, count=2, seed=1, task=task)
-        walked = list(daguerre.steps(tiny_model, request))
+        request = Request(prompt="a red apple", steps=6, sampler=sampler, num_images=2, seed=1, task=task)
+        walked = list(daguerre.stream(tiny_model, request))
         assert [step.index for step in walked] == list(range(walked[0].total or 0))
-        alone = daguerre.generate(tiny_model, request.singles()[1])
-        assert np.abs(pixels(walked[-1].pictures[1]) - pixels(alone[0])).max() <= 1
+        alone = daguerre.generate(tiny_model, request.split()[1])
+        assert np.abs(pixels(walked[-1].images[1]) - pixels(alone[0])).max() <= 1
 
 
 SIZES = st.tuples(st.integers(20, 48), st.integers(20, 48))
@@ -189,7 +189,7 @@ def test_all_white_is_the_words_alone_and_all_black_is_refused(tiny_model: Laten
     white, black = (Image.new("L", (32, 32), value) for value in (255, 0))
     assert np.array_equal(made(tiny_model, task=Inpaint(smooth(), white)), made(tiny_model))
     with pytest.raises(DaguerreError, match="black all over"):
-        daguerre.steps(tiny_model, task=Inpaint(smooth(), black))
+        daguerre.stream(tiny_model, task=Inpaint(smooth(), black))
 
 
 @pytest.mark.parametrize("place", [24, 32, 41])
@@ -203,7 +203,7 @@ def test_the_seam_is_no_steeper_than_the_picture(tiny_model: LatentDiffusion, pl
     mask[:, place:] = 255
 
     def seam(feather: int) -> int:
-        after = made(tiny_model, task=Inpaint(picture, mask, feather=feather))
+        after = made(tiny_model, task=Inpaint(picture, mask, mask_blur=feather))
         return np.abs(after[:, place] - after[:, place - 1]).max()
 
     assert seam(12) <= np.percentile(own, 99) < seam(0) / 4  # so it is the feather that does it
@@ -211,11 +211,11 @@ def test_the_seam_is_no_steeper_than_the_picture(tiny_model: LatentDiffusion, pl
 
 @pytest.mark.parametrize("through", ["pixels", "latents"])
 def test_a_hires_fix_holds_on_to_the_small_picture(tiny_model: LatentDiffusion, through: Any):
-    walked = list(daguerre.steps(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0.5, through)))
+    walked = list(daguerre.stream(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0.5, through)))
     assert len(walked) == walked[0].total == 9
     assert [step.x.shape[-1] for step in walked] == [8] * 6 + [16] * 3
-    assert walked[-1].pictures[0].image.size == (64, 64)
-    plain = [step.x for step in daguerre.steps(tiny_model, prompt="a red apple", steps=6)]
+    assert walked[-1].images[0].image.size == (64, 64)
+    plain = [step.x for step in daguerre.stream(tiny_model, prompt="a red apple", steps=6)]
     assert torch.equal(plain[-1], walked[5].x)
     # Nothing drawn anew: the small picture enlarged and through the autoencoder, which a Lanczos enlargement is close to.
     still = daguerre.generate(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0, through))[0]
@@ -230,10 +230,10 @@ def test_a_variation_goes_from_one_seed_to_the_other(tiny_model: LatentDiffusion
     assert np.abs(made(tiny_model, seed=3, variation=Variation(8, 1.0)) - there).max() <= 1
     away = [np.abs(made(tiny_model, seed=3, variation=Variation(8, w)) - here).mean() for w in (0.1, 0.4, 0.8)]
     assert away == sorted(away)
-    request = Request(prompt="a", seed=3, count=3, steps=2, variation=Variation(8, 0.3))
-    assert [single.variation.seed for single in request.singles()] == [8, 9, 10]
+    request = Request(prompt="a", seed=3, num_images=3, steps=2, variation=Variation(8, 0.3))
+    assert [single.variation.seed for single in request.split()] == [8, 9, 10]
     batch = daguerre.generate(tiny_model, request)
-    for single, picture in zip(request.singles(), batch, strict=True):
+    for single, picture in zip(request.split(), batch, strict=True):
         assert np.abs(pixels(daguerre.generate(tiny_model, single)[0]) - pixels(picture)).max() <= 1
 
 
@@ -249,32 +249,32 @@ TASKS = [
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion, tmp_path: Path, task: Any):
-    request = Request(prompt="a", task=task, variation=Variation(4, 0.5), seamless="vertical")
+    request = Request(prompt="a", task=task, variation=Variation(4, 0.5), tiling="vertical")
     again = Request.from_json(json.loads(json.dumps(request.to_json())))
     assert again == request
-    for name, given_ in again.task.given.items():
+    for name, given_ in again.task.input_images.items():
         assert given_.image is None
         assert given_.sha256 == task.given[name].sha256
-    if again.task.given:
+    if again.task.input_images:
         with pytest.raises(DaguerreError, match="has not been opened"):
-            daguerre.steps(tiny_model, again)
+            daguerre.stream(tiny_model, again)
     picture = replace(daguerre.generate(tiny_model, steps=1)[0])
-    saved = replace(picture, origin=replace(picture.origin, request=request)).save(tmp_path / "a.png")
-    assert read_origin(saved)[1].request == request
+    saved = replace(picture, origin=replace(picture.provenance, request=request)).save(tmp_path / "a.png")
+    assert read_provenance(saved)[1].request == request
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
         (lambda: ImageToImage(smooth(), 1.5), "strength is 1.5; it is between 0"),
-        (lambda: ImageToImage(smooth(), fit="crob"), "Did you mean 'crop'"),  # type: ignore[arg-type]
+        (lambda: ImageToImage(smooth(), resize_mode="crob"), "Did you mean 'crop'"),  # type: ignore[arg-type]
         (lambda: ImageToImage("cat.png"), "A picture is one of Pillow's, or an array"),  # type: ignore[arg-type]
         (lambda: ImageToImage(np.zeros((4, 4, 2), np.uint8)), "A picture is one of Pillow's, or an array"),  # type: ignore[arg-type]
         (lambda: ImageToImage(smooth(), 0.2), "Strength 0.2 of 4 steps is less than one step; take a strength of 0.25 or more, or 5 steps"),
         (lambda: ImageToImage(Image.new("RGB", (20000, 1)), 0.5), "20000×1, one side more than 8 times the other"),
         (lambda: Inpaint(smooth()), "There is no mask, and no part of the picture is transparent"),
         (lambda: Inpaint(smooth(), Image.new("L", (16, 32))), "The mask is 16×32 and the picture 32×32"),
-        (lambda: Inpaint(smooth(), half(), feather=-1), "feather is -1"),
+        (lambda: Inpaint(smooth(), half(), mask_blur=-1), "feather is -1"),
         (lambda: Outpaint(smooth()), "one at least is above"),
         (lambda: Outpaint(smooth(), left=8, strength=1.5), "strength"),
         (lambda: Outpaint(smooth(), left=-4, right=8), "none is below 0"),
@@ -283,7 +283,7 @@ def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion,
 )
 def test_what_cannot_be_done_is_told_at_once(tiny_model: LatentDiffusion, task: Callable[[], Any], message: str):
     with pytest.raises(DaguerreError, match=message):
-        daguerre.steps(tiny_model, prompt="a", steps=4, task=task())
+        daguerre.stream(tiny_model, prompt="a", steps=4, task=task())
 
 
 @pytest.mark.parametrize(
@@ -308,6 +308,6 @@ def test_a_model_of_another_kind_says_who_can(tiny_model: LatentDiffusion):
     with pytest.raises(
         DaguerreError, match=r"of the kind inpainting\) cannot do img2img; take .*embedded model.*This one does inpaint, outpaint"
     ):
-        daguerre.steps(filler, task=ImageToImage(smooth()))
+        daguerre.stream(filler, task=ImageToImage(smooth()))
     with pytest.raises(DaguerreError, match="cannot do txt2img"):
-        daguerre.steps(with_channels(tiny_model, 7), prompt="a")
+        daguerre.stream(with_channels(tiny_model, 7), prompt="a")

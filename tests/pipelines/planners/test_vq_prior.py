@@ -9,18 +9,18 @@ from PIL import Image
 
 import daguerre
 from daguerre.conditioning import train_tokenizer
-from daguerre.conditioning.prior_prefix import ClassPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
+from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, EmptyPrefix, MapPrefix, Prefixes, TextPrefix
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import Sampling, uniforms
-from daguerre.models.latent_prior import LatentPrior, Told
+from daguerre.models.autoregressive import Sampling, uniform_noise
+from daguerre.models.latent_prior import LatentPrior, PriorInputs
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.images.preprocess import to_pixels
-from daguerre.pipelines.metadata.write import read_origin
+from daguerre.pipelines.metadata.write import read_provenance
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import Complete, FromMap, ImageToImage
-from daguerre.weights import load, save
+from daguerre.pipelines.tasks import Completion, ImageToImage, MapToImage
+from daguerre.weights import load_diffusion, save
 
 SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
 VQ = VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **SHAPE)
@@ -56,45 +56,45 @@ def by_text() -> LatentPrior:
 
 
 def codes_of(model: LatentPrior, request: Request) -> torch.Tensor:
-    *_, last = daguerre.steps(model, request)
+    *_, last = daguerre.stream(model, request)
     return last.codes
 
 
 def test_a_request_gives_the_priors_own_codes(by_text: LatentPrior):
     """The whole road against its parts: tokens, randomness of each seed, the prior, the decoder."""
-    request = Request(prompt=("a red circle", "a blue square"), seed=3, count=2, temperature=0.9, top_k=5)
-    steps = list(daguerre.steps(by_text, request))
-    assert [(step.index, step.total, step.pictures is None) for step in steps] == [(i, 4, i < 3) for i in range(4)]
+    request = Request(prompt=("a red circle", "a blue square"), seed=3, num_images=2, temperature=0.9, top_k=5)
+    steps = list(daguerre.stream(by_text, request))
+    assert [(step.index, step.total, step.images is None) for step in steps] == [(i, 4, i < 3) for i in range(4)]
     assert isinstance(by_text.prefix, TextPrefix)
     condition = by_text.prefix.tokenizer(["a red circle"] * 2 + ["a blue square"] * 2)
-    u = uniforms([torch.Generator().manual_seed(seed) for seed in (3, 4, 3, 4)], (4, 4))
+    u = uniform_noise([torch.Generator().manual_seed(seed) for seed in (3, 4, 3, 4)], (4, 4))
     *_, expected = by_text.prior.sample((4, 4), u, condition, Sampling(0.9, 5))
     assert torch.equal(steps[-1].codes, expected)
-    pictures = steps[-1].pictures
+    pictures = steps[-1].images
     assert pictures is not None
     assert pictures[2].image.size == (16, 16)
     assert pictures[2].image.tobytes() == steps[-1].decode(2).tobytes()
     assert steps[-1].preview().size == (4, 4)
     assert len(expected.unique()) > 2
-    red, blue = (codes_of(by_text, Request(prompt=prompt, count=16)) for prompt in ("a red circle", "a blue square"))
+    red, blue = (codes_of(by_text, Request(prompt=prompt, num_images=16)) for prompt in ("a red circle", "a blue square"))
     assert not torch.equal(red, blue)
 
 
 def test_a_picture_of_a_batch_is_the_picture_made_alone(by_text: LatentPrior):
-    several = codes_of(by_text, Request(prompt="a red circle", seed=5, count=3))
+    several = codes_of(by_text, Request(prompt="a red circle", seed=5, num_images=3))
     assert torch.equal(several[1:2], codes_of(by_text, Request(prompt="a red circle", seed=6)))
 
 
 def test_larger_pictures_slide_and_smaller_ones_are_the_middle():
-    model = model_of(NoPrefix())
+    model = model_of(EmptyPrefix())
     assert codes_of(model, Request(width=32, height=20)).shape == (1, 5, 8)
     whole = codes_of(model, Request(seed=2))
     assert torch.equal(codes_of(model, Request(seed=2, width=8, height=16)), whole[:, :, 1:3])
 
 
 def test_coordinates_are_those_of_the_whole_picture():
-    model = model_of(PlacePrefix(64, 4), told=16)
-    places = model.prefix(Told(["", ""], (4, 8)))
+    model = model_of(CoordinatePrefix(64, 4), told=16)
+    places = model.prefix(PriorInputs(["", ""], (4, 8)))
     assert places is not None
     assert places.shape == (2, 4, 8)
     assert places[0, 0, 0] < places[0, 0, -1] < places[0, -1, -1] < 64
@@ -105,21 +105,21 @@ def test_a_map_tells_by_its_codes():
     model = map_model()
     left, right = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), (255, 0, 0))
     assert isinstance(model.prefix, MapPrefix)
-    tokens = model.prefix(Told(["", ""], (4, 4), to_pixels(right)))
+    tokens = model.prefix(PriorInputs(["", ""], (4, 4), to_pixels(right)))
     assert tokens is not None
-    assert torch.equal(tokens, model.prefix.autoencoder.codes(to_pixels(right)).expand(2, -1, -1))
-    made = [codes_of(model, Request(task=FromMap(picture), count=16)) for picture in (left, right)]
+    assert torch.equal(tokens, model.prefix.autoencoder.encode_codes(to_pixels(right)).expand(2, -1, -1))
+    made = [codes_of(model, Request(task=MapToImage(picture), num_images=16)) for picture in (left, right)]
     assert not torch.equal(*made)
-    assert codes_of(model, Request(task=FromMap(Image.new("RGB", (32, 16))))).shape == (1, 4, 8)  # the map's own size
+    assert codes_of(model, Request(task=MapToImage(Image.new("RGB", (32, 16))))).shape == (1, 4, 8)  # the map's own size
 
 
 def test_the_lower_half_is_completed():
-    model = model_of(NoPrefix())
+    model = model_of(EmptyPrefix())
     picture = Image.linear_gradient("L").convert("RGB").resize((16, 16))
     with torch.no_grad():
-        codes = model.autoencoder.codes(to_pixels(picture))
-    request = Request(task=Complete(picture, keep=0.5), count=3)
-    steps = list(daguerre.steps(model, request))
+        codes = model.autoencoder.encode_codes(to_pixels(picture))
+    request = Request(task=Completion(picture, keep=0.5), num_images=3)
+    steps = list(daguerre.stream(model, request))
     assert [step.total for step in steps] == [2, 2]
     assert torch.equal(steps[-1].codes[:, :2], codes[:, :2].expand(3, -1, -1))
     assert len({tuple(row.flatten().tolist()) for row in steps[-1].codes[:, 2:]}) > 1
@@ -127,23 +127,23 @@ def test_the_lower_half_is_completed():
 
 @pytest.mark.parametrize("kind", ["none", "class", "text", "map", "coordinates"])
 def test_a_folder_gives_the_same_pictures(kind: str, by_text: LatentPrior, tmp_path: Path):
-    models = {"none": model_of(NoPrefix()), "class": model_of(ClassPrefix(("cat", "dog"))), "text": by_text, "map": map_model()}
-    model = models.get(kind) or model_of(PlacePrefix(64, 4), told=16)
-    task = FromMap(Image.new("RGB", (16, 16), (255, 0, 0))) if kind == "map" else Request.task
+    models = {"none": model_of(EmptyPrefix()), "class": model_of(ClassPrefix(("cat", "dog"))), "text": by_text, "map": map_model()}
+    model = models.get(kind) or model_of(CoordinatePrefix(64, 4), told=16)
+    task = MapToImage(Image.new("RGB", (16, 16), (255, 0, 0))) if kind == "map" else Request.task
     request = Request(prompt={"class": "Dog", "text": "a red circle"}.get(kind, ""), seed=9, task=task)
     again = daguerre.load(save(model, tmp_path / "model"))
     assert isinstance(again, LatentPrior)
     assert type(again.prefix) is type(model.prefix)
     assert torch.equal(codes_of(again, request), codes_of(model, request))
     with pytest.raises(DaguerreError, match="daguerre sample"):
-        load(tmp_path / "model")
+        load_diffusion(tmp_path / "model")
     path = daguerre.generate(again, request)[0].save(tmp_path / "picture.png")
-    _, origin = read_origin(path)
+    _, origin = read_provenance(path)
     assert (origin.request.sampler, origin.request.prompt) == ("code by code", request.prompt)
 
 
 def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
-    one, two = (save(replace(model_of(NoPrefix()), autoencoder=first_stage(seed)), tmp_path / str(seed)) for seed in (0, 1))
+    one, two = (save(replace(model_of(EmptyPrefix()), autoencoder=first_stage(seed)), tmp_path / str(seed)) for seed in (0, 1))
     (one / "vqvae").rename(tmp_path / "aside")
     (two / "vqvae").rename(one / "vqvae")
     with pytest.raises(DaguerreError, match="trained on the codes of another first stage"):
@@ -153,32 +153,32 @@ def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("prefix", "request_", "message"),
     [
-        (NoPrefix(), Request(prompt="a cat"), "not told by words"),
-        (NoPrefix(), Request(task=FromMap(Image.new("RGB", (16, 16)))), "not told by a map"),
-        (NoPrefix(), Request(width=18), "18 is not a multiple of 4"),
-        (NoPrefix(), Request(task=ImageToImage(Image.new("RGB", (16, 16)))), "cannot do img2img"),
-        (NoPrefix(), Request(task=Complete(Image.new("RGB", (16, 16))), width=8, height=8), "16×16 pixels or more, not 8×8"),
-        (NoPrefix(), Request(temperature=-1.0), "temperature is -1.0"),
+        (EmptyPrefix(), Request(prompt="a cat"), "not told by words"),
+        (EmptyPrefix(), Request(task=MapToImage(Image.new("RGB", (16, 16)))), "not told by a map"),
+        (EmptyPrefix(), Request(width=18), "18 is not a multiple of 4"),
+        (EmptyPrefix(), Request(task=ImageToImage(Image.new("RGB", (16, 16)))), "cannot do img2img"),
+        (EmptyPrefix(), Request(task=Completion(Image.new("RGB", (16, 16))), width=8, height=8), "16×16 pixels or more, not 8×8"),
+        (EmptyPrefix(), Request(temperature=-1.0), "temperature is -1.0"),
         (ClassPrefix(("cat", "dog")), Request(), "No class is named; this prior knows cat, dog"),
         (ClassPrefix(("cat", "dog")), Request(prompt="dogg"), "no class 'dogg'; this prior knows cat, dog. Did you mean 'dog'"),
         (MapPrefix(first_stage(5), "semantic", PALETTE), Request(), "give one with --map"),
         (
             MapPrefix(first_stage(5), "semantic", PALETTE),
-            Request(task=FromMap(Image.new("RGB", (16, 16), (9, 0, 0)))),
+            Request(task=MapToImage(Image.new("RGB", (16, 16), (9, 0, 0)))),
             r"100% of the map's pixels, such as \(9, 0, 0\), stand for no class; its colours must be #000000, #ff0000",
         ),
         (
             MapPrefix(first_stage(5), "semantic", PALETTE),
-            Request(task=FromMap(Image.new("RGB", (16, 16))), width=32),
+            Request(task=MapToImage(Image.new("RGB", (16, 16))), width=32),
             "map is 16×16 pixels; it must be as large as the picture, 32×16",
         ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused_at_once(prefix: Prefixes, request_: Request, message: str):
     with pytest.raises(DaguerreError, match=message):
-        daguerre.steps(model_of(prefix, told=16), request_)
+        daguerre.stream(model_of(prefix, told=16), request_)
 
 
 def test_keep_must_leave_something():
     with pytest.raises(DaguerreError, match="keep is 1"):
-        Complete(Image.new("RGB", (16, 16)), keep=1.0)
+        Completion(Image.new("RGB", (16, 16)), keep=1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from daguerre.data import Batches, ShapesSource
+from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.datasets.latents import cache_codes
@@ -24,20 +24,20 @@ def first_stage(codes: int = 40) -> VQModel:
 
 
 def test_codes_are_the_first_stages_own_with_their_captions(tmp_path: Path):
-    model, batches = first_stage(), Batches(ShapesSource(16), 4, seed=3)
+    model, batches = first_stage(), BatchLoader(ShapesDataset(16), 4, seed=3)
     codes, captions = cache_codes(batches, model, 8, tmp_path, "key")
     drawn = [batches.batch(step) for step in range(2)]
     with torch.no_grad():
-        assert torch.equal(codes.long(), model.codes(torch.cat([batch.x for batch in drawn])))
+        assert torch.equal(codes.long(), model.encode_codes(torch.cat([batch.x for batch in drawn])))
     assert captions == drawn[0].captions + drawn[1].captions
     assert codes.dtype == torch.int16
     assert len(codes.unique()) > 2
 
 
 def test_a_second_time_they_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model, batches = first_stage(), Batches(ShapesSource(16), 4, seed=3)
+    model, batches = first_stage(), BatchLoader(ShapesDataset(16), 4, seed=3)
     once = cache_codes(batches, model, 8, tmp_path, "key")
-    monkeypatch.setattr(VQModel, "codes", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(VQModel, "encode_codes", lambda *_: pytest.fail("encoded again"))
     again = cache_codes(batches, model, 8, tmp_path, "key")
     assert torch.equal(once[0], again[0])
     assert once[1] == again[1]
@@ -45,5 +45,5 @@ def test_a_second_time_they_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_large_codebook_is_not_cut_to_sixteen_bits(tmp_path: Path):
     model = first_stage(codes=40_000)
-    codes, _ = cache_codes(Batches(ShapesSource(16), 2, seed=0), model, 2, tmp_path, "key")
+    codes, _ = cache_codes(BatchLoader(ShapesDataset(16), 2, seed=0), model, 2, tmp_path, "key")
     assert codes.dtype == torch.int32

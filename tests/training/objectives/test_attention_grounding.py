@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from daguerre.conditioning import TextConditioner
-from daguerre.conditioning.prompt import Piece
-from daguerre.data import Batch, Batches, EmojiSource, ShapesSource
+from daguerre.conditioning.prompt import WeightedText
+from daguerre.data import Batch, BatchLoader, EmojiDataset, ShapesDataset
 from daguerre.data.condition_maps import SHAPES_NOUNS, SHAPES_PALETTE
 from daguerre.data.shapes import SHAPES
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.attention import TransformerBlock
 from daguerre.training.datasets.latents import CachedLatents
-from daguerre.training.objectives.attention_grounding import Grounding, Looks, astray, covered_places
-from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionStage
+from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding, coverage, off_object_attention
+from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask
 
 CIRCLE = SHAPES_NOUNS["circle"]
 
@@ -27,14 +27,14 @@ def at(row: int, column: int, side: int = 2) -> torch.Tensor:
 
 def test_attention_astray_by_hand():
     even, thing = torch.full((1, 2, 2), 0.3), at(0, 1)[None]
-    assert astray(even, thing).item() == pytest.approx((1 - 1 / 4) ** 2)
-    assert astray(0.01 * thing, thing).item() == pytest.approx(0)  # however little there is of it
-    assert astray(0.7 * at(1, 1)[None], thing).item() == pytest.approx(1)
-    assert astray(0 * even, thing).item() == 1  # none at all, as softmax may round it
-    assert astray(0.7 * at(0, 1)[None], 0.2 * thing).item() == pytest.approx(0)  # a thing smaller than any place
-    assert astray(even, 0.4 * thing + 0.2 * at(1, 1)).item() == pytest.approx((1 - 1.5 / 4) ** 2)
+    assert off_object_attention(even, thing).item() == pytest.approx((1 - 1 / 4) ** 2)
+    assert off_object_attention(0.01 * thing, thing).item() == pytest.approx(0)  # however little there is of it
+    assert off_object_attention(0.7 * at(1, 1)[None], thing).item() == pytest.approx(1)
+    assert off_object_attention(0 * even, thing).item() == 1  # none at all, as softmax may round it
+    assert off_object_attention(0.7 * at(0, 1)[None], 0.2 * thing).item() == pytest.approx(0)  # a thing smaller than any place
+    assert off_object_attention(even, 0.4 * thing + 0.2 * at(1, 1)).item() == pytest.approx((1 - 1.5 / 4) ** 2)
     both = torch.cat([0.7 * at(1, 1)[None], 0.7 * at(0, 1)[None]])
-    assert astray(both, thing.expand(2, -1, -1)).tolist() == pytest.approx([1, 0])
+    assert off_object_attention(both, thing.expand(2, -1, -1)).tolist() == pytest.approx([1, 0])
 
 
 def test_each_noun_is_looked_for_where_its_own_thing_is(tiny_model: LatentDiffusion):
@@ -42,12 +42,12 @@ def test_each_noun_is_looked_for_where_its_own_thing_is(tiny_model: LatentDiffus
     conditioner = tiny_model.conditioner
     assert isinstance(conditioner, TextConditioner)
     caption = "a green circle on a white background"
-    tokens = next(word.positions for word in conditioner.words(((Piece(caption, 1.0),),)) if word.text == "circle")
+    tokens = next(word.positions for word in conditioner.words(((WeightedText(caption, 1.0),),)) if word.text == "circle")
     weights = torch.zeros(2, 4, 16)
     weights[:, 3] = 1 / 16
     weights[:, 3, list(tokens)] = 0.0
     weights[:, 0, list(tokens)] = 0.5
-    looks, coarse = Looks(), weights.mean(1, keepdim=True)  # one layer has a single place, and so points nowhere
+    looks, coarse = AttentionMaps(), weights.mean(1, keepdim=True)  # one layer has a single place, and so points nowhere
     looks.layers = [((2, 2), weights), ((2, 2), weights)]
     covered = torch.zeros(2, 10, 2, 2)
     covered[0, CIRCLE], covered[1, CIRCLE] = at(0, 0), at(1, 1)
@@ -73,9 +73,9 @@ def test_the_stage_adds_the_loss_and_leaves_the_other_as_it_was(tiny_model: Late
     grounding = Grounding(0.5, model.conditioner)
     covered = torch.zeros(3, 10, 8, 8)
     covered[:, CIRCLE, 2:4, 2:4] = 1.0
-    batch = Batch(torch.randn(3, 6, 8, 8, generator=seeded(1)), ["a green circle"] * 3, latent=True, covered=covered)
-    plain = DiffusionStage(model, DiffusionLoss(dropout=0), model.conditioner.captions, ["x"])
-    taught = DiffusionStage(model, DiffusionLoss(dropout=0), model.conditioner.captions, ["x"], grounding=grounding)
+    batch = Batch(torch.randn(3, 6, 8, 8, generator=seeded(1)), ["a green circle"] * 3, latent=True, coverage=covered)
+    plain = DiffusionTask(model, DiffusionLoss(caption_dropout=0), model.conditioner.captions, ["x"])
+    taught = DiffusionTask(model, DiffusionLoss(caption_dropout=0), model.conditioner.captions, ["x"], grounding=grounding)
     ((_, before, _),) = plain.losses(batch, seeded(), step=0)
     ((_, after, logged),) = taught.losses(batch, seeded(), step=0)
     assert torch.equal(logged["mse"], before)
@@ -94,9 +94,9 @@ def seeded(n: int = 0) -> torch.Generator:
 
 
 def test_the_places_are_those_of_the_same_pictures_and_captions():
-    source = ShapesSource(32)
-    drawn = Batches(source, 16, seed=3)
-    covered = covered_places(drawn, source, 40, side=8)
+    source = ShapesDataset(32)
+    drawn = BatchLoader(source, 16, seed=3)
+    covered = coverage(drawn, source, 40, side=8)
     assert covered.shape == (40, len(SHAPES_PALETTE), 8, 8)
     assert torch.equal(covered.sum(1), torch.ones(40, 8, 8).half())
     batch = drawn.batch(2)
@@ -111,7 +111,7 @@ def test_the_places_are_those_of_the_same_pictures_and_captions():
             assert np.ptp(background.numpy(), axis=1).max() < 0.02
             assert (thing - background[:, :1]).abs().amax(0).min() > 0.1
     with pytest.raises(DaguerreError, match="not known"):
-        covered_places(Batches(EmojiSource(32), 4, seed=0), EmojiSource(32), 4, side=8)
+        coverage(BatchLoader(EmojiDataset(32), 4, seed=0), EmojiDataset(32), 4, side=8)
 
 
 def test_they_stay_with_their_latents():
@@ -120,7 +120,7 @@ def test_they_stay_with_their_latents():
     batches = CachedLatents(latents, captions, 4, 0, covered=torch.arange(n).half().reshape(n, 1, 1, 1))
     for step in range(3):
         batch = batches.batch(step)
-        assert batch.covered is not None
-        assert torch.equal(batch.covered.float(), batch.x.float())
-        assert torch.equal(batch[1:3].covered, batch.covered[1:3])  # pyright: ignore[reportArgumentType]
-    assert Batch(latents, captions)[:2].covered is None
+        assert batch.coverage is not None
+        assert torch.equal(batch.coverage.float(), batch.x.float())
+        assert torch.equal(batch[1:3].coverage, batch.coverage[1:3])  # pyright: ignore[reportArgumentType]
+    assert Batch(latents, captions)[:2].coverage is None

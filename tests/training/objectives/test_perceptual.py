@@ -11,7 +11,7 @@ from torch import Tensor
 from daguerre.conditioning import train_tokenizer
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from daguerre.models.lpips import LPIPS, TowerMaps
+from daguerre.models.lpips import LPIPS, VisionFeatureMaps
 from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.weights import save_clip
 
@@ -79,7 +79,7 @@ def test_a_clip_compares_patches_and_sees_other_sizes(tmp_path: Path):
     assert x.grad is not None
     assert x.grad.abs().min() > 0
     assert (eyes.distance(y, y) == 0).all()
-    maps = TowerMaps(clip.vision_model)(pictures(7))
+    maps = VisionFeatureMaps(clip.vision_model)(pictures(7))
     states, _ = clip.vision_model(pictures(7))
     assert [tuple(each.shape) for each in maps] == [(2, 32, 4, 4)] * 2
     assert torch.equal(maps[1][0, :, 2, 3], states[2][0, 1 + 2 * 4 + 3])  # the patch of row 2, column 3, after the class token

@@ -14,7 +14,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.loop import LoopConfig, train
-from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorStage, kept
+from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, corrupt
 
 FIRST_STAGE = VQModelConfig(
     QuantizerConfig(codes=4, width=2), latent_channels=2, channels=(4, 4), blocks=1, attention_levels=(), mid_attention=False, norm_groups=2
@@ -40,16 +40,18 @@ def make(kind: str, classes: int = 4) -> TransformerPrior | PixelCNN | PixelSNAI
     return PixelSNAIL(PixelSNAILConfig(4, width=16, blocks=1, layers=1, heads=2, key_width=8, classes=classes))
 
 
-def stage_of(kind: str, **options) -> PriorStage:
+def stage_of(kind: str, **options) -> PriorTask:
     codes, label = data(4)
-    return PriorStage(make(kind), VQModel(FIRST_STAGE), CodeBatch(codes, label), **options)
+    return PriorTask(make(kind), VQModel(FIRST_STAGE), CodeBatch(codes, label), **options)
 
 
 @pytest.mark.parametrize("kind", ["transformer", "pixelcnn", "pixelsnail"])
 def test_training_learns_the_rule_and_the_class(kind: str, tmp_path: Path):
     """Without the class the first code costs 2 bits; with it, and the rule, nothing does."""
     stage, (codes, label) = stage_of(kind), data()
-    config = LoopConfig(steps=80, batch_size=16, learning_rate=1e-2, warmup=5, ema=0, sample_every=0, checkpoint_every=80)
+    config = LoopConfig(
+        max_train_steps=80, batch_size=16, learning_rate=1e-2, lr_warmup_steps=5, ema_decay=0, sample_every=0, checkpoint_every=80
+    )
     train(stage, CodeBatches(codes, label, 16, seed=0), config, tmp_path)
     with torch.no_grad():
         assert bits_per_code(stage.plain(codes, label), codes).mean().item() < 0.1
@@ -69,12 +71,12 @@ def test_the_loss_is_the_exact_code_length():
 
 def test_replaced_codes_are_read_but_not_told():
     codes = torch.zeros(200, 10, 10, dtype=torch.long)
-    read = kept(codes, 0.75, 4, seeded())
+    read = corrupt(codes, 0.75, 4, seeded())
     # A replaced code is the same one again with probability 1/4.
     assert (read != codes).float().mean().item() == pytest.approx(0.25 * 0.75, abs=0.01)
-    assert kept(codes, 1.0, 4, seeded()) is codes
+    assert corrupt(codes, 1.0, 4, seeded()) is codes
     asked: list[torch.Tensor] = []
-    stage, (codes, label) = stage_of("transformer", keep=0.5), data(32)
+    stage, (codes, label) = stage_of("transformer", pkeep=0.5), data(32)
     stage.plain.register_forward_pre_hook(lambda module, given: asked.append(given[0]))
     ((_, loss, _),) = stage.losses(CodeBatch(codes, label), seeded(), step=0)
     assert not torch.equal(asked[0], codes)
@@ -103,6 +105,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(DaguerreError, match="3 conditions for 4"):
         CodeBatches(codes, label[:3], 2, seed=0)
     with pytest.raises(DaguerreError, match=r"keep is 0\.0"):
-        stage_of("transformer", keep=0.0)
+        stage_of("transformer", pkeep=0.0)
     with pytest.raises(DaguerreError, match="over 5 codes, the first stage has 4"):
-        PriorStage(PixelCNN(PixelCNNConfig(5, width=4, layers=1)), VQModel(FIRST_STAGE), CodeBatch(codes))
+        PriorTask(PixelCNN(PixelCNNConfig(5, width=4, layers=1)), VQModel(FIRST_STAGE), CodeBatch(codes))

@@ -12,18 +12,18 @@ from torch.distributions import Normal
 
 from daguerre.data import Batch
 from daguerre.errors import DaguerreError
-from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, Posterior
+from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.vector_quantizer import GumbelQuantizer, QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.loop import LoopConfig, train
 from daguerre.training.objectives.autoencoder import AutoencoderLoss
 from daguerre.training.objectives.vae_vq import (
-    PlainStage,
-    QuantizedStage,
-    VariationalStage,
+    AutoencoderOnlyTask,
+    QuantizedTask,
+    VariationalTask,
     bits_per_number,
-    cooled,
+    cosine_anneal,
     log_likelihood,
 )
 
@@ -82,13 +82,13 @@ def test_far_from_the_mean_the_likelihood_keeps_a_gradient():
 
 def test_bits_of_a_sure_picture_are_those_of_its_latent():
     x = torch.linspace(-1, 1, 256)[[100] * 48].view(1, 3, 4, 4)
-    posterior = Posterior(torch.full((1, 2, 2, 2), 2.0), torch.zeros(1, 2, 2, 2))
+    posterior = DiagonalGaussian(torch.full((1, 2, 2, 2), 2.0), torch.zeros(1, 2, 2, 2))
     assert bits_per_number(x, x, posterior, torch.tensor(1e-4)).item() == pytest.approx(8 * 2.0 / math.log(2) / 48)
 
 
 def test_the_variational_stage_yields_its_bound_in_bits():
     torch.manual_seed(0)
-    stage = VariationalStage(AutoencoderKL(KL), SHOWN)
+    stage = VariationalTask(AutoencoderKL(KL), SHOWN)
     (name, loss, logged), *rest = stage.losses(pictures(), seeded(), step=0)
     assert (name, rest) == ("autoencoder", [])
     assert 0 < logged["kl bits/dim"] < logged["bits/dim"] == loss.item() < 12  # untrained, about the 8 bits of a byte
@@ -98,7 +98,7 @@ def test_the_variational_stage_yields_its_bound_in_bits():
 
 def test_the_plain_stage_draws_nothing():
     torch.manual_seed(0)
-    stage = PlainStage(AutoencoderKL(KL), AutoencoderLoss(kl=1.0), SHOWN)
+    stage = AutoencoderOnlyTask(AutoencoderKL(KL), AutoencoderLoss(kl=1.0), SHOWN)
     losses = [next(stage.losses(pictures(), seeded(n), step=0))[1].item() for n in range(2)]
     assert losses[0] == losses[1]
     assert "kl" not in next(stage.losses(pictures(), seeded(), step=0))[2]
@@ -108,14 +108,14 @@ def test_each_loss_of_a_vqgan_moves_only_its_own_network():
     torch.manual_seed(0)
     critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
     weights = AutoencoderLoss(adversarial=1.0, adversarial_start=0, adversarial_ramp=1)
-    stage = QuantizedStage(VQModel(VQ), weights, SHOWN, discriminator=critic)
+    stage = QuantizedTask(VQModel(VQ), weights, SHOWN, discriminator=critic)
     yielded = stage.losses(pictures(), seeded(), step=5)
     name, loss, logged = next(yielded)
     assert name == "autoencoder"
     assert {"codebook", "perplexity", "use", "lambda", "g"} <= logged.keys()
     loss.backward()
     assert all(p.grad is None for p in critic.parameters())
-    assert all(p.grad is not None for p in stage.plain.parameters())
+    assert all(p.grad is not None for p in stage.modules.parameters())
     name, d, logged = next(yielded)
     d.backward()
     assert name == "discriminator"
@@ -123,37 +123,44 @@ def test_each_loss_of_a_vqgan_moves_only_its_own_network():
     assert all(p.grad is not None for p in critic.parameters())
 
 
-@pytest.mark.parametrize("kind", ["nearest", "average"])
+@pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_training_speaks_through_the_codes(kind: str, tmp_path: Path):
     """Who hears nothing does best with grey, 0.5 from every picture; only the codes can say what is light and what is dark."""
     torch.manual_seed(2)
-    config = replace(VQ, quantizer=replace(VQ.quantizer, kind=kind, decay=0.9, revive=0.01))
-    stage = QuantizedStage(VQModel(config), AutoencoderLoss(gradient=0.0), SHOWN)
-    train(stage, Checkers(), LoopConfig(steps=80, batch_size=8, learning_rate=5e-3, warmup=1, ema=0, sample_every=0), tmp_path)
+    config = replace(VQ, quantizer=replace(VQ.quantizer, kind=kind, decay=0.9, dead_code_threshold=0.01))
+    stage = QuantizedTask(VQModel(config), AutoencoderLoss(gradient=0.0), SHOWN)
+    train(
+        stage,
+        Checkers(),
+        LoopConfig(max_train_steps=80, batch_size=8, learning_rate=5e-3, lr_warmup_steps=1, ema_decay=0, sample_every=0),
+        tmp_path,
+    )
     x = Checkers().batch(1000).x
     with torch.no_grad():
-        codes = stage.plain.codes(x)  # pyright: ignore[reportCallIssue]
-        assert (stage.plain.decode_codes(codes) - x).abs().mean() < 0.35  # pyright: ignore[reportCallIssue]
+        codes = stage.modules.encode_codes(x)  # pyright: ignore[reportCallIssue]
+        assert (stage.modules.decode_codes(codes) - x).abs().mean() < 0.35  # pyright: ignore[reportCallIssue]
     assert len(codes.unique()) >= 2
 
 
 def test_a_run_with_revival_resumes_to_the_same_bits(tmp_path: Path):
-    config = LoopConfig(steps=6, batch_size=8, learning_rate=1e-3, ema=0.9, sample_every=0, checkpoint_every=3, decay=0.0)
+    config = LoopConfig(
+        max_train_steps=6, batch_size=8, learning_rate=1e-3, ema_decay=0.9, sample_every=0, checkpoint_every=3, lr_decay=0.0
+    )
     ends = []
     for folder, runs in (("whole", [6]), ("parts", [3, 6])):
         for steps in runs:
             torch.manual_seed(0)
-            quantizer = replace(VQ.quantizer, kind="average", decay=0.5, revive=0.3)
-            stage = QuantizedStage(VQModel(replace(VQ, quantizer=quantizer)), AutoencoderLoss(), SHOWN)
+            quantizer = replace(VQ.quantizer, kind="ema", decay=0.5, dead_code_threshold=0.3)
+            stage = QuantizedTask(VQModel(replace(VQ, quantizer=quantizer)), AutoencoderLoss(), SHOWN)
             train(stage, Checkers(), replace(config, steps=steps), tmp_path / folder)
-        ends.append(stage.plain.state_dict())
+        ends.append(stage.modules.state_dict())
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_the_gumbel_codebook_cools():
     torch.manual_seed(0)
     config = replace(VQ, quantizer=replace(VQ.quantizer, kind="gumbel"))
-    stage = QuantizedStage(VQModel(config), AutoencoderLoss(), SHOWN, temperature=cooled(100))
+    stage = QuantizedTask(VQModel(config), AutoencoderLoss(), SHOWN, temperature=cosine_anneal(100))
     temperatures = []
     for step in (0, 50, 100, 500):
         next(stage.losses(pictures(), seeded(), step))
@@ -162,11 +169,11 @@ def test_the_gumbel_codebook_cools():
     assert temperatures == pytest.approx([1.0, (1 + 1 / 16) / 2, 1 / 16, 1 / 16])
 
 
-@pytest.mark.parametrize("kind", ["nearest", "average"])
+@pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_a_codebook_enters_where_the_latents_are(kind: str):
     torch.manual_seed(0)
-    stage = QuantizedStage(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind=kind))), AutoencoderLoss(), SHOWN, enters=3)
-    book = stage.plain.quantize.get_parameter("embedding.weight")
+    stage = QuantizedTask(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind=kind))), AutoencoderLoss(), SHOWN, codebook_start=3)
+    book = stage.modules.quantize.get_parameter("embedding.weight")
     _, loss, logged = next(stage.losses(pictures(), seeded(), step=2))
     assert logged["codebook"] == 0
     loss.backward()
@@ -176,15 +183,15 @@ def test_a_codebook_enters_where_the_latents_are(kind: str):
     assert logged["codebook"] > 0
     assert not torch.equal(book, before)
     with torch.no_grad():
-        latents = stage.plain.eval().encode(pictures().x).movedim(1, -1).flatten(0, -2)
+        latents = stage.modules.eval().encode(pictures().x).movedim(1, -1).flatten(0, -2)
     assert torch.cdist(book, latents).min(dim=1).values.max() < 0.1  # an average has moved by a hundredth since
 
 
 def test_a_gumbel_codebook_is_not_spread():
     with pytest.raises(DaguerreError, match="from the first step"):
-        QuantizedStage(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind="gumbel"))), AutoencoderLoss(), SHOWN, enters=3)
+        QuantizedTask(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind="gumbel"))), AutoencoderLoss(), SHOWN, codebook_start=3)
 
 
 def test_equivariance_is_refused():
     with pytest.raises(DaguerreError, match="equivariance to 0"):
-        QuantizedStage(VQModel(VQ), AutoencoderLoss(equivariance=0.5), SHOWN)
+        QuantizedTask(VQModel(VQ), AutoencoderLoss(equivariance=0.5), SHOWN)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from daguerre.data import Batches, ShapesSource
+from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.errors import DaguerreError
 from daguerre.training.lineage_options import (
     AutoencoderLoss,
-    Critic,
+    DiscriminatorOptions,
     FirstStageRecipe,
     KLRecipe,
     PlainRecipe,
@@ -20,20 +20,22 @@ from daguerre.training.lineage_options import (
     VQVAERecipe,
 )
 from daguerre.training.loop import LoopConfig
-from daguerre.training.recipes.first_stage import picture_source, run
+from daguerre.training.recipes.first_stage import open_dataset, run
 from daguerre.weights import load_first_stage
 
-LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, decay=0.0, log_every=2, sample_every=4, checkpoint_every=2)
+LOOP = LoopConfig(max_train_steps=4, batch_size=4, lr_warmup_steps=1, lr_decay=0.0, log_every=2, sample_every=4, checkpoint_every=2)
 ADVERSARIAL = AutoencoderLoss(adversarial=0.5, adversarial_start=2, adversarial_ramp=1)
-CRITIC = Critic(channels=8, layers=1)
+CRITIC = DiscriminatorOptions(channels=8, layers=1)
 TINY = {"data": "shapes", "size": 16, "f": 2, "width": 8, "loop": LOOP}
 RECIPES: dict[str, FirstStageRecipe] = {
     "autoencoder": PlainRecipe(**TINY),
     "vae": VariationalRecipe(**TINY),
-    "kl": KLRecipe(**TINY, loss=ADVERSARIAL, critic=CRITIC),
-    "vqvae": VQVAERecipe(**TINY, codes=16, code_width=4, enters=1),
-    "vqgan": VQGANRecipe(**TINY, codes=16, code_width=4, enters=1, loss=ADVERSARIAL, critic=CRITIC),
-    "gumbel": VQGANRecipe(**TINY, codes=16, code_width=4, codebook="gumbel", cooling=3, loss=ADVERSARIAL, critic=CRITIC),
+    "kl": KLRecipe(**TINY, loss=ADVERSARIAL, discriminator=CRITIC),
+    "vqvae": VQVAERecipe(**TINY, codebook_size=16, code_width=4, codebook_start=1),
+    "vqgan": VQGANRecipe(**TINY, codebook_size=16, code_width=4, codebook_start=1, loss=ADVERSARIAL, discriminator=CRITIC),
+    "gumbel": VQGANRecipe(
+        **TINY, codebook_size=16, code_width=4, codebook="gumbel", temperature_steps=3, loss=ADVERSARIAL, discriminator=CRITIC
+    ),
 }
 
 
@@ -45,7 +47,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 def test_every_kind_ends_in_a_folder_that_opens_and_has_unit_variance(kind: str, tmp_path: Path):
     folder = run(replace(RECIPES[kind], out=tmp_path))
     model = load_first_stage(folder)
-    x = Batches(ShapesSource(16), 64, seed=9).batch(0).x
+    x = BatchLoader(ShapesDataset(16), 64, seed=9).batch(0).x
     with torch.no_grad():
         z = model.encode(x)
         assert model.decode(z).shape == x.shape
@@ -87,9 +89,9 @@ def test_impossible_wishes_are_told_before_anything_is_made(changes: dict[str, o
 
 def test_pictures_need_no_captions_and_what_is_no_folder_is_named(tmp_path: Path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
-    assert len(picture_source(str(tmp_path), 16)) == 1
+    assert len(open_dataset(str(tmp_path), 16)) == 1
     with pytest.raises(DaguerreError, match="no folder 'nowhere'; the data is a folder of pictures, or shapes or emoji"):
-        picture_source("nowhere", 16)
+        open_dataset("nowhere", 16)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DaguerreError, match="No pictures in"):
-        picture_source(str(tmp_path / "empty"), 16)
+        open_dataset(str(tmp_path / "empty"), 16)

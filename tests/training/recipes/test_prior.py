@@ -15,17 +15,17 @@ from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import FromMap
+from daguerre.pipelines.tasks import MapToImage
 from daguerre.training.lineage_options import PriorRecipe
 from daguerre.training.loop import LoopConfig
-from daguerre.training.objectives.prior import CodeBatch, code_lengths, undecayed
+from daguerre.training.objectives.prior import CodeBatch, code_lengths, no_decay
 from daguerre.training.recipes import prior as recipe
 from daguerre.training.recipes.prior import run
 from daguerre.weights import save_first_stage
 
 SHAPE = {"blocks": 1, "attention_levels": (), "mid_attention": False, "norm_groups": 2}
 VQ = VQModelConfig(QuantizerConfig(codes=8, width=4), latent_channels=4, channels=(4, 8, 8), **SHAPE)
-LOOP = LoopConfig(steps=2, batch_size=4, warmup=1, ema=0, log_every=1, sample_every=2, checkpoint_every=2)
+LOOP = LoopConfig(max_train_steps=2, batch_size=4, lr_warmup_steps=1, ema_decay=0, log_every=1, sample_every=2, checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def tiny(first_stage: Path, out: Path, **changes) -> PriorRecipe:
         ({"kind": "pixelsnail"}, Request()),
         ({"condition": "text", "keep": 0.9}, Request(prompt="a red circle")),
         ({"condition": "coordinates"}, Request(width=24)),
-        ({"condition": "map"}, Request(task=FromMap(Image.new("RGB", (16, 16))))),
+        ({"condition": "map"}, Request(task=MapToImage(Image.new("RGB", (16, 16))))),
     ],
     ids=["none", "class", "pixelsnail", "text", "coordinates", "map"],
 )  # fmt: skip
@@ -74,7 +74,7 @@ def test_code_lengths_are_those_of_each_grid():
 
 def test_embeddings_are_spared_from_weight_decay():
     prior = recipe.TransformerPrior(recipe.TransformerPriorConfig(8, 3, 10, (3, 3), width=8, layers=1, heads=2))
-    spared = {id(p) for p in undecayed(prior)}
+    spared = {id(p) for p in no_decay(prior)}
     decayed = {name for name, p in prior.named_parameters() if p.ndim > 1 and id(p) not in spared}
     assert decayed == {name for name, _ in prior.named_parameters() if name.endswith("weight") and "emb" not in name and "ln" not in name}
     assert id(prior.tok_emb.weight) in spared
@@ -90,15 +90,15 @@ def test_every_tenth_picture_of_a_folder_is_kept(first_stage: Path, tmp_path: Pa
     told = {"data": str(tmp_path / "pictures"), "condition": "class"}
     with pytest.raises(DaguerreError, match="--skip-bad"):
         run(tiny(first_stage, tmp_path / "out", **told))
-    path = run(tiny(first_stage, tmp_path / "out", pictures=500, measured=500, skip_bad=True, **told))
+    path = run(tiny(first_stage, tmp_path / "out", num_images=500, eval_images=500, skip_bad=True, **told))
     model = daguerre.load(path)
     assert model.prefix.names == ("cat", "dog")
     found = json.loads((tmp_path / "out" / "nll.json").read_text())
     assert found["unseen"]
     assert found["pictures"] == 2  # no picture counts twice
     assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each
-    trained, measured, unseen = recipe.parted(recipe.material_of(tiny(first_stage, tmp_path, skip_bad=True, **told)))
-    assert (len(trained.pictures), len(measured.pictures), unseen) == (18, 2, True)
+    trained, measured, unseen = recipe.split_held_out(recipe.open_prior_dataset(tiny(first_stage, tmp_path, skip_bad=True, **told)))
+    assert (len(trained.images), len(measured.images), unseen) == (18, 2, True)
 
 
 def test_depth_is_told_by_files_beside_a_folders_pictures(first_stage: Path, tmp_path: Path):
@@ -110,7 +110,7 @@ def test_depth_is_told_by_files_beside_a_folders_pictures(first_stage: Path, tmp
     model = daguerre.load(run(tiny(first_stage, tmp_path / "out", maps=tmp_path / "depth", **told)))
     assert model.prefix.kind == "depth"
     assert not json.loads((tmp_path / "out" / "nll.json").read_text())["unseen"]
-    picture, *_ = daguerre.generate(model, Request(task=FromMap(Image.linear_gradient("L").resize((16, 16)))))
+    picture, *_ = daguerre.generate(model, Request(task=MapToImage(Image.linear_gradient("L").resize((16, 16)))))
     assert picture.image.size == (16, 16)
     with pytest.raises(DaguerreError, match="--maps"):
         run(tiny(first_stage, tmp_path / "other", **told))

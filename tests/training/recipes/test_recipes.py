@@ -9,31 +9,33 @@ import torch
 from PIL import Image
 
 import daguerre
-from daguerre.data import ShapesMix, ShapesSource
+from daguerre.data import ShapesDataset, ShapesMix
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNetConfig
 from daguerre.training.config import EmojiRecipe, LatentRecipe, LoopConfig, TextToImageRecipe
-from daguerre.training.loop import Stopped
+from daguerre.training.loop import Interrupted
 from daguerre.training.recipes import RECIPES
 from daguerre.training.recipes.emoji import PRESETS
 from daguerre.training.recipes.emoji import run as run_emoji
-from daguerre.training.recipes.latent_diffusion import run_latent_recipe, shortened
-from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, Plan, tiny_text, tiny_vision
+from daguerre.training.recipes.latent_diffusion import run_latent_recipe, with_steps
+from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, LatentDiffusionPlan, tiny_text, tiny_vision
 from daguerre.training.recipes.text_to_image import run as run_text_to_image
 
-LOOP = LoopConfig(steps=4, batch_size=8, warmup=1, log_every=2, sample_every=4, checkpoint_every=2)
-PLAN = Plan(
+LOOP = LoopConfig(max_train_steps=4, batch_size=8, lr_warmup_steps=1, log_every=2, sample_every=4, checkpoint_every=2)
+PLAN = LatentDiffusionPlan(
     size=16,
     autoencoder=AutoencoderPlan(
         AutoencoderKLConfig(latent_channels=4, channels=(8, 16, 16), blocks=1, mid_attention=False, norm_groups=4, quant_conv=False), LOOP
     ),
     clip=ClipPlan(tiny_text(600, 64, 1, length=16), tiny_vision(16, 8, 64, 1, projection=64), LOOP),
     diffusion=DiffusionPlan(
-        UNetConfig(4, 4, channels=(32, 64), blocks=1, depth=(0, 1), heads=(1, 1), context_width=64), replace(LOOP, steps=8), pool=48
+        UNetConfig(4, 4, channels=(32, 64), blocks=1, depth=(0, 1), heads=(1, 1), context_width=64),
+        replace(LOOP, steps=8),
+        cached_samples=48,
     ),
-    lesson=0.5,
+    curriculum=0.5,
 )
 
 
@@ -42,8 +44,8 @@ class TinyRecipe(LatentRecipe):
     out: Path = Path("runs/tiny")
 
 
-def run(recipe: TinyRecipe, plan: Plan = PLAN) -> Path:
-    return run_latent_recipe(recipe, plan, ShapesSource(16), ["a red circle"], lesson=ShapesSource(16, mix=ShapesMix(pair=0.6)))
+def run(recipe: TinyRecipe, plan: LatentDiffusionPlan = PLAN) -> Path:
+    return run_latent_recipe(recipe, plan, ShapesDataset(16), ["a red circle"], curriculum=ShapesDataset(16, mix=ShapesMix(pair=0.6)))
 
 
 def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:
@@ -67,8 +69,8 @@ def test_the_result_opens_and_makes_pictures(finished):
 def test_latents_have_unit_variance(finished):
     model = daguerre.load(finished)
     rng = np.random.default_rng(9)
-    source = ShapesSource(16)
-    pictures = [np.asarray(source.sample(i, rng).picture) for i in range(64)]
+    source = ShapesDataset(16)
+    pictures = [np.asarray(source.sample(i, rng).image) for i in range(64)]
     z = model.autoencoder.encode(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1)
     assert z.std().item() == pytest.approx(1, abs=0.15)
     assert abs(z.mean().item()) < 0.15
@@ -78,7 +80,7 @@ def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path
     recipe = TinyRecipe(tmp_path / "parts")
     for stage in ("autoencoder", "clip", "lesson", "diffusion"):
         monkeypatch.setattr("daguerre.training.loop._stop_signals", stop_after(3, tmp_path / "parts" / stage))
-        with pytest.raises(Stopped, match="step 3 of 4"):
+        with pytest.raises(Interrupted, match="step 3 of 4"):
             run(recipe)
     monkeypatch.undo()
     again = run(recipe)
@@ -90,7 +92,7 @@ def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path
 @pytest.mark.parametrize(("trains_text", "learned"), [(False, {"unet"}), (True, {"unet", "text"})])
 def test_a_finished_model_trains_on(finished, tmp_path, trains_text, learned):
     plan = replace(PLAN, diffusion=replace(PLAN.diffusion, trains_text=trains_text))
-    again = run(TinyRecipe(tmp_path / "more", base=str(finished)), plan)
+    again = run(TinyRecipe(tmp_path / "more", model=str(finished)), plan)
     assert not (again.parent / "lesson").exists()  # which would take relations from a model that knows them
     before, after = weights(daguerre.load(finished)), weights(daguerre.load(again))
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == learned
@@ -125,13 +127,13 @@ def test_another_recipes_folder_is_refused(finished):
 def test_a_model_that_is_not_there_leaves_nothing(tmp_path):
     """Or the folder would remember the wrong name, and refuse the right one."""
     with pytest.raises(DaguerreError, match="no model 'none'"):
-        run(TinyRecipe(tmp_path / "out", base="none"))
+        run(TinyRecipe(tmp_path / "out", model="none"))
     assert not (tmp_path / "out").exists()
 
 
 def test_steps_of_a_preset_can_be_changed():
-    plan = shortened(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
-    assert (plan.autoencoder.loop.steps, plan.diffusion.loop.steps) == (7, 9)
+    plan = with_steps(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
+    assert (plan.autoencoder.loop.max_train_steps, plan.diffusion.loop.max_train_steps) == (7, 9)
     assert plan.clip == PRESETS["cpu"].clip
 
 
@@ -166,8 +168,8 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize("changes", [{}, {"fresh": True, "cache": False, "gradient_checkpointing": True}])
 def test_text_to_image_trains_the_unet_alone(finished, folder, tmp_path, changes):
-    loop = replace(LOOP, batch_size=4, sample_every=0, precision="no")
-    recipe = TextToImageRecipe(folder, tmp_path / "out", base=str(finished), loop=loop, **changes)
+    loop = replace(LOOP, batch_size=4, sample_every=0, mixed_precision="no")
+    recipe = TextToImageRecipe(folder, tmp_path / "out", model=str(finished), loop=loop, **changes)
     before, after = weights(daguerre.load(finished)), weights(daguerre.load(run_text_to_image(recipe)))
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("unet"))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("unet"))
@@ -177,7 +179,7 @@ def test_text_to_image_learns_the_pictures(finished, folder, tmp_path):
     import json
 
     loop = replace(LOOP, steps=150, batch_size=8, learning_rate=2e-3, sample_every=0, log_every=50)
-    run_text_to_image(TextToImageRecipe(folder, tmp_path / "out", base=str(finished), fresh=True, loop=loop))
+    run_text_to_image(TextToImageRecipe(folder, tmp_path / "out", model=str(finished), from_scratch=True, loop=loop))
     losses = [json.loads(line)["unet"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] * 0.8
 
@@ -185,7 +187,7 @@ def test_text_to_image_learns_the_pictures(finished, folder, tmp_path):
 def test_an_empty_folder_is_named(tmp_path, finished):
     (tmp_path / "none").mkdir()
     with pytest.raises(DaguerreError, match="none"):
-        run_text_to_image(TextToImageRecipe(tmp_path / "none", tmp_path / "out", base=str(finished)))
+        run_text_to_image(TextToImageRecipe(tmp_path / "none", tmp_path / "out", model=str(finished)))
 
 
 def test_every_recipe_says_what_it_does():

@@ -7,31 +7,33 @@ from pathlib import Path
 import pytest
 
 from daguerre.conditioning import TextConditioner, train_tokenizer
-from daguerre.data import ShapesSource
-from daguerre.data.shapes import COLOURS, COUNTS, PLACES, SHAPES, SIZES
+from daguerre.data import ShapesDataset
+from daguerre.data.shapes import COLOURS, COUNTS, POSITIONS, SHAPES, SIZES
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.training.recipes.shapes import PLAN, SHOWN
-from daguerre.training.recipes.stages import fresh_model, train_diffusion
-from daguerre.weights import load, save
+from daguerre.training.recipes.shapes import SHAPES_PLAN, SHAPES_PREVIEW_PROMPTS
+from daguerre.training.recipes.stages import init_model, train_diffusion
+from daguerre.weights import load_diffusion, save
 
 
 @pytest.fixture
 def fresh() -> LatentDiffusion:
-    tokenizer = train_tokenizer(ShapesSource(PLAN.size).captions(200, seed=0), PLAN.clip.text.vocab_size, PLAN.clip.text.length)
-    conditioner = TextConditioner(tokenizer, CLIPText(PLAN.clip.text))
-    return fresh_model(PLAN.diffusion, AutoencoderKL(PLAN.autoencoder.model), conditioner, PLAN.size, 0, "shapes")
+    tokenizer = train_tokenizer(
+        ShapesDataset(SHAPES_PLAN.size).captions(200, seed=0), SHAPES_PLAN.clip.text.vocab_size, SHAPES_PLAN.clip.text.length
+    )
+    conditioner = TextConditioner(tokenizer, CLIPText(SHAPES_PLAN.clip.text))
+    return init_model(SHAPES_PLAN.diffusion, AutoencoderKL(SHAPES_PLAN.autoencoder.model), conditioner, SHAPES_PLAN.size, 0, "shapes")
 
 
 def test_its_model_is_saved_and_opened(fresh: LatentDiffusion, tmp_path: Path):
-    assert load(save(fresh, tmp_path / "shapes")).unet.config == PLAN.diffusion.unet
+    assert load_diffusion(save(fresh, tmp_path / "shapes")).unet.config == SHAPES_PLAN.diffusion.unet
 
 
 def test_its_attention_is_taught_where_the_shapes_are(fresh: LatentDiffusion, tmp_path: Path):
     """The first steps of the last stage, as the plan has them."""
-    plan = replace(PLAN.diffusion, pool=64, loop=replace(PLAN.diffusion.loop, steps=2, log_every=1, sample_every=0))
-    train_diffusion(plan, fresh, ShapesSource(PLAN.size), 0, tmp_path, SHOWN)
+    plan = replace(SHAPES_PLAN.diffusion, pool=64, loop=replace(SHAPES_PLAN.diffusion.loop, steps=2, log_every=1, sample_every=0))
+    train_diffusion(plan, fresh, ShapesDataset(SHAPES_PLAN.size), 0, tmp_path, SHAPES_PREVIEW_PROMPTS)
     first, second = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     assert plan.grounding * first["astray"] == pytest.approx(first["unet"] - first["mse"], abs=1e-5)
     assert 0 < second["astray"] < 1
@@ -39,5 +41,5 @@ def test_its_attention_is_taught_where_the_shapes_are(fresh: LatentDiffusion, tm
 
 def test_the_shown_prompts_are_in_the_sources_words():
     fixed = ["a", "an", "two", "on", "to", "the", "left", "of", "background"]
-    known = {*fixed, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *COUNTS.values(), *SIZES, *" ".join(PLACES).split()}
-    assert not {word for prompt in SHOWN for word in prompt.split()} - known
+    known = {*fixed, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *COUNTS.values(), *SIZES, *" ".join(POSITIONS).split()}
+    assert not {word for prompt in SHAPES_PREVIEW_PROMPTS for word in prompt.split()} - known

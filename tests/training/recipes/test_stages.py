@@ -13,9 +13,9 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.training.ema import EMA
-from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderStage, adaptive_weight, gradient_distance, latent_change
+from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderTask, adaptive_weight, gradient_distance, latent_change
 from daguerre.training.objectives.clip import contrastive_loss
-from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionStage, draw_times
+from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask, sample_timesteps
 
 TINY = AutoencoderKLConfig(latent_channels=4, channels=(8, 16), blocks=1, mid_attention=False, norm_groups=4)
 
@@ -36,7 +36,7 @@ def test_each_loss_of_the_adversarial_pair_moves_only_its_own_network():
     torch.manual_seed(0)
     weights = AutoencoderLoss(gradient=0.0, kl=0.0, adversarial=1.0, adversarial_start=0, adversarial_ramp=1)
     critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
-    stage = AutoencoderStage(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+    stage = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
     batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
     yielded = stage.losses(batch, seeded(), step=5)
     name, loss, logged = next(yielded)
@@ -57,7 +57,7 @@ def test_the_autoencoders_gradient_is_that_of_the_whole_sum():
     torch.manual_seed(0)
     weights = AutoencoderLoss(kl=0.0, adversarial=0.7, adversarial_start=0, adversarial_ramp=1)
     critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
-    stage = AutoencoderStage(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+    stage = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
     batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
     _, loss, logged = next(stage.losses(batch, seeded(), step=5))
     loss.backward()
@@ -78,11 +78,11 @@ def test_the_autoencoders_gradient_is_that_of_the_whole_sum():
 def test_the_critic_waits_for_its_start_and_rises():
     weights = AutoencoderLoss(adversarial=1.0, adversarial_start=10, adversarial_ramp=4)
     critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
-    stage = AutoencoderStage(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+    stage = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
     batch = Batch(torch.zeros(2, 3, 16, 16), [""] * 2)
     assert [name for name, _, _ in stage.losses(batch, seeded(), step=9)] == ["autoencoder"]
     assert [name for name, _, _ in stage.losses(batch, seeded(), step=10)] == ["autoencoder", "discriminator"]
-    assert [stage._rise(step) for step in (9, 10, 11, 13, 99)] == [0.0, 0.25, 0.5, 1.0, 1.0]
+    assert [stage._adversarial_ramp(step) for step in (9, 10, 11, 13, 99)] == [0.0, 0.25, 0.5, 1.0, 1.0]
 
 
 def test_gradient_distance_by_hand():
@@ -128,19 +128,19 @@ class Perfect(nn.Module):
         self.conv_norm_out = nn.GroupNorm(1, 1)  # which tells device and dtype
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        a = self.schedule.alpha_bars[t].float().view(-1, 1, 1, 1)
+        a = self.schedule.alphas_cumprod[t].float().view(-1, 1, 1, 1)
         eps = (x - a.sqrt() * self.x0) / (1 - a).sqrt()
         self.told.append(cond.label)
         return a.sqrt() * eps - (1 - a).sqrt() * self.x0
 
 
-@pytest.mark.parametrize("loss", [DiffusionLoss(), DiffusionLoss(times="logit_normal", min_snr=5.0)])
+@pytest.mark.parametrize("loss", [DiffusionLoss(), DiffusionLoss(timestep_sampling="logit_normal", snr_gamma=5.0)])
 def test_the_diffusion_loss_of_a_perfect_network_is_zero(loss):
     schedule = Schedule(ScheduleConfig(zero_terminal_snr=True))
     x0 = torch.randn(1, 4, 8, 8, generator=seeded())
     network = Perfect(x0, schedule)
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
-    stage = DiffusionStage(model, loss, lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
+    stage = DiffusionTask(model, loss, lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
     batch = Batch(x0.expand(64, -1, -1, -1), ["abc"] * 64, latent=True)
     (name, value, values), *rest = stage.losses(batch, seeded(3), step=0)
     assert (name, rest) == ("unet", [])
@@ -154,15 +154,15 @@ def test_a_tenth_of_the_captions_is_dropped():
     schedule = Schedule(ScheduleConfig())
     network = Perfect(torch.zeros(1, 4, 8, 8), schedule)
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
-    stage = DiffusionStage(model, DiffusionLoss(), lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
+    stage = DiffusionTask(model, DiffusionLoss(), lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
     list(stage.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), seeded(), step=0))
     assert (network.told[0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.015)
 
 
 def test_times_cover_the_schedule():
     uniform, normal, shifted = (
-        draw_times(20_000, 1000, loss, seeded())
-        for loss in (DiffusionLoss(), DiffusionLoss(times="logit_normal"), DiffusionLoss(shift=4.0))
+        sample_timesteps(20_000, 1000, loss, seeded())
+        for loss in (DiffusionLoss(), DiffusionLoss(timestep_sampling="logit_normal"), DiffusionLoss(shift=4.0))
     )
     assert (uniform.min(), uniform.max()) == (0, 999)
     assert uniform.float().mean().item() == pytest.approx(499.5, abs=8)

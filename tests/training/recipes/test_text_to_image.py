@@ -9,10 +9,10 @@ import tyro
 from PIL import Image, ImageDraw
 
 import daguerre
-from daguerre.data import Batches, FolderSource
+from daguerre.data import BatchLoader, FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import DiffusionLoss, LoopConfig, TextToImageRecipe
-from daguerre.training.objectives.diffusion import DiffusionStage
+from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.recipes.text_to_image import run
 
 
@@ -32,16 +32,18 @@ def folder(tmp_path: Path) -> Path:
 @torch.no_grad()
 def score(model: LatentDiffusion, folder: Path) -> float:
     """The mean squared error on the folder's pictures under their captions, at the same noise each time."""
-    stage = DiffusionStage(model, DiffusionLoss(dropout=0), model.conditioner.captions, ["x"])  # pyright: ignore
-    batch = Batches(FolderSource(folder, model.size), 16, 0, model.size).batch(0)
+    stage = DiffusionTask(model, DiffusionLoss(caption_dropout=0), model.conditioner.captions, ["x"])  # pyright: ignore
+    batch = BatchLoader(FolderDataset(folder, model.sample_size), 16, 0, model.sample_size).batch(0)
     ((_, loss, _),) = stage.losses(batch, torch.Generator().manual_seed(0), 0)
     return loss.item()
 
 
 def test_the_embedded_model_knows_the_pictures_better_afterwards(folder: Path, tmp_path: Path):
-    loop = LoopConfig(steps=10, batch_size=4, learning_rate=4e-4, warmup=2, ema=0, precision="bf16", sample_every=0)
+    loop = LoopConfig(
+        max_train_steps=10, batch_size=4, learning_rate=4e-4, lr_warmup_steps=2, ema_decay=0, mixed_precision="bf16", sample_every=0
+    )
     before = score(daguerre.load(), folder)  # pyright: ignore[reportArgumentType]
-    out = run(TextToImageRecipe(folder, tmp_path / "doors", views=1, loop=loop))
+    out = run(TextToImageRecipe(folder, tmp_path / "doors", crops_per_image=1, loop=loop))
     after = score(daguerre.load(out), folder)  # pyright: ignore[reportArgumentType]
     print(f"mean squared error {before:.4f} before, {after:.4f} after")
     assert after < 0.9 * before
@@ -50,5 +52,11 @@ def test_the_embedded_model_knows_the_pictures_better_afterwards(folder: Path, t
 def test_its_options_are_plain():
     given = ["--data", "x", "--from", "y", "--steps", "7", "--batch-size", "2", "--min-snr", "5", "--no-cache"]
     recipe = tyro.cli(TextToImageRecipe, args=given)
-    assert (recipe.base, recipe.loop.steps, recipe.loop.batch_size, recipe.loss.min_snr, recipe.cache) == ("y", 7, 2, 5.0, False)
+    assert (recipe.model, recipe.loop.max_train_steps, recipe.loop.batch_size, recipe.loss.snr_gamma, recipe.cache) == (
+        "y",
+        7,
+        2,
+        5.0,
+        False,
+    )
     assert replace(recipe.loop, steps=2000, batch_size=16) == tyro.cli(TextToImageRecipe, args=["--data", "x"]).loop

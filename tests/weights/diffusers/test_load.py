@@ -19,7 +19,7 @@ from daguerre.weights.catalog import embedded, find
 from daguerre.weights.convert import convert
 from daguerre.weights.diffusers import configs
 from daguerre.weights.diffusers.index import own_guidance
-from daguerre.weights.original.detect import describe
+from daguerre.weights.original.detect import detect
 from daguerre.weights.original.load import load_single_file
 from daguerre.weights.tensors.reader import open_tensors
 
@@ -49,21 +49,23 @@ def test_every_tensor_and_value_comes_back(tiny_model: LatentDiffusion, saved: P
     assert again.conditioner.tokenizer.vocab == tiny_model.conditioner.tokenizer.vocab
     assert again.conditioner.tokenizer.max_length == tiny_model.conditioner.tokenizer.max_length
     assert again.schedule.config == tiny_model.schedule.config
-    assert (again.prediction, again.name, again.size) == ("v", "tiny", 32)
+    assert (again.prediction, again.name, again.sample_size) == ("v", "tiny", 32)
     assert not any(module.training for part in again.modules for module in part.modules())
 
 
 def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_request_gets(tiny_model: LatentDiffusion, tmp_path: Path):
-    model = daguerre.load(daguerre.save(replace(tiny_model, guidance=2.5), tmp_path / "own"))
-    assert model.guidance == 2.5
-    assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).guidance == tiny_model.guidance == 5.0
-    assert load_single_file(tmp_path / "own", in_order=True).guidance == 2.5
-    single = describe(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
-    assert own_guidance(single.said["model_index"]) == 2.5  # a file has no place for the small vocabulary, so it is not opened whole
+    model = daguerre.load(daguerre.save(replace(tiny_model, default_guidance=2.5), tmp_path / "own"))
+    assert model.default_guidance == 2.5
+    assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).default_guidance == tiny_model.default_guidance == 5.0
+    assert load_single_file(tmp_path / "own", in_order=True).default_guidance == 2.5
+    single = detect(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
+    assert (
+        own_guidance(single.stored_configs["model_index"]) == 2.5
+    )  # a file has no place for the small vocabulary, so it is not opened whole
     (own,) = daguerre.generate(model, prompt="a red apple", steps=2)
-    (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=2.5)
-    (other,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance=5)
-    assert own.origin.request.guidance == 2.5
+    (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance_scale=2.5)
+    (other,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance_scale=5)
+    assert own.provenance.request.guidance_scale == 2.5
     assert own.image.tobytes() == told.image.tobytes()
     assert own.image.tobytes() != other.image.tobytes()
 
@@ -134,7 +136,7 @@ def test_a_shifted_latent_is_saved_without_the_shift_and_means_the_same(tiny_mod
     with torch.no_grad():
         torch.testing.assert_close(again.encode(x), autoencoder.encode(x), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(again.decode(z), autoencoder.decode(z), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(again.moments(x).logvar, autoencoder.moments(x).logvar, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again.posterior(x).logvar, autoencoder.posterior(x).logvar, atol=1e-5, rtol=1e-5)
     assert autoencoder.config.shift_factor == 0.4
 
 

@@ -19,7 +19,7 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights import load_first_stage, load_prior, save_first_stage, save_prior
 from daguerre.weights.hashing import network_hash
-from daguerre.weights.tensors.safetensors import read_json, write_json
+from daguerre.weights.tensors.safetensors import read_json, save_json
 from tests.weights import checkpoints
 
 VQ = VQModelConfig(
@@ -37,21 +37,21 @@ def vq(config: VQModelConfig = VQ, seed: int = 0) -> VQModel:
     return VQModel(config).eval()
 
 
-@pytest.mark.parametrize("kind", ["nearest", "average", "gumbel"])
+@pytest.mark.parametrize("kind", ["nearest", "ema", "gumbel"])
 def test_a_codebook_comes_back_with_the_same_codes_and_goes_on_learning(tmp_path: Path, kind):
-    network = vq(replace(VQ, quantizer=QuantizerConfig(16, 6, kind, "legacy", revive=0.0 if kind == "gumbel" else 0.1)))
+    network = vq(replace(VQ, quantizer=QuantizerConfig(16, 6, kind, "legacy", dead_code_threshold=0.0 if kind == "gumbel" else 0.1)))
     again = load_first_stage(save_first_stage(network, tmp_path / "vq", 32))
     assert isinstance(again, VQModel)
     assert again.config == network.config
     x = drawn(2, 3, 32, 32)
-    codes = network.codes(x)
-    assert torch.equal(again.codes(x), codes)
+    codes = network.encode_codes(x)
+    assert torch.equal(again.encode_codes(x), codes)
     assert torch.equal(again.decode_codes(codes), network.decode_codes(codes))
     assert network_hash(again) == network_hash(network)
     assert torch.isfinite(again.train()(x).loss)
 
 
-@pytest.mark.parametrize("kind", ["nearest", "average"])
+@pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_diffusers_opens_a_codebook(tmp_path: Path, kind):
     network = vq(replace(VQ, quantizer=QuantizerConfig(16, 6, kind)))
     theirs: Any = ReferenceVQ.from_pretrained(save_first_stage(network, tmp_path / "vq", 32))
@@ -92,7 +92,7 @@ def test_a_kl_autoencoder_comes_back_and_diffusers_opens_it(tmp_path: Path):
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
     with torch.no_grad():
         torch.testing.assert_close(again.encode(x), network.encode(x), atol=1e-5, rtol=0)  # the kernels' layout in memory differs
-        torch.testing.assert_close(theirs.encode(x).latent_dist.mean, network.moments(x).mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(theirs.encode(x).latent_dist.mean, network.posterior(x).mean, atol=1e-5, rtol=0)
 
 
 def test_a_published_file_opens_through_the_same_door(tmp_path: Path):
@@ -116,7 +116,7 @@ def test_bad_places_and_configs_are_told(tmp_path: Path):
     given = read_json(folder / "config.json")
     for change, words in (({"_class_name": "UNet2DModel"}, "holds a UNet2DModel"), ({"norm_type": "spatial"}, "norm_type"),
                           ({"_quantizer": {"speed": 1}}, "sets speed"), ({"num_vq_embeddings": 17}, "of another shape")):  # fmt: skip
-        write_json(folder / "config.json", {**given, **change})
+        save_json(folder / "config.json", {**given, **change})
         with pytest.raises(DaguerreError, match=words):
             load_first_stage(folder)
 
@@ -140,6 +140,6 @@ def test_a_prior_comes_back_with_the_first_stage_it_was_trained_on_and_no_other(
         assert torch.equal(again(codes, label), prior(codes, label))
     with pytest.raises(DaguerreError, match="codes of another first stage"):
         load_prior(folder, vq(seed=1))
-    write_json(folder / "config.json", {**read_json(folder / "config.json"), "_class_name": "Gibbon"})
+    save_json(folder / "config.json", {**read_json(folder / "config.json"), "_class_name": "Gibbon"})
     with pytest.raises(DaguerreError, match="'Gibbon'; there are 'TransformerPrior'"):
         load_prior(folder, first_stage)

@@ -19,14 +19,14 @@ from transformers import CLIPTextModelWithProjection as ReferenceText
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models import unet as unets
 from daguerre.models.autoencoder_kl import AutoencoderKL
-from daguerre.models.ldm_bert import LDMText
+from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.transformer_prior import TransformerPrior
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import fill, shapes_only
-from daguerre.weights.original.components import IGNORED, KINDS, Part, dotted, sort
-from daguerre.weights.original.detect import describe
+from daguerre.weights.original.components import COMPONENT_KINDS, IGNORED, Component, restore_dots, split_components
+from daguerre.weights.original.detect import detect
 from daguerre.weights.original.families import FAMILIES
 from daguerre.weights.original.infer_config import (
     autoencoder_from_shapes,
@@ -35,7 +35,7 @@ from daguerre.weights.original.infer_config import (
     unet_from_shapes,
     vq_from_shapes,
 )
-from daguerre.weights.original.key_map import Rule, Table, UNetLayout, rule, unet_rules
+from daguerre.weights.original.key_map import KeyTable, Rule, UNetLayout, rule, unet_rules
 from daguerre.weights.tensors.reader import TensorFile
 from tests.weights import checkpoints
 
@@ -64,21 +64,21 @@ EXPECTED = {
 def test_each_tensor_of_a_real_file_has_its_place_and_each_of_ours_its_tensor(name):
     family, parts, ignored = EXPECTED[name]
     tensors = manifest(name)
-    about = describe(TensorFile(Path(name), "safetensors", tensors, {}, tensors.__getitem__))
+    about = detect(TensorFile(Path(name), "safetensors", tensors, {}, tensors.__getitem__))
     assert (about.family.name if about.family else None) == family
     assert about.contents.parts.keys() == parts
-    assert about.faults() == {"missing": [], "unmatched": [], "of another shape": []}
+    assert about.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
     assert len(about.contents.ignored) == ignored
-    assert sum(len(part.theirs) for part in about.contents.parts.values()) + ignored == len(tensors)
+    assert sum(len(part.original) for part in about.contents.parts.values()) + ignored == len(tensors)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_the_way_back_gives_the_same_names_and_shapes(name):
     tensors = manifest(name)
-    contents = sort(tensors)
+    contents = split_components(tensors)
     back: dict[str, Tensor] = {}
     for part in contents.parts.values():
-        theirs, lost = part.table().to_theirs(part.ours())
+        theirs, lost = part.table().to_original(part.canonical())
         assert not lost
         back |= {part.prefix + key: tensor for key, tensor in theirs.items()}
     kept = {key: tensor.shape for key, tensor in tensors.items() if key not in contents.ignored}
@@ -87,7 +87,7 @@ def test_the_way_back_gives_the_same_names_and_shapes(name):
 
 def test_at_most_five_patterns_are_ignored_on_purpose_and_no_weight_matches_them():
     assert len(IGNORED) <= 5
-    passed = {re.sub(r"\d+", "N", key) for name in MANIFESTS for key in sort(manifest(name)).ignored}
+    passed = {re.sub(r"\d+", "N", key) for name in MANIFESTS for key in split_components(manifest(name)).ignored}
     assert passed == {
         "cond_stage_model.model.logit_scale",
         "conditioner.embedders.N.model.logit_scale",
@@ -97,13 +97,13 @@ def test_at_most_five_patterns_are_ignored_on_purpose_and_no_weight_matches_them
 
 def test_what_nobody_knows_is_told():
     tensors = {**manifest("sd1"), "model.diffusion_model.input_blocks.1.9.weight": torch.empty(1), "sundry": torch.empty(1)}
-    assert sort(tensors).unmatched == ["model.diffusion_model.input_blocks.1.9.weight", "sundry"]
+    assert split_components(tensors).unmatched == ["model.diffusion_model.input_blocks.1.9.weight", "sundry"]
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl_base", "ffhq256", "inpainting_big"])
 def test_the_average_is_found_under_its_names_without_dots(name):
     names = [key.removeprefix("model.") for key in manifest(name) if key.startswith("model.diffusion_model.")]
-    assert [dotted(whole.replace(".", "")) for whole in names] == names
+    assert [restore_dots(whole.replace(".", "")) for whole in names] == names
 
 
 PRESETS = [name for name, value in vars(unets).items() if isinstance(value, UNetConfig) and not name.startswith("DDPM")]
@@ -114,10 +114,10 @@ def test_a_unet_goes_to_single_file_names_and_back_and_its_shapes_tell_its_confi
     config = getattr(unets, name)
     with shapes_only():
         ours = UNet(config).state_dict()
-    theirs, lost = Table(unet_rules(UNetLayout.of(config))).to_theirs(ours)
+    theirs, lost = KeyTable(unet_rules(UNetLayout.of(config))).to_original(ours)
     assert not lost
-    part = sort({f"model.diffusion_model.{key}": tensor for key, tensor in theirs.items()}).parts["unet"]
-    back = part.ours()
+    part = split_components({f"model.diffusion_model.{key}": tensor for key, tensor in theirs.items()}).parts["unet"]
+    back = part.canonical()
     assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in ours.items()}
     # A level without attention has no heads and no context to look at.
     told = [level for level in config.cross_only_levels if config.depth[level]]
@@ -135,24 +135,24 @@ def test_a_fused_tensor_splits_by_head_and_joins_to_the_same_bytes():
 
 
 def test_a_part_of_a_fused_tensor_is_not_written_as_if_it_were_whole():
-    table = Table([Rule("in_proj_", ("q_proj.", "k_proj.", "v_proj."))])
-    assert table.to_theirs({"q_proj.weight": torch.ones(2, 2)}) == ({}, ["q_proj.weight"])
+    table = KeyTable([Rule("in_proj_", ("q_proj.", "k_proj.", "v_proj."))])
+    assert table.to_original({"q_proj.weight": torch.ones(2, 2)}) == ({}, ["q_proj.weight"])
 
 
 def test_the_longest_prefix_that_ends_a_part_of_a_name_is_taken():
-    table = Table([rule("a.", "x."), rule("a.b.", "y."), rule("a.bc", "z"), rule("q_", "r_")])
+    table = KeyTable([rule("a.", "x."), rule("a.b.", "y."), rule("a.bc", "z"), rule("q_", "r_")])
     names = {"a.b.c": "y.c", "a.d": "x.d", "a.bc": "z", "a.bcd": "x.bcd", "q_k": "r_k", "a": None, "qu": None, "": None}
-    ours, unmatched = table.to_ours({name: torch.tensor(i) for i, name in enumerate(names)})
+    ours, unmatched = table.to_canonical({name: torch.tensor(i) for i, name in enumerate(names)})
     assert unmatched == [name for name, new in names.items() if new is None]
     assert {name: ours[new].item() for name, new in names.items() if new is not None} == {
         name: i for i, name in enumerate(names) if names[name]
     }
-    assert Table([rule("", ""), rule("a.", "x.")]).to_ours({"b.c": torch.ones(1)})[0].keys() == {"b.c"}
+    assert KeyTable([rule("", ""), rule("a.", "x.")]).to_canonical({"b.c": torch.ones(1)})[0].keys() == {"b.c"}
 
 
 def test_a_table_with_two_rules_for_one_name_is_refused():
     with pytest.raises(ValueError, match="invertible"):
-        Table([rule("a.", "x."), rule("b.", "x.")])
+        KeyTable([rule("a.", "x."), rule("b.", "x.")])
 
 
 # diffusers' converters, fed with our single-file names, must give the names and values that we started from.
@@ -184,9 +184,9 @@ def test_the_references_unet_converter_agrees():
             **json_of,
         }
         network = ReferenceUNet(**options)
-        part = Part("unet", KINDS[0], "", checkpoints.unet(config, prefix=""))
+        part = Component("unet", COMPONENT_KINDS[0], "", checkpoints.unet(config, prefix=""))
         found = reference.convert_ldm_unet_checkpoint(checkpoints.unet(config), dict(network.config))
-        assert_same(found, part.ours())
+        assert_same(found, part.canonical())
         network.load_state_dict(found)
 
 
@@ -201,7 +201,7 @@ def test_the_references_autoencoder_converter_agrees():
     )
     theirs = checkpoints.autoencoder()
     found = reference.convert_ldm_vae_checkpoint(theirs, dict(network.config))
-    assert_same(found, sort(theirs).parts["vae"].ours())
+    assert_same(found, split_components(theirs).parts["vae"].canonical())
     network.load_state_dict(found)
 
 
@@ -209,14 +209,14 @@ def test_the_references_text_converters_agree():
     theirs = checkpoints.open_clip()
     config = ReferenceTextConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=1, intermediate_size=128, projection_dim=64)
     found = reference.convert_open_clip_checkpoint(ReferenceText(config), theirs, prefix="cond_stage_model.model.")
-    ours = sort(theirs).parts["text_encoder"].ours()
+    ours = split_components(theirs).parts["text_encoder"].canonical()
     # It leaves out what Stable Diffusion 2 does not read: its list names the last block of 24, which this tower has not.
     assert found.keys() <= ours.keys()
     assert_same(found, {name: ours[name] for name in found})
     assert {name for name in ours if name not in found} <= {"text_projection.weight"}
 
     theirs = checkpoints.clip()
-    assert_same(reference.convert_ldm_clip_checkpoint(theirs), sort(theirs).parts["text_encoder"].ours())
+    assert_same(reference.convert_ldm_clip_checkpoint(theirs), split_components(theirs).parts["text_encoder"].canonical())
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -229,7 +229,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def test_an_autoencoder_alone_is_found_under_old_and_new_names():
-    ours = sort(checkpoints.autoencoder()).parts["vae"].ours()
+    ours = split_components(checkpoints.autoencoder()).parts["vae"].canonical()
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = {}
     for name, tensor in ours.items():
@@ -238,25 +238,27 @@ def test_an_autoencoder_alone_is_found_under_old_and_new_names():
         old[name] = tensor
     assert old.keys() != ours.keys()
     for tensors in (checkpoints.autoencoder(prefix=""), checkpoints.autoencoder(prefix="vae."), ours, old):
-        contents = sort(tensors)
+        contents = split_components(tensors)
         assert not contents.unmatched
-        assert_same(contents.parts["vae"].ours(), ours)
+        assert_same(contents.parts["vae"].canonical(), ours)
 
 
 def test_a_text_tower_without_its_outer_level_is_found():
     theirs = {name.replace("text_model.", ""): tensor for name, tensor in checkpoints.clip().items()}
-    assert_same(sort(theirs).parts["text_encoder"].ours(), sort(checkpoints.clip()).parts["text_encoder"].ours())
+    assert_same(
+        split_components(theirs).parts["text_encoder"].canonical(), split_components(checkpoints.clip()).parts["text_encoder"].canonical()
+    )
 
 
 def test_attention_saved_as_linear_layers_is_found():
     theirs = checkpoints.autoencoder()
     linear = {name: tensor.flatten(1) if ".attn_1." in name and tensor.ndim == 4 else tensor for name, tensor in theirs.items()}
-    assert_same(sort(linear).parts["vae"].ours(), sort(theirs).parts["vae"].ours())
+    assert_same(split_components(linear).parts["vae"].canonical(), split_components(theirs).parts["vae"].canonical())
 
 
 def test_position_ids_are_passed_over_even_as_floats():
     name = "cond_stage_model.transformer.text_model.embeddings.position_ids"
-    contents = sort({**checkpoints.clip(), name: torch.arange(77.0)[None]})
+    contents = split_components({**checkpoints.clip(), name: torch.arange(77.0)[None]})
     assert contents.ignored == [name]
     assert not contents.unmatched
 
@@ -264,10 +266,10 @@ def test_position_ids_are_passed_over_even_as_floats():
 # The original implementations' own outputs, from tiny weights under the published names.
 
 
-def golden(name: str) -> tuple[dict[str, Part], dict[str, Tensor]]:
+def golden(name: str) -> tuple[dict[str, Component], dict[str, Tensor]]:
     tensors = load_file(FIXTURES / "golden" / f"{name}.safetensors")
     io = {key.removeprefix("io."): tensor for key, tensor in tensors.items() if key.startswith("io.")}
-    contents = sort({key: tensor for key, tensor in tensors.items() if not key.startswith("io.")})
+    contents = split_components({key: tensor for key, tensor in tensors.items() if not key.startswith("io.")})
     assert not contents.unmatched
     return contents.parts, io
 
@@ -282,7 +284,7 @@ def built(network_of, config, tensors: dict[str, Tensor]):
 @pytest.mark.parametrize(("name", "heads"), [("sd1_unet_tiny", (4, 4)), ("ldm_unconditional_unet_tiny", (2, 4))])
 def test_the_original_unet_is_ours(name, heads):
     parts, io = golden(name)
-    tensors = parts["unet"].ours(heads)
+    tensors = parts["unet"].canonical(heads)
     network = built(UNet, replace(unet_from_shapes(tensors), heads=heads), tensors)
     with torch.inference_mode():
         out = network(io["x"], io["t"], Conditioning(context=io.get("context")))
@@ -291,20 +293,20 @@ def test_the_original_unet_is_ours(name, heads):
 
 def test_the_original_kl_autoencoder_is_ours():
     parts, io = golden("ldm_kl_autoencoder_tiny")
-    tensors = parts["vae"].ours()
+    tensors = parts["vae"].canonical()
     network = built(AutoencoderKL, autoencoder_from_shapes(tensors, 1.0), tensors)
     with torch.inference_mode():
-        posterior, decoded = network.moments(io["x"]), network.decode(io["z"])
+        posterior, decoded = network.posterior(io["x"]), network.decode(io["z"])
     torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], atol=1e-5, rtol=0)
     torch.testing.assert_close(decoded, io["decoded"], atol=1e-5, rtol=0)
 
 
 def test_the_original_vqgan_is_ours():
     parts, io = golden("taming_vqgan_tiny")
-    tensors = parts["vae"].ours()
+    tensors = parts["vae"].canonical()
     network = built(VQModel, vq_from_shapes(tensors), tensors)
     with torch.inference_mode():
-        h, codes = network.encode(io["x"]), network.codes(io["x"])
+        h, codes = network.encode(io["x"]), network.encode_codes(io["x"])
         decoded = network.decode_codes(codes)
     torch.testing.assert_close(h, io["h"], atol=1e-5, rtol=0)
     assert torch.equal(codes, io["indices"].long())
@@ -313,7 +315,7 @@ def test_the_original_vqgan_is_ours():
 
 def test_the_original_transformer_over_codes_is_ours():
     parts, io = golden("taming_gpt_tiny")
-    tensors = parts["transformer"].ours()
+    tensors = parts["transformer"].canonical()
     network = built(TransformerPrior, replace(prior_from_shapes(tensors), heads=2), tensors)
     with torch.inference_mode():
         torch.testing.assert_close(network.read(io["ids"].long()), io["logits"], atol=1e-5, rtol=0)
@@ -321,8 +323,8 @@ def test_the_original_transformer_over_codes_is_ours():
 
 def test_the_original_text_transformer_is_ours():
     parts, io = golden("ldm_bert_text_tiny")
-    tensors = parts["text_encoder"].ours()
-    network = built(LDMText, ldm_text_from_shapes(tensors), tensors)
+    tensors = parts["text_encoder"].canonical()
+    network = built(LDMBert, ldm_text_from_shapes(tensors), tensors)
     with torch.inference_mode():
         torch.testing.assert_close(network(io["ids"].long()), io["out"], atol=1e-5, rtol=0)
 
@@ -331,7 +333,7 @@ def test_the_original_discriminator_is_ours():
     parts, io = golden("taming_patchgan_tiny")
     with safe_open(FIXTURES / "golden" / "taming_patchgan_tiny.safetensors", "pt") as file:
         layers = json.loads(file.metadata()["config"])["n_layers"]
-    network = built(PatchDiscriminator, PatchDiscriminatorConfig(3, 16, layers), parts["discriminator"].ours())
+    network = built(PatchDiscriminator, PatchDiscriminatorConfig(3, 16, layers), parts["discriminator"].canonical())
     with torch.inference_mode():
         torch.testing.assert_close(network(io["x"]), io["logits"], atol=1e-5, rtol=0)
 

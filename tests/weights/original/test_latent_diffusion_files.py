@@ -21,7 +21,8 @@ from diffusers import (
     UNet2DModel,
 )
 from diffusers.models.autoencoders.vq_model import VQModel as ReferenceVQ
-from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig as ReferenceBertConfig
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -31,16 +32,16 @@ import daguerre
 from daguerre.cli.main import main
 from daguerre.conditioning import WordPiece
 from daguerre.conditioning.class_map_image import LayoutConditioner
-from daguerre.diffusion import draw, generators
+from daguerre.diffusion import generators, randn_per_image
 from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.models.ldm_bert import LDMTextConfig
+from daguerre.models.ldm_bert import LDMBertConfig
 from daguerre.models.spatial_rescaler import SpatialRescaler, SpatialRescalerConfig
 from daguerre.models.unet import UNetConfig
-from daguerre.pipelines.tasks import FromMap, Inpaint, Upscale
-from daguerre.weights import load, save
+from daguerre.pipelines.tasks import Inpaint, MapToImage, Upscale
+from daguerre.weights import load_diffusion, save
 from daguerre.weights.convert import convert
 from daguerre.weights.diffusers.configs import autoencoder_json, schedule_json, unet_json
 from daguerre.weights.diffusers.vae import vq_json
@@ -50,7 +51,7 @@ from tests.weights import checkpoints
 PLAIN = UNetConfig(in_channels=3, out_channels=3, channels=(64, 128), blocks=1, depth=(1, 1), heads=(2, 4), context_width=None)
 TOLD = replace(PLAIN, context_width=48)
 F8 = AutoencoderKLConfig(channels=(32, 32, 64, 64), blocks=1)
-WORDS = LDMTextConfig(width=48, layers=2, heads=1, head_width=64, mlp_width=96)
+WORDS = LDMBertConfig(width=48, layers=2, heads=1, head_width=64, mlp_width=96)
 BOXES = replace(WORDS, vocab_size=101, length=11)
 STEPS, SEED, SIZE = 4, 7, 32
 
@@ -61,15 +62,15 @@ def opened(folder: Path, tensors: dict[str, Tensor], family: str, **options: Any
     report = inspect(path)
     assert report.family == family
     assert not report.unmatched_keys + report.missing_keys + report.wrong_shapes
-    return load(path, device="cpu", **options)
+    return load_diffusion(path, device="cpu", **options)
 
 
 def drawn(model: LatentDiffusion, prompt: str = "", guidance: float = 1.0, size: int | None = SIZE, **changes: Any) -> Tensor:
     """(3, H, W) in [−1, 1] before it is rounded, and the picture beside it looks the same."""
-    *_, last = daguerre.steps(
+    *_, last = daguerre.stream(
         model,
         prompt=prompt,
-        guidance=guidance,
+        guidance_scale=guidance,
         steps=STEPS,
         seed=SEED,
         sampler="euler",
@@ -78,13 +79,13 @@ def drawn(model: LatentDiffusion, prompt: str = "", guidance: float = 1.0, size:
         height=size,
         **changes,
     )
-    assert last.pictures is not None
-    return last.developer.full(last.x)[0]
+    assert last.images is not None
+    return last.decoder.decode(last.x)[0]
 
 
 def noise(model: LatentDiffusion, size: int = SIZE) -> Tensor:
-    side = size // model.autoencoder.downsampling
-    return draw(generators([SEED]), (model.unet.config.out_channels, side, side))
+    side = size // model.autoencoder.downsample_factor
+    return randn_per_image(generators([SEED]), (model.unet.config.out_channels, side, side))
 
 
 def ddim(config: ScheduleConfig) -> Any:
@@ -154,7 +155,7 @@ def test_text_to_image_draws_what_the_references_pipeline_draws(tmp_path: Path):
     model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder(F8) | checkpoints.ldm_text(WORDS), "ldm-text2img")
     assert model.autoencoder.config.scaling_factor == 0.18215  # pyright: ignore[reportAttributeAccessIssue]
     WordPiece.bert().save(tmp_path)
-    bert = LDMBertModel(LDMBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
+    bert = LDMBertModel(ReferenceBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
     bert.load_state_dict(model.conditioner.encoder.state_dict())  # pyright: ignore[reportFunctionMemberAccess]
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
     pipeline: Any = LDMTextToImagePipeline(
@@ -212,7 +213,7 @@ def test_layout_to_image(tmp_path: Path):
     prompt = "25 0.1 0.3 0.6 1; 7 0.6 0 1 0.4"
     assert model.conditioner.tokens(prompt.replace("; ", "\n")) == tokens
     bert = LDMBertModel(
-        LDMBertConfig(
+        ReferenceBertConfig(
             vocab_size=101, max_position_embeddings=11, encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48
         )
     ).eval()
@@ -279,10 +280,10 @@ def test_semantic_synthesis(tmp_path: Path):
         told = F.conv2d(shares, rescaler.channel_mapper.weight)
     unet = reference_unet(model)
     z = walked(lambda x, t: unet(torch.cat([x, told], dim=1), t).sample, noise(model), model.schedule.config)
-    close(drawn(model, task=FromMap(Image.fromarray(classes))), developed(model, z))
+    close(drawn(model, task=MapToImage(Image.fromarray(classes))), developed(model, z))
     for wrong, words in ((Image.fromarray(classes + 1), "knows 0 to 8"), (picture(SIZE), "has colours")):
         with pytest.raises(DaguerreError, match=words):
-            drawn(model, task=FromMap(wrong))
+            drawn(model, task=MapToImage(wrong))
     with pytest.raises(DaguerreError, match=r"of the kind semantic.*does from-map"):
         drawn(model)
 
@@ -318,7 +319,7 @@ def saved(pipeline: Any, folder: Path) -> LatentDiffusion:
 def test_a_text_to_image_folder(tmp_path: Path):
     unet = replace(TOLD, in_channels=4, out_channels=4, heads=(4, 4))  # not what its family has: the config says it
     model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder() | checkpoints.ldm_text(WORDS), "ldm-text2img", heads=4)
-    bert = LDMBertModel(LDMBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
+    bert = LDMBertModel(ReferenceBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
     bert.load_state_dict(model.conditioner.encoder.state_dict())  # pyright: ignore[reportFunctionMemberAccess]
     WordPiece.bert().save(tmp_path)
     pipeline = LDMTextToImagePipeline(
@@ -330,7 +331,7 @@ def test_a_text_to_image_folder(tmp_path: Path):
     )
     again = saved(pipeline, tmp_path / "folder")
     assert again.unet.config.heads == (4, 4)
-    assert again.size == 32
+    assert again.sample_size == 32
     assert torch.equal(drawn(again, "a fish", 3.0), drawn(model, "a fish", 3.0))
 
 
@@ -346,7 +347,7 @@ def test_folders_without_words_and_with_old_names(tmp_path: Path):
                 name = name.replace(f".{new}.", f".{before}.")
             old[name] = tensor
         checkpoints.write(file, old)
-    assert torch.equal(drawn(load(tmp_path / "folder", device="cpu")), drawn(model))
+    assert torch.equal(drawn(load_diffusion(tmp_path / "folder", device="cpu")), drawn(model))
 
 
 def test_a_super_resolution_folder(tmp_path: Path):
@@ -376,10 +377,10 @@ def test_a_folder_of_ours_opens_in_the_reference_and_comes_back_byte_for_byte(tm
     single = checkpoints.write(tmp_path / "model.safetensors", tensors)
     folder = convert(single, tmp_path / "folder")
     checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
-    model = load(single, device="cpu")
+    model = load_diffusion(single, device="cpu")
     for each in (folder, save(model, tmp_path / "saved")):
-        again: Any = load(each, device="cpu")
-        assert (again.unet.config, again.autoencoder.config, again.size) == (model.unet.config, model.autoencoder.config, model.size)
+        again: Any = load_diffusion(each, device="cpu")
+        assert (again.unet.config, again.autoencoder.config, again.size) == (model.unet.config, model.autoencoder.config, model.sample_size)
         theirs: Any = DiffusionPipeline.from_pretrained(each)
         assert type(theirs).__name__ == kind
         x, t = torch.randn(1, config.in_channels, 8, 8), torch.tensor([300])

@@ -14,11 +14,11 @@ from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models import unet as unets
 from daguerre.models.unet import UNetConfig
-from daguerre.weights import load, load_vae
+from daguerre.weights import load_diffusion, load_vae
 from daguerre.weights.convert import convert
 from daguerre.weights.inspect import inspect
-from daguerre.weights.original.components import sort
-from daguerre.weights.original.detect import describe, with_values
+from daguerre.weights.original.components import split_components
+from daguerre.weights.original.detect import detect, with_file_schedule
 from daguerre.weights.original.families import FAMILIES, family_of, heads_of, prediction_of, task_of
 from daguerre.weights.original.load import load_first_stage_file, load_single_file
 from daguerre.weights.tensors.reader import TensorFile, open_tensors
@@ -27,7 +27,7 @@ from tests.weights import checkpoints
 
 def test_sd1_opens_with_its_conventions(tmp_path):
     model = load_single_file(checkpoints.write(tmp_path / "mine.safetensors", checkpoints.sd1()))
-    assert (model.name, model.size, model.prediction) == ("mine", 512, "epsilon")
+    assert (model.name, model.sample_size, model.prediction) == ("mine", 512, "epsilon")
     assert model.schedule.config == ScheduleConfig("scaled_linear", 0.00085, 0.012)
     assert model.unet.config == checkpoints.SD1
     assert isinstance(model.conditioner, TextConditioner)
@@ -38,11 +38,11 @@ def test_sd1_opens_with_its_conventions(tmp_path):
 def test_sd2_reads_the_penultimate_layer_through_the_final_norm(tmp_path):
     tensors = checkpoints.sd2()
     model = load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors), prediction="v")
-    assert (model.prediction, model.size) == ("v", 768)
+    assert (model.prediction, model.sample_size) == ("v", 768)
     assert model.conditioner.tokenizer.pad == 0
     # The reference: all three blocks, the last but one state, then the norm.
     whole = checkpoints.CLIPText(checkpoints.OPEN_CLIP)
-    whole.load_state_dict(sort(tensors).parts["text_encoder"].ours())
+    whole.load_state_dict(split_components(tensors).parts["text_encoder"].canonical())
     ids = model.conditioner.tokenizer(["a red apple"])
     expected = whole.text_model.final_layer_norm(whole(ids).hidden[-2])
     torch.testing.assert_close(model.conditioner(["a red apple"]).context, expected)
@@ -53,7 +53,7 @@ def test_sdxl_and_its_refiner_open_with_their_towers(tmp_path):
     assert isinstance(model.conditioner, SDXLConditioner)
     assert [tower.tokenizer.pad for tower in model.conditioner.towers] == [49407, 0]
     assert [(tower.layer, tower.norm) for tower in model.conditioner.towers] == [(-2, False)] * 2
-    assert (model.conditioner.scored, model.conditioner.zero_empty, model.size) == (False, True, 1024)
+    assert (model.conditioner.scored, model.conditioner.zero_empty, model.sample_size) == (False, True, 1024)
     assert model.autoencoder.config.scaling_factor == 0.13025
     refiner = load_single_file(checkpoints.write(tmp_path / "refiner.safetensors", checkpoints.refiner()))
     assert (len(refiner.conditioner.towers), refiner.conditioner.scored, refiner.conditioner.zero_empty) == (1, True, False)
@@ -189,7 +189,7 @@ def test_whatever_names_and_shapes_a_file_claims_it_is_told_or_refused(make):
                     claims[name.replace(".weight", "").replace("0", "x")] = (shape, dtype)
         shapes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in claims.items()}
         try:
-            describe(TensorFile(Path("x"), "safetensors", shapes, {}, shapes.__getitem__)).faults()
+            detect(TensorFile(Path("x"), "safetensors", shapes, {}, shapes.__getitem__)).key_errors()
         except DaguerreError:
             refused += 1
     assert refused > 5
@@ -202,7 +202,7 @@ def test_sd2_asks_what_it_predicts_unless_it_is_told(tmp_path):
     path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd2())
     with pytest.raises(DaguerreError, match=r"give prediction='v' .* 768 pixels, or prediction='epsilon'"):
         load_single_file(path)
-    assert load_single_file(path, prediction="epsilon").size == 512
+    assert load_single_file(path, prediction="epsilon").sample_size == 512
 
 
 @pytest.mark.parametrize(
@@ -272,26 +272,26 @@ def test_the_files_own_tables_give_schedule_and_scale():
     T = 1000
     betas = torch.linspace(0.0015**0.5, 0.0155**0.5, T, dtype=torch.float64) ** 2
     tensors = checkpoints.sd1() | {"betas": betas.float(), "scale_factor": torch.tensor(0.2237)}
-    about = describe(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__))
+    about = detect(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__))
     assert about.autoencoder.scaling_factor == 0.18215
-    told = with_values(about)
+    told = with_file_schedule(about)
     assert told.autoencoder.scaling_factor == pytest.approx(0.2237, rel=1e-6)
     assert (told.schedule.kind, told.schedule.timesteps) == ("scaled_linear", T)
     assert (told.schedule.beta_start, told.schedule.beta_end) == pytest.approx((0.0015, 0.0155), rel=1e-5)
     tensors["betas"] = torch.linspace(0.0001, 0.02, T)
-    assert with_values(about).schedule.kind == "linear"
+    assert with_file_schedule(about).schedule.kind == "linear"
 
 
 def test_a_mark_of_zero_terminal_snr_is_heard(tmp_path):
     marked = checkpoints.sdxl() | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
-    about = describe(open_tensors(checkpoints.write(tmp_path / "x.safetensors", marked)))
+    about = detect(open_tensors(checkpoints.write(tmp_path / "x.safetensors", marked)))
     assert (about.prediction, about.schedule.zero_terminal_snr) == ("v", True)
-    assert about.faults() == {"missing": [], "unmatched": [], "of another shape": []}
+    assert about.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
 
 
 def test_what_the_file_does_not_say_is_passed_through_the_one_door(tmp_path):
     path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.with_average(checkpoints.sd2()))
-    model = load(path, device="cpu", prediction="v", heads=(1, 2), ema=True)
+    model = load_diffusion(path, device="cpu", prediction="v", heads=(1, 2), ema=True)
     assert (model.prediction, model.unet.config.heads) == ("v", (1, 2))
     assert torch.equal(first(model), checkpoints.sd2()["model.diffusion_model.input_blocks.0.0.weight"] + 1)
     vae = load_vae(

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import daguerre
-from daguerre.conditioning.prior_prefix import ClassPrefix, LayoutPrefix, MapPrefix, PlacePrefix
+from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, LayoutPrefix, MapPrefix
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
-from daguerre.models.latent_prior import LatentPrior, Told
-from daguerre.models.transformer_prior import TransformerPriorConfig, coordinates
+from daguerre.models.latent_prior import LatentPrior, PriorInputs
+from daguerre.models.transformer_prior import TransformerPriorConfig, coordinate_codes
 from daguerre.models.vq_model import VQModel
-from daguerre.pipelines.tasks import FromMap
+from daguerre.pipelines.tasks import MapToImage
 from daguerre.weights import load_first_stage
 from daguerre.weights.inspect import inspect
 from tests.weights import checkpoints
@@ -35,15 +35,15 @@ def opened(folder: Path, **tensors: Tensor) -> LatentPrior:
     assert not report.unmatched_keys + report.missing_keys + report.wrong_shapes
     model = daguerre.load(path, device="cpu")
     assert isinstance(model, LatentPrior)
-    assert (model.size, model.name) == (32, "model")
+    assert (model.sample_size, model.name) == (32, "model")
     return model
 
 
 def test_coordinates(tmp_path: Path):
     model = opened(tmp_path, **checkpoints.gpt(GPT))
-    assert isinstance(model.prefix, PlacePrefix)
-    places = model.prefix(Told([""], (16, 16)))
-    assert torch.equal(places, coordinates(32, 32, codes=16, downsampling=2).clamp(max=15))
+    assert isinstance(model.prefix, CoordinatePrefix)
+    places = model.prefix(PriorInputs([""], (16, 16)))
+    assert torch.equal(places, coordinate_codes(32, 32, codes=16, downsampling=2).clamp(max=15))
     (picture,) = daguerre.generate(model, seed=1, temperature=0.5)
     assert picture.image.size == (32, 32)
 
@@ -51,7 +51,7 @@ def test_coordinates(tmp_path: Path):
 def test_a_class(tmp_path: Path):
     model = opened(tmp_path, **checkpoints.gpt(replace(GPT, length=256)))
     assert isinstance(model.prefix, ClassPrefix)
-    assert model.prefix(Told(["3"], (16, 16))).tolist() == [[3]]
+    assert model.prefix(PriorInputs(["3"], (16, 16))).tolist() == [[3]]
     first, second = (daguerre.generate(model, prompt="3", seed=1)[0].image.tobytes() for _ in range(2))
     assert first == second
     with pytest.raises(DaguerreError, match="no class '16'"):
@@ -61,7 +61,7 @@ def test_a_class(tmp_path: Path):
 def test_boxes(tmp_path: Path):
     model = opened(tmp_path, **checkpoints.gpt(replace(GPT, length=256 + 92)))
     assert isinstance(model.prefix, LayoutPrefix)
-    (row,) = model.prefix(Told(["3 0 0 0.5 1; 7 0.4 0 1 0.3"], (16, 16))).tolist()
+    (row,) = model.prefix(PriorInputs(["3 0 0 0.5 1; 7 0.4 0 1 0.3"], (16, 16))).tolist()
     # 16 tokens are a grid of 4×4 places, numbered from the left and from the top; 15 is no object; the crop is the whole picture.
     assert row == [3, 0, 2 + 3 * 4, 7, 1, 3 + 1 * 4, *[15] * 84, 0, 15]
     (picture,) = daguerre.generate(model, prompt="3 0 0 0.5 1", seed=1)
@@ -78,7 +78,7 @@ def test_depth(tmp_path: Path):
     model = opened(tmp_path, **checkpoints.gpt(GPT), **DEPTH)
     assert isinstance(model.prefix, MapPrefix)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
-    assert torch.equal(model.prefix(Told([""], (16, 16), x)), model.prefix.autoencoder.codes(x))
+    assert torch.equal(model.prefix(PriorInputs([""], (16, 16), x)), model.prefix.autoencoder.encode_codes(x))
     assert not torch.equal(model.prefix.autoencoder.quantize.embedding.weight, model.autoencoder.quantize.embedding.weight)
     with pytest.raises(DaguerreError, match=r"told by a map \(depth\)"):
         daguerre.generate(model)
@@ -91,11 +91,11 @@ def test_segmentation(tmp_path: Path):
     classes = np.random.default_rng(0).integers(0, 5, (32, 32), dtype=np.uint8)
     grey = torch.from_numpy(classes).expand(3, 32, 32)[None] / 127.5 - 1
     shares = F.one_hot(torch.from_numpy(classes).long()).movedim(-1, 0)[None].float()
-    assert torch.equal(model.prefix(Told([""], (16, 16), grey)), model.prefix.autoencoder.codes(shares))
-    (picture,) = daguerre.generate(model, task=FromMap(Image.fromarray(classes)), seed=1)
+    assert torch.equal(model.prefix(PriorInputs([""], (16, 16), grey)), model.prefix.autoencoder.encode_codes(shares))
+    (picture,) = daguerre.generate(model, task=MapToImage(Image.fromarray(classes)), seed=1)
     assert picture.image.size == (32, 32)
     with pytest.raises(DaguerreError, match="numbers of classes from 0 to 4"):
-        daguerre.generate(model, task=FromMap(Image.fromarray(classes + 1)))
+        daguerre.generate(model, task=MapToImage(Image.fromarray(classes + 1)))
 
 
 def test_what_is_missing_or_unknown_is_told(tmp_path: Path):
@@ -124,7 +124,7 @@ def test_the_original_vqgan(tmp_path: Path):
     path, io = published("taming_vqgan_tiny", tmp_path)
     network = load_first_stage(path)
     assert isinstance(network, VQModel)
-    assert torch.equal(network.codes(io["x"]), io["indices"].long())
+    assert torch.equal(network.encode_codes(io["x"]), io["indices"].long())
     torch.testing.assert_close(network.encode(io["x"]), io["h"], atol=1e-5, rtol=0)
     torch.testing.assert_close(network.decode_codes(io["indices"].long()), io["decoded"], atol=1e-5, rtol=0)
 
@@ -134,6 +134,6 @@ def test_the_original_kl_autoencoder(tmp_path: Path):
     path, io = published("ldm_kl_autoencoder_tiny", tmp_path)
     network = load_first_stage(path, scaling_factor=1.0)
     assert isinstance(network, AutoencoderKL)
-    posterior = network.moments(io["x"])
+    posterior = network.posterior(io["x"])
     torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], atol=1e-5, rtol=0)
     torch.testing.assert_close(network.decode(io["z"]), io["decoded"], atol=1e-5, rtol=0)

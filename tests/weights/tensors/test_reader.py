@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from daguerre.errors import DaguerreError
-from daguerre.weights.tensors.reader import CONFIGS, finite, open_tensors, weights_in
+from daguerre.weights.tensors.reader import CONFIGS, is_finite, open_tensors, weights_in
 from tests.weights import checkpoints
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -140,9 +140,9 @@ def test_numbers_that_are_none_are_found_and_their_tensors_named(tmp_path, dtype
 
 
 def test_whole_numbers_and_nothing_are_finite():
-    assert finite(torch.tensor([1 << 40]))
-    assert finite(torch.zeros(0))
-    assert finite(torch.full((3,), torch.finfo(torch.float16).max).half())
+    assert is_finite(torch.tensor([1 << 40]))
+    assert is_finite(torch.zeros(0))
+    assert is_finite(torch.full((3,), torch.finfo(torch.float16).max).half())
 
 
 def sharded(folder: Path, tensors: dict[str, torch.Tensor], name: str = "model.safetensors.index.json") -> Path:

@@ -16,7 +16,7 @@ from daguerre.atomic_io import atomic_path, atomic_write
 from daguerre.errors import DaguerreError
 from daguerre.nn.meta import fill
 from daguerre.weights.tensors.reader import open_tensors
-from daguerre.weights.tensors.safetensors import read_json, read_metadata, read_safetensors, save_safetensors, write_json
+from daguerre.weights.tensors.safetensors import read_json, read_metadata, read_safetensors, save_json, save_safetensors
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path: Path):
@@ -63,7 +63,7 @@ def test_json_that_is_none_is_named(tmp_path: Path, text: str, message: str):
 
 
 def test_json_comes_back(tmp_path: Path):
-    write_json(tmp_path / "x.json", {"a": [1, None, "é"]})
+    save_json(tmp_path / "x.json", {"a": [1, None, "é"]})
     assert read_json(tmp_path / "x.json") == {"a": [1, None, "é"]}
 
 
@@ -150,7 +150,7 @@ def test_convolutions_are_laid_out_channels_last_with_the_same_values(tmp_path: 
     save_safetensors(tmp_path / "x.safetensors", tensors)
     file = open_tensors(tmp_path / "x.safetensors")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        ours = file.laid_out("cpu", dtype)
+        ours = file.to_compute_layout("cpu", dtype)
         assert ours["conv"].is_contiguous(memory_format=torch.channels_last)
         assert all(torch.equal(ours[name], tensor.to(ours[name].dtype)) for name, tensor in tensors.items())
     assert torch.equal(file.tensor("conv"), tensors["conv"])  # pages that were given back are read again
@@ -174,7 +174,7 @@ def test_a_file_and_its_copy_in_another_dtype_are_never_in_memory_together(tmp_p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_copies_in_another_dtype_or_order_are_asked_for_in_large_pages(tmp_path: Path, dtype: torch.dtype):
     save_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(2048, 1024, 4, 4, dtype=torch.float16)})
-    copy = open_tensors(tmp_path / "x.safetensors").laid_out("cpu", dtype)["x"]
+    copy = open_tensors(tmp_path / "x.safetensors").to_compute_layout("cpu", dtype)["x"]
     middle, inside, flags = copy.data_ptr() + copy.nbytes // 2, False, ""
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import tyro
 
-from daguerre.cli.generation import Drawing, check_places, tell_slips, walked
-from daguerre.cli.image_inputs import read_given
+from daguerre.cli.generation import SamplingOptions, check_outputs, generate_with_progress, warn_prompt
+from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import open_model
 from daguerre.cli.options import OptionalPath, slug
 from daguerre.errors import DaguerreError, nearest
-from daguerre.pipelines.images.output import numbered, write_image
+from daguerre.pipelines.images.output import numbered_paths, write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import ImageToImage, Inpaint, Task, TextToImage
-from daguerre.progress import busy
+from daguerre.progress import spinner
 
 
 @dataclass(frozen=True)
-class Attention(Drawing):
+class AttentionOptions(SamplingOptions):
     """Make pictures, and show for each word of the prompt where the model looked for it.
 
     Each picture's sheet has the picture and an overlay for every word: cross-attention, averaged over heads, layers and steps.
@@ -29,23 +29,23 @@ class Attention(Drawing):
     """What to draw; quote each prompt."""
     words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD [WORD ...]", help_behavior_hint="")] = ()
     """Only these words; all if not given."""
-    picture: OptionalPath = None
+    image: OptionalPath = None
     """Draw over this picture, as `daguerre img2img` does."""
     mask: OptionalPath = None
     """Draw only what is white in this mask of the picture, as `daguerre inpaint` does."""
     strength: float | None = None
     """How much of the picture is drawn anew, 0 to 1; what those commands take if not given."""
-    apart: bool = False
+    save_overlays: bool = False
     """Also write every overlay alone, in the picture's size: the sheet's name with -WORD after it."""
 
     def task(self) -> Task:
         """What is drawn of what. Raises DaguerreError for a mask or a strength without a picture."""
-        if self.picture is None:
+        if self.image is None:
             if self.mask is not None or self.strength is not None:
                 raise DaguerreError("--mask and --strength are about a picture; give it with --picture.")
             return TextToImage()
-        picture = read_given(self.picture)
-        task = ImageToImage(picture) if self.mask is None else Inpaint(picture, read_given(self.mask))
+        picture = read_input(self.image)
+        task = ImageToImage(picture) if self.mask is None else Inpaint(picture, read_input(self.mask))
         return task if self.strength is None else replace(task, strength=self.strength)
 
     def request(self) -> Request:
@@ -55,10 +55,10 @@ class Attention(Drawing):
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    run(tyro.cli(Annotated[Attention, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre attention"))
+    run(tyro.cli(Annotated[AttentionOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre attention"))
 
 
-def run(options: Attention) -> None:
+def run(options: AttentionOptions) -> None:
     """Make the pictures and print where the sheets are.
 
     Raises:
@@ -66,22 +66,22 @@ def run(options: Attention) -> None:
     """
     request = options.request()
     out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}-attention.png")
-    check_places({"--out": out}, request)
-    with busy("opening the model"):
+    check_outputs({"--out": out}, request)
+    with spinner("opening the model"):
         model = open_model(options.model, None, options.device, options.dtype, offline=options.offline)
-    tell_slips(model, request)
+    warn_prompt(model, request)
 
-    from daguerre.pipelines.attention_maps import overlay, recorded, sheet
+    from daguerre.pipelines.attention_maps import attention_sheet, overlay, record_attention
 
-    count = len(request.each)
-    with recorded(model, count) as record:
+    count = len(request.items)
+    with record_attention(model, count) as record:
         sought = _sought(record.expected(request), options.words)
-        pictures = walked(model, request)
-    for i, (picture, place) in enumerate(zip(pictures, numbered(out, count), strict=True)):
+        pictures = generate_with_progress(model, request)
+    for i, (picture, place) in enumerate(zip(pictures, numbered_paths(out, count), strict=True)):
         words = [word for word in record.words(i) if word.text in sought]
-        write_image(place, sheet(picture.image, request.each[i][0], words))
+        write_image(place, attention_sheet(picture.image, request.items[i][0], words))
         print(place)
-        for j, word in enumerate(words if options.apart else ()):
+        for j, word in enumerate(words if options.save_overlays else ()):
             alone = place.with_stem(f"{place.stem}-{j + 1}-{slug(word.text)}")
             write_image(alone, overlay(picture.image, word))
             print(alone)

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from daguerre.cli.options import DtypeName, dtype_called
-from daguerre.progress import busy
+from daguerre.cli.options import PREDICTIONS_BY_FLAG, DtypeName, PredictionFlag, dtype_by_name
+from daguerre.progress import spinner
 
 
 @dataclass(frozen=True)
-class Convert:
+class ConvertOptions:
     """Write a checkpoint in another form: one file or a folder, another precision, without the running average, out of pickle."""
 
     source: tyro.conf.Positional[Path]
@@ -23,7 +23,7 @@ class Convert:
     """Precision of the written tensors."""
     weights: Literal["all", "plain", "average"] = "all"
     """Of a checkpoint with both: the weights alone, their running average in their place, or as the source has them."""
-    prediction: Literal["known", "epsilon", "v", "x0"] = "known"
+    prediction_type: PredictionFlag = "auto"
     """What the network predicts, where the source does not say."""
     variant: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """Of a folder's files, such as fp16."""
@@ -31,16 +31,16 @@ class Convert:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, convert, and print where the result is."""
-    options = tyro.cli(Convert, args=arguments, prog="daguerre convert")
+    options = tyro.cli(ConvertOptions, args=arguments, prog="daguerre convert")
     from daguerre.weights.convert import convert
 
-    with busy("converting"):
+    with spinner("converting"):
         written = convert(
             options.source,
             options.target,
-            dtype=None if options.dtype == "same" else dtype_called(options.dtype),
+            dtype=None if options.dtype == "same" else dtype_by_name(options.dtype),
             ema={"all": None, "plain": False, "average": True}[options.weights],
-            prediction=None if options.prediction == "known" else options.prediction,
+            prediction=PREDICTIONS_BY_FLAG[options.prediction_type],
             variant=options.variant,
         )
     print(written)

@@ -11,15 +11,15 @@ import tyro
 from daguerre.cli.options import OptionalText
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.readers import read_foreign
-from daguerre.pipelines.metadata.write import TEXT, own, read_picture
+from daguerre.pipelines.metadata.write import TEXT, daguerre_json, read_image_texts
 from daguerre.pipelines.request import Request
 from daguerre.weights.catalog import find
 
-PICTURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
+IMAGE_SUFFIXES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
 
 
 @dataclass(frozen=True)
-class Inspect:
+class InspectOptions:
     """Tell what a picture says of itself, what a checkpoint holds, or how a prompt is read; of a checkpoint only the header is read."""
 
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -38,14 +38,14 @@ class Inspect:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Inspect, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre inspect")
+    options = tyro.cli(Annotated[InspectOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre inspect")
     if options.prompt is not None and options.file is None:
         inspect_prompt(options.prompt, options.steps, options.model, as_json=options.json)
         return
     if options.file is None or options.prompt is not None:
         raise DaguerreError("Give either a picture or a checkpoint, or --prompt with a text.")
-    if is_picture(options.file):
-        inspect_picture(options.file, as_json=options.json)
+    if is_image(options.file):
+        inspect_image(options.file, as_json=options.json)
         return
     from daguerre.weights.inspect import inspect
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     print(report.json() if options.json else "\n".join(report.lines()))
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file begins as pictures do; a folder is none.
 
     Raises:
@@ -63,7 +63,7 @@ def is_picture(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(PICTURES)
+            return file.read(4).startswith(IMAGE_SUFFIXES)
     except OSError as error:
         raise DaguerreError(f"Cannot read '{path}': {error.strerror or error}.") from error
 
@@ -85,10 +85,10 @@ def inspect_prompt(prompt: str, steps: int, model: str | None, *, as_json: bool)
     print(json.dumps(told.json(), indent=2, ensure_ascii=False) if as_json else told.text())
 
 
-def inspect_picture(path: Path, *, as_json: bool) -> None:
+def inspect_image(path: Path, *, as_json: bool) -> None:
     """Print the size, the `parameters` text and our own request, or what another program says of its picture, as a command."""
-    image, texts = read_picture(path)
-    ours = own(texts)
+    image, texts = read_image_texts(path)
+    ours = daguerre_json(texts)
     foreign = None if ours else read_foreign(texts)
     if as_json:
         told = {"width": image.width, "height": image.height, "parameters": texts.get(TEXT), "daguerre": ours}
@@ -100,7 +100,7 @@ def inspect_picture(path: Path, *, as_json: bool) -> None:
     if ours:
         print(json.dumps(ours, indent=2, ensure_ascii=False))
     if foreign:
-        print(f"made by {foreign.tool}{f' with the model {foreign.model}' if foreign.model else ''}")
+        print(f"made by {foreign.software}{f' with the model {foreign.model}' if foreign.model else ''}")
         print(f"  {foreign.command()}")
         if foreign.unused:
             print("has no place in a request here:")

@@ -14,7 +14,7 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelsOptions:
     """List the models inside the package, or with --samplers the samplers and spacings."""
 
     samplers: bool = False
@@ -23,7 +23,7 @@ class Models:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Models, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre models")
+    options = tyro.cli(Annotated[ModelsOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre models")
     list_samplers() if options.samplers else list_models()
 
 
@@ -56,9 +56,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def list_samplers() -> None:
     """A sampler a line with its order, evaluations a step, use of noise and other names, then the spacings."""
-    from daguerre.diffusion import SPACINGS, sampler_rows
+    from daguerre.diffusion import SPACINGS, sampler_table
 
-    _print_table(sampler_rows())
+    _print_table(sampler_table())
     print()
     _print_table([("spacing", "noise levels"), *((name, (f.__doc__ or "").strip().splitlines()[0]) for name, f in SPACINGS.items())])
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from daguerre.cli.generation import check_places, walked
-from daguerre.cli.image_inputs import reopened
+from daguerre.cli.generation import check_outputs, generate_with_progress
+from daguerre.cli.image_inputs import reopen_inputs
 from daguerre.cli.model_loading import open_any
 from daguerre.cli.options import OptionalPath, OptionalText
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.output import Picture
-from daguerre.pipelines.metadata.write import Origin, read_origin, write_picture
-from daguerre.progress import busy
+from daguerre.pipelines.images.output import GeneratedImage
+from daguerre.pipelines.metadata.write import Provenance, read_provenance, write_image_with_metadata
+from daguerre.progress import spinner
 from daguerre.weights.catalog import local
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ MAX_STEPS, MAX_PICTURES = 10_000, 1024
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class ReproduceOptions:
     """Make a saved picture again from the request inside it, and say whether it is the same."""
 
-    picture: tyro.conf.Positional[Path]
+    image: tyro.conf.Positional[Path]
     """A picture that daguerre saved."""
     input: OptionalPath = None
     """The picture that it was made of, if that has moved."""
@@ -54,40 +54,40 @@ class Reproduce:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    run(tyro.cli(Annotated[Reproduce, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre reproduce"))
+    run(tyro.cli(Annotated[ReproduceOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre reproduce"))
 
 
-def run(options: Reproduce) -> None:
+def run(options: ReproduceOptions) -> None:
     """Make it again and print "identical".
 
     Raises:
         DaguerreError: the pictures differ; says by how much, and what of their origins differs.
     """
-    image, origin = read_origin(options.picture)
+    image, origin = read_provenance(options.image)
     check_sizes(image, origin)
-    named = {"picture": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
-    request = reopened(origin.request, options.picture, {name: path for name, path in named.items() if path is not None})
-    if options.out is not None and options.out.resolve() == options.picture.resolve():
+    named = {"image": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
+    request = reopen_inputs(origin.request, options.image, {name: path for name, path in named.items() if path is not None})
+    if options.out is not None and options.out.resolve() == options.image.resolve():
         raise DaguerreError(f"--out '{options.out}' is the picture itself, which the new one is compared with; write to another file.")
-    check_places({"--out": options.out}, replace(request, prompt="", count=1))
-    source = options.model or source_of(options.picture, origin)
-    with busy("opening the model"):
+    check_outputs({"--out": options.out}, replace(request, prompt="", num_images=1))
+    source = options.model or find_model(options.image, origin)
+    with spinner("opening the model"):
         device = options.device or origin.device
         model = open_any(source, options.vae, device, origin.dtype, offline=options.offline, refiner=options.refiner)
 
-    pictures = walked(model, request)
-    again = pictures.grid() if origin.picture is None else pictures[origin.picture]
+    pictures = generate_with_progress(model, request)
+    again = pictures.grid() if origin.index is None else pictures[origin.index]
     if options.out is not None:
         print(again.save(options.out))
-    if difference := differ(image, again, options.picture.suffix.lower()):
-        raise DaguerreError(f"'{options.picture}' came out differently ({difference}); {changes(origin, again.origin)}.")
+    if difference := pixel_difference(image, again, options.image.suffix.lower()):
+        raise DaguerreError(f"'{options.image}' came out differently ({difference}); {describe_changes(origin, again.provenance)}.")
     print("identical")
 
 
-def check_sizes(image: "Image.Image", origin: Origin) -> None:
+def check_sizes(image: "Image.Image", origin: Provenance) -> None:
     """Raise DaguerreError for a request that cannot be of this picture, or would keep a machine busy for days: files say anything."""
     request = origin.request
-    count = len(request.prompts) * request.count
+    count = len(request.prompts) * request.num_images
     if request.steps > MAX_STEPS or count > MAX_PICTURES:
         raise DaguerreError(
             f"The request inside asks for {count} pictures of {request.steps} steps; up to {MAX_PICTURES} of {MAX_STEPS} are made again."
@@ -99,7 +99,7 @@ def check_sizes(image: "Image.Image", origin: Origin) -> None:
         )
 
 
-def source_of(picture: Path, origin: Origin) -> str:
+def find_model(picture: Path, origin: Provenance) -> str:
     """Where the model that a picture was made with is now.
 
     Raises:
@@ -117,20 +117,20 @@ def source_of(picture: Path, origin: Origin) -> str:
     )
 
 
-def differ(image: "Image.Image", again: Picture, suffix: str) -> str:
+def pixel_difference(image: "Image.Image", again: GeneratedImage, suffix: str) -> str:
     """How a saved picture and a new one differ when saved in the same format, "" where every pixel agrees."""
     if image.size != again.image.size:
         return f"{image.width}×{image.height} pixels before, {again.image.width}×{again.image.height} now"
     from PIL import Image, ImageChops
 
     file = BytesIO()
-    write_picture(file, again.image, suffix, again.origin)
+    write_image_with_metadata(file, again.image, suffix, again.provenance)
     difference = ImageChops.difference(image.convert("RGB"), Image.open(file).convert("RGB"))
     largest = max(difference.tobytes())
     return f"by up to {largest}/255" if largest else ""
 
 
-def changes(before: Origin, now: Origin) -> str:
+def describe_changes(before: Provenance, now: Provenance) -> str:
     """What differs between two origins, in words."""
     names = ("model", "model_hash", "version", "torch", "device", "dtype")
     both = ((name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names)

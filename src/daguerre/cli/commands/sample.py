@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from PIL import Image
 
-from daguerre.cli.generation import check_places, walked
-from daguerre.cli.image_inputs import read_given
+from daguerre.cli.generation import check_outputs, generate_with_progress
+from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import open_any
 from daguerre.cli.options import Dtype, OptionalNumber, OptionalPath, OptionalText, parse_size, slug
-from daguerre.data.images import opaque
+from daguerre.data.images import flatten_alpha
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.pipelines.images.output import Pictures, write_image
+from daguerre.pipelines.images.output import GeneratedImages, write_image
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import Complete, FromMap, Task, TextToImage
-from daguerre.progress import busy
+from daguerre.pipelines.tasks import Completion, MapToImage, Task, TextToImage
+from daguerre.progress import spinner
 from daguerre.weights.catalog import find
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleOptions:
     """Draw pictures from a prior over codes, as `daguerre train prior` writes it.
 
     Several pictures make a labelled grid beside them. The paths of what was written are printed, one a line.
@@ -52,7 +52,7 @@ class Sample:
     """Draw each code from the fewest likeliest that hold this share of the probability."""
     size: OptionalText = None
     """In pixels, one side (64) or WIDTHxHEIGHT (128x64); the prior's own if not given. Beyond it a window slides over the picture."""
-    count: int = Request.count
+    num_images: int = Request.num_images
     """How many pictures."""
     seed: int = Request.seed
     """Of the first picture's randomness; the next ones count on from it."""
@@ -68,51 +68,51 @@ class Sample:
         if self.class_ is not None and self.prompt is not None:
             raise DaguerreError("--class and --prompt are two ways to say what to draw; give one of them.")
         width, height = parse_size(self.size)
-        fields = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "count", "seed")}
+        fields = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "num_images", "seed")}
         prompt = self.class_ if self.class_ is not None else self.prompt or ""
         return Request(prompt=prompt, width=width, height=height, task=self._task(), **fields)
 
     def _task(self) -> Task:
-        map = None if self.map is None else read_given(self.map)
+        map = None if self.map is None else read_input(self.map)
         if self.complete is not None:
-            return Complete(read_given(self.complete), self.keep, map=map)
-        return TextToImage() if map is None else FromMap(map)
+            return Completion(read_input(self.complete), self.keep, map=map)
+        return TextToImage() if map is None else MapToImage(map)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    run(tyro.cli(Annotated[Sample, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre sample"))
+    run(tyro.cli(Annotated[SampleOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre sample"))
 
 
-def run(options: Sample) -> None:
+def run(options: SampleOptions) -> None:
     """Draw the pictures and print where they are; what can be wrong with the options is told before the work begins."""
     find(options.model)
     request = options.request()
     out = options.out or Path(f"{slug(request.prompts[0] or Path(options.model).resolve().name)}-{request.seed}.png")
-    check_places({"--out": out}, request)
-    with busy("opening the model"):
+    check_outputs({"--out": out}, request)
+    with spinner("opening the model"):
         model = open_prior(options)
 
-    pictures = walked(model, request)
+    pictures = generate_with_progress(model, request)
     written = pictures.save(out)
-    if len(pictures) > 1 or request.task.given:
+    if len(pictures) > 1 or request.task.input_images:
         sheet = out if len(pictures) > 1 else out.with_stem(f"{out.stem}-grid")
-        write_image(sheet, beside_given(request, pictures))
+        write_image(sheet, grid_with_inputs(request, pictures))
         written.append(sheet)
     for path in written:
         print(path)
 
 
-def beside_given(request: Request, pictures: Pictures) -> Image.Image:
+def grid_with_inputs(request: Request, pictures: GeneratedImages) -> Image.Image:
     """All pictures on one sheet, each over its seed; before them what was given, at their size."""
     size = pictures[0].image.size
-    given = {name: opaque(picture.opened).resize(size) for name, picture in request.task.given.items()}
-    names = ["map" if name == "map" or isinstance(request.task, FromMap) else "given" for name in given]
-    labels = [f"{prompt} · {seed}" if prompt else f"seed {seed}" for prompt, seed in request.each]
+    given = {name: flatten_alpha(picture.pixels).resize(size) for name, picture in request.task.input_images.items()}
+    names = ["map" if name == "map" or isinstance(request.task, MapToImage) else "given" for name in given]
+    labels = [f"{prompt} · {seed}" if prompt else f"seed {seed}" for prompt, seed in request.items]
     return labelled_grid([*given.values(), *(picture.image for picture in pictures)], [*names, *labels])
 
 
-def open_prior(options: Sample) -> "LatentPrior":
+def open_prior(options: SampleOptions) -> "LatentPrior":
     """The prior that the options name. Raises DaguerreError where there is none."""
     model = open_any(options.model, None, options.device, options.dtype, offline=True)
     from daguerre.models.latent_prior import LatentPrior

@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> None:
     processes, rest = _take_processes(rest)
     recipe = tyro.cli(RECIPES[name].options, args=rest, prog=f"daguerre train {name}")
 
-    from daguerre.training.processes import inside, rank, together
+    from daguerre.training.processes import is_distributed, launch, rank
 
     run = RECIPES[name].run
-    path = run(recipe) if processes == 1 or inside() else together(processes, run, recipe)
+    path = run(recipe) if processes == 1 or is_distributed() else launch(processes, run, recipe)
     if rank() == 0:
         print(path)
 

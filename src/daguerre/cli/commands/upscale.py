@@ -7,23 +7,23 @@ from typing import Annotated
 
 import tyro
 
-from daguerre.cli.batch import make_each
-from daguerre.cli.generation import Making
-from daguerre.cli.image_inputs import read_given
-from daguerre.cli.options import PictureFile
+from daguerre.cli.batch import run_batch
+from daguerre.cli.generation import GenerationOptions
+from daguerre.cli.image_inputs import read_input
+from daguerre.cli.options import ImagePath
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Upscale as Upscaling
 
 
 @dataclass(frozen=True)
-class Upscale(Making):
+class UpscaleOptions(GenerationOptions):
     """Draw a picture again with four times its sides.
 
     The model is shown the small picture at every step, so it must have been trained for that: name the Stable Diffusion x4 upscaler with
     --model.
     """
 
-    picture: PictureFile
+    image: ImagePath
     """What to enlarge, or a folder of such pictures."""
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help_behavior_hint="")] = ()
     """What is to be seen in it; may be left out."""
@@ -32,10 +32,10 @@ class Upscale(Making):
 
     def request(self, picture: Path) -> Request:
         """The request that these options are, for one picture."""
-        return self.request_for(self.prompt or ("",), Upscaling(read_given(picture), self.noise))
+        return self.request_for(self.prompt or ("",), Upscaling(read_input(picture), self.noise))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Upscale, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre upscale")
-    make_each(options, options.picture, options.request, "x4")
+    options = tyro.cli(Annotated[UpscaleOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre upscale")
+    run_batch(options, options.image, options.request, "x4")

@@ -7,31 +7,31 @@ from typing import Annotated
 
 import tyro
 
-from daguerre.cli.batch import make_each
-from daguerre.cli.generation import Making
-from daguerre.cli.image_inputs import read_given
-from daguerre.cli.options import PictureFile
+from daguerre.cli.batch import run_batch
+from daguerre.cli.generation import GenerationOptions
+from daguerre.cli.image_inputs import read_input
+from daguerre.cli.options import ImagePath
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import Variations as Task
+from daguerre.pipelines.tasks import ImageVariation as Task
 
 
 @dataclass(frozen=True)
-class Variations(Making):
+class VariationsOptions(GenerationOptions):
     """Make pictures that mean what another one means.
 
     The model is told the picture by CLIP in the place of words, so it must have been trained for that: name Stable Diffusion image
     variations with --model. With another model, see --variation of txt2img, which moves the noise instead.
     """
 
-    picture: PictureFile
+    image: ImagePath
     """The picture, whose middle square is looked at, or a folder of pictures."""
 
     def request(self, picture: Path) -> Request:
         """The request that these options are, for one picture."""
-        return self.request_for(("",), Task(read_given(picture)))
+        return self.request_for(("",), Task(read_input(picture)))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Variations, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre variations")
-    make_each(options, options.picture, options.request, "variation")
+    options = tyro.cli(Annotated[VariationsOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre variations")
+    run_batch(options, options.image, options.request, "variation")

@@ -21,13 +21,13 @@ from PIL import Image
 from daguerre.atomic_io import atomic_write
 from daguerre.errors import DaguerreError
 
-SIDE = 128  # pixels
+ARCHIVE_SIZE = 128  # pixels
 _LEAST = 112  # drawn boxes smaller than this keep their size among the others: a small square stays small
 ARCHIVE = Path(__file__).parents[2] / "assets" / "emoji-pictures.zip"
 
 
 @dataclass(frozen=True)
-class Entry:
+class EmojiEntry:
     """One picture: its characters, official names (several where Unicode draws the same picture twice), group and subgroup."""
 
     text: str
@@ -36,12 +36,12 @@ class Entry:
     subgroup: str
 
 
-def write_archive(path: Path, entries: Sequence[Entry], pictures: Sequence[Image.Image]) -> None:
+def write_archive(path: Path, entries: Sequence[EmojiEntry], images: Sequence[Image.Image]) -> None:
     """Write entries and their RGBA pictures; the same input gives the same bytes. Nothing half written is left behind."""
     lines = ",\n".join(json.dumps(asdict(entry), ensure_ascii=False) for entry in entries)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, "index.json", f"[\n{lines}\n]\n".encode(), zipfile.ZIP_DEFLATED)
-        for number, picture in enumerate(pictures):
+        for number, picture in enumerate(images):
             buffer = io.BytesIO()
             picture.save(buffer, "WEBP", lossless=True, quality=75, method=6)
             _add(archive, f"pictures/{number:04}.webp", buffer.getvalue(), zipfile.ZIP_STORED)
@@ -51,18 +51,18 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int) 
     archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content, compress_type=compression)
 
 
-def read_index(path: Path = ARCHIVE) -> tuple[Entry, ...]:
+def read_index(path: Path = ARCHIVE) -> tuple[EmojiEntry, ...]:
     """Read names and groups alone, without decoding a picture."""
     with _open(path) as archive:
         entries = json.loads(archive.read("index.json"))
-    return tuple(Entry(e["text"], tuple(e["names"]), e["group"], e["subgroup"]) for e in entries)
+    return tuple(EmojiEntry(e["text"], tuple(e["names"]), e["group"], e["subgroup"]) for e in entries)
 
 
 @lru_cache(maxsize=2)
-def read_pictures(path: Path) -> np.ndarray:
+def read_images(path: Path) -> np.ndarray:
     """Decode every picture once per process, centred in a square: uint8 (N, SIDE, SIDE, 4), premultiplied alpha, read-only, 120 MB."""
     entries = read_index(path)
-    pictures = np.empty((len(entries), SIDE, SIDE, 4), dtype=np.uint8)
+    pictures = np.empty((len(entries), ARCHIVE_SIZE, ARCHIVE_SIZE, 4), dtype=np.uint8)
     with _open(path) as archive:
         for number in range(len(entries)):
             with Image.open(io.BytesIO(archive.read(f"pictures/{number:04}.webp")), formats=("WEBP",)) as picture:
@@ -77,7 +77,7 @@ def _squared(picture: Image.Image) -> Image.Image:
     side = max(*picture.size, _LEAST)
     square = Image.new("RGBA", (side, side))
     square.paste(picture.convert("RGBA"), ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.convert("RGBa").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return square.convert("RGBa").resize((ARCHIVE_SIZE, ARCHIVE_SIZE), Image.Resampling.LANCZOS)
 
 
 def _open(path: Path) -> zipfile.ZipFile:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from daguerre.data.captions import IN_ORDER, OPPOSITE, RELATIONS, on_background, pick, related, worded
+from daguerre.data.captions import IN_ORDER, OPPOSITE, RELATIONS, on_background, pick, relation_phrase, vary_wording
 from daguerre.data.colours import HUES, PAINTS, colour_of, hue_turn, main_hue, shade, turn_hues
-from daguerre.data.dataset import Sample, Split, held_out, some_captions
-from daguerre.data.emoji.archive import ARCHIVE, SIDE, read_pictures
+from daguerre.data.dataset import Sample, Split, is_held_out, sample_captions
+from daguerre.data.emoji.archive import ARCHIVE, ARCHIVE_SIZE, read_images
 from daguerre.data.emoji.things import Thing, read_things
 from daguerre.errors import DaguerreError, nearest
 
@@ -44,7 +44,7 @@ class EmojiMix:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedThing:
     """A thing in a scene: centre and side as shares of the picture's side, x to the right, y down."""
 
     thing: Thing
@@ -63,25 +63,25 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Scene:
+class EmojiScene:
     """What is drawn and what is said of it. `kind` is "single", "recoloured", "background" or "pair"."""
 
     kind: str
-    placed: tuple[Placed, ...]
+    placed: tuple[PlacedThing, ...]
     caption: str
     background: str = "white"
     paint: tuple[int, int, int] = PAINTS["white"]
     relation: str | None = None  # of a pair: where the first is as seen from the second, if the caption tells it
-    contrary: str = ""  # such a caption with the opposite relation
+    hard_negative: str = ""  # such a caption with the opposite relation
 
     @property
-    def meaning(self) -> str:
+    def label_key(self) -> str:
         """What the caption says, whichever way it is worded: the things in order, their colours, the background, the relation."""
         things = [(placed.thing.name, placed.colour) for placed in self.placed]
         return str((self.kind, things if self.relation else sorted(things, key=str), self.background, self.relation))
 
 
-class EmojiSource:
+class EmojiDataset:
     """Emoji with captions at `size` pixels a side, index = thing. "train" never shows a held-out combination, "all" shows every one."""
 
     def __init__(self, size: int = 64, split: Split = "train", mix: EmojiMix = EmojiMix(), archive: Path = ARCHIVE):
@@ -102,14 +102,14 @@ class EmojiSource:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         scene = self.scene(index, rng)
-        return Sample(self.draw(scene), scene.caption, scene.meaning, scene.contrary)
+        return Sample(self.render(scene), scene.caption, scene.label_key, scene.hard_negative)
 
     def captions(self, count: int, seed: int) -> list[str]:
-        return some_captions(lambda index, rng: self.scene(index, rng).caption, len(self), count, seed)
+        return sample_captions(lambda index, rng: self.scene(index, rng).caption, len(self), count, seed)
 
     # What to draw
 
-    def scene(self, index: int, rng: np.random.Generator) -> Scene:
+    def scene(self, index: int, rng: np.random.Generator) -> EmojiScene:
         """A scene whose first thing is `index`, of a kind drawn from the mix."""
         thing, mix, chance = self.things[index], self.mix, rng.random()
         if chance < mix.recoloured:
@@ -124,7 +124,7 @@ class EmojiSource:
 
     def allowed(self, kind: str, *parts: str) -> bool:
         """Whether this split may show a combination."""
-        return self.split == "all" or not held_out(kind, *parts)
+        return self.split == "all" or not is_held_out(kind, *parts)
 
     def colours_of(self, thing: Thing) -> list[str]:
         """The colour words a thing can honestly be turned to, in a fixed order; none that it has by nature."""
@@ -132,27 +132,27 @@ class EmojiSource:
             return []
         return [colour for colour in HUES if colour not in thing.own_colours and self._turn(thing, colour) is not None]
 
-    def _single(self, thing: Thing, rng: np.random.Generator) -> Scene:
-        return Scene("single", (self._placed(thing, rng),), worded(rng, self._name(thing, rng)))
+    def _single(self, thing: Thing, rng: np.random.Generator) -> EmojiScene:
+        return EmojiScene("single", (self._placed(thing, rng),), vary_wording(rng, self._name(thing, rng)))
 
-    def _recoloured(self, thing: Thing, rng: np.random.Generator) -> Scene | None:
+    def _recoloured(self, thing: Thing, rng: np.random.Generator) -> EmojiScene | None:
         if rng.random() < self.mix.own_colour and thing.colour is not None and thing.base == thing.name:
-            return Scene("recoloured", (self._placed(thing, rng),), worded(rng, f"{thing.colour} {thing.name}"))
+            return EmojiScene("recoloured", (self._placed(thing, rng),), vary_wording(rng, f"{thing.colour} {thing.name}"))
         for colour in rng.permutation(list(HUES)):
             if colour in thing.own_colours or not self.allowed("colour", thing.base, colour) or self._turn(thing, colour) is None:
                 continue
-            return Scene("recoloured", (self._placed(thing, rng, str(colour)),), worded(rng, f"{colour} {thing.base}"))
+            return EmojiScene("recoloured", (self._placed(thing, rng, str(colour)),), vary_wording(rng, f"{colour} {thing.base}"))
         return None
 
-    def _on_background(self, thing: Thing, rng: np.random.Generator) -> Scene | None:
+    def _on_background(self, thing: Thing, rng: np.random.Generator) -> EmojiScene | None:
         choices = [c for c in PAINTS if c != thing.colour and self.allowed("background", thing.name, c)]
         if not choices:
             return None
         colour = pick(rng, choices)
-        caption = worded(rng, self._name(thing, rng), on_background(colour))
-        return Scene("background", (self._placed(thing, rng),), caption, colour, shade(rng, colour))
+        caption = vary_wording(rng, self._name(thing, rng), on_background(colour))
+        return EmojiScene("background", (self._placed(thing, rng),), caption, colour, shade(rng, colour))
 
-    def _pair(self, thing: Thing, rng: np.random.Generator) -> Scene | None:
+    def _pair(self, thing: Thing, rng: np.random.Generator) -> EmojiScene | None:
         for _ in range(20):
             other = pick(rng, self.pairable)
             if other is not thing and self.allowed("pair", *sorted((thing.name, other.name))):
@@ -161,13 +161,15 @@ class EmojiSource:
                 relation = pick(rng, IN_ORDER if self.mix.in_order else list(RELATIONS)) if told else "left"
                 wording = pick(rng, RELATIONS[relation]) if told else "and"
                 first, second = self._name(thing, rng), self._name(other, rng)
-                scene = Scene("pair", self.pair_places(thing, relation, other, rng), related(first, wording, second))
+                scene = EmojiScene("pair", self.pair_positions(thing, relation, other, rng), relation_phrase(first, wording, second))
                 if not told:
                     return scene
-                return replace(scene, relation=relation, contrary=related(first, pick(rng, RELATIONS[OPPOSITE[relation]]), second))
+                return replace(
+                    scene, relation=relation, hard_negative=relation_phrase(first, pick(rng, RELATIONS[OPPOSITE[relation]]), second)
+                )
         return None
 
-    def pair_places(self, first: Thing, relation: str, second: Thing, rng: np.random.Generator) -> tuple[Placed, Placed]:
+    def pair_positions(self, first: Thing, relation: str, second: Thing, rng: np.random.Generator) -> tuple[PlacedThing, PlacedThing]:
         """Two things so that the first is "left", "right", "above" or "below" the second; their boxes never overlap."""
         along = 0.25 if relation in ("left", "above") else 0.75
         centred = rng.random() < self.mix.centred
@@ -175,17 +177,17 @@ class EmojiSource:
         for thing, centre in ((first, along), (second, 1 - along)):
             side, aside = (0.46, 0.5) if centred else (rng.uniform(0.42, 0.49), 0.5 + rng.uniform(-0.1, 0.1))
             x, y = (centre, aside) if relation in ("left", "right") else (aside, centre)
-            places.append(Placed(thing, x, y, side, not centred and self._mirrored(thing, rng)))
+            places.append(PlacedThing(thing, x, y, side, not centred and self._mirrored(thing, rng)))
         return places[0], places[1]
 
-    def _placed(self, thing: Thing, rng: np.random.Generator, colour: str | None = None) -> Placed:
+    def _placed(self, thing: Thing, rng: np.random.Generator, colour: str | None = None) -> PlacedThing:
         """A thing in the middle, or somewhere."""
         if rng.random() < self.mix.centred:
-            return Placed(thing, colour=colour)
+            return PlacedThing(thing, colour=colour)
         side = rng.uniform(0.74, 0.98)
         free = (1 - side) / 2
         x, y = 0.5 + rng.uniform(-free, free), 0.5 + rng.uniform(-free, free)
-        return Placed(thing, x, y, side, self._mirrored(thing, rng), colour)
+        return PlacedThing(thing, x, y, side, self._mirrored(thing, rng), colour)
 
     def _mirrored(self, thing: Thing, rng: np.random.Generator) -> bool:
         return bool(rng.random() < self.mix.mirrored) and thing.mirrorable
@@ -205,14 +207,14 @@ class EmojiSource:
         named = {each: thing for thing in reversed(self.things) for each in (*thing.other_names, thing.name)}
         if name not in named:
             raise DaguerreError(f"There is no emoji called '{name}'.{nearest(name, named)}")
-        return self.draw(Scene("single", (Placed(named[name], side=0.86),), name, background, PAINTS[background]))
+        return self.render(EmojiScene("single", (PlacedThing(named[name], side=0.86),), name, background, PAINTS[background]))
 
-    def draw(self, scene: Scene) -> Image.Image:
+    def render(self, scene: EmojiScene) -> Image.Image:
         """Draw a scene: RGB (size, size)."""
         picture = Image.new("RGB", (self.size, self.size), scene.paint)
         for placed in scene.placed:
             left, top, right, _ = placed.box(self.size)
-            thing = self._thing_picture(placed.thing, right - left)
+            thing = self._thing_image(placed.thing, right - left)
             if placed.colour is not None:
                 table = self._turn(placed.thing, placed.colour)
                 assert table is not None, f"{placed.thing.name} cannot be {placed.colour}"
@@ -222,15 +224,15 @@ class EmojiSource:
             picture.paste(thing, (left, top), thing)
         return picture
 
-    def _thing_picture(self, thing: Thing, side: int = SIDE) -> Image.Image:
+    def _thing_image(self, thing: Thing, side: int = ARCHIVE_SIZE) -> Image.Image:
         """A thing alone, RGBA (side, side)."""
-        whole = Image.fromarray(read_pictures(self.archive)[thing.index], "RGBa")
-        return (whole if side == SIDE else whole.resize((side, side), Image.Resampling.BICUBIC)).convert("RGBA")
+        whole = Image.fromarray(read_images(self.archive)[thing.index], "RGBa")
+        return (whole if side == ARCHIVE_SIZE else whole.resize((side, side), Image.Resampling.BICUBIC)).convert("RGBA")
 
     def _turn(self, thing: Thing, colour: str) -> list[int] | None:
         """The hue table that turns a thing to a colour; None where its pixels would not then deserve the word."""
         if thing.index not in self._turns:
-            picture = self._thing_picture(thing, 64)
+            picture = self._thing_image(thing, 64)
             hue = main_hue(picture)
             tables = {} if hue is None else {name: hue_turn(hue, target) for name, target in HUES.items()}
             self._turns[thing.index] = {name: table for name, table in tables.items() if colour_of(turn_hues(picture, table)) == name}

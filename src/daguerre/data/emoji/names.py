@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from daguerre.data.emoji.archive import Entry
+from daguerre.data.emoji.archive import EmojiEntry
 
 # Other words for a main name. None of them is another thing's main name.
 _SYNONYMS = {
@@ -69,7 +69,7 @@ _PROPER = re.compile(
 
 
 @dataclass(frozen=True)
-class Name:
+class EmojiName:
     """A thing's main name, its other names, and the name it keeps when its colour changes ("apple" of a red apple)."""
 
     main: str
@@ -77,7 +77,7 @@ class Name:
     base: str
 
 
-def thing_names(entries: Iterable[Entry]) -> list[Name]:
+def thing_names(entries: Iterable[EmojiEntry]) -> list[EmojiName]:
     """The names of every entry. Main names are unique; another name that is someone's main name is left out."""
     named = [[natural for official in _main_first(entry.names) for natural in _natural(official, entry.subgroup)] for entry in entries]
     mains = {names[0] for names in named}
@@ -86,7 +86,7 @@ def thing_names(entries: Iterable[Entry]) -> list[Name]:
     for names in named:
         others = [*names[1:], *([_SYNONYMS[names[0]]] if names[0] in _SYNONYMS else [])]
         base = COLOUR_WORD.sub("", names[0], count=1)
-        result.append(Name(names[0], tuple(other for other in others if other not in mains), base))
+        result.append(EmojiName(names[0], tuple(other for other in others if other not in mains), base))
     return result
 
 

@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from daguerre.data.emoji.archive import ARCHIVE, Entry, write_archive
+from daguerre.data.emoji.archive import ARCHIVE, EmojiEntry, write_archive
 from daguerre.errors import DaguerreError
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_TEST = Path("/usr/share/unicode/emoji/emoji-test.txt")
 FONT_SIZE = 109  # the one bitmap strike the font has
-CELL = 136  # its advance: the width of one emoji
+CELL_SIZE = 136  # its advance: the width of one emoji
 _LINE = re.compile(r"(?P<points>[0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E\d+\.\d+ (?P<name>.+)")
 
 
 @dataclass(frozen=True)
-class Listed:
+class EmojiListing:
     """One line of `emoji-test.txt`: the characters, the official name and where Unicode files it."""
 
     text: str
@@ -36,7 +36,7 @@ class Listed:
     subgroup: str
 
 
-def listed_emoji(path: Path, *, skin_tones: bool = False) -> Iterator[Listed]:
+def listed_emoji(path: Path, *, skin_tones: bool = False) -> Iterator[EmojiListing]:
     """Yield the fully-qualified emoji of an `emoji-test.txt`, in its order; with skin tones about twice as many."""
     if not path.is_file():
         raise DaguerreError(f"No emoji list at {path}: install Debian's unicode-data, or name another with --emoji-test.")
@@ -47,7 +47,7 @@ def listed_emoji(path: Path, *, skin_tones: bool = False) -> Iterator[Listed]:
         elif line.startswith("# subgroup: "):
             subgroup = line.removeprefix("# subgroup: ")
         elif (match := _LINE.fullmatch(line)) and (skin_tones or "skin tone" not in match["name"]):
-            yield Listed("".join(chr(int(point, 16)) for point in match["points"].split()), match["name"], group, subgroup)
+            yield EmojiListing("".join(chr(int(point, 16)) for point in match["points"].split()), match["name"], group, subgroup)
 
 
 def open_font(path: Path) -> ImageFont.FreeTypeFont:
@@ -61,21 +61,21 @@ def open_font(path: Path) -> ImageFont.FreeTypeFont:
 
 def render(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
     """Draw one emoji, cropped to what is drawn, RGBA with the font's own pixels; None where the font lacks it."""
-    if not 0 < font.getlength(text) <= CELL:
+    if not 0 < font.getlength(text) <= CELL_SIZE:
         return None
-    canvas = Image.new("RGBA", (2 * CELL, 2 * CELL))
-    ImageDraw.Draw(canvas).text((CELL // 2, CELL // 2), text, font=font, embedded_color=True)
+    canvas = Image.new("RGBA", (2 * CELL_SIZE, 2 * CELL_SIZE))
+    ImageDraw.Draw(canvas).text((CELL_SIZE // 2, CELL_SIZE // 2), text, font=font, embedded_color=True)
     box = canvas.getchannel("A").getbbox()
     return canvas.crop(box) if box else None
 
 
-def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) -> tuple[list[Entry], list[Image.Image], list[str]]:
+def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) -> tuple[list[EmojiEntry], list[Image.Image], list[str]]:
     """Render every emoji; those with the very same picture (the flags of Norway and Bouvet Island) become one entry of several names.
 
     Returns the entries, their pictures and the official names that the font could not draw.
     """
     font = open_font(font_path)
-    found: dict[bytes, tuple[list[Listed], Image.Image]] = {}
+    found: dict[bytes, tuple[list[EmojiListing], Image.Image]] = {}
     missing = []
     for emoji in listed_emoji(list_path, skin_tones=skin_tones):
         picture = render(font, emoji.text)
@@ -83,7 +83,7 @@ def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) ->
             missing.append(emoji.name)
         else:
             found.setdefault(np.asarray(picture).tobytes(), ([], picture))[0].append(emoji)
-    entries = [Entry(same[0].text, tuple(e.name for e in same), same[0].group, same[0].subgroup) for same, _ in found.values()]
+    entries = [EmojiEntry(same[0].text, tuple(e.name for e in same), same[0].group, same[0].subgroup) for same, _ in found.values()]
     return entries, [picture for _, picture in found.values()], missing
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from daguerre.data.colours import colour_of
-from daguerre.data.emoji.archive import Entry, read_index, read_pictures
-from daguerre.data.emoji.names import COLOUR_WORD, Name, thing_names
+from daguerre.data.emoji.archive import EmojiEntry, read_images, read_index
+from daguerre.data.emoji.names import COLOUR_WORD, EmojiName, thing_names
 
 # Text, hands of clocks, phases, maps and names with a direction: their mirror image is something else.
 _HANDED = re.compile(
@@ -44,7 +44,7 @@ class Thing:
 @lru_cache(maxsize=2)
 def read_things(archive: Path) -> tuple[Thing, ...]:
     """Every thing of an archive, in its order."""
-    entries, pictures = read_index(archive), read_pictures(archive)
+    entries, pictures = read_index(archive), read_images(archive)
     names = thing_names(entries)
     colours = [colour_of(Image.fromarray(picture, "RGBa").convert("RGBA")) for picture in pictures[:, ::3, ::3]]
     own: dict[str, set[str]] = {}
@@ -54,7 +54,7 @@ def read_things(archive: Path) -> tuple[Thing, ...]:
     return tuple(_thing(i, e, n, c, frozenset(own[n.base])) for i, (e, n, c) in enumerate(zip(entries, names, colours, strict=True)))
 
 
-def _thing(index: int, entry: Entry, name: Name, colour: str | None, own: frozenset[str]) -> Thing:
+def _thing(index: int, entry: EmojiEntry, name: EmojiName, colour: str | None, own: frozenset[str]) -> Thing:
     handed = entry.group in _HANDED_GROUPS or entry.subgroup in ("time", "alphanum") or _HANDED.fullmatch(name.main) is not None
     person = entry.group == "People & Body" and entry.subgroup.startswith(("person", "family"))
     paired = entry.group in _PAIRABLE_GROUPS and entry.subgroup not in _NOT_PAIRABLE

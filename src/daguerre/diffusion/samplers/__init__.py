@@ -6,14 +6,14 @@
 from daguerre.diffusion.samplers.consistency import lcm, tcd
 from daguerre.diffusion.samplers.dpm_solver import dpm_solver
 from daguerre.diffusion.samplers.dpmpp_multistep import dpmpp_2m, dpmpp_3m, unipc
-from daguerre.diffusion.samplers.euler_heun import Steps, ddim_inversion, ddpm, dpm2, dpmpp_2s_a, dpmpp_sde, euler, heun
+from daguerre.diffusion.samplers.euler_heun import SamplerSteps, ddim_inversion, ddpm, dpm2, dpmpp_2s_a, dpmpp_sde, euler, heun
 from daguerre.diffusion.samplers.linear_multistep import deis, ipndm, lms, plms, pndm
 from daguerre.diffusion.samplers.registry import SAMPLERS, Sampler
 
 __all__ = [
     "SAMPLERS",
     "Sampler",
-    "Steps",
+    "SamplerSteps",
     "ddim_inversion",
     "ddpm",
     "deis",

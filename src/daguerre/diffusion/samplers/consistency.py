@@ -5,11 +5,11 @@ from itertools import pairwise
 from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
-from daguerre.diffusion.noise import Noise
-from daguerre.diffusion.samplers.euler_heun import Steps
+from daguerre.diffusion.noise import NoiseSampler
+from daguerre.diffusion.samplers.euler_heun import SamplerSteps
 
 
-def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise) -> Steps:
+def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler) -> SamplerSteps:
     """Jump to the clean picture, then noise it anew (Luo et al. 2023, arXiv:2310.04378, after Song et al. 2023, arXiv:2303.01469,
     algorithm 1)."""
     for sigma, sigma_next in pairwise(sigmas):
@@ -20,8 +20,8 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise) -> Steps:
 
 
 def tcd(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, gamma: float = 0.3, downs: Tensor | None = None
-) -> Steps:
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler | None = None, gamma: float = 0.3, downs: Tensor | None = None
+) -> SamplerSteps:
     """Jump along the trajectory below the next σ, then noise up to it (Zheng et al. 2024, arXiv:2402.19159, strategic stochastic sampling).
 
     gamma: 0 draws no noise (Euler), 1 is `lcm`. The jump ends at (1 − γ)·σ_next, or where `downs` (N,) from `spacing.tcd_downs` says.

@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
-from daguerre.diffusion.samplers.euler_heun import Steps
-from daguerre.diffusion.samplers.exponential_integrator import combine, data_moments, noise_moments
+from daguerre.diffusion.samplers.euler_heun import SamplerSteps
+from daguerre.diffusion.samplers.exponential_integrator import data_moments, noise_moments, weighted_sum
 
 
 def dpm_solver(
@@ -22,7 +22,7 @@ def dpm_solver(
     order: int = 2,
     prediction: Literal["epsilon", "x0"] = "epsilon",
     solver: Literal["midpoint", "heun"] = "midpoint",
-) -> Steps:
+) -> SamplerSteps:
     """DPM-Solver-2 and -3 in terms of ε, DPM-Solver++(2S) and (3S) in terms of x0. The last step is of first order where it goes to 0."""
     orders = _orders(len(sigmas) - 1, order, to_zero=bool(sigmas[-1] == 0))
     answers: list[Tensor] = []  # of this block, the oldest first
@@ -53,7 +53,7 @@ def _step(x: Tensor, answers: list[Tensor], sigmas: Tensor, prediction: str, sol
     elif slopes:
         middle = moments[0] / 2 if len(slopes) == 1 and solver == "midpoint" else moments[1]
         terms, values = [*terms, middle], [*values, slopes[-1]]
-    total = combine(terms, values)
+    total = weighted_sum(terms, values)
     return (-h).exp() * x + total if prediction == "x0" else x - sigmas[0] * total
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
-from daguerre.diffusion.noise import Noise
-from daguerre.diffusion.samplers.euler_heun import Steps
-from daguerre.diffusion.samplers.exponential_integrator import combine, data_moments, weights
+from daguerre.diffusion.noise import NoiseSampler
+from daguerre.diffusion.samplers.euler_heun import SamplerSteps
+from daguerre.diffusion.samplers.exponential_integrator import data_moments, quadrature_weights, weighted_sum
 
 Solver = Literal["midpoint", "heun"]
 
@@ -22,9 +22,9 @@ def dpmpp_2m(
     *,
     solver: Solver = "midpoint",
     eta: float = 0.0,
-    noise: Noise | None = None,
+    noise: NoiseSampler | None = None,
     lower_order_final: bool = False,
-) -> Steps:
+) -> SamplerSteps:
     """DPM-Solver++(2M), second order: x0 goes on as it changed in the step before (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
 
     η = 1 is its SDE form (section 5). "heun" integrates the line through the last two x0 exactly, "midpoint" takes its middle.
@@ -33,7 +33,7 @@ def dpmpp_2m(
     past: list[tuple[Tensor, Tensor]] = []  # (x0, h) of the step before
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        h, gone = _pull(sigma, sigma_next, eta)
+        h, gone = _step_fraction(sigma, sigma_next, eta)
         x = x0 + (x - x0) * (1 - gone)
         if _order(2, past, step, sigmas, lower_order_final) == 2:
             bend = gone / 2 if solver == "midpoint" else 1 - gone / ((1 + eta) * h)
@@ -50,10 +50,10 @@ def dpmpp_3m(
     *,
     solver: Solver = "heun",
     eta: float = 0.0,
-    noise: Noise | None = None,
+    noise: NoiseSampler | None = None,
     lower_order_final: bool = False,
     exact: bool = False,
-) -> Steps:
+) -> SamplerSteps:
     """DPM-Solver++(3M): x0 goes on with the slope and the curvature of the last two steps; η = 1 is its SDE form.
 
     The known implementations give the second difference half the weight of the exact integral, which leaves the method at second order;
@@ -62,7 +62,7 @@ def dpmpp_3m(
     past: list[tuple[Tensor, Tensor]] = []  # (x0, h), the newest first
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        h, gone = _pull(sigma, sigma_next, eta)
+        h, gone = _step_fraction(sigma, sigma_next, eta)
         x = x0 + (x - x0) * (1 - gone)
         order = _order(3, past, step, sigmas, lower_order_final)
         first = 1 - gone / ((1 + eta) * h)  # ∫ of u, and `second` of u², as in polynomial.py
@@ -78,13 +78,13 @@ def dpmpp_3m(
         yield x, x0
 
 
-def _pull(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+def _step_fraction(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
     """h of a step, inf at the step to 0, and the share of x that gives way to x0 in it."""
     h = (sigma / sigma_next).log()
     return h, -torch.expm1(-(1 + eta) * h)
 
 
-def _noised(x: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: Noise | None) -> Tensor:
+def _noised(x: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: NoiseSampler | None) -> Tensor:
     """x with the noise of the SDE's step, whose variance is σ_next²·(1 − e^(−2ηh))."""
     if noise is None or eta == 0 or sigma_next == 0:
         return x
@@ -101,7 +101,7 @@ def _order(order: int, past: Sequence[object], step: int, sigmas: Tensor, lower_
 
 def unipc(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2, variant: Literal["bh1", "bh2"] = "bh2", lower_order_final: bool = True
-) -> Steps:
+) -> SamplerSteps:
     """UniPC: each step is done again once x0 at its end is known, which costs nothing, as the next step needs that x0 anyway
     (Zhao et al. 2023, arXiv:2302.04867, in terms of x0). The order of the corrected steps is one more than `order`."""
     lambdas = -sigmas.log()
@@ -131,5 +131,5 @@ def _unified(x: Tensor, goal: Tensor, lambdas: list[Tensor], x0s: list[Tensor], 
         half = (h if variant == "bh1" else moments[0]) / (2 * nodes[1])
         coefficients = torch.stack([moments[0] - half, half])
     else:
-        coefficients = weights(nodes, moments)
-    return torch.exp(-h) * x + combine(coefficients, x0s)
+        coefficients = quadrature_weights(nodes, moments)
+    return torch.exp(-h) * x + weighted_sum(coefficients, x0s)

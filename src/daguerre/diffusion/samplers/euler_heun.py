@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
-from daguerre.diffusion.noise import Noise
+from daguerre.diffusion.noise import NoiseSampler
 
-Steps = Iterator[tuple[Tensor, Tensor]]  # (x, x0) after every step
+SamplerSteps = Iterator[tuple[Tensor, Tensor]]  # (x, x0) after every step
 
 
 def ancestral(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def ancestral(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Te
     return (sigma_next**2 - up**2).sqrt(), up
 
 
-def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None) -> Steps:
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: NoiseSampler | None = None) -> SamplerSteps:
     """First order. η = 0 is Euler, DDIM and DPM-Solver-1; η = 1 is Euler-ancestral and, on the discrete schedule, DDPM with the small
     variance (Song et al. 2021, eq. 12 and 16)."""
     for sigma, sigma_next in pairwise(sigmas):
@@ -34,7 +34,9 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, nois
         yield x, x0
 
 
-def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, variance: Literal["small", "large"] = "small") -> Steps:
+def ddpm(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler, variance: Literal["small", "large"] = "small"
+) -> SamplerSteps:
     """The posterior of the forward process with variance β̃ (small) or β (large) (Ho et al. 2020, arXiv:2006.11239, section 3.2)."""
     for sigma, sigma_next in pairwise(sigmas):
         x0 = denoise(x, sigma)
@@ -48,7 +50,7 @@ def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, variance:
         yield x, x0
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> SamplerSteps:
     """Second order, two evaluations a step; plain Euler where σ reaches 0 (Karras et al. 2022, algorithm 1)."""
     for sigma, sigma_next in pairwise(sigmas):
         x0 = denoise(x, sigma)
@@ -60,7 +62,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
         yield x, x0
 
 
-def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None) -> Steps:
+def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: NoiseSampler | None = None) -> SamplerSteps:
     """Second order, two evaluations a step, the second half-way in ln σ: DPM-Solver-2 with its integral taken in σ
     (Karras et al. 2022, algorithm 2 without churn; Lu et al. 2022, arXiv:2206.00927, algorithm 1)."""
     for sigma, sigma_next in pairwise(sigmas):
@@ -77,7 +79,7 @@ def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise
         yield x, x0
 
 
-def dpmpp_2s_a(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 1.0, noise: Noise | None = None) -> Steps:
+def dpmpp_2s_a(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 1.0, noise: NoiseSampler | None = None) -> SamplerSteps:
     """DPM-Solver++(2S) with its half-way point inside the step, then noise as in Euler-ancestral; second order at η = 0
     (Lu et al. 2022, arXiv:2211.01095, algorithm 1)."""
     for sigma, sigma_next in pairwise(sigmas):
@@ -92,7 +94,7 @@ def dpmpp_2s_a(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 1.0,
         yield x, x0
 
 
-def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 1.0, noise: Noise) -> Steps:
+def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 1.0, noise: NoiseSampler) -> SamplerSteps:
     """DPM-Solver++(SDE): the way to the half-way point draws noise too, so give noise that knows its interval (`brownian`);
     two evaluations a step (Lu et al. 2022, arXiv:2211.01095, section 5)."""
     for sigma, sigma_next in pairwise(sigmas):
@@ -109,7 +111,7 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 1.0, 
         yield x, x0
 
 
-def ddim_inversion(denoise: Denoise, x: Tensor, sigmas: Tensor, *, iterations: int = 1) -> Steps:
+def ddim_inversion(denoise: Denoise, x: Tensor, sigmas: Tensor, *, iterations: int = 1) -> SamplerSteps:
     """Euler backwards, from the last σ of the grid up to the first: finds the noise from which `euler` makes this picture.
 
     A step asks for the slope at its upper end, which is not known yet. One iteration takes the lower end's x there (Mokady et al. 2023,

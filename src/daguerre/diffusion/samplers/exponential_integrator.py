@@ -28,13 +28,13 @@ def noise_moments(h: Tensor, count: int) -> list[Tensor]:
     return moments
 
 
-def weights(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> Tensor:
+def quadrature_weights(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> Tensor:
     """How much each of n nodes counts, so that polynomials below degree n are integrated exactly: Σ_j w_j·u_j^k = moment_k. (n,)"""
     powers = torch.stack([torch.stack(list(nodes)) ** k for k in range(len(nodes))])  # (n, n): row k holds u^k
     return torch.linalg.solve(powers, torch.stack(list(moments[: len(nodes)])))
 
 
-def combine(coefficients: Tensor | Sequence[Tensor | float], values: Sequence[Tensor]) -> Tensor:
+def weighted_sum(coefficients: Tensor | Sequence[Tensor | float], values: Sequence[Tensor]) -> Tensor:
     """Σ c_i·v_i, each v_i (B, *)."""
     total = coefficients[0] * values[0]
     for coefficient, value in zip(coefficients[1:], values[1:], strict=True):

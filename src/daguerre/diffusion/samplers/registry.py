@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
-from daguerre.diffusion.noise import Noise, brownian, independent
+from daguerre.diffusion.noise import NoiseSampler, brownian_noise, gaussian_noise
 from daguerre.diffusion.samplers import consistency, dpmpp_multistep, euler_heun, linear_multistep
 from daguerre.diffusion.samplers.dpm_solver import dpm_solver
-from daguerre.diffusion.samplers.euler_heun import Steps
+from daguerre.diffusion.samplers.euler_heun import SamplerSteps
 from daguerre.errors import DaguerreError, nearest
 
 
@@ -32,26 +32,26 @@ class Sampler:
     """
 
     name: str
-    run: Callable[..., Steps]
+    run: Callable[..., SamplerSteps]
     order: int
     evaluations: int = 1
     stochastic: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
-    minimum: int = 1
+    min_steps: int = 1
     aliases: tuple[str, ...] = ()
     brownian: bool = False
-    upwards: bool = False
-    apart: bool = False
+    inversion: bool = False
+    exact_first_step: bool = False
 
-    def noise(self, sources: Sequence[torch.Generator]) -> Noise:
+    def noise(self, sources: Sequence[torch.Generator]) -> NoiseSampler:
         """The noise that suits this sampler, one source for each picture: a Brownian path for those that solve an SDE."""
-        return (brownian if self.brownian else independent)(sources)
+        return (brownian_noise if self.brownian else gaussian_noise)(sources)
 
-    def takes(self, option: str) -> bool:
+    def accepts(self, option: str) -> bool:
         """Whether the sampler's function has this keyword: "eta", "noise", "order", …"""
         return option in inspect.signature(self.run).parameters
 
-    def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, **options: Any) -> Steps:
+    def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler | None = None, **options: Any) -> SamplerSteps:
         """Yield (x, x0) after every step, from x at sigmas[0] to the last σ.
 
         Args:
@@ -65,17 +65,17 @@ class Sampler:
             DaguerreError: the grid does not descend or is too short; noise is missing; an option is unknown; x is no longer finite.
         """
         options = {**self.options, **options}
-        if unknown := [name for name in options if not self.takes(name)]:
+        if unknown := [name for name in options if not self.accepts(name)]:
             keywords = list(inspect.signature(self.run).parameters)[3:]
             raise DaguerreError(f"The sampler {self.name!r} has no option {unknown[0]!r}.{nearest(unknown[0], keywords)}")
-        if self.takes("noise"):
+        if self.accepts("noise"):
             if noise is None and (self.stochastic or options.get("eta", 0) > 0):
                 raise DaguerreError(
                     f"The sampler {self.name!r} draws noise; give it noise, or take a deterministic one such as 'dpmpp_2m'."
                 )
             options["noise"] = noise
         sigmas = check_grid(sigmas, self)
-        return _finite(self, _apart(self, denoise, x, sigmas, options), sigmas)
+        return _finite(self, _exact_first_step(self, denoise, x, sigmas, options), sigmas)
 
 
 def check_grid(sigmas: Tensor, sampler: Sampler) -> Tensor:
@@ -93,17 +93,17 @@ def check_grid(sigmas: Tensor, sampler: Sampler) -> Tensor:
         raise DaguerreError(f"The grid must descend, and σ[{i}] = {sigmas[i]:g} is followed by σ[{i + 1}] = {sigmas[i + 1]:g}.")
     if sigmas[-1] < 0:
         raise DaguerreError(f"The grid ends at σ = {sigmas[-1]:g}; it must end at 0 or above.")
-    if sigmas[0].isinf() and sampler.upwards:
+    if sigmas[0].isinf() and sampler.inversion:
         raise DaguerreError(
             f"The sampler {sampler.name!r} ends at the first σ, which must be finite; make the grid with terminal='capped'."
         )
     steps = len(sigmas) - 1 - int(sigmas[0].isinf())  # a step from inf is taken apart
-    if steps < sampler.minimum and not (steps == 0 and sampler.minimum == 1):
-        raise DaguerreError(f"The sampler {sampler.name!r} needs at least {sampler.minimum} steps, and {steps} were given.")
+    if steps < sampler.min_steps and not (steps == 0 and sampler.min_steps == 1):
+        raise DaguerreError(f"The sampler {sampler.name!r} needs at least {sampler.min_steps} steps, and {steps} were given.")
     return sigmas
 
 
-def _apart(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Tensor, options: Mapping[str, Any]) -> Steps:
+def _exact_first_step(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Tensor, options: Mapping[str, Any]) -> SamplerSteps:
     """The sampler, after a first step of its own where the grid begins at inf: the limit of `euler` with the same share of fresh noise."""
     if sigmas[0].isinf():
         x0 = denoise(x, sigmas[0])
@@ -119,9 +119,9 @@ def _apart(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Tensor, option
         yield from sampler.run(denoise, x, sigmas, **options)
 
 
-def _finite(sampler: Sampler, steps: Iterator[tuple[Tensor, Tensor]], sigmas: Tensor) -> Steps:
+def _finite(sampler: Sampler, steps: Iterator[tuple[Tensor, Tensor]], sigmas: Tensor) -> SamplerSteps:
     """Stop at the first step that is not finite: nothing after it can be right."""
-    along = sigmas.flip(0) if sampler.upwards else sigmas
+    along = sigmas.flip(0) if sampler.inversion else sigmas
     for index, (x, x0) in enumerate(steps):
         if not x.isfinite().all():
             raise DaguerreError(
@@ -138,18 +138,35 @@ _ROWS = (
     Sampler("euler_a", euler_heun.euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
     Sampler("ddpm", euler_heun.ddpm, 1, stochastic=True, aliases=("DDPM",)),
     Sampler("ddpm_large", euler_heun.ddpm, 1, stochastic=True, options={"variance": "large"}),
-    Sampler("heun", euler_heun.heun, 2, evaluations=2, aliases=("Heun",), apart=True),
-    Sampler("dpm2", euler_heun.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), apart=True),
-    Sampler("dpm2_a", euler_heun.dpm2, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM2 a", "dpm_2_ancestral"), apart=True),
-    Sampler("dpm_solver_2s", dpm_solver, 2, minimum=2, aliases=("DPM-Solver-2",), apart=True),
-    Sampler("dpm_solver_3s", dpm_solver, 3, options={"order": 3, "solver": "heun"}, minimum=3, aliases=("DPM-Solver-3",), apart=True),
-    Sampler("dpmpp_2s", dpm_solver, 2, options={"prediction": "x0"}, minimum=2, aliases=("DPM-Solver++(2S)",)),
+    Sampler("heun", euler_heun.heun, 2, evaluations=2, aliases=("Heun",), exact_first_step=True),
+    Sampler("dpm2", euler_heun.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), exact_first_step=True),
+    Sampler(
+        "dpm2_a",
+        euler_heun.dpm2,
+        1,
+        evaluations=2,
+        stochastic=True,
+        options=_SDE,
+        aliases=("DPM2 a", "dpm_2_ancestral"),
+        exact_first_step=True,
+    ),
+    Sampler("dpm_solver_2s", dpm_solver, 2, min_steps=2, aliases=("DPM-Solver-2",), exact_first_step=True),
+    Sampler(
+        "dpm_solver_3s",
+        dpm_solver,
+        3,
+        options={"order": 3, "solver": "heun"},
+        min_steps=3,
+        aliases=("DPM-Solver-3",),
+        exact_first_step=True,
+    ),
+    Sampler("dpmpp_2s", dpm_solver, 2, options={"prediction": "x0"}, min_steps=2, aliases=("DPM-Solver++(2S)",)),
     Sampler(
         "dpmpp_3s",
         dpm_solver,
         3,
         options={"order": 3, "prediction": "x0", "solver": "heun"},
-        minimum=3,
+        min_steps=3,
         aliases=("DPM-Solver++(3S)",),
     ),
     Sampler(
@@ -173,12 +190,12 @@ _ROWS = (
     Sampler("unipc_bh1", dpmpp_multistep.unipc, 3, options={"variant": "bh1"}, aliases=("uni_pc_bh1",)),
     Sampler("lms", linear_multistep.lms, 4, aliases=("LMS",)),
     Sampler("deis", linear_multistep.deis, 3, aliases=("DEIS",)),
-    Sampler("plms", linear_multistep.plms, 2, minimum=2, aliases=("PLMS",), apart=True),
-    Sampler("pndm", linear_multistep.pndm, 2, minimum=4, apart=True),
+    Sampler("plms", linear_multistep.plms, 2, min_steps=2, aliases=("PLMS",), exact_first_step=True),
+    Sampler("pndm", linear_multistep.pndm, 2, min_steps=4, exact_first_step=True),
     Sampler("ipndm", linear_multistep.ipndm, 2),
     Sampler("lcm", consistency.lcm, 1, stochastic=True, aliases=("LCM",)),
     Sampler("tcd", consistency.tcd, 1, stochastic=True, aliases=("TCD",)),
-    Sampler("ddim_inversion", euler_heun.ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), upwards=True),
+    Sampler("ddim_inversion", euler_heun.ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), inversion=True),
 )
 
 SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _ROWS}

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-FULL = 16  # outputs: products of multiples of so many are up to a tenth quicker
+BLOCK = 16  # outputs: products of multiples of so many are up to a tenth quicker
 
 
-def parts(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slice, slice]]:
+def tiles(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slice, slice]]:
     """Some pictures and some of their rows at a time, whole pictures or rows of one, of no more than `most` numbers; a row has `size`."""
     height = max(1, most // size)
     step, together = -(-rows // -(-rows // height)), max(1, height // rows)
@@ -18,7 +18,7 @@ def parts(pictures: int, rows: int, size: int, most: int) -> Iterator[tuple[slic
 
 def outputs_at_once(channels: int, most: int) -> int:
     """How many outputs to work on at a time: a multiple of FULL whose kernels have at most so many pairs of channels, at least FULL."""
-    return max(1, most // channels // FULL) * FULL
+    return max(1, most // channels // BLOCK) * BLOCK
 
 
 def padded(x: Tensor, top: int, height: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 FEW_PLACES, MANY_PAIRS = 128, 1 << 20  # places (B·H'·W') up to which, and pairs (C·N) from which, a convolution is best one product
 
 
-def computes(dtype: torch.dtype) -> bool:
+def supports(dtype: torch.dtype) -> bool:
     """Whether products in this dtype are for this room; PyTorch has its own ways of all others."""
     if not torch.backends.mkldnn.is_available():
         return False
@@ -29,14 +29,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def several(x: Tensor, weights: Tensor) -> Sequence[Tensor]:
+def batched_linear(x: Tensor, weights: Tensor) -> Sequence[Tensor]:
     """n times x·Wᵀ, (T, N) each, for x (n, T, C) and weights (n, N, C)."""
     if _by_mkl(x.dtype):
         return torch.bmm(x, weights.transpose(1, 2)).unbind()
     return [linear(one, weight) for one, weight in zip(x, weights, strict=True)]
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+def im2col_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     """conv2d as one product (im2col): each place is a row of the numbers that its answer depends on. Returns (B, N, H', W'), channels last.
 
     x: (B, C, H, W); weight: (N, C, kh, kw), which is read as it is where it is channels last.
@@ -48,7 +48,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence
     return linear(rows, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def convolution_pays(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+def im2col_is_faster(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     """Whether `convolution` is the quickest way: by MKL, on maps of few places, where other ways take longest to lay out their kernels."""
     places = len(x) * x.shape[2] * x.shape[3] // (stride[0] * stride[1])
     return _by_mkl(x.dtype) and places <= FEW_PLACES and weight.shape[0] * weight.shape[1] >= MANY_PAIRS
@@ -63,16 +63,16 @@ def geglu(x: Tensor, value: Tensor, gate: Tensor, value_bias: Tensor | None, gat
     return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
 
 
-def laid_out(weight: Tensor, x: Tensor) -> Tensor:
+def reorder_weight(weight: Tensor, x: Tensor) -> Tensor:
     """The weight (N, C) in the order in which it is read for such x (*, C); MKL reads it as it is."""
     if _by_mkl(x.dtype):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), x.numel() // x.shape[-1])
 
 
-def by_onednn(dtype: torch.dtype) -> bool:
+def prefers_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN is the quickest at products in this dtype."""
-    return computes(dtype) and not _by_mkl(dtype)
+    return supports(dtype) and not _by_mkl(dtype)
 
 
 def _by_mkl(dtype: torch.dtype) -> bool:

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.nn.attention import GEGLU, FeedForward, TransformerBlock
-from daguerre.nn.attention_hooks import crossing
+from daguerre.nn.attention_hooks import cross_attentions
 from daguerre.nn.cpu import linear as cpu_linear
 from daguerre.nn.cpu import upsample_conv, winograd
-from daguerre.nn.cpu.module_view import M, twin
-from daguerre.nn.resample import Upsample, doubles
+from daguerre.nn.cpu.module_view import M, shallow_copy
+from daguerre.nn.resample import Upsample, is_exact_2x
 
 MOST_BYTES = 1 << 28  # of weights that are laid out once: that takes a second copy, and on the maps of larger networks gains little
-AT_ONCE = 1 << 21  # numbers inside of a feed-forward block that are worked on at a time
+CONVERT_ELEMENTS = 1 << 21  # numbers inside of a feed-forward block that are worked on at a time
 FEW_ROWS = 512  # for fewer, reading the weights once more takes longer than it gains
 NOTHING = torch.empty(0)
 W = TypeVar("W")
 
 
-def packed(network: M, *, copies: bool = True) -> M:
+def prepack(network: M, *, copies: bool = True) -> M:
     """A twin of a network whose answers differ by rounding alone; the network itself where no quicker way is known.
 
     It is made for one run: the weights may be those of its first call.
@@ -39,26 +39,26 @@ def packed(network: M, *, copies: bool = True) -> M:
     weights = list(network.parameters())
     dtypes = {weight.dtype for weight in weights}
     computed = torch.float32 if torch.float32 in dtypes else next(iter(dtypes), torch.float32)
-    if not all(weight.device.type in ("cpu", "meta") for weight in weights) or not cpu_linear.computes(computed):
+    if not all(weight.device.type in ("cpu", "meta") for weight in weights) or not cpu_linear.supports(computed):
         return network  # on the meta device are those that are read when the network begins
-    copies = copies and few(weights, computed)
+    copies = copies and fits_copy_budget(weights, computed)
     scratch = _Scratch()
-    second = twin(network, lambda module: _forward(module, scratch, copies))
-    names = frozenset(f"{name}.weight" for name, module in network.named_modules() if not copies and _taken(module))
+    second = shallow_copy(network, lambda module: _forward(module, scratch, copies))
+    names = frozenset(f"{name}.weight" for name, module in network.named_modules() if not copies and _is_plain_layer(module))
     for block in second.modules():
         block.__dict__["converts"] = names
-        for attention in crossing(block) if isinstance(block, TransformerBlock) else ():
+        for attention in cross_attentions(block) if isinstance(block, TransformerBlock) else ():
             for layer in (attention.get_submodule("to_k"), attention.get_submodule("to_v")):
-                layer.forward = remembering(layer.forward)
+                layer.forward = memoize_last_input(layer.forward)
     return second
 
 
-def few(weights: Iterable[Tensor], dtype: torch.dtype) -> bool:
+def fits_copy_budget(weights: Iterable[Tensor], dtype: torch.dtype) -> bool:
     """Whether a network's weights are so few that they are laid out once for a run."""
     return sum(weight.numel() for weight in weights) * dtype.itemsize <= MOST_BYTES
 
 
-def converts(module: nn.Module) -> frozenset[str]:
+def upcast_on_use(module: nn.Module) -> frozenset[str]:
     """The weights of a network that this twin of it, or of a part of it, takes in half precision, too, where it computes in float32."""
     return module.__dict__.get("converts", frozenset())
 
@@ -77,17 +77,17 @@ class _Scratch:
         if self.memory.dtype != dtype or len(self.memory) < size:
             self.memory = torch.empty(size, dtype=dtype)
         places = self.memory[:size].split([weight.numel() for weight in weights])
-        return [_shaped(place, weight.shape).copy_(weight) for place, weight in zip(places, weights, strict=True)]
+        return [_view_channels_last(place, weight.shape).copy_(weight) for place, weight in zip(places, weights, strict=True)]
 
 
-def _shaped(memory: Tensor, shape: torch.Size) -> Tensor:
+def _view_channels_last(memory: Tensor, shape: torch.Size) -> Tensor:
     if len(shape) != 4:
         return memory.view(shape)
     N, C, H, W = shape
     return memory.view(N, H, W, C).permute(0, 3, 1, 2)
 
 
-def remembering(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def memoize_last_input(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A call that answers from memory while it is asked the very same tensor, unchanged; of inference tensors nothing tells that."""
     asked, version, answer = NOTHING, 0, NOTHING
 
@@ -102,19 +102,19 @@ def remembering(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return remembered
 
 
-def _taken(module: nn.Module) -> bool:
+def _is_plain_layer(module: nn.Module) -> bool:
     """Whether a module is a plain layer, that does nothing of its own already."""
     return type(module) in (nn.Conv2d, nn.Linear) and "forward" not in module.__dict__
 
 
 def _forward(module: nn.Module, scratch: _Scratch, copies: bool) -> Callable[..., Tensor] | None:
     if type(module) is FeedForward:
-        return _by_rows(module)
+        return _chunked_feed_forward(module)
     if type(module) is GEGLU and "forward" not in module.__dict__ and type(module.proj) is nn.Linear:
         return _product(module.proj, 2, scratch, copies)
     if type(module) is Upsample and "forward" not in module.__dict__ and type(module.conv) is nn.Conv2d:
         return _enlargement(module, scratch)
-    if not _taken(module):
+    if not _is_plain_layer(module):
         return None
     if isinstance(module, nn.Conv2d):
         return _convolution(module, scratch, copies)
@@ -128,14 +128,14 @@ def _convolution(conv: nn.Conv2d, scratch: _Scratch, copies: bool) -> Callable[[
     shape = padding, stride, conv.dilation, conv.groups
     plain = (conv.dilation, conv.groups) == ((1, 1), 1)
     small = plain and (conv.kernel_size, padding, stride) == ((3, 3), (1, 1), (1, 1))
-    laid_out = _kept(lambda x: torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *shape, x.shape))
+    laid_out = _cache_per_dtype(lambda x: torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *shape, x.shape))
 
     def forward(x: Tensor) -> Tensor:
         (weight,) = scratch.wide([conv.weight], x.dtype)
-        if plain and not copies and cpu_linear.convolution_pays(x, weight, stride):
-            return cpu_linear.convolution(x, weight, conv.bias, stride, padding)
-        if small and winograd.pays(x, weight):
-            return winograd.convolution(x, weight, conv.bias)
+        if plain and not copies and cpu_linear.im2col_is_faster(x, weight, stride):
+            return cpu_linear.im2col_conv2d(x, weight, conv.bias, stride, padding)
+        if small and winograd.winograd_is_faster(x, weight):
+            return winograd.winograd_conv2d(x, weight, conv.bias)
         return torch.ops.mkldnn._convolution_pointwise(x, laid_out(x) if copies else weight, conv.bias, *shape, "none", [], "")
 
     return forward
@@ -145,9 +145,9 @@ def _enlargement(upsample: Upsample, scratch: _Scratch) -> Callable[..., Tensor]
     otherwise, conv = upsample.forward, upsample.conv
 
     def forward(x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        if doubles(x, size) and upsample_conv.pays(x, conv.weight):
+        if is_exact_2x(x, size) and upsample_conv.upsample_is_faster(x, conv.weight):
             (weight,) = scratch.wide([conv.weight], x.dtype)
-            return upsample_conv.convolution(x, weight, conv.bias)
+            return upsample_conv.upsample_conv2d(x, weight, conv.bias)
         return otherwise(x, size)
 
     return forward
@@ -156,7 +156,7 @@ def _enlargement(upsample: Upsample, scratch: _Scratch) -> Callable[..., Tensor]
 def _product(linear: nn.Linear, shares: int, scratch: _Scratch, copies: bool) -> Callable[[Tensor], Tensor]:
     """shares: in which the weight lies; 1 for a linear layer, 2 for the values and gates of a GEGLU."""
     product = cpu_linear.linear if shares == 1 else cpu_linear.geglu
-    laid_out = _kept(lambda x: [cpu_linear.laid_out(share, x) for share in linear.weight.chunk(shares)])
+    laid_out = _cache_per_dtype(lambda x: [cpu_linear.reorder_weight(share, x) for share in linear.weight.chunk(shares)])
 
     def forward(x: Tensor) -> Tensor:
         weights = laid_out(x) if copies else scratch.wide(linear.weight.chunk(shares), x.dtype)
@@ -166,9 +166,9 @@ def _product(linear: nn.Linear, shares: int, scratch: _Scratch, copies: bool) ->
     return forward
 
 
-def _by_rows(block: FeedForward) -> Callable[[Tensor], Tensor]:
+def _chunked_feed_forward(block: FeedForward) -> Callable[[Tensor], Tensor]:
     """Some places at a time, so that what is four times as wide stays in the cache and is never there as a whole."""
-    most = max(FEW_ROWS, AT_ONCE // block.inner)
+    most = max(FEW_ROWS, CONVERT_ELEMENTS // block.inner)
 
     def forward(x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -182,7 +182,7 @@ def _by_rows(block: FeedForward) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _kept(make: Callable[[Tensor], W]) -> Callable[[Tensor], W]:
+def _cache_per_dtype(make: Callable[[Tensor], W]) -> Callable[[Tensor], W]:
     """What `make` makes for the first x of a dtype; it is another at the first call, and where half precision overflowed."""
     dtype, made = None, None
 

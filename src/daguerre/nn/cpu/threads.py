@@ -5,7 +5,7 @@ import os
 import torch
 
 
-def waits_calmly() -> bool:
+def omp_wait_is_passive() -> bool:
     """Whether a thread that waits for others leaves them the processor: there is none, or OpenMP was told so before it was loaded.
 
     If not, and another program has one of two cores, what is made of many small steps crawls: a convolution of 70 ms takes five seconds

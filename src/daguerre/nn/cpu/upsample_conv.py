@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu.filtering import outputs_at_once, padded, parts
-from daguerre.nn.cpu.threads import waits_calmly
+from daguerre.nn.cpu.filtering import outputs_at_once, padded, tiles
+from daguerre.nn.cpu.threads import omp_wait_is_passive
 
-STATES = 1 << 18  # places times channels that are worked on at a time
-KERNELS = 1 << 18  # that are added up at a time
+UPSAMPLE_STATES = 1 << 18  # places times channels that are worked on at a time
+UPSAMPLE_KERNELS = 1 << 18  # that are added up at a time
 WORTH, PAIRS = 1 << 20, 1 << 16  # places times pairs of channels, and pairs, from which what is around the products is paid for
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
+def upsample_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolution` is quicker than a transposed convolution or one over the enlarged map."""
     places, pairs = len(x) * x.shape[2] * x.shape[3], weight.shape[0] * weight.shape[1]
     worth = pairs >= PAIRS and places * pairs >= WORTH
-    return worth and x.dtype == torch.float32 and not torch.is_grad_enabled() and waits_calmly()
+    return worth and x.dtype == torch.float32 and not torch.is_grad_enabled() and omp_wait_is_passive()
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv2d(interpolate(x, scale_factor=2), weight, bias, padding=1), without gradients.
 
     x: (B, C, H, W); weight: (C_out, C, 3, 3). Returns (B, C_out, 2H, 2W), channels last.
@@ -36,7 +36,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     B, C, H, W = x.shape
     N = len(weight)
     out = x.new_empty(B, H, 2, W, 2, N)
-    for pictures, rows in parts(B, H, W * max(C, N), STATES):
+    for pictures, rows in tiles(B, H, W * max(C, N), UPSAMPLE_STATES):
         place = out[pictures, rows]
         _convolve(padded(x[pictures], rows.start, place.shape[1], W), weight, place)
     out = out.view(B, 2 * H, 2 * W, N)
@@ -46,7 +46,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _convolve(d: Tensor, weight: Tensor, out: Tensor) -> None:
     """Doubling and convolving padded d (B, H + 2, W + 2, C), written to `out` (B, H, 2, W, 2, C_out)."""
     B, H, _, W, _, N = out.shape
-    C, step = d.shape[-1], outputs_at_once(d.shape[-1], KERNELS)
+    C, step = d.shape[-1], outputs_at_once(d.shape[-1], UPSAMPLE_KERNELS)
     lines, v = d.new_empty(3, B, H, W + 2, C), d.new_empty(3, 3, B, H, W, C)
     _differences(d, 1, lines)
     _differences(lines, 3, v.transpose(0, 1))
@@ -55,7 +55,7 @@ def _convolve(d: Tensor, weight: Tensor, out: Tensor) -> None:
         u = weight[part].permute(2, 3, 0, 1).clone(memory_format=torch.contiguous_format)  # (3, 3, C_out, C)
         u[1].add_(u[0]).add_(u[2])
         u[:, 1].add_(u[:, 0]).add_(u[:, 2])
-        m = [y.view(B, H, W, -1) for y in cpu_linear.several(v.view(9, -1, C), u.view(9, -1, C))]
+        m = [y.view(B, H, W, -1) for y in cpu_linear.batched_linear(v.view(9, -1, C), u.view(9, -1, C))]
         for i, line in enumerate((m[:3], m[6:])):
             for y, middle in zip(line, m[3:6], strict=True):
                 y.add_(middle)

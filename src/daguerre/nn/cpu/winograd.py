@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu.filtering import outputs_at_once, padded, parts
-from daguerre.nn.cpu.threads import waits_calmly
+from daguerre.nn.cpu.filtering import outputs_at_once, padded, tiles
+from daguerre.nn.cpu.threads import omp_wait_is_passive
 
 P, Q = 2**-0.5, 2**0.5  # half the rounding error of Lavin and Gray's 1 and 2
 SP, SQ = 0.5 / (P**4 - 1), 0.5 / (Q**4 - 1)  # 1/n(P), 1/n(Q)
@@ -26,22 +26,22 @@ STATES = 1 << 17  # tiles times channels that are worked on at a time; twice as 
 KERNELS = 1 << 18  # that are transformed at a time, so that they are still in the cache when they are multiplied
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
+def winograd_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolution` is quicker than oneDNN's, which multiplies directly: on large maps, and where reading kernels takes longest.
 
     It is some 300 small steps, after each of which threads wait for one another: they must be few, or be told to sleep soon.
     """
     tiles, pairs = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4), weight.shape[0] * weight.shape[1]
     worth = (tiles >= 64 and tiles * pairs >= 1 << 22) or (tiles >= 8 and pairs >= 1 << 20)
-    return worth and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled() and waits_calmly()
+    return worth and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled() and omp_wait_is_passive()
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv2d(x, weight, bias, padding=1), without gradients: (B, C_out, H, W), channels last, of x (B, C, H, W)."""
     B, C, H, W = x.shape
     N, h, w = len(weight), -(-H // 4), -(-W // 4)
     out = x.new_empty(B, 4 * h, 4 * w, N)
-    for pictures, rows in parts(B, h, w * max(C, N), STATES):
+    for pictures, rows in tiles(B, h, w * max(C, N), STATES):
         place = out[pictures, 4 * rows.start : 4 * rows.stop]
         _convolve(padded(x[pictures], 4 * rows.start, place.shape[1], 4 * w), weight, bias, place)
     return out[:, :H, :W].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ def _convolve(d: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
             part = slice(first, first + step)
             g = weight[part]
             _to_u(g, i, u[:, : len(g)])
-            m = cpu_linear.several(v.view(6, -1, C), u[:6, : len(g)])  # (B·h·w, C_out) each
+            m = cpu_linear.batched_linear(v.view(6, -1, C), u[:6, : len(g)])  # (B·h·w, C_out) each
             _to_y(m, half[i, :, :, part].unbind())  # line i of [(G g Gᵀ) ⊙ (Bᵀ d B)] A
     for j in range(4):
         _to_y([line[j].view(B, h, w, N) for line in half], [out[:, k::4, j::4] for k in range(4)])

@@ -23,7 +23,7 @@ def labelled_grid(images: Sequence[Image.Image], labels: Sequence[str], columns:
     scale = math.ceil(MIN_CELL / images[0].width)
     width, height = images[0].width * scale, images[0].height * scale
     font = ImageFont.load_default(size=max(12, width // 14))
-    lines = [wrap(plain(label), font, width) for label in labels]
+    lines = [wrap(supported_text(label), font, width) for label in labels]
     line_height = math.ceil(sum(font.getmetrics()) * 1.1) if isinstance(font, ImageFont.FreeTypeFont) else 14
     rows = math.ceil(len(images) / columns)
     below = [max(len(cell) for cell in lines[row * columns : (row + 1) * columns]) * line_height for row in range(rows)]
@@ -39,7 +39,7 @@ def labelled_grid(images: Sequence[Image.Image], labels: Sequence[str], columns:
     return sheet
 
 
-def plain(text: str) -> str:
+def supported_text(text: str) -> str:
     """A text in the letters that the font has, which are ASCII's: accents are dropped, other scripts become "?"."""
     dashes = text.translate({ord(sign): "-" for sign in "‐‑‒–—·"})
     letters = (letter for letter in unicodedata.normalize("NFKD", dashes) if not unicodedata.combining(letter))

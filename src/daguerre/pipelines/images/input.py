@@ -15,11 +15,11 @@ from daguerre.errors import DaguerreError
 if TYPE_CHECKING:
     import numpy as np
 
-DEEP = ("F", "I", "I;16", "I;16B", "I;16L")  # grey of more than 8 bits, which a map of depth needs
+HIGH_BIT_MODES = ("F", "I", "I;16", "I;16B", "I;16L")  # grey of more than 8 bits, which a map of depth needs
 
 
 @dataclass(frozen=True)
-class Given:
+class InputImage:
     """A picture as input; two are equal if their pixels and their path are.
 
     Attributes:
@@ -33,7 +33,7 @@ class Given:
     image: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, pixels: "Given | Image.Image | np.ndarray", path: str | None = None) -> "Given":
+    def from_any(cls, pixels: "InputImage | Image.Image | np.ndarray", path: str | None = None) -> "InputImage":
         """Take a picture of Pillow's, or an array: (H, W), (H, W, 3) or (H, W, 4), uint8 or floats in [0, 1].
 
         path: where it came from; what Pillow opened from a file knows that itself.
@@ -41,15 +41,15 @@ class Given:
         Raises:
             DaguerreError: it is something else.
         """
-        if isinstance(pixels, Given):
+        if isinstance(pixels, InputImage):
             return pixels
         path = path or str(getattr(pixels, "filename", "")) or None
-        image = upright(pixels if isinstance(pixels, Image.Image) else _image(pixels))
+        image = apply_exif(pixels if isinstance(pixels, Image.Image) else _image(pixels))
         content = f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes()
         return cls(hashlib.sha256(content).hexdigest(), path, image)
 
     @property
-    def opened(self) -> Image.Image:
+    def pixels(self) -> Image.Image:
         """The pixels. Raises DaguerreError where there are none yet."""
         if self.image is None:
             raise DaguerreError(
@@ -58,23 +58,23 @@ class Given:
         return self.image
 
     @property
-    def transparent(self) -> bool:
-        return self.opened.mode == "RGBA"
+    def has_alpha(self) -> bool:
+        return self.pixels.mode == "RGBA"
 
     def to_json(self) -> dict[str, str | None]:
         """Path and hash; the pixels stay where they are."""
         return {"path": self.path, "sha256": self.sha256}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Given":
+    def from_json(cls, value: Mapping[str, Any]) -> "InputImage":
         """Read what `to_json` wrote; the picture is not opened."""
         return cls(value["sha256"], value["path"])
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_exif(image: Image.Image) -> Image.Image:
     """Any picture turned as its EXIF says, as RGB, as RGBA where some of it is transparent, or as it is where it is deep grey."""
     image = ImageOps.exif_transpose(image)
-    if image.mode in DEEP:
+    if image.mode in HIGH_BIT_MODES:
         return image
     if "A" in image.mode.upper().replace("LAB", "") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -7,8 +7,8 @@ is a value or a link `[node, output]`. A workflow holds the same as the editor d
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Node = Mapping[str, Any]  # class_type and inputs
-Graph = Mapping[str, Node]
+ComfyNode = Mapping[str, Any]  # class_type and inputs
+ComfyGraph = Mapping[str, ComfyNode]
 
 # The widgets of the nodes that matter, in the order in which the editor keeps their values.
 WIDGETS: Mapping[str, tuple[str, ...]] = {
@@ -26,7 +26,7 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "LoadImage": ("image",),
     "ControlNetLoader": ("control_net_name",),
 }
-TEXTS = ("text", "text_g", "string", "value")
+TEXT_INPUTS = ("text", "text_g", "string", "value")
 SETTINGS = ("steps", "cfg", "sampler_name", "scheduler", "seed", "noise_seed", "denoise", "width", "height")
 FILES = ("lora_name", "vae_name", "control_net_name", "image")
 
@@ -38,9 +38,9 @@ def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
     if sampler is None:
         return {}
     values: dict[str, Any] = {}
-    for side, name in (("positive", "prompt"), ("negative", "negative")):
+    for side, name in (("positive", "prompt"), ("negative", "negative_prompt")):
         start = next((node["inputs"].get(side) for node in [sampler, *_above(graph, sampler)] if side in node["inputs"]), None)
-        texts = (node["inputs"].get(text) for node in _from(graph, start) for text in TEXTS)
+        texts = (node["inputs"].get(text) for node in _from(graph, start) for text in TEXT_INPUTS)
         values[name] = next((text for text in texts if isinstance(text, str)), "")
     for node in (sampler, *_above(graph, sampler)):
         plain = {name: value for name, value in node["inputs"].items() if not isinstance(value, list | dict)}
@@ -51,7 +51,7 @@ def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if (name, value) != ("denoise", 1)}
 
 
-def _graph(value: Any) -> Graph:
+def _graph(value: Any) -> ComfyGraph:
     """The nodes that have a type and inputs."""
     nodes = value.items() if isinstance(value, dict) else ()
     return {
@@ -61,10 +61,10 @@ def _graph(value: Any) -> Graph:
     }
 
 
-def _drawn(workflow: Any) -> Graph:
+def _drawn(workflow: Any) -> ComfyGraph:
     """The graph of an editor's workflow."""
     sources = {str(link[0]): [str(link[1]), link[2]] for link in _list(workflow, "links") if isinstance(link, list) and len(link) >= 3}
-    graph: dict[str, Node] = {}
+    graph: dict[str, ComfyNode] = {}
     for node in _list(workflow, "nodes"):
         if not isinstance(node, dict) or not isinstance(node.get("type"), str):
             continue
@@ -83,7 +83,7 @@ def _list(holder: Mapping[str, Any], name: str) -> list[Any]:
     return value if isinstance(value := holder.get(name), list) else []
 
 
-def _above(graph: Graph, node: Node) -> Iterator[Node]:
+def _above(graph: ComfyGraph, node: ComfyNode) -> Iterator[ComfyNode]:
     """Every node that this one hangs on, nearest first, each once."""
     waiting, seen = _links(node), set()
     while waiting:
@@ -94,12 +94,12 @@ def _above(graph: Graph, node: Node) -> Iterator[Node]:
             waiting += _links(graph[name])
 
 
-def _from(graph: Graph, link: Any) -> Iterator[Node]:
+def _from(graph: ComfyGraph, link: Any) -> Iterator[ComfyNode]:
     """The node that a link comes from, and those above."""
     if isinstance(link, list) and link and str(link[0]) in graph:
         yield graph[str(link[0])]
         yield from _above(graph, graph[str(link[0])])
 
 
-def _links(node: Node) -> list[str]:
+def _links(node: ComfyNode) -> list[str]:
     return [str(value[0]) for value in node["inputs"].values() if isinstance(value, list) and len(value) == 2]

@@ -7,18 +7,18 @@ import torch
 
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.pipelines.metadata.write import Origin
+from daguerre.pipelines.metadata.write import Provenance
 from daguerre.pipelines.request import Request
 from daguerre.version import VERSION
 from daguerre.weights.catalog import ASSETS, INDEX
 from daguerre.weights.hashing import files_hash
 
 
-def origin_of(model: LatentDiffusion | LatentPrior, request: Request) -> Origin:
+def provenance_of(model: LatentDiffusion | LatentPrior, request: Request) -> Provenance:
     """The origin that the pictures of a request share; each then has its place in it."""
-    return Origin(
+    return Provenance(
         request=request,
-        picture=None,
+        index=None,
         model=model.name,
         version=VERSION,
         torch=torch.__version__,

@@ -19,38 +19,38 @@ from typing import Any
 
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.comfyui import comfy_values
-from daguerre.pipelines.request import MAX_SEED, Request, changed
+from daguerre.pipelines.request import MAX_SEED, Request, with_fields
 
-LONGEST = 1 << 22  # characters of a text that are looked at
+MAX_TEXT = 1 << 22  # characters of a text that are looked at
 MAX_SIDE = 16_384  # pixels that a size may ask for
-SHOWN = 80  # characters of a value that is not used
+MAX_VALUE_SHOWN = 80  # characters of a value that is not used
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt:"
 
 # Our fields under the names that programs have for them, letters and digits alone.
 NAMES: Mapping[str, str] = {
     **dict.fromkeys(("prompt", "positiveprompt"), "prompt"),
-    **dict.fromkeys(("negative", "negativeprompt", "uc"), "negative"),
+    **dict.fromkeys(("negative", "negativeprompt", "uc"), "negative_prompt"),
     **dict.fromkeys(("steps", "numinferencesteps"), "steps"),
     **dict.fromkeys(("sampler", "samplername"), "sampler"),
     **dict.fromkeys(("scheduletype", "noiseschedule", "schedule"), "spacing"),
-    **dict.fromkeys(("cfgscale", "guidancescale", "scale", "cfg"), "guidance"),
+    **dict.fromkeys(("cfgscale", "guidancescale", "scale", "cfg"), "guidance_scale"),
     **dict.fromkeys(("seed", "noiseseed"), "seed"),
     **dict.fromkeys(("size", "resolution"), "size"),
     **dict.fromkeys(("model", "modelname", "modelid", "modelweights", "basemodel", "sdmodelcheckpoint"), "model"),
     **{name: name for name in ("width", "height", "eta", "scheduler")},
 }
-SILENT = {"version", "appversion", "metadataversion", "generationmode"}  # says nothing about the picture
+IGNORED_FIELDS = {"version", "appversion", "metadataversion", "generationmode"}  # says nothing about the picture
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignMetadata:
     """A picture that another program made.
 
     tool: its name. request: fields of `Request`. model: as that program names it. unused: what it says that has no place in a request.
     """
 
-    tool: str
+    software: str
     request: Mapping[str, Any]
     model: str | None
     unused: Mapping[str, str]
@@ -69,9 +69,9 @@ class Foreign:
         return shlex.join(["daguerre", "txt2img", *words])
 
 
-def read_foreign(texts: Mapping[str, str]) -> Foreign | None:
+def read_foreign(texts: Mapping[str, str]) -> ForeignMetadata | None:
     """What the texts of a picture ask for, None where they ask for nothing that is known."""
-    texts = {name: text for name, text in texts.items() if len(text) <= LONGEST}
+    texts = {name: text for name, text in texts.items() if len(text) <= MAX_TEXT}
     for tool, values in _readings(texts):
         if foreign := _foreign(tool, values):
             return foreign
@@ -91,7 +91,7 @@ def _readings(texts: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]
     if texts.get("Software") == "NovelAI" and (values := _object(texts.get("Comment", ""))) is not None:
         yield "NovelAI", {"prompt": texts.get("Description", ""), **values}
     parameters = texts.get("parameters", "")
-    if (values := infotext(parameters)) is not None:
+    if (values := parse_infotext(parameters)) is not None:
         yield "AUTOMATIC1111's web UI or one of its kin", values
     for text in (parameters, *texts.values()):
         if (values := _object(text)) is not None:
@@ -99,7 +99,7 @@ def _readings(texts: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]
             yield ("SwarmUI", inner) if isinstance(inner, dict) else ("a program that writes JSON", values)
 
 
-def infotext(text: str) -> dict[str, str] | None:
+def parse_infotext(text: str) -> dict[str, str] | None:
     """The names and values of a `parameters` text; None where its last line does not hold three of them."""
     *lines, last = text.strip().split("\n")
     pairs = {name.strip(): _unquoted(value.strip()) for name, value in _PAIR.findall(last)}
@@ -107,10 +107,10 @@ def infotext(text: str) -> dict[str, str] | None:
         return None
     negative = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     no = "\n".join(lines[negative:]).removeprefix(NEGATIVE).strip()
-    return {"prompt": "\n".join(lines[:negative]).strip(), **({"negative": no} if no else {}), **pairs}
+    return {"prompt": "\n".join(lines[:negative]).strip(), **({"negative_prompt": no} if no else {}), **pairs}
 
 
-def _foreign(tool: str, values: Mapping[str, Any]) -> Foreign | None:
+def _foreign(tool: str, values: Mapping[str, Any]) -> ForeignMetadata | None:
     """Sort the values: those of a request, the model's name, and all else."""
     ours: dict[str, Any] = {}
     unused: dict[str, str] = {}
@@ -120,7 +120,7 @@ def _foreign(tool: str, values: Mapping[str, Any]) -> Foreign | None:
             unused[name] = _short(value)
         else:
             ours[field] = value
-    if "prompt" not in ours or not {"steps", "seed", "guidance", "sampler", "scheduler"} & ours.keys():
+    if "prompt" not in ours or not {"steps", "seed", "guidance_scale", "sampler", "scheduler"} & ours.keys():
         return None
     # Where a program names one thing, it is the sampler; where two, the second is the spacing.
     if "scheduler" in ours:
@@ -133,7 +133,7 @@ def _foreign(tool: str, values: Mapping[str, Any]) -> Foreign | None:
     for field, value in ours.items():
         try:
             fits = _fitting(field, value)
-            changed(Request(), {field: fits})
+            with_fields(Request(), {field: fits})
         except (DaguerreError, ValueError, TypeError, OverflowError):
             unused[field] = _short(value)
         else:
@@ -142,8 +142,8 @@ def _foreign(tool: str, values: Mapping[str, Any]) -> Foreign | None:
         unused |= {side: str(request.pop(side)) for side in ("width", "height") if side in request}
     if request.get("spacing") is None:
         request.pop("spacing", None)
-    seen = {name: value for name, value in unused.items() if value and _folded(name) not in SILENT}
-    return Foreign(tool, request, None if model is None else str(model)[:200], seen) if "prompt" in request else None
+    seen = {name: value for name, value in unused.items() if value and _folded(name) not in IGNORED_FIELDS}
+    return ForeignMetadata(tool, request, None if model is None else str(model)[:200], seen) if "prompt" in request else None
 
 
 def _fitting(field: str, value: Any) -> Any:
@@ -158,7 +158,7 @@ def _fitting(field: str, value: Any) -> Any:
         if number > limit:
             raise ValueError(number)
         return number
-    if field in ("guidance", "eta"):
+    if field in ("guidance_scale", "eta"):
         return float(value)
     if field == "sampler":
         return _sampler(str(value))
@@ -171,11 +171,11 @@ def _fitting(field: str, value: Any) -> Any:
 
 def _sampler(name: str) -> str:
     """Our name of a sampler, joined with a spacing where the name holds one; diffusers' names end in "Scheduler"."""
-    from daguerre.diffusion import resolve
+    from daguerre.diffusion import parse_sampler_name
 
     plain = re.sub(r"_k$", "_karras", re.sub(r"_(gpu|cfg_pp)$", "", name)).removesuffix("Scheduler").removesuffix("Discrete")
     known = {"DPMSolverMultistep": "dpmpp_2m", "DPMSolverSinglestep": "dpmpp_2s", "EulerAncestralDiscrete": "euler_a", "ddim_v3": "ddim"}
-    choice = resolve(known.get(plain, plain))
+    choice = parse_sampler_name(known.get(plain, plain))
     return choice.sampler.name if choice.spacing is None else plain
 
 
@@ -209,7 +209,7 @@ def _short(value: Any) -> str:
     if value in (None, "", False) or (isinstance(value, list | dict) and not value):
         return ""
     text = " ".join((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_VALUE_SHOWN else f"{text[:MAX_VALUE_SHOWN]}…"
 
 
 def _unquoted(value: str) -> str:

@@ -22,9 +22,9 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import CODE_BY_CODE
+from daguerre.pipelines.tasks import VQ_PRIOR
 
-FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+OUTPUT_FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 TEXT, JSON = "parameters", "daguerre"
 SAMPLER_LABELS = {  # as other programs spell them
     "euler": "Euler",
@@ -43,15 +43,15 @@ SAMPLER_LABELS = {  # as other programs spell them
     "plms": "PLMS",
     "unipc": "UniPC",
 }
-MAX_PIXELS = 128_000_000
+MAX_READ_PIXELS = 128_000_000
 MAX_XMP = 1 << 20  # characters that are searched
 MAX_JPEG_EXIF = 65_533  # bytes, what one segment of a JPEG holds
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Where a picture comes from: all that the same bytes depend on.
 
     Attributes:
@@ -62,7 +62,7 @@ class Origin:
     """
 
     request: Request
-    picture: int | None
+    index: int | None
     model: str
     version: str
     torch: str
@@ -73,8 +73,8 @@ class Origin:
 
     def __post_init__(self) -> None:
         texts = self.model, self.version, self.torch, self.device, self.dtype, self.model_hash or "", self.model_path or ""
-        known = self.picture is None or (type(self.picture) is int and 0 <= self.picture < len(self.request.prompts) * self.request.count)
-        if not known or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPES:
+        known = self.index is None or (type(self.index) is int and 0 <= self.index < len(self.request.prompts) * self.request.num_images)
+        if not known or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPE_NAMES:
             raise TypeError("an origin's fields are texts, and its picture is one of the request's")
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Origin:
         return {**values, "request": self.request.to_json()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Origin":
+    def from_json(cls, value: Mapping[str, Any]) -> "Provenance":
         """Read what `to_json` wrote. Raises DaguerreError where it is something else."""
         try:
             return cls(**{**value, "request": Request.from_json(value["request"])})
@@ -91,20 +91,20 @@ class Origin:
             raise DaguerreError("The picture's request cannot be read; it was written by another version or changed since.") from error
 
 
-def parameters(origin: Origin, size: tuple[int, int]) -> str:
+def parameters(origin: Provenance, size: tuple[int, int]) -> str:
     """The text that other programs write and read, for a picture of `size` (width, height) pixels."""
-    request = origin.request if origin.picture is None else origin.request.singles()[origin.picture]
+    request = origin.request if origin.index is None else origin.request.split()[origin.index]
     values = {
-        **(_drawing(request) if request.sampler == CODE_BY_CODE else _walking(request)),
+        **(_drawing(request) if request.sampler == VQ_PRIOR else _walking(request)),
         "Seed": request.seed,
-        **({} if origin.picture is None else {"Size": f"{size[0]}x{size[1]}"}),  # a grid has no size that one could ask for
+        **({} if origin.index is None else {"Size": f"{size[0]}x{size[1]}"}),  # a grid has no size that one could ask for
         **({} if origin.model_hash is None else {"Model hash": origin.model_hash[:10]}),
         "Model": origin.model,
         "Version": f"daguerre {origin.version}",
     }
     lines = [" | ".join(request.prompts)]
-    if request.negative:
-        lines.append(f"Negative prompt: {request.negative}")
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items()))
     return "\n".join(lines)
 
@@ -115,26 +115,26 @@ def _walking(request: Request) -> dict[str, object]:
         "Steps": request.steps,
         "Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler),
         **({"Schedule type": request.spacing.replace("_", " ").capitalize()} if request.spacing else {}),
-        **({} if request.guidance is None else {"CFG scale": f"{request.guidance:g}"}),
+        **({} if request.guidance_scale is None else {"CFG scale": f"{request.guidance_scale:g}"}),
         **request.task.parameters(),
         **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.weight:g}"}),
-        **({} if request.seamless == "no" else {"Tiling": True}),
+        **({} if request.tiling == "none" else {"Tiling": True}),
     }
 
 
 def _drawing(request: Request) -> dict[str, object]:
     top_k = {} if request.top_k is None else {"Top k": request.top_k}
-    return {"Sampler": CODE_BY_CODE, "Temperature": f"{request.temperature:g}", **top_k, "Top p": f"{request.top_p:g}"}
+    return {"Sampler": VQ_PRIOR, "Temperature": f"{request.temperature:g}", **top_k, "Top p": f"{request.top_p:g}"}
 
 
-def write_picture(file: BinaryIO, image: Image.Image, suffix: str, origin: Origin) -> None:
+def write_image_with_metadata(file: BinaryIO, image: Image.Image, suffix: str, origin: Provenance) -> None:
     """Encode a picture with its origin inside; `suffix` is a key of `FORMATS`.
 
     Raises:
         DaguerreError: the origin is longer than a JPEG can hold.
     """
     text, data = parameters(origin, image.size), json.dumps(origin.to_json())
-    if FORMATS[suffix] == "PNG":
+    if OUTPUT_FORMATS[suffix] == "PNG":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(TEXT, text)
         chunks.add_text(JSON, data)
@@ -143,12 +143,12 @@ def write_picture(file: BinaryIO, image: Image.Image, suffix: str, origin: Origi
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = data
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + text.encode("utf-16-be")
-    if FORMATS[suffix] == "JPEG" and (length := len(exif.tobytes())) > MAX_JPEG_EXIF:
+    if OUTPUT_FORMATS[suffix] == "JPEG" and (length := len(exif.tobytes())) > MAX_JPEG_EXIF:
         raise DaguerreError(f"The request is {length} bytes long, and a JPEG holds {MAX_JPEG_EXIF}; save the picture as .png or .webp.")
-    image.save(file, FORMATS[suffix], exif=exif, **({"lossless": True} if FORMATS[suffix] == "WEBP" else {"quality": 95}))
+    image.save(file, OUTPUT_FORMATS[suffix], exif=exif, **({"lossless": True} if OUTPUT_FORMATS[suffix] == "WEBP" else {"quality": 95}))
 
 
-def read_picture(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
+def read_image_texts(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
     """A picture and the texts it carries, by their names in a PNG: `parameters`, `daguerre`, those of other programs.
 
     Raises:
@@ -158,8 +158,8 @@ def read_picture(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning of large pictures; ours is an error
             with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
+                if image.width * image.height > MAX_READ_PIXELS:
+                    raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_READ_PIXELS // 10**6} million.")
                 image.load()
                 return image, dict(_texts(image))
     except UnidentifiedImageError as error:
@@ -200,7 +200,7 @@ def _comment(comment: bytes | str) -> str:
     return max(texts, key=lambda text: sum(sign.isascii() for sign in text))
 
 
-def own(texts: Mapping[str, str]) -> dict[str, Any] | None:
+def daguerre_json(texts: Mapping[str, str]) -> dict[str, Any] | None:
     """Our JSON among the texts of a picture, None where there is none."""
     try:
         value = json.loads(texts[JSON])
@@ -209,16 +209,16 @@ def own(texts: Mapping[str, str]) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_origin(path: str | Path) -> tuple[Image.Image, Origin]:
+def read_provenance(path: str | Path) -> tuple[Image.Image, Provenance]:
     """A picture and where it comes from.
 
     Raises:
         DaguerreError: the file is no picture, or one that was not made here.
     """
-    image, texts = read_picture(path)
-    if (data := own(texts)) is None:
+    image, texts = read_image_texts(path)
+    if (data := daguerre_json(texts)) is None:
         raise DaguerreError(f"'{path}' carries no request of ours; only a picture that daguerre saved can be made again.")
-    return image, Origin.from_json(data)
+    return image, Provenance.from_json(data)
 
 
 def _quoted(value: str) -> str:

@@ -11,19 +11,28 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.context import Pass, Plan, Stage, also_told, from_latents, from_noise
-from daguerre.pipelines.images.input import Given
-from daguerre.pipelines.images.preprocess import SHAPES_DIFFER, Size, opaque, to_pixels
+from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_latents, from_noise
+from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.images.preprocess import SHAPES_DIFFER, ImageSize, flatten_input, to_pixels
 from daguerre.pipelines.tasks import DepthToImage
 
 
-def depth_to_image(stage: Stage, task: DepthToImage) -> Plan:
+def depth_to_image(stage: GenerationContext, task: DepthToImage) -> SamplingPlan:
     """One pass from the picture under noise, or from noise alone, the network being told the map at every step."""
     depth = depths(task.depth)
-    if task.picture is None:
+    if task.image is None:
         size = stage.size_on(Image.fromarray(depth))
-        return Plan((Pass(size, stage.sigmas(), from_noise(stage), tell=also_told(stage, concat=depth_map(depth, size, stage.f))),))
-    image = opaque(task.picture)
+        return SamplingPlan(
+            (
+                Pass(
+                    size,
+                    stage.sigmas(),
+                    from_noise(stage),
+                    edit_conditions=add_conditioning(stage, concat=depth_map(depth, size, stage.downsample_factor)),
+                ),
+            )
+        )
+    image = flatten_input(task.image)
     ratio = image.width * depth.shape[0] / (image.height * depth.shape[1])
     if abs(ratio - 1) > SHAPES_DIFFER:
         raise DaguerreError(
@@ -31,19 +40,19 @@ def depth_to_image(stage: Stage, task: DepthToImage) -> Plan:
         )
     size = stage.size_on(image)
     z = stage.encode(to_pixels(image.resize(size, Image.Resampling.LANCZOS)), sample=task.latent == "sample")
-    tell = also_told(stage, concat=depth_map(depth, size, stage.f))
-    return Plan((Pass(size, stage.sigmas(task.strength), from_latents(stage, z, task.strength), tell=tell),))
+    tell = add_conditioning(stage, concat=depth_map(depth, size, stage.downsample_factor))
+    return SamplingPlan((Pass(size, stage.sigmas(task.strength), from_latents(stage, z, task.strength), edit_conditions=tell),))
 
 
-def depths(given: Given) -> np.ndarray:
+def depths(given: InputImage) -> np.ndarray:
     """A given map as numbers (H, W), float32, in its own units.
 
     Raises:
         DaguerreError: it is coloured, or has places without a number.
     """
-    image = given.opened
+    image = given.pixels
     if image.mode in ("RGB", "RGBA"):
-        channels = np.asarray(opaque(given)).astype(np.int16)
+        channels = np.asarray(flatten_input(given)).astype(np.int16)
         if np.abs(channels - channels[..., :1]).max() > 2:  # a JPEG's greys differ by a step
             raise DaguerreError("The depth map has colours; give the grey one, white for near, before a palette was laid over it.")
         return channels[..., 0].astype(np.float32)
@@ -53,7 +62,7 @@ def depths(given: Given) -> np.ndarray:
     return values
 
 
-def depth_map(depth: np.ndarray, size: Size, f: int) -> Tensor:
+def depth_map(depth: np.ndarray, size: ImageSize, f: int) -> Tensor:
     """What the network is told for pictures of `size`: (1, 1, height/f, width/f) in [−1, 1].
 
     Raises:

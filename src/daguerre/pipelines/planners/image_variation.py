@@ -10,27 +10,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.conditioning.class_map_image import PictureConditioner
+from daguerre.conditioning.class_map_image import ImageConditioner
 from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.context import Pass, Plan, Stage, from_noise
-from daguerre.pipelines.images.preprocess import opaque
-from daguerre.pipelines.tasks import Variations
-from daguerre.weights.diffusers.clip import MEAN, SPREAD
+from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, from_noise
+from daguerre.pipelines.images.preprocess import flatten_input
+from daguerre.pipelines.tasks import ImageVariation
+from daguerre.weights.diffusers.clip import IMAGE_MEAN, IMAGE_STD
 
 
-def variations(stage: Stage, task: Variations) -> Plan:
+def image_variation(stage: GenerationContext, task: ImageVariation) -> SamplingPlan:
     """One pass from noise, the network being told the picture's embedding."""
     request, seer = stage.request, stage.model.conditioner
-    assert isinstance(seer, PictureConditioner)
-    if any(request.prompts) or request.negative:
+    assert isinstance(seer, ImageConditioner)
+    if any(request.prompts) or request.negative_prompt:
         raise DaguerreError(f"The model {stage.model.name!r} hears no words, only the picture; leave the prompts out.")
     with torch.no_grad():
-        context = seer.see(clip_pixels(opaque(task.picture), seer.encoder.config.size))  # (1, 1, D)
-    B = len(request.each)
+        context = seer.encode_image(clip_pixels(flatten_input(task.image), seer.encoder.config.size))  # (1, 1, D)
+    B = len(request.items)
     seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (context, torch.zeros_like(context)))
     voices = [seen, unseen], [stage.guidance, 1 - stage.guidance]
-    return Plan((Pass(stage.size, stage.sigmas(), from_noise(stage), tell=lambda _: voices),))
+    return SamplingPlan((Pass(stage.image_size, stage.sigmas(), from_noise(stage), edit_conditions=lambda _: voices),))
 
 
 def clip_pixels(image: Image.Image, side: int) -> Tensor:
@@ -39,5 +39,5 @@ def clip_pixels(image: Image.Image, side: int) -> Tensor:
     width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
     left, top = (width - side) // 2, (height - side) // 2
     square = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    values = (np.array(square, dtype=np.float32) / 255 - np.array(MEAN, dtype=np.float32)) / np.array(SPREAD, dtype=np.float32)
+    values = (np.array(square, dtype=np.float32) / 255 - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
     return torch.from_numpy(values).movedim(-1, 0)[None]

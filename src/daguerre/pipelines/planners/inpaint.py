@@ -14,50 +14,66 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.data.images import MAX_PIXELS
-from daguerre.diffusion import keep_known
+from daguerre.diffusion import replace_known
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.capabilities import kind
-from daguerre.pipelines.context import Pass, Plan, Stage, also_told, from_latents, noised
-from daguerre.pipelines.images.preprocess import around, extended, feathered, free_places, mask_of, opaque, pasted, to_pixels
-from daguerre.pipelines.tasks import Inpaint, Latent, Outpaint
+from daguerre.pipelines.capabilities import model_task
+from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, add_noise_at, from_latents
+from daguerre.pipelines.images.preprocess import (
+    composite,
+    feather,
+    flatten_input,
+    latent_mask,
+    mask_bbox,
+    pad_edges,
+    prepare_mask,
+    to_pixels,
+)
+from daguerre.pipelines.tasks import Inpaint, Outpaint, PosteriorMode
 
-DRAWN_OUT = 0.8  # the strength at which a model not trained to fill in continues edges that were drawn out
+OUTPAINT_STRENGTH = 0.8  # the strength at which a model not trained to fill in continues edges that were drawn out
 
 
-def inpaint(stage: Stage, task: Inpaint) -> Plan:
+def inpaint(stage: GenerationContext, task: Inpaint) -> SamplingPlan:
     """One pass over the canvas, then the masked part laid over the picture."""
-    return filled(stage, opaque(task.picture), mask_of(task.picture, task.mask), task.strength, task.feather, task.latent)
+    return inpaint_plan(stage, flatten_input(task.image), prepare_mask(task.image, task.mask), task.strength, task.mask_blur, task.latent)
 
 
-def outpaint(stage: Stage, task: Outpaint) -> Plan:
+def outpaint(stage: GenerationContext, task: Outpaint) -> SamplingPlan:
     """Inpainting of the margins of a larger canvas."""
-    image = opaque(task.picture)
+    image = flatten_input(task.image)
     width, height = image.width + task.left + task.right, image.height + task.top + task.bottom
     if width * height > MAX_PIXELS:
         raise DaguerreError(f"With its margins the picture has {width}×{height} pixels, more than {MAX_PIXELS // 10**6} million; add less.")
-    canvas = extended(image, task.margins)
+    canvas = pad_edges(image, task.margins)
     mask = Image.new("L", canvas.size, 255)
     mask.paste(0, (task.left, task.top, task.left + image.width, task.top + image.height))
-    strength = task.strength if task.strength is not None else 1.0 if kind(stage.model) == "inpainting" else DRAWN_OUT
-    return filled(stage, canvas, mask, strength, task.feather, "mean")
+    strength = task.strength if task.strength is not None else 1.0 if model_task(stage.model) == "inpainting" else OUTPAINT_STRENGTH
+    return inpaint_plan(stage, canvas, mask, strength, task.mask_blur, "mean")
 
 
-def filled(stage: Stage, image: Image.Image, mask: Image.Image, strength: float, feather: int | None, latent: Latent) -> Plan:
+def inpaint_plan(
+    stage: GenerationContext, image: Image.Image, mask: Image.Image, strength: float, mask_blur: int | None, latent: PosteriorMode
+) -> SamplingPlan:
     """The plan for an RGB picture and a mask of its size, 255 where it is drawn anew."""
     size = stage.size_on(image)
-    x, free = to_pixels(image.resize(size, Image.Resampling.LANCZOS)), free_places(mask, size, stage.f)
+    x, free = to_pixels(image.resize(size, Image.Resampling.LANCZOS)), latent_mask(mask, size, stage.downsample_factor)
     z = stage.encode(x, sample=latent == "sample")
     begin, sigmas = from_latents(stage, z, strength), stage.sigmas(strength)
-    if kind(stage.model) == "inpainting":
-        run = Pass(size, sigmas, begin, tell=also_told(stage, concat=around_hole(stage, x, free_places(mask, size), free.to(z))))
+    if model_task(stage.model) == "inpainting":
+        run = Pass(
+            size,
+            sigmas,
+            begin,
+            edit_conditions=add_conditioning(stage, concat=masked_condition(stage, x, latent_mask(mask, size), free.to(z))),
+        )
     else:
-        run = keeping(Pass(size, sigmas, begin), z, free.to(z))
-    box = around(mask)
-    share = feathered(mask.crop(box), stage.f * image.width // size[0] if feather is None else feather)
-    return Plan((run,), lambda new: pasted(new, image, share, box))
+        run = replace_outside(Pass(size, sigmas, begin), z, free.to(z))
+    box = mask_bbox(mask)
+    share = feather(mask.crop(box), stage.downsample_factor * image.width // size[0] if mask_blur is None else mask_blur)
+    return SamplingPlan((run,), lambda new: composite(new, image, share, box))
 
 
-def around_hole(stage: Stage, x: Tensor, hole: Tensor, free: Tensor) -> Tensor:
+def masked_condition(stage: GenerationContext, x: Tensor, hole: Tensor, free: Tensor) -> Tensor:
     """What a network that fills in is told, (1, 1 + Z, h, w): the mask `free` (1, 1, h, w), and latents of the picture x (1, 3, H, W)
     without its `hole` (1, 1, H, W).
 
@@ -69,10 +85,10 @@ def around_hole(stage: Stage, x: Tensor, hole: Tensor, free: Tensor) -> Tensor:
     return torch.cat([free, stage.encode(x * (1 - hole))], dim=1)
 
 
-def keeping(run: Pass, known: Tensor, free: Tensor) -> Pass:
+def replace_outside(run: Pass, known: Tensor, free: Tensor) -> Pass:
     """The pass with latents `known` (1 or B, Z, h, w) kept where `free` (1, 1, h, w) is 0, from the first noise on."""
 
     def begin(noise: Tensor, sigma: Tensor, before: Tensor | None) -> Tensor:
-        return torch.where(free > 0, run.begin(noise, sigma, before), noised(known, noise, sigma))
+        return torch.where(free > 0, run.init(noise, sigma, before), add_noise_at(known, noise, sigma))
 
-    return replace(run, begin=begin, around=lambda denoise: keep_known(denoise, known, free))
+    return replace(run, init=begin, wrap_denoiser=lambda denoise: replace_known(denoise, known, free))

@@ -10,30 +10,39 @@ import torch
 from torch import Tensor
 
 from daguerre.models.autoencoder_kl import AutoencoderKL
-from daguerre.pipelines.context import Pass, Plan, Stage, Voices, also_told, from_noise
-from daguerre.pipelines.images.preprocess import fitted, opaque, to_pixels
+from daguerre.pipelines.context import GenerationContext, GuidedConditions, Pass, SamplingPlan, add_conditioning, from_noise
+from daguerre.pipelines.images.preprocess import flatten_input, resize, to_pixels
 from daguerre.pipelines.tasks import InstructPix2Pix
 
 
-def instruct_pix2pix(stage: Stage, task: InstructPix2Pix) -> Plan:
+def instruct_pix2pix(stage: GenerationContext, task: InstructPix2Pix) -> SamplingPlan:
     """One pass from noise, the network being shown the picture at every step."""
-    image = opaque(task.picture)
+    image = flatten_input(task.image)
     size = stage.size_on(image)
-    z = shown(stage, to_pixels(fitted(image, size, task.fit)))
-    return Plan((Pass(size, stage.sigmas(), from_noise(stage), tell=lambda voices: guided(stage, voices, z, task.picture_guidance)),))
+    z = image_condition(stage, to_pixels(resize(image, size, task.resize_mode)))
+    return SamplingPlan(
+        (
+            Pass(
+                size,
+                stage.sigmas(),
+                from_noise(stage),
+                edit_conditions=lambda voices: pix2pix_guidance(stage, voices, z, task.image_guidance_scale),
+            ),
+        )
+    )
 
 
 @torch.no_grad()
-def shown(stage: Stage, x: Tensor) -> Tensor:
+def image_condition(stage: GenerationContext, x: Tensor) -> Tensor:
     """The latent (1, Z, h, w) of a picture (1, 3, H, W) as these models are shown it: the mean, and not scaled."""
     autoencoder = stage.model.autoencoder
     assert isinstance(autoencoder, AutoencoderKL)
-    return autoencoder.moments(x.to(stage.model.device, stage.model.dtype)).mean
+    return autoencoder.posterior(x.to(stage.model.device, stage.model.dtype)).mean
 
 
-def guided(stage: Stage, voices: Voices, z: Tensor, scale: float) -> Voices:
+def pix2pix_guidance(stage: GenerationContext, voices: GuidedConditions, z: Tensor, scale: float) -> GuidedConditions:
     """The voices of a prompt, the last being its negative, all shown the latent z; then the negative shown nothing. scale: s_I."""
     conditions, weights = voices
-    seen, _ = also_told(stage, concat=z)(voices)
-    (blind,), _ = also_told(stage, concat=torch.zeros_like(z))(([conditions[-1]], [1.0]))
+    seen, _ = add_conditioning(stage, concat=z)(voices)
+    (blind,), _ = add_conditioning(stage, concat=torch.zeros_like(z))(([conditions[-1]], [1.0]))
     return [*seen, blind], [*weights[:-1], weights[-1] - (1 - scale), 1 - scale]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.context import Pass, Plan
+from daguerre.pipelines.context import Pass, SamplingPlan
 
 
 def with_refiner(model: LatentDiffusion, refiner: LatentDiffusion) -> LatentDiffusion:
@@ -25,7 +25,7 @@ def with_refiner(model: LatentDiffusion, refiner: LatentDiffusion) -> LatentDiff
     for own, other, what in (
         (channels, refiner.unet.config.out_channels, "latent channels"),
         (channels, refiner.unet.config.in_channels, "input channels"),
-        (model.autoencoder.downsampling, refiner.autoencoder.downsampling, "pixels on a side for each place of its latents"),
+        (model.autoencoder.downsample_factor, refiner.autoencoder.downsample_factor, "pixels on a side for each place of its latents"),
         (model.schedule.config, refiner.schedule.config, "as its noise schedule"),
     ):
         if own != other:
@@ -36,23 +36,23 @@ def with_refiner(model: LatentDiffusion, refiner: LatentDiffusion) -> LatentDiff
     return replace(model, refiner=refiner, name=f"{model.name} + {refiner.name}", files=files)
 
 
-def handed_over(plan: Plan, model: LatentDiffusion, share: float) -> Plan:
+def split_at_refiner(plan: SamplingPlan, model: LatentDiffusion, share: float) -> SamplingPlan:
     """The plan in which the model's refiner walks the steps of every pass that lie after this share of the schedule."""
-    return replace(plan, passes=tuple(part for each in plan.passes for part in _divided(each, model, share)))
+    return replace(plan, passes=tuple(part for each in plan.passes for part in _split_pass(each, model, share)))
 
 
-def _divided(each: Pass, model: LatentDiffusion, share: float) -> Iterator[Pass]:
+def _split_pass(each: Pass, model: LatentDiffusion, share: float) -> Iterator[Pass]:
     T, total = len(model.schedule), len(each.sigmas) - 1
-    t = model.schedule.t(each.sigmas[:-1])
+    t = model.schedule.sigma_to_t(each.sigmas[:-1])
     kept = int((t + 1e-6 >= round(T * (1 - share))).sum())  # steps that the model walks itself
     if kept:
-        yield replace(each, sigmas=each.sigmas[: kept + 1], after=total - kept)
+        yield replace(each, sigmas=each.sigmas[: kept + 1], steps_after=total - kept)
     if kept < total:
-        begin = _on if kept else each.begin
-        yield replace(each, sigmas=each.sigmas[kept:], begin=begin, model=model.refiner, before=kept)
+        begin = _resume_latents if kept else each.init
+        yield replace(each, sigmas=each.sigmas[kept:], init=begin, model=model.refiner, step_offset=kept)
 
 
-def _on(_noise: Tensor, sigma: Tensor, before: Tensor | None) -> Tensor:
+def _resume_latents(_noise: Tensor, sigma: Tensor, before: Tensor | None) -> Tensor:
     """The latents of the pass before as they stand at σ: undoes `diffusion.finish`."""
     assert before is not None
     return before * (sigma**2 + 1).sqrt()

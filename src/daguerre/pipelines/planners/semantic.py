@@ -8,22 +8,22 @@ from torch import Tensor
 
 from daguerre.conditioning.class_map_image import MapConditioner
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.context import Pass, Plan, Stage, also_told, from_noise
-from daguerre.pipelines.images.preprocess import opaque
-from daguerre.pipelines.tasks import FromMap
+from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_noise
+from daguerre.pipelines.images.preprocess import flatten_input
+from daguerre.pipelines.tasks import MapToImage
 
 
-def from_map(stage: Stage, task: FromMap) -> Plan:
+def map_to_image(stage: GenerationContext, task: MapToImage) -> SamplingPlan:
     """One pass from noise, the map at the size of the picture beside it."""
-    image, conditioner = opaque(task.picture), stage.model.conditioner
+    image, conditioner = flatten_input(task.image), stage.model.conditioner
     assert isinstance(conditioner, MapConditioner)
     size = stage.size_on(image)
     with torch.no_grad():
-        beside = conditioner.beside(classes(image.resize(size, Image.Resampling.NEAREST)))
-    return Plan((Pass(size, stage.sigmas(), from_noise(stage), tell=also_told(stage, concat=beside)),))
+        beside = conditioner.encode_map(class_map(image.resize(size, Image.Resampling.NEAREST)))
+    return SamplingPlan((Pass(size, stage.sigmas(), from_noise(stage), edit_conditions=add_conditioning(stage, concat=beside)),))
 
 
-def classes(image: Image.Image) -> Tensor:
+def class_map(image: Image.Image) -> Tensor:
     """The class numbers (1, H, W) of a map whose grey values they are. Raises DaguerreError for a map in colours."""
     values = np.array(image)
     if (values != values[..., :1]).any():

@@ -10,37 +10,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.diffusion import draw, noisy
+from daguerre.diffusion import add_noise, randn_per_image
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.context import Pass, Plan, Stage, also_told, from_noise
-from daguerre.pipelines.images.preprocess import extended, opaque, to_pixels
+from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_noise
+from daguerre.pipelines.images.preprocess import flatten_input, pad_edges, to_pixels
 from daguerre.pipelines.tasks import Upscale
 
 
-def upscale(stage: Stage, task: Upscale) -> Plan:
+def upscale(stage: GenerationContext, task: Upscale) -> SamplingPlan:
     """One pass from noise, the network being shown the small picture at every step."""
     if stage.request.width is not None or stage.request.height is not None:
-        raise DaguerreError(f"An upscaled picture has {stage.f} times the sides of the one given; leave width and height out.")
-    image = opaque(task.picture)
+        raise DaguerreError(
+            f"An upscaled picture has {stage.downsample_factor} times the sides of the one given; leave width and height out."
+        )
+    image = flatten_input(task.image)
     multiple = 2 ** (len(stage.model.unet.config.channels) - 1)  # what the network halves must be even each time
-    canvas = extended(image, (0, 0, -image.width % multiple, -image.height % multiple))
+    canvas = pad_edges(image, (0, 0, -image.width % multiple, -image.height % multiple))
     small = to_pixels(canvas)  # (1, 3, h, w)
-    tell = also_told(stage, **shown(stage, small, task.noise))
-    large = canvas.width * stage.f, canvas.height * stage.f
-    box = 0, 0, image.width * stage.f, image.height * stage.f
-    return Plan((Pass(large, stage.sigmas(), from_noise(stage), tell=tell),), finish=lambda picture: cut(picture, box))
+    tell = add_conditioning(stage, **low_res_condition(stage, small, task.noise))
+    large = canvas.width * stage.downsample_factor, canvas.height * stage.downsample_factor
+    box = 0, 0, image.width * stage.downsample_factor, image.height * stage.downsample_factor
+    return SamplingPlan((Pass(large, stage.sigmas(), from_noise(stage), edit_conditions=tell),), finish=lambda picture: crop(picture, box))
 
 
-def shown(stage: Stage, small: Tensor, steps: int) -> dict[str, Tensor]:
+def low_res_condition(stage: GenerationContext, small: Tensor, steps: int) -> dict[str, Tensor]:
     """What the network is told of a small picture (1, 3, h, w): fields of `Conditioning`. One without labels sees it as it is."""
     if stage.model.unet.config.classes is None:
         return {"concat": small}
-    noise = draw(stage.sources, small.shape[1:])  # (B, 3, h, w)
+    noise = randn_per_image(stage.generators, small.shape[1:])  # (B, 3, h, w)
     level = torch.full((len(noise),), steps)
-    schedule = stage.model.low_resolution or stage.model.schedule
-    return {"concat": noisy(small, noise, schedule.alpha_bars[level]), "label": level}
+    schedule = stage.model.low_res_schedule or stage.model.schedule
+    return {"concat": add_noise(small, noise, schedule.alphas_cumprod[level]), "label": level}
 
 
-def cut(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+def crop(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """The part (left, top, right, bottom) of a picture; itself where that is all of it."""
     return picture if picture.size == box[2:] else picture.crop(box)

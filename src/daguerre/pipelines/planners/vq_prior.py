@@ -15,29 +15,29 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import Sampling, uniforms
-from daguerre.models.latent_prior import LatentPrior, Told
-from daguerre.pipelines.capabilities import check_ability
-from daguerre.pipelines.context import checked_size
+from daguerre.models.autoregressive import Sampling, uniform_noise
+from daguerre.models.latent_prior import LatentPrior, PriorInputs
+from daguerre.pipelines.capabilities import check_capability
+from daguerre.pipelines.context import check_size
 from daguerre.pipelines.decode import to_image
-from daguerre.pipelines.images.input import Given
-from daguerre.pipelines.images.output import Picture, Pictures
-from daguerre.pipelines.images.preprocess import Size, fitted, opaque, to_pixels
-from daguerre.pipelines.metadata.origins import origin_of
+from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
+from daguerre.pipelines.images.preprocess import ImageSize, flatten_input, resize, to_pixels
+from daguerre.pipelines.metadata.origins import provenance_of
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import CODE_BY_CODE, Complete, FromMap, Task
+from daguerre.pipelines.tasks import VQ_PRIOR, Completion, MapToImage, Task
 
-OF_NOISE: Mapping[str, tuple[object, ...]] = {  # what only diffusion heeds, with values beside the default that say nothing
-    "negative": (),
+DIFFUSION_ONLY: Mapping[str, tuple[object, ...]] = {  # what only diffusion heeds, with values beside the default that say nothing
+    "negative_prompt": (),
     "steps": (),
-    "sampler": (CODE_BY_CODE,),  # as pictures of priors have it
+    "sampler": (VQ_PRIOR,),  # as pictures of priors have it
     "spacing": (),
-    "guidance": (1.0,),
+    "guidance_scale": (1.0,),
     "eta": (),
-    "start": (),
+    "initial_noise": (),
     "variation": (),
-    "refine_at": (),
-    "seamless": (),
+    "refiner_switch_at": (),
+    "tiling": (),
 }
 
 
@@ -55,7 +55,7 @@ class CodeStep:
     index: int
     total: int
     codes: Tensor
-    pictures: Pictures | None
+    images: GeneratedImages | None
     model: LatentPrior = field(repr=False)
 
     @torch.no_grad()
@@ -65,30 +65,30 @@ class CodeStep:
 
     def preview(self, picture: int = 0) -> Image.Image:
         """The picture so far at 1/f of its size."""
-        return self.decode(picture).reduce(self.model.autoencoder.downsampling)
+        return self.decode(picture).reduce(self.model.autoencoder.downsample_factor)
 
 
-def code_steps(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
+def stream_codes(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
     """Draw the codes of a request's pictures row by row; the last step carries the pictures.
 
     Raises:
         DaguerreError: at once, for what the prior cannot be told or does not draw.
     """
-    check_ability(model, request.task)
-    refuse_noise(request)
-    width, height = code_picture_size(model, request)
-    f = model.autoencoder.downsampling
+    check_capability(model, request.task)
+    reject_diffusion_options(request)
+    width, height = resolve_code_size(model, request)
+    f = model.autoencoder.downsample_factor
     grid = height // f, width // f
-    whole = max(grid[0], model.least[0]), max(grid[1], model.least[1])
-    if whole != grid and isinstance(request.task, Complete | FromMap):
+    whole = max(grid[0], model.min_grid[0]), max(grid[1], model.min_grid[1])
+    if whole != grid and isinstance(request.task, Completion | MapToImage):
         raise DaguerreError(
             f"By a map, or to complete a picture, this prior draws {whole[1] * f}×{whole[0] * f} pixels or more, not {width}×{height}."
         )
-    known = first_rows(model, request.task, (width, height)) if isinstance(request.task, Complete) else None
-    map = map_of(request.task)
-    prompts = [prompt for prompt, _ in request.each]
-    condition = model.prefix(Told(prompts, whole, map and to_pixels(opaque(map))))
-    u = uniforms([torch.Generator().manual_seed(seed) for _, seed in request.each], whole)
+    known = first_rows(model, request.task, (width, height)) if isinstance(request.task, Completion) else None
+    map = task_map(request.task)
+    prompts = [prompt for prompt, _ in request.items]
+    condition = model.prefix(PriorInputs(prompts, whole, map and to_pixels(flatten_input(map))))
+    u = uniform_noise([torch.Generator().manual_seed(seed) for _, seed in request.items], whole)
     rows = model.prior.sample(
         whole,
         u.to(model.device),
@@ -97,24 +97,24 @@ def code_steps(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
         None if known is None else known.expand(len(prompts), -1, -1),
     )
     total = whole[0] - (0 if known is None else known.shape[1])
-    return _decoded(model, replace(request, sampler=CODE_BY_CODE, spacing=None), grid, rows, total)
+    return _decoded(model, replace(request, sampler=VQ_PRIOR, spacing=None), grid, rows, total)
 
 
-def map_of(task: Task) -> Given | None:
+def task_map(task: Task) -> InputImage | None:
     """The map that a task tells the prior."""
     match task:
-        case FromMap():
-            return task.picture
-        case Complete():
+        case MapToImage():
+            return task.image
+        case Completion():
             return task.map
         case _:
             return None
 
 
-def refuse_noise(request: Request) -> None:
+def reject_diffusion_options(request: Request) -> None:
     """Raise DaguerreError where a request says how noise is to be taken away, of which there is none here."""
     plain = Request()
-    given = [name for name in OF_NOISE if getattr(request, name) not in (getattr(plain, name), *OF_NOISE[name])]
+    given = [name for name in DIFFUSION_ONLY if getattr(request, name) not in (getattr(plain, name), *DIFFUSION_ONLY[name])]
     if given:
         raise DaguerreError(
             f"A prior over codes draws them one by one and has no {' or '.join(name.replace('_', ' ') for name in given)}; leave that out. "
@@ -122,22 +122,22 @@ def refuse_noise(request: Request) -> None:
         )
 
 
-def code_picture_size(model: LatentPrior, request: Request) -> Size:
+def resolve_code_size(model: LatentPrior, request: Request) -> ImageSize:
     """(width, height) in pixels: as the request says, else the map's, else the model's own.
 
     Raises:
         DaguerreError: a side is not a multiple of f.
     """
-    map = map_of(request.task)
-    own = (model.size, model.size) if map is None else map.opened.size
-    return checked_size((request.width or own[0], request.height or own[1]), model.autoencoder.downsampling)
+    map = task_map(request.task)
+    own = (model.sample_size, model.sample_size) if map is None else map.pixels.size
+    return check_size((request.width or own[0], request.height or own[1]), model.autoencoder.downsample_factor)
 
 
 @torch.no_grad()
-def first_rows(model: LatentPrior, task: Complete, size: Size) -> Tensor:
+def first_rows(model: LatentPrior, task: Completion, size: ImageSize) -> Tensor:
     """The codes of the rows of a picture that stay: (1, r, w), at least one row of codes, and not all."""
-    x = to_pixels(fitted(opaque(task.picture), size, task.fit)).to(model.device, model.dtype)
-    codes = model.autoencoder.codes(x)
+    x = to_pixels(resize(flatten_input(task.image), size, task.resize_mode)).to(model.device, model.dtype)
+    codes = model.autoencoder.encode_codes(x)
     rows = codes.shape[1]
     if rows < 2:
         raise DaguerreError(f"A picture of {size[0]}×{size[1]} pixels has one row of codes, so that nothing is left to complete.")
@@ -147,17 +147,17 @@ def first_rows(model: LatentPrior, task: Complete, size: Size) -> Tensor:
 @torch.no_grad()
 def _decoded(model: LatentPrior, request: Request, grid: tuple[int, int], rows: Iterator[Tensor], total: int) -> Iterator[CodeStep]:
     for index, codes in enumerate(rows):
-        seen = middle(codes, grid)
+        seen = fill_with_middle_code(codes, grid)
         yield CodeStep(index, total, seen, _pictures(model, request, seen) if index + 1 == total else None, model)
 
 
-def middle(codes: Tensor, grid: tuple[int, int]) -> Tensor:
+def fill_with_middle_code(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     """The middle (B, h, w) of codes (B, h', w')."""
     top, left = (codes.shape[1] - grid[0]) // 2, (codes.shape[2] - grid[1]) // 2
     return codes[:, top : top + grid[0], left : left + grid[1]]
 
 
-def _pictures(model: LatentPrior, request: Request, codes: Tensor) -> Pictures:
-    origin = origin_of(model, request)
+def _pictures(model: LatentPrior, request: Request, codes: Tensor) -> GeneratedImages:
+    origin = provenance_of(model, request)
     x = model.autoencoder.decode_codes(codes)  # (B, 3, H, W)
-    return Pictures(Picture(to_image(picture), replace(origin, picture=i)) for i, picture in enumerate(x))
+    return GeneratedImages(GeneratedImage(to_image(picture), replace(origin, index=i)) for i, picture in enumerate(x))

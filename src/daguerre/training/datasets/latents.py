@@ -17,14 +17,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from daguerre.atomic_io import atomic_path
-from daguerre.data import Batch, Batches
-from daguerre.data.loader import drawn_ahead
+from daguerre.data import Batch, BatchLoader
+from daguerre.data.loader import prefetch
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.progress import track
-from daguerre.training.processes import inside, rank, state, world
-from daguerre.weights.tensors.safetensors import put_safetensors
+from daguerre.training.processes import is_distributed, rank, state, world
+from daguerre.weights.tensors.safetensors import write_safetensors
 
 
 class CachedLatents:
@@ -40,11 +40,11 @@ class CachedLatents:
         chosen = [self._order(place // count)[place % count] for place in range(first, first + self.batch_size)]
         places = torch.from_numpy(np.array(chosen))
         covered = None if self.covered is None else self.covered[places]
-        return Batch(self.latents[places], [self.captions[i] for i in chosen], latent=True, covered=covered)
+        return Batch(self.latents[places], [self.captions[i] for i in chosen], latent=True, coverage=covered)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …; they lie in memory, so that one thread keeps up with any network."""
-        return drawn_ahead(self.batch, start, workers=1, ahead=2)
+        return prefetch(self.batch, start, workers=1, ahead=2)
 
     def _order(self, epoch: int) -> np.ndarray:
         if getattr(self, "_epoch", None) != epoch:
@@ -53,7 +53,7 @@ class CachedLatents:
 
 
 def cache_latents(
-    batches: Batches, autoencoder: AutoencoderKL, count: int, folder: Path, key: str, workers: int = 1
+    batches: BatchLoader, autoencoder: AutoencoderKL, count: int, folder: Path, key: str, workers: int = 1
 ) -> tuple[Tensor, list[str]]:
     """Encode the first `count` samples of `batches`, or read them back from `folder` if they were encoded under the same `key`.
 
@@ -63,19 +63,23 @@ def cache_latents(
     return _encoded_once(batches, autoencoder, lambda x: autoencoder.encode(x).half(), "latents", count, folder / key, workers)
 
 
-def cache_codes(batches: Batches, first_stage: VQModel, count: int, folder: Path, key: str, workers: int = 1) -> tuple[Tensor, list[str]]:
+def cache_codes(
+    batches: BatchLoader, first_stage: VQModel, count: int, folder: Path, key: str, workers: int = 1
+) -> tuple[Tensor, list[str]]:
     """The codes (N, h, w) of the first `count` samples of `batches`, in the smallest type that holds them, and the samples' captions.
 
     All else is as in `cache_latents`. A sample is a function of (seed, place) alone, so two caches of one seed are aligned: a class is the
     caption, and a map's codes are those of a second source, which draws the map of the same index, under the map's own first stage.
     """
     small = torch.int16 if first_stage.config.quantizer.codes <= 1 << 15 else torch.int32
-    return _encoded_once(batches, first_stage, lambda x: first_stage.codes(x).to(small), "codes", count, folder / f"codes-{key}", workers)
+    return _encoded_once(
+        batches, first_stage, lambda x: first_stage.encode_codes(x).to(small), "codes", count, folder / f"codes-{key}", workers
+    )
 
 
 @torch.no_grad()
 def _encoded_once(
-    batches: Batches, network: nn.Module, encode: Callable[[Tensor], Tensor], name: str, count: int, stem: Path, workers: int
+    batches: BatchLoader, network: nn.Module, encode: Callable[[Tensor], Tensor], name: str, count: int, stem: Path, workers: int
 ) -> tuple[Tensor, list[str]]:
     share = math.ceil(count / batches.batch_size / world())  # batches of each process
     paths = [stem.with_name(f"{stem.name}-{count}-{r}-of-{world()}.safetensors") for r in range(world())]
@@ -87,8 +91,8 @@ def _encoded_once(
             encoded.append(encode(batch.x.to(device)).cpu())
             captions += batch.captions
         with atomic_path(path) as beside:
-            put_safetensors(beside, {name: torch.cat(encoded)}, {"captions": json.dumps(captions)})
-    if inside():
+            write_safetensors(beside, {name: torch.cat(encoded)}, {"captions": json.dumps(captions)})
+    if is_distributed():
         state().wait_for_everyone()
     encoded, captions = [], []
     for path in paths:
@@ -98,7 +102,7 @@ def _encoded_once(
     return torch.cat(encoded), captions
 
 
-class RememberedCaptions:
+class CachedCaptions:
     """Conditions of captions, each read once: for folders of pictures, whose captions come again every epoch."""
 
     def __init__(self, read: Callable[[Sequence[str]], Conditioning]):

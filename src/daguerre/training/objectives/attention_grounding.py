@@ -19,20 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daguerre.conditioning import Conditioner
-from daguerre.conditioning.prompt import Piece
-from daguerre.data import Batches, Source
-from daguerre.data.condition_maps import SHAPES_NOUNS, maps_of
-from daguerre.nn.attention_hooks import Size, looks
+from daguerre.conditioning.prompt import WeightedText
+from daguerre.data import BatchLoader, Dataset
+from daguerre.data.condition_maps import SHAPES_NOUNS, load_condition_maps
+from daguerre.nn.attention_hooks import GridSize, attention_probs
 
 
-class Looks:
+class AttentionMaps:
     """What `nn.watching.watched` shows of one call: its attention, layer by layer, with the gradient."""
 
     def __init__(self) -> None:
-        self.layers: list[tuple[Size, Tensor]] = []  # (B, H·W, tokens)
+        self.layers: list[tuple[GridSize, Tensor]] = []  # (B, H·W, tokens)
 
-    def see(self, size: Size, q: Tensor, k: Tensor) -> None:
-        self.layers.append((size, looks(q, k)))
+    def add(self, size: GridSize, q: Tensor, k: Tensor) -> None:
+        self.layers.append((size, attention_probs(q, k)))
 
     def mean(self) -> Tensor:
         """The mean over heads and layers (B, tokens, H, W), the size of the largest feature map."""
@@ -49,7 +49,7 @@ class Grounding:
     conditioner: Conditioner
     nouns: Mapping[str, int] = field(default_factory=lambda: SHAPES_NOUNS)
 
-    def loss(self, looks: Looks, captions: Sequence[str], covered: Tensor, alpha_bar: Tensor) -> Tensor:
+    def loss(self, looks: AttentionMaps, captions: Sequence[str], covered: Tensor, alpha_bar: Tensor) -> Tensor:
         """The loss (), 0 where no caption has a noun.
 
         Args:
@@ -63,31 +63,31 @@ class Grounding:
             return attention.sum() * 0
         maps = torch.stack([attention[row, positions].sum(0) for row, positions, _ in said])  # (nouns, H, W)
         things = torch.stack([covered[row, klass].to(maps) for row, _, klass in said])  # (nouns, h, w)
-        lost = astray(maps, F.adaptive_avg_pool2d(things, (maps.shape[1], maps.shape[2])))
+        lost = off_object_attention(maps, F.adaptive_avg_pool2d(things, (maps.shape[1], maps.shape[2])))
         return (alpha_bar[[row for row, _, _ in said]] * lost).mean()
 
     def _nouns(self, caption: str, tokens: int) -> list[tuple[list[int], int]]:
         """Where the tokens of each noun stand in a caption that is cut to so many tokens, and the noun's class."""
-        words = self.conditioner.words(((Piece(caption, 1.0),),))
+        words = self.conditioner.words(((WeightedText(caption, 1.0),),))
         nouns = [(list(word.positions), self.nouns[word.text]) for word in words if word.text in self.nouns]
         return [(positions, klass) for positions, klass in nouns if positions[-1] < tokens]
 
 
-def astray(maps: Tensor, things: Tensor) -> Tensor:
+def off_object_attention(maps: Tensor, things: Tensor) -> Tensor:
     """(1 − …)² of the equation above (N,), of maps A_n (N, H, W) and how much of each place the things cover (N, H, W), in [0, 1]."""
     most = things.amax((1, 2), keepdim=True).clamp(min=1e-6)
     inside = (maps * things / most).sum((1, 2)) / maps.sum((1, 2)).clamp(min=1e-12)
     return (1 - inside).square()
 
 
-def covered_places(drawn: Batches, source: Source, count: int, side: int) -> Tensor:
+def coverage(drawn: BatchLoader, source: Dataset, count: int, side: int) -> Tensor:
     """How much of each of side × side places each class covers, (count, K, side, side) float16, of the first samples of `drawn`.
 
     Raises:
         DaguerreError: `source`, of which they were drawn, does not know where its things are.
     """
-    maps, palette = maps_of(source, "semantic")
-    batches = Batches(maps, drawn.batch_size, drawn.seed, drawn.size)  # of one seed, so that the maps are those of the pictures
+    maps, palette = load_condition_maps(source, "semantic")
+    batches = BatchLoader(maps, drawn.batch_size, drawn.seed, drawn.size)  # of one seed, so that the maps are those of the pictures
     colours = (torch.tensor(palette) / 127.5 - 1)[:, :, None, None]  # (K, 3, 1, 1)
     shares = []
     for step in range(-(-count // drawn.batch_size)):

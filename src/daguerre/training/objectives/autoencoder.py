@@ -26,17 +26,17 @@ from daguerre.training.lineage_options import AutoencoderLoss
 from daguerre.training.noise import normal
 
 
-class AutoencoderStage:
+class AutoencoderTask:
     """Trains an AutoencoderKL, against a PatchDiscriminator where one is given."""
 
     name = "autoencoder"
-    averaged = ("autoencoder",)
+    ema_networks = ("autoencoder",)
 
     def __init__(
         self,
         autoencoder: AutoencoderKL | VQModel,
         weights: AutoencoderLoss,
-        shown: Tensor,
+        preview: Tensor,
         *,
         discriminator: nn.Module | None = None,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -47,7 +47,7 @@ class AutoencoderStage:
             self.networks["discriminator"] = discriminator
         if (perceptual is None) != (weights.perceptual == 0):
             raise DaguerreError("A perceptual weight and a perceptual distance go together; give both or neither.")
-        self.plain, self.weights, self.shown, self.perceptual = autoencoder, weights, shown, perceptual
+        self.plain, self.weights, self.shown, self.perceptual = autoencoder, weights, preview, perceptual
 
     def to(self, device: torch.device) -> None:
         self.shown = self.shown.to(device)
@@ -55,17 +55,17 @@ class AutoencoderStage:
             self.perceptual.to(device)
 
     def losses(self, batch: Batch, draw: torch.Generator, step: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
-        x, rebuilt, regularizer, values = self.rebuild(batch.x.to(self.shown.device), draw, step)
+        x, rebuilt, regularizer, values = self.reconstruct(batch.x.to(self.shown.device), draw, step)
         rebuilt = rebuilt.float()
         logged = {"l1": (x - rebuilt).abs().mean(), "psnr": psnr(x, rebuilt.clamp(-1, 1)).mean(), **values}
         rec = self._reconstruction(x, rebuilt)
         loss = rec + regularizer
-        rise = self._rise(step)
+        rise = self._adversarial_ramp(step)
         critic = self.networks["discriminator"] if rise > 0 else None
         if critic is not None:
             with frozen(critic):
                 g = -critic(rebuilt).mean()
-            rec, g = linear(rec, rebuilt), linear(g, rebuilt)  # critic and perceptual network are gone back through only here
+            rec, g = linearize(rec, rebuilt), linearize(g, rebuilt)  # critic and perceptual network are gone back through only here
             lam = adaptive_weight(rec, g, self.plain.last_layer, self.weights.largest_lambda)
             loss = rec + regularizer + rise * self.weights.adversarial * lam * g
             logged |= {"g": g, "lambda": lam}
@@ -75,11 +75,11 @@ class AutoencoderStage:
             d = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
             yield "discriminator", d, {"logits real": real.detach().mean(), "logits fake": fake.detach().mean()}
 
-    def rebuild(self, x: Tensor, draw: torch.Generator, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def reconstruct(self, x: Tensor, draw: torch.Generator, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """What is to be rebuilt of pictures x, its reconstruction, the loss of the latent itself, and values to log."""
         change = latent_change(draw) if torch.rand((), generator=draw) < self.weights.equivariance else None
         B, _, H, W = x.shape
-        f, Z = self.plain.downsampling, self.plain.config.latent_channels
+        f, Z = self.plain.downsample_factor, self.plain.config.latent_channels
         noise = normal((B, Z, H // f, W // f), draw, x.device)
         rebuilt, posterior = self.networks["autoencoder"](x, noise, change)
         kl = posterior.kl().mean() / noise[0].numel()
@@ -91,7 +91,7 @@ class AutoencoderStage:
             rebuilt = self.plain.decode(self.plain.encode(self.shown)).clamp(-1, 1)
         return paired_grid(self.shown, rebuilt, [f"{db:.1f} dB" for db in psnr(self.shown, rebuilt)])
 
-    def _rise(self, step: int) -> float:
+    def _adversarial_ramp(self, step: int) -> float:
         if "discriminator" not in self.networks:
             return 0.0
         return min(1.0, max(0.0, (step - self.weights.adversarial_start + 1) / max(self.weights.adversarial_ramp, 1)))
@@ -119,7 +119,7 @@ def adaptive_weight(rec: Tensor, g: Tensor, last_layer: Tensor, largest: float =
     return (of_rec.norm() / (of_g.norm() + 1e-4)).clamp(0, largest).detach()
 
 
-def linear(value: Tensor, x: Tensor) -> Tensor:
+def linearize(value: Tensor, x: Tensor) -> Tensor:
     """A scalar of the same value and the same gradient at x, whose graph begins there: what computed it need not be gone through again."""
     (slope,) = torch.autograd.grad(value, x)
     change = (slope * x).sum()

@@ -19,11 +19,11 @@ from daguerre.data import Batch
 from daguerre.models.clip import CLIP
 
 
-class ContrastiveStage:
+class ContrastiveTask:
     """Trains both towers of a CLIP."""
 
     name = "clip"
-    averaged = ("clip",)
+    ema_networks = ("clip",)
 
     def __init__(self, clip: CLIP, tokenizer: Tokenizer):
         self.networks: dict[str, nn.Module] = {"clip": clip}
@@ -34,11 +34,11 @@ class ContrastiveStage:
 
     def losses(self, batch: Batch, draw: torch.Generator, step: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         scale = self.plain.logit_scale
-        ids = self.tokenizer([*batch.captions, *filter(None, batch.contraries)]).to(scale.device)
+        ids = self.tokenizer([*batch.captions, *filter(None, batch.hard_negatives)]).to(scale.device)
         with torch.no_grad():
             scale.clamp_(max=4.6052)  # ln 100, as in the paper
         embeddings = self.networks["clip"](ids, batch.x.to(scale.device))
-        loss, right = contrastive_loss(embeddings.logits.float(), batch.meanings or batch.captions)
+        loss, right = contrastive_loss(embeddings.logits.float(), batch.label_keys or batch.captions)
         yield "clip", loss, {"retrieved": right, "scale": scale.detach().exp()}
 
     def sample(self) -> Image.Image | None:

@@ -15,20 +15,20 @@ from daguerre.data import Batch
 from daguerre.metrics import psnr
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
-from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderStage
+from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderTask
 
-LOSS = AutoencoderLoss(l1=0.0, l2=1.0, gradient=0.0)
+DECODER_LOSS = AutoencoderLoss(l1=0.0, l2=1.0, gradient=0.0)
 
 
-class DecoderStage(AutoencoderStage):
+class DecoderTask(AutoencoderTask):
     """Trains the decoder of a first stage; all that lies before it is read and never moved."""
 
     name = "decoder"
-    averaged = ("decoder",)
+    ema_networks = ("decoder",)
 
-    def __init__(self, first_stage: AutoencoderKL | VQModel, shown: Tensor, perceptual: nn.Module | None = None, weight: float = 0.1):
+    def __init__(self, first_stage: AutoencoderKL | VQModel, preview: Tensor, perceptual: nn.Module | None = None, weight: float = 0.1):
         """`weight` of the distance `perceptual`, where there is one; `shown` as in AutoencoderStage."""
-        super().__init__(first_stage, replace(LOSS, perceptual=weight if perceptual else 0.0), shown, perceptual=perceptual)
+        super().__init__(first_stage, replace(DECODER_LOSS, perceptual=weight if perceptual else 0.0), preview, perceptual=perceptual)
         self.networks = {"decoder": first_stage.decoder}
 
     def to(self, device: torch.device) -> None:
@@ -45,6 +45,6 @@ class DecoderStage(AutoencoderStage):
 def decoder_input(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     """What the decoder is given of pictures x (B, 3, H, W): (B, Z, h, w)."""
     if isinstance(first_stage, VQModel):
-        return first_stage.post_quant_conv(first_stage.quantize.lookup(first_stage.codes(x)))
-    mean = first_stage.moments(x).mean
+        return first_stage.post_quant_conv(first_stage.quantize.lookup(first_stage.encode_codes(x)))
+    mean = first_stage.posterior(x).mean
     return mean if first_stage.post_quant_conv is None else first_stage.post_quant_conv(mean)

@@ -22,14 +22,14 @@ from daguerre.data import Batch
 from daguerre.diffusion import Conditioning, loss_weight, training_pair
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.nn.attention_hooks import watched
+from daguerre.nn.attention_hooks import capture_cross_attention
 from daguerre.pipelines import generate
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.noise import normal
-from daguerre.training.objectives.attention_grounding import Grounding, Looks
+from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding
 
 
-class Told(nn.Module):
+class TextConditionedUNet(nn.Module):
     """A UNet with the text encoder that tells it, as one network, so that one loss trains both."""
 
     def __init__(self, unet: UNet, conditioner: Conditioner):
@@ -39,34 +39,34 @@ class Told(nn.Module):
             conditioner.encoder.text_projection.requires_grad_(False)  # leads to no token's state, so no gradient reaches it
 
     def forward(self, x: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
-        return self.unet(x, t, self.conditioner.captions(captions))
+        return self.unet(x, t, self.conditioner.encode_captions(captions))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what the time goes into; texts would be compiled anew each time."""
         self.unet.compile(*args, **kwargs)
 
 
-class DiffusionStage:
+class DiffusionTask:
     """Trains the UNet of a latent diffusion model, and its text encoder if told to; the autoencoder stays as it is."""
 
     name = "diffusion"
-    averaged = ("unet",)
+    ema_networks = ("unet",)
 
     def __init__(
         self,
         model: LatentDiffusion,
         weights: DiffusionLoss,
-        read: Callable[[Sequence[str]], Conditioning],
-        shown: Sequence[str],
+        encode_text: Callable[[Sequence[str]], Conditioning],
+        preview_prompts: Sequence[str],
         *,
         text: Conditioner | None = None,
         grounding: Grounding | None = None,
     ):
         """`read` turns captions into conditions; `shown` are prompts for the sample grid; `text`: the model's conditioner, if it learns;
         `grounding`: what its attention is taught besides, on batches that know where things are."""
-        self.networks: dict[str, nn.Module] = {"unet": model.unet if text is None else Told(model.unet, text)}
-        self.model, self.weights, self.shown, self.grounding = model, weights, tuple(shown), grounding
-        self.read = read if text is None else list  # the network reads its captions itself
+        self.networks: dict[str, nn.Module] = {"unet": model.unet if text is None else TextConditionedUNet(model.unet, text)}
+        self.model, self.weights, self.shown, self.grounding = model, weights, tuple(preview_prompts), grounding
+        self.read = encode_text if text is None else list  # the network reads its captions itself
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
@@ -77,24 +77,24 @@ class DiffusionStage:
             x0 = batch.x.to(device)
             if not batch.latent:
                 x0 = self.model.autoencoder.encode(x0)
-            dropped = torch.rand(len(batch), generator=draw) < self.weights.dropout
+            dropped = torch.rand(len(batch), generator=draw) < self.weights.caption_dropout
             captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)]
             told = self.read(captions)
         x0, prediction = x0.float(), self.model.prediction
-        t = draw_times(len(batch), len(self.model.schedule.alpha_bars), self.weights, draw)
-        alpha_bar = self.model.schedule.alpha_bars[t].float().to(device)  # (B,)
+        t = sample_timesteps(len(batch), len(self.model.schedule.alphas_cumprod), self.weights, draw)
+        alpha_bar = self.model.schedule.alphas_cumprod[t].float().to(device)  # (B,)
         eps = normal(x0.shape, draw, device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
-        looks = None if self.grounding is None or batch.covered is None else Looks()
-        with nullcontext() if looks is None else watched(self.model.unet, looks.see):
+        looks = None if self.grounding is None or batch.coverage is None else AttentionMaps()
+        with nullcontext() if looks is None else capture_cross_attention(self.model.unet, looks.add):
             answer = self.networks["unet"](x_t, t.to(device), told)
         error = (answer.float() - target).square().mean((1, 2, 3))  # (B,)
-        weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.min_snr, floor=self.weights.weight_floor)
+        weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.snr_gamma, floor=self.weights.weight_floor)
         loss, logged = (weight * error).mean(), {}
-        if self.weights.min_snr is not None or looks is not None:  # else it is the loss itself
+        if self.weights.snr_gamma is not None or looks is not None:  # else it is the loss itself
             logged["mse"] = error.detach().mean()
-        if self.grounding is not None and looks is not None and batch.covered is not None:
-            astray = self.grounding.loss(looks, captions, batch.covered, alpha_bar)
+        if self.grounding is not None and looks is not None and batch.coverage is not None:
+            astray = self.grounding.loss(looks, captions, batch.coverage, alpha_bar)
             loss, logged["astray"] = loss + self.grounding.weight * astray, astray.detach()
         yield "unet", loss, logged
 
@@ -104,9 +104,9 @@ class DiffusionStage:
             return generate(self.model, prompt=self.shown, steps=20).grid().image
 
 
-def draw_times(count: int, timesteps: int, weights: DiffusionLoss, draw: torch.Generator) -> Tensor:
+def sample_timesteps(count: int, timesteps: int, weights: DiffusionLoss, draw: torch.Generator) -> Tensor:
     """`count` integer times in [0, timesteps)."""
-    if weights.times == "uniform":
+    if weights.timestep_sampling == "uniform":
         u = torch.rand(count, generator=draw, dtype=torch.float64)
     else:
         u = torch.randn(count, generator=draw, dtype=torch.float64).sigmoid()

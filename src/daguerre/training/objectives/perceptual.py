@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
-from daguerre.models.lpips import LPIPS, EncoderLevels, FeatureDistance, TowerMaps
+from daguerre.models.lpips import LPIPS, EncoderFeatures, FeatureDistance, VisionFeatureMaps
 from daguerre.nn.meta import fill
 from daguerre.weights import load_clip, load_first_stage
 from daguerre.weights.hashing import network_hash
@@ -25,7 +25,7 @@ LINEAR = re.compile(r"(?:.*\.)?lin(\d)\.model\.1\.weight")
 
 
 @dataclass(frozen=True)
-class Perceptual:
+class PerceptualLoss:
     """distance: pictures (B, 3, H, W) in [−1, 1], twice, to (B,). key: the hash of its weights."""
 
     distance: LPIPS | FeatureDistance
@@ -38,7 +38,7 @@ class Perceptual:
         return torch.cat([state.mean(dim=(2, 3)) for state in maps], dim=1)
 
 
-def load_perceptual(paths: Sequence[Path]) -> Perceptual:
+def load_perceptual(paths: Sequence[Path]) -> PerceptualLoss:
     """Open a perceptual distance: one or two files with LPIPS's weights, a CLIP's folder, or a folder with an autoencoder.
 
     Raises:
@@ -54,7 +54,7 @@ def load_perceptual(paths: Sequence[Path]) -> Perceptual:
     return _of_files(paths)
 
 
-def _of_files(paths: Sequence[Path]) -> Perceptual:
+def _of_files(paths: Sequence[Path]) -> PerceptualLoss:
     tensors: dict[str, Tensor] = {}
     for path in paths:
         file = open_tensors(path)
@@ -73,12 +73,12 @@ def _name(theirs: str) -> str | None:
     return f"lin{match[1]}.model.1.weight" if match else None
 
 
-def _of_folder(folder: Path) -> Perceptual:
+def _of_folder(folder: Path) -> PerceptualLoss:
     config = folder / "config.json"
     if config.is_file() and "CLIPModel" in (read_json(config).get("architectures") or []):
         tower = load_clip(folder)[0].vision_model
-        return _named(FeatureDistance(TowerMaps(tower, *_normalisation(folder))), f"CLIP {folder}")
-    return _named(FeatureDistance(EncoderLevels(load_first_stage(folder).encoder)), f"encoder {folder}")
+        return _named(FeatureDistance(VisionFeatureMaps(tower, *_normalisation(folder))), f"CLIP {folder}")
+    return _named(FeatureDistance(EncoderFeatures(load_first_stage(folder).encoder)), f"encoder {folder}")
 
 
 def _normalisation(folder: Path) -> list[list[float]]:
@@ -87,5 +87,5 @@ def _normalisation(folder: Path) -> list[list[float]]:
     return [read_json(path)[name] for name in ("image_mean", "image_std")] if path.is_file() else []
 
 
-def _named(distance: LPIPS | FeatureDistance, name: str) -> Perceptual:
-    return Perceptual(distance.eval(), name, network_hash(distance))
+def _named(distance: LPIPS | FeatureDistance, name: str) -> PerceptualLoss:
+    return PerceptualLoss(distance.eval(), name, network_hash(distance))

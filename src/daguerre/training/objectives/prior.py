@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, bits_per_code, bits_per_pixel, uniforms
+from daguerre.models.autoregressive import AS_TRAINED, Sampling, bits_per_code, bits_per_pixel, uniform_noise
 from daguerre.models.latent_prior import Prior
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.training.grids import images
+from daguerre.training.grids import to_images
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,32 @@ class CodeBatches:
             start += 1
 
 
-class PriorStage:
+class PriorTask:
     """Trains a prior over the codes of a frozen first stage."""
 
     name = "prior"
-    averaged = ("prior",)
+    ema_networks = ("prior",)
 
     def __init__(
         self,
         prior: Prior,
         first_stage: VQModel,
-        shown: CodeBatch,
+        num_previews: CodeBatch,
         labels: Sequence[str] = (),
         *,
-        keep: float = 1.0,
-        how: Sampling = AS_TRAINED,
+        pkeep: float = 1.0,
+        sampling: Sampling = AS_TRAINED,
     ):
         """`shown` gives size and conditions of the pictures in the sample grid, `labels` a word for each. Raises DaguerreError for another
         model's codebook."""
-        if not 0 < keep <= 1:
-            raise DaguerreError(f"keep is {keep}; it must be in (0, 1]: the share of codes that are read as they are.")
+        if not 0 < pkeep <= 1:
+            raise DaguerreError(f"keep is {pkeep}; it must be in (0, 1]: the share of codes that are read as they are.")
         if prior.config.codes != first_stage.config.quantizer.codes:
             raise DaguerreError(f"The prior is over {prior.config.codes} codes, the first stage has {first_stage.config.quantizer.codes}.")
         self.networks: dict[str, nn.Module] = {"prior": prior}
-        self.plain, self.first_stage, self.shown, self.keep, self.how = prior, first_stage.eval(), shown, keep, how
-        self.labels = labels or [""] * len(shown)
-        self.undecayed = undecayed(prior)
+        self.plain, self.first_stage, self.shown, self.keep, self.how = prior, first_stage.eval(), num_previews, pkeep, sampling
+        self.labels = labels or [""] * len(num_previews)
+        self.undecayed = no_decay(prior)
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> None:
@@ -94,11 +94,11 @@ class PriorStage:
 
     def losses(self, batch: CodeBatch, draw: torch.Generator, step: int) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         condition = None if batch.condition is None else batch.condition.to(self.device)
-        read = kept(batch.codes, self.keep, self.plain.config.codes, draw).to(self.device)
+        read = corrupt(batch.codes, self.keep, self.plain.config.codes, draw).to(self.device)
         logits = self.networks["prior"](read, condition)  # (B, h, w, K)
         loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.codes.flatten().to(self.device))
         bits = loss.detach() / math.log(2)
-        yield "prior", loss, {"bits/code": bits, "bits/pixel": bits_per_pixel(bits, self.first_stage.downsampling)}
+        yield "prior", loss, {"bits/code": bits, "bits/pixel": bits_per_pixel(bits, self.first_stage.downsample_factor)}
 
     def sample(self) -> Image.Image:
         """Pictures of the shown conditions, always of the same random numbers."""
@@ -106,11 +106,11 @@ class PriorStage:
         sources = [torch.Generator().manual_seed(seed) for seed in range(B)]
         condition = None if self.shown.condition is None else self.shown.condition.long().to(self.device)
         with torch.no_grad():
-            *_, codes = self.plain.sample((h, w), uniforms(sources, (h, w)).to(self.device), condition, self.how)
-            return labelled_grid(images(self.first_stage.decode_codes(codes)), self.labels)
+            *_, codes = self.plain.sample((h, w), uniform_noise(sources, (h, w)).to(self.device), condition, self.how)
+            return labelled_grid(to_images(self.first_stage.decode_codes(codes)), self.labels)
 
 
-def undecayed(prior: Prior) -> list[nn.Parameter]:
+def no_decay(prior: Prior) -> list[nn.Parameter]:
     """The parameters that weight decay spares, as the authors do: all but the weights of linear layers and convolutions."""
     others = [module for module in prior.modules() if not isinstance(module, nn.Linear | nn.Conv2d)]
     return [parameter for module in others for parameter in module.parameters(recurse=False)]
@@ -129,7 +129,7 @@ def code_lengths(prior: Prior, data: CodeBatch, at_once: int = 64) -> Tensor:
     return torch.cat(lengths)
 
 
-def kept(codes: Tensor, keep: float, size: int, draw: torch.Generator) -> Tensor:
+def corrupt(codes: Tensor, keep: float, size: int, draw: torch.Generator) -> Tensor:
     """Codes (B, h, w) in which each was replaced by a uniform one out of `size` with probability 1 − keep."""
     if keep == 1:
         return codes

@@ -12,18 +12,18 @@ class Recipe:
     """One line of help, and where in `daguerre.training` the two parts lie: "module:name"."""
 
     summary: str
-    told: str
-    ran: str
+    options_path: str
+    run_path: str
 
     @property
     def options(self) -> type:
         """The dataclass of what it is told."""
-        return _load(self.told)
+        return _load(self.options_path)
 
     @property
     def run(self) -> Callable[[Any], Path]:
         """The function that trains, and returns where the result lies."""
-        return _load(self.ran)
+        return _load(self.run_path)
 
 
 def _load(where: str) -> Any:
@@ -32,10 +32,10 @@ def _load(where: str) -> Any:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "emoji": Recipe("the embedded model: autoencoder, CLIP, diffusion on drawn emoji", "options:EmojiRecipe", "recipes.emoji:run"),
-    "shapes": Recipe("a small model of drawn shapes, every stage, on two cores", "options:ShapesRecipe", "recipes.shapes:run"),
-    "text-to-image": Recipe("a model of your own pictures and captions", "options:TextToImageRecipe", "recipes.text_to_image:run"),
-    "judge": Recipe("the CLIP that `daguerre evaluate` measures with", "options:JudgeRecipe", "recipes.judge:run"),
+    "emoji": Recipe("the embedded model: autoencoder, CLIP, diffusion on drawn emoji", "config:EmojiRecipe", "recipes.emoji:run"),
+    "shapes": Recipe("a small model of drawn shapes, every stage, on two cores", "config:ShapesRecipe", "recipes.shapes:run"),
+    "text-to-image": Recipe("a model of your own pictures and captions", "config:TextToImageRecipe", "recipes.text_to_image:run"),
+    "judge": Recipe("the CLIP that `daguerre evaluate` measures with", "config:JudgeRecipe", "recipes.judge:run"),
     "autoencoder": Recipe("a plain autoencoder", "lineage_options:PlainRecipe", "recipes.first_stage:run"),
     "vae": Recipe("a variational autoencoder, on the evidence lower bound", "lineage_options:VariationalRecipe", "recipes.first_stage:run"),
     "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "lineage_options:VQVAERecipe", "recipes.first_stage:run"),

@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
-from daguerre.data import Batches, FolderSource
+from daguerre.data import BatchLoader, FolderDataset
 from daguerre.metrics import psnr
-from daguerre.training.datasets.codes import Material, parted
+from daguerre.training.datasets.codes import PriorDataset, split_held_out
 from daguerre.training.lineage_options import DecoderRecipe, require_multiple
 from daguerre.training.loop import train
-from daguerre.training.objectives.decoder import DecoderStage
+from daguerre.training.objectives.decoder import DecoderTask
 from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.processes import rank
-from daguerre.training.recipes.first_stage import picture_source
-from daguerre.training.recipes.latent_diffusion import remember
+from daguerre.training.recipes.first_stage import open_dataset
+from daguerre.training.recipes.latent_diffusion import record_run
 from daguerre.weights import load_first_stage, save_first_stage
 from daguerre.weights.catalog import find
-from daguerre.weights.diffusers.load import renamed
+from daguerre.weights.diffusers.load import modernize_key
 from daguerre.weights.diffusers.vae import FirstStage, first_stage_folder
 from daguerre.weights.hashing import network_hash
-from daguerre.weights.tensors.safetensors import put_safetensors, read_metadata, read_safetensors
+from daguerre.weights.tensors.safetensors import read_metadata, read_safetensors, write_safetensors
 
 DECODER = "decoder."
-MEASURED = 64  # pictures, or as many as are kept of a folder's
+EVAL_IMAGES = 64  # pictures, or as many as are kept of a folder's
 
 
 def run(recipe: DecoderRecipe) -> Path:
@@ -36,22 +36,22 @@ def run(recipe: DecoderRecipe) -> Path:
     """
     path, loop = find(recipe.model), recipe.loop
     first_stage = load_first_stage(path)
-    require_multiple(recipe.size, first_stage.downsampling, f"'{path}'")
-    pictures = picture_source(recipe.data, recipe.size, skip_bad=recipe.skip_bad)
-    drawn = not isinstance(pictures, FolderSource)
-    trained, kept, unseen = parted(Material(pictures, drawn=drawn))
-    source = trained.pictures
+    require_multiple(recipe.resolution, first_stage.downsample_factor, f"'{path}'")
+    pictures = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
+    drawn = not isinstance(pictures, FolderDataset)
+    trained, kept, unseen = split_held_out(PriorDataset(pictures, drawn=drawn))
+    source = trained.images
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
     parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.weight}
-    remember(recipe.out, "DecoderRecipe", source.key, size=recipe.size, seed=loop.seed, plan=parts)
-    measured = Batches(kept.pictures, kept.enough(MEASURED, 1), loop.seed + 1).batch(0).x
+    record_run(recipe.out, "DecoderRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=parts)
+    measured = BatchLoader(kept.images, kept.enough(EVAL_IMAGES, 1), loop.seed + 1).batch(0).x
     before = _psnr(first_stage, measured)
-    stage = DecoderStage(first_stage, measured[:8], perceptual and perceptual.distance, recipe.weight)
+    stage = DecoderTask(first_stage, measured[:8], perceptual and perceptual.distance, recipe.weight)
     torch.manual_seed(loop.seed)
-    train(stage, Batches(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=parts | {"source": source.key})
+    train(stage, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=parts | {"source": source.key})
     folder = recipe.out / "model"
     if rank() == 0:
-        _write(first_stage.cpu(), path, folder, recipe.size)
+        _write(first_stage.cpu(), path, folder, recipe.resolution)
         after = _psnr(load_first_stage(folder), measured)
         which = "drawn anew" if drawn else "not trained on" if unseen else "trained on"
         print(f"PSNR of {len(measured)} pictures {which}: {before:.2f} dB before, {after:.2f} dB after")
@@ -76,6 +76,6 @@ def _write(first_stage: FirstStage, source: Path, folder: Path, size: int) -> No
         for file in part.glob("*.safetensors"):
             tensors = read_safetensors(file)
             for name, tensor in tensors.items():
-                if renamed(name).startswith(DECODER):
-                    tensors[name] = trained[renamed(name)].to(tensor.dtype).view_as(tensor)
-            put_safetensors(beside / file.relative_to(source), tensors, read_metadata(file))
+                if modernize_key(name).startswith(DECODER):
+                    tensors[name] = trained[modernize_key(name)].to(tensor.dtype).view_as(tensor)
+            write_safetensors(beside / file.relative_to(source), tensors, read_metadata(file))

@@ -9,36 +9,38 @@ from typing import Any
 
 from daguerre.atomic_io import atomic_write
 from daguerre.conditioning import TextConditioner
-from daguerre.data import Source
+from daguerre.data import Dataset
 from daguerre.errors import DaguerreError
 from daguerre.training.config import LatentRecipe, LoopConfig
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import DiffusionPlan, Plan, fresh_model, train_autoencoder, train_clip, train_diffusion
+from daguerre.training.recipes.stages import DiffusionPlan, LatentDiffusionPlan, init_model, train_autoencoder, train_clip, train_diffusion
 from daguerre.training.run_identity import require_same
-from daguerre.weights import load, save, save_clip
+from daguerre.weights import load_diffusion, save, save_clip
 from daguerre.weights.tensors.safetensors import read_json
 
 
-def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: Sequence[str], lesson: Source | None = None) -> Path:
+def run_latent_recipe(
+    recipe: LatentRecipe, plan: LatentDiffusionPlan, source: Dataset, shown: Sequence[str], curriculum: Dataset | None = None
+) -> Path:
     """Train the stages of `plan` on `source` under `recipe.out`; return `out/model`, the finished folder.
 
     A fresh UNet begins with `lesson`, for the share of its steps that the plan has for one.
     """
-    plan = shortened(plan, recipe)
-    if recipe.base is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
+    plan = with_steps(plan, recipe)
+    if recipe.model is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
         raise DaguerreError("With --from only the last stage is trained; leave out --autoencoder-steps and --clip-steps, or --from.")
-    base = None if recipe.base is None else load(recipe.base)
-    remember(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.base, plan=asdict(plan))
+    base = None if recipe.model is None else load_diffusion(recipe.model)
+    record_run(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.model, plan=asdict(plan))
     if base is None:
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
         clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")
         if rank() == 0:
             save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # whole, for who wants its eyes
         conditioner = TextConditioner(tokenizer, clip.text.eval())
-        model = fresh_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
-        if lesson is not None and plan.diffusion.loop.steps > 1:
-            first, plan = divided(plan)
-            train_diffusion(first, model, lesson, recipe.seed, recipe.out / "lesson", shown)
+        model = init_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
+        if curriculum is not None and plan.diffusion.loop.max_train_steps > 1:
+            first, plan = split_over_processes(plan)
+            train_diffusion(first, model, curriculum, recipe.seed, recipe.out / "lesson", shown)
     else:
         model = replace(base, name=recipe.out.name)
     train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", shown)
@@ -47,18 +49,20 @@ def run_latent_recipe(recipe: LatentRecipe, plan: Plan, source: Source, shown: S
     return recipe.out / "model"
 
 
-def divided(plan: Plan) -> tuple[DiffusionPlan, Plan]:
+def split_over_processes(plan: LatentDiffusionPlan) -> tuple[DiffusionPlan, LatentDiffusionPlan]:
     """The lesson of a plan, at least one step, and the plan without it."""
-    whole, steps = plan.diffusion, math.ceil(plan.lesson * plan.diffusion.loop.steps)
-    first = replace(whole, pool=math.ceil(plan.lesson * whole.pool), loop=replace(whole.loop, steps=steps))
-    return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, steps=whole.loop.steps - steps)))
+    whole, steps = plan.diffusion, math.ceil(plan.curriculum * plan.diffusion.loop.max_train_steps)
+    first = replace(
+        whole, cached_samples=math.ceil(plan.curriculum * whole.cached_samples), loop=replace(whole.loop, max_train_steps=steps)
+    )
+    return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, max_train_steps=whole.loop.max_train_steps - steps)))
 
 
-def shortened(plan: Plan, recipe: LatentRecipe) -> Plan:
+def with_steps(plan: LatentDiffusionPlan, recipe: LatentRecipe) -> LatentDiffusionPlan:
     """The plan with the numbers of steps that the recipe asks for."""
 
     def loop(config: LoopConfig, steps: int | None) -> LoopConfig:
-        return config if steps is None else replace(config, steps=steps)
+        return config if steps is None else replace(config, max_train_steps=steps)
 
     return replace(
         plan,
@@ -68,7 +72,7 @@ def shortened(plan: Plan, recipe: LatentRecipe) -> Plan:
     )
 
 
-def remember(out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, **more: Any) -> None:
+def record_run(out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, **more: Any) -> None:
     """Write what is trained here to `out/recipe.json`; refuse a folder in which something else was trained."""
     path, identity = out / "recipe.json", {"recipe": recipe, "source": source, "size": size, "seed": seed, "base": base}
     if path.is_file():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import Conditioner, Tokenizer, train_tokenizer
-from daguerre.data import Batches, Source
+from daguerre.data import BatchLoader, Dataset
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -26,11 +26,11 @@ from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import shapes_only
 from daguerre.training.datasets.latents import CachedLatents, cache_latents
 from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
-from daguerre.training.objectives.attention_grounding import Grounding, covered_places
-from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderStage
-from daguerre.training.objectives.clip import ContrastiveStage
-from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionStage
-from daguerre.training.processes import main_first
+from daguerre.training.objectives.attention_grounding import Grounding, coverage
+from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderTask
+from daguerre.training.objectives.clip import ContrastiveTask
+from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask
+from daguerre.training.processes import main_process_first
 
 F = TypeVar("F", bound=AutoencoderKL | VQModel)
 
@@ -52,7 +52,7 @@ class ClipPlan:
     text: CLIPTextConfig  # vocab_size is the most the tokenizer may learn
     vision: CLIPVisionConfig
     loop: LoopConfig
-    siblings: int = 4  # pictures of one thing in a batch: they teach the words around it
+    repeats: int = 4  # pictures of one thing in a batch: they teach the words around it
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class DiffusionPlan:
     loop: LoopConfig
     loss: DiffusionLoss = DiffusionLoss()
     schedule: ScheduleConfig = ScheduleConfig(zero_terminal_snr=True)
-    pool: int = 50_000  # samples encoded once and shown again every epoch
+    cached_samples: int = 50_000  # samples encoded once and shown again every epoch
     trains_text: bool = False  # the text encoder learns on with the UNet
     grounding: float = 0.0  # weight of the loss that keeps attention to a noun on its thing; only of drawn shapes is it known where that is
-    guidance: float = LatentDiffusion.guidance  # the finished model's own
+    guidance: float = LatentDiffusion.default_guidance  # the finished model's own
 
 
 @dataclass(frozen=True)
-class Plan:
+class LatentDiffusionPlan:
     """All three, for pictures of `size` pixels a side.
 
     Where two things stand is said by the order of their names and the word between them together, and by neither alone, so that a model may
@@ -81,20 +81,20 @@ class Plan:
     autoencoder: AutoencoderPlan
     clip: ClipPlan
     diffusion: DiffusionPlan
-    lesson: float = 0.0  # its share of the last stage's steps and samples; a model that is trained on needs none
+    curriculum: float = 0.0  # its share of the last stage's steps and samples; a model that is trained on needs none
 
 
-def train_autoencoder(plan: AutoencoderPlan, source: Source, size: int, seed: int, out: Path) -> AutoencoderKL:
+def train_autoencoder(plan: AutoencoderPlan, source: Dataset, size: int, seed: int, out: Path) -> AutoencoderKL:
     """Train the autoencoder, then measure the mean and spread of its latents, which become shift and scaling factor."""
     torch.manual_seed(seed)
     autoencoder = AutoencoderKL(plan.model)
     critic = PatchDiscriminator(plan.discriminator) if plan.discriminator else None
-    batches = Batches(source, plan.loop.batch_size, seed, size)
-    shown = Batches(source, 8, seed + 1, size).batch(0).x
-    stage = AutoencoderStage(autoencoder, plan.loss, shown, discriminator=critic)
+    batches = BatchLoader(source, plan.loop.batch_size, seed, size)
+    shown = BatchLoader(source, 8, seed + 1, size).batch(0).x
+    stage = AutoencoderTask(autoencoder, plan.loss, shown, discriminator=critic)
     identity = {"model": asdict(plan.model), "loss": asdict(plan.loss), "data": source.key, "size": size, "seed": seed}
     train(stage, batches, plan.loop, out, recipe=identity)
-    return with_measured_scale(autoencoder, Batches(source, 256, seed + 2, size).batch(0).x)
+    return with_measured_scale(autoencoder, BatchLoader(source, 256, seed + 2, size).batch(0).x)
 
 
 @torch.no_grad()
@@ -114,23 +114,23 @@ def with_measured_scale(first_stage: F, x: Tensor) -> F:
 
 def _unscaled(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     if isinstance(first_stage, AutoencoderKL):
-        return first_stage.moments(x).mean
+        return first_stage.posterior(x).mean
     return first_stage.encode(x) / first_stage.config.scaling_factor
 
 
-def train_clip(plan: ClipPlan, source: Source, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
+def train_clip(plan: ClipPlan, source: Dataset, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
     """Learn a vocabulary from the source's captions, then both towers."""
     tokenizer = learned_tokenizer(source, plan.text.vocab_size, plan.text.length, seed, out / "tokenizer")
     torch.manual_seed(seed)
     text = replace(plan.text, vocab_size=len(tokenizer), eos=tokenizer.eos)
     clip = CLIP(CLIPConfig(text=text, vision=plan.vision))
-    batches = Batches(source, plan.loop.batch_size, seed, size, siblings=plan.siblings)
+    batches = BatchLoader(source, plan.loop.batch_size, seed, size, repeats=plan.repeats)
     identity = {"text": asdict(text), "vision": asdict(plan.vision), "data": source.key, "size": size, "seed": seed}
-    train(ContrastiveStage(clip, tokenizer), batches, plan.loop, out, recipe=identity)
+    train(ContrastiveTask(clip, tokenizer), batches, plan.loop, out, recipe=identity)
     return clip, tokenizer
 
 
-def learned_tokenizer(source: Source, vocab_size: int, length: int, seed: int, folder: Path, captions: int = 40_000) -> Tokenizer:
+def learned_tokenizer(source: Dataset, vocab_size: int, length: int, seed: int, folder: Path, captions: int = 40_000) -> Tokenizer:
     """The tokenizer in `folder`, or one of at most `vocab_size` tokens learned from `captions` of the source's captions and kept there."""
 
     def learn() -> Tokenizer:
@@ -139,10 +139,10 @@ def learned_tokenizer(source: Source, vocab_size: int, length: int, seed: int, f
                 train_tokenizer(source.captions(captions, seed), vocab_size, length).save(beside)
         return Tokenizer.from_folder(folder)
 
-    return main_first(learn)
+    return main_process_first(learn)
 
 
-def fresh_model(
+def init_model(
     plan: DiffusionPlan, autoencoder: AutoencoderKL, conditioner: Conditioner, size: int, seed: int, name: str
 ) -> LatentDiffusion:
     """A model whose UNet knows nothing yet."""
@@ -150,20 +150,20 @@ def fresh_model(
     return LatentDiffusion(UNet(plan.unet), autoencoder, conditioner, Schedule(plan.schedule), "v", name, size, plan.guidance)
 
 
-def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Source, seed: int, out: Path, shown: Sequence[str]) -> None:
+def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Dataset, seed: int, out: Path, shown: Sequence[str]) -> None:
     """Train the UNet of `model`, and its text encoder where the plan says so, on cached latents of its autoencoder, which stays."""
     autoencoder, conditioner = trained_parts(model)
-    encoded = {"data": source.key, "size": model.size, "seed": seed, "autoencoder": weights_key(autoencoder)}
-    drawn = Batches(source, 64, seed + 3, model.size)
-    latents, captions = cache_latents(drawn, autoencoder, plan.pool, out / "cache", fingerprint(encoded), plan.loop.workers)
+    encoded = {"data": source.key, "size": model.sample_size, "seed": seed, "autoencoder": weights_key(autoencoder)}
+    drawn = BatchLoader(source, 64, seed + 3, model.sample_size)
+    latents, captions = cache_latents(drawn, autoencoder, plan.cached_samples, out / "cache", fingerprint(encoded), plan.loop.workers)
     learned = {"unet": asdict(model.unet.config), "loss": asdict(plan.loss), "schedule": asdict(model.schedule.config)}
-    identity = encoded | learned | {"pool": plan.pool, "text": weights_key(conditioner)}
+    identity = encoded | learned | {"pool": plan.cached_samples, "text": weights_key(conditioner)}
     text = conditioner.requires_grad_(True) if plan.trains_text else None
     grounding, covered = None, None
     if plan.grounding:
         identity["grounding"] = plan.grounding
-        grounding, covered = Grounding(plan.grounding, conditioner), covered_places(drawn, source, len(captions), latents.shape[-1])
-    stage = DiffusionStage(model, plan.loss, conditioner.captions, shown, text=text, grounding=grounding)
+        grounding, covered = Grounding(plan.grounding, conditioner), coverage(drawn, source, len(captions), latents.shape[-1])
+    stage = DiffusionTask(model, plan.loss, conditioner.encode_captions, shown, text=text, grounding=grounding)
     train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed, covered), plan.loop, out, recipe=identity)
 
 

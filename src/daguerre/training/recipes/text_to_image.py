@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from daguerre.data import Batches, FolderSource
+from daguerre.data import BatchLoader, FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.config import TextToImageRecipe
-from daguerre.training.datasets.latents import CachedLatents, RememberedCaptions, cache_latents
+from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 from daguerre.training.loop import fingerprint, train, weights_key
-from daguerre.training.objectives.diffusion import DiffusionStage
+from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.processes import rank
-from daguerre.training.recipes.latent_diffusion import remember
+from daguerre.training.recipes.latent_diffusion import record_run
 from daguerre.training.recipes.stages import trained_parts
-from daguerre.weights import load, save
+from daguerre.weights import load_diffusion, save
 
 
 def run(recipe: TextToImageRecipe) -> Path:
@@ -27,30 +27,30 @@ def run(recipe: TextToImageRecipe) -> Path:
     Raises:
         DaguerreError: the folder has no pictures, the model has no parts to train with, or `out` holds another run.
     """
-    model = load(recipe.base)
+    model = load_diffusion(recipe.model)
     autoencoder, conditioner = trained_parts(model)
-    size, loop = model.size if recipe.size is None else recipe.size, recipe.loop
-    if recipe.views < 1:
-        raise DaguerreError(f"views is {recipe.views}; each picture is encoded at least once.")
-    if size < 1 or size % autoencoder.downsampling:
-        raise DaguerreError(f"size is {size}; for {model.name} it must be a multiple of {autoencoder.downsampling}.")
-    source = FolderSource(recipe.data, size, skip_bad=recipe.skip_bad)
+    size, loop = model.sample_size if recipe.resolution is None else recipe.resolution, recipe.loop
+    if recipe.crops_per_image < 1:
+        raise DaguerreError(f"views is {recipe.crops_per_image}; each picture is encoded at least once.")
+    if size < 1 or size % autoencoder.downsample_factor:
+        raise DaguerreError(f"size is {size}; for {model.name} it must be a multiple of {autoencoder.downsample_factor}.")
+    source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad)
     for _, why in source.bad:
         print(f"skipped: {why}", file=sys.stderr)
     if source.bad:
         print(f"{len(source.bad)} skipped, {len(source)} pictures left", file=sys.stderr)
-    remember(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.base)
+    record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
     torch.manual_seed(loop.seed)
-    unet = UNet(model.unet.config) if recipe.fresh else model.unet.float()
-    model = replace(model, unet=unet, name=recipe.out.name, size=size)
+    unet = UNet(model.unet.config) if recipe.from_scratch else model.unet.float()
+    model = replace(model, unet=unet, name=recipe.out.name, sample_size=size)
     encoded = {"data": source.key, "size": size, "autoencoder": weights_key(autoencoder)}
-    batches = Batches(source, loop.batch_size, loop.seed, size)
+    batches = BatchLoader(source, loop.batch_size, loop.seed, size)
     if recipe.cache:
-        kept = cache_latents(batches, autoencoder, recipe.views * len(source), recipe.out / "cache", fingerprint(encoded))
+        kept = cache_latents(batches, autoencoder, recipe.crops_per_image * len(source), recipe.out / "cache", fingerprint(encoded))
         batches = CachedLatents(*kept, loop.batch_size, loop.seed)
-    stage = DiffusionStage(model, recipe.loss, RememberedCaptions(conditioner.captions), source.captions(8, seed=0))
-    told = {name: getattr(recipe, name) for name in ("fresh", "cache", "views")}
-    identity = encoded | told | {"from": recipe.base, "text": weights_key(conditioner), "loss": asdict(recipe.loss)}
+    stage = DiffusionTask(model, recipe.loss, CachedCaptions(conditioner.encode_captions), source.captions(8, seed=0))
+    told = {name: getattr(recipe, name) for name in ("from_scratch", "cache", "crops_per_image")}
+    identity = encoded | told | {"from": recipe.model, "text": weights_key(conditioner), "loss": asdict(recipe.loss)}
     with checkpointed(unet) if recipe.gradient_checkpointing else nullcontext():
         train(stage, batches, loop, recipe.out, recipe=identity)
     if rank() == 0:

@@ -13,13 +13,13 @@ from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import Tokenizer
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPVisionConfig
 from daguerre.nn.meta import fill, shapes_only
-from daguerre.weights.diffusers.configs import ACTIVATIONS, Json, chosen, text_config, text_json
-from daguerre.weights.tensors.safetensors import put_json, put_safetensors, read_json, read_safetensors
+from daguerre.weights.diffusers.configs import ACTIVATIONS, Json, choose_class, text_config, text_json
+from daguerre.weights.tensors.safetensors import read_json, read_safetensors, write_json, write_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Of the pictures that CLIP was trained on, red, green and blue.
-MEAN = 0.48145466, 0.4578275, 0.40821073
-SPREAD = 0.26862954, 0.26130258, 0.27577711
+IMAGE_MEAN = 0.48145466, 0.4578275, 0.40821073
+IMAGE_STD = 0.26862954, 0.26130258, 0.27577711
 
 
 def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> Path:
@@ -38,8 +38,8 @@ def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> Path:
     }
     with atomic_path(folder) as beside:
         beside.mkdir()
-        put_json(beside / CONFIG, config)
-        put_safetensors(beside / WEIGHTS, clip.state_dict())
+        write_json(beside / CONFIG, config)
+        write_safetensors(beside / WEIGHTS, clip.state_dict())
         tokenizer.save(beside)
     return Path(folder)
 
@@ -75,7 +75,7 @@ def vision_config(given: Mapping[str, Any], where: object) -> CLIPVisionConfig:
         layers=given.get("num_hidden_layers", 12),
         heads=given.get("num_attention_heads", 12),
         mlp_width=given.get("intermediate_size", 3072),
-        activation=chosen(given.get("hidden_act", "quick_gelu"), ACTIVATIONS, "activation", where),
+        activation=choose_class(given.get("hidden_act", "quick_gelu"), ACTIVATIONS, "activation", where),
         projection=given.get("projection_dim", 512),
         eps=given.get("layer_norm_eps", 1e-5),
     )
@@ -108,9 +108,9 @@ def preprocessor_json(config: CLIPVisionConfig) -> Json:
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": list(MEAN),
+        "image_mean": list(IMAGE_MEAN),
         "image_processor_type": "CLIPImageProcessor",
-        "image_std": list(SPREAD),
+        "image_std": list(IMAGE_STD),
         "resample": 3,
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": side},

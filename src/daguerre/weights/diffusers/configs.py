@@ -14,14 +14,14 @@ from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.clip import Activation, CLIPTextConfig
-from daguerre.models.ldm_bert import LDMTextConfig
+from daguerre.models.ldm_bert import LDMBertConfig
 from daguerre.models.unet import UNetConfig
 
 Json = dict[str, Any]
 K = TypeVar("K")
 V = TypeVar("V")
 
-PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+PREDICTION_TYPES: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 BETA_SCHEDULES: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
@@ -76,13 +76,13 @@ def unet_config(given: Mapping[str, Any], where: object) -> UNetConfig:
     levels = len(channels)
     kinds = given.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
     ways_up = given.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-    attends = [chosen(kind, {"CrossAttnDownBlock2D": True, "DownBlock2D": False}, "down block", where) for kind in kinds]
-    mirror = [chosen(kind, {"CrossAttnUpBlock2D": True, "UpBlock2D": False}, "up block", where) for kind in reversed(ways_up)]
+    attends = [choose_class(kind, {"CrossAttnDownBlock2D": True, "DownBlock2D": False}, "down block", where) for kind in kinds]
+    mirror = [choose_class(kind, {"CrossAttnUpBlock2D": True, "UpBlock2D": False}, "up block", where) for kind in reversed(ways_up)]
     if attends != mirror:
         raise DaguerreError(f"'{where}' attends at other levels on the way up than on the way down, which our UNet does not.")
     depths = _each(given.get("transformer_layers_per_block", 1), levels)
     cross_only = _each(given.get("only_cross_attention", False), levels)
-    addition = chosen(given.get("addition_embed_type"), {None: False, "text_time": True}, "addition_embed_type", where)
+    addition = choose_class(given.get("addition_embed_type"), {None: False, "text_time": True}, "addition_embed_type", where)
     return UNetConfig(
         in_channels=given.get("in_channels", 4),
         out_channels=given.get("out_channels", 4),
@@ -96,7 +96,9 @@ def unet_config(given: Mapping[str, Any], where: object) -> UNetConfig:
         classes=given.get("num_class_embeds"),
         linear_projection=given.get("use_linear_projection", False),
         cross_only_levels=tuple(level for level, only in enumerate(cross_only) if only),
-        scale_shift=chosen(given.get("resnet_time_scale_shift", "default"), {"default": False, "scale_shift": True}, "time scale", where),
+        scale_shift=choose_class(
+            given.get("resnet_time_scale_shift", "default"), {"default": False, "scale_shift": True}, "time scale", where
+        ),
         downsample_padding=given.get("downsample_padding", 1),
         dropout=given.get("dropout", 0.0),
         norm_groups=given.get("norm_num_groups", 32),
@@ -222,7 +224,7 @@ def autoencoder_config(given: Mapping[str, Any], where: object) -> AutoencoderKL
     check_fixed(given, AUTOENCODER_FIXED, where)
     channels = tuple(given.get("block_out_channels", (64,)))
     kinds = given.get("down_block_types", ("DownEncoderBlock2D",) * len(channels))
-    attends = [chosen(kind, {"AttnDownEncoderBlock2D": True, "DownEncoderBlock2D": False}, "down block", where) for kind in kinds]
+    attends = [choose_class(kind, {"AttnDownEncoderBlock2D": True, "DownEncoderBlock2D": False}, "down block", where) for kind in kinds]
     return AutoencoderKLConfig(
         in_channels=given.get("in_channels", 3),
         out_channels=given.get("out_channels", 3),
@@ -276,7 +278,7 @@ def text_config(given: Mapping[str, Any], where: object, *, projected: bool = Fa
         layers=given.get("num_hidden_layers", 12),
         heads=given.get("num_attention_heads", 8),
         mlp_width=given.get("intermediate_size", 2048),
-        activation=chosen(given.get("hidden_act", "quick_gelu"), ACTIVATIONS, "activation", where),
+        activation=choose_class(given.get("hidden_act", "quick_gelu"), ACTIVATIONS, "activation", where),
         projection=given.get("projection_dim", 512) if projected else None,
         eps=given.get("layer_norm_eps", 1e-5),
         eos=vocab_size - 1 if eos == 2 else eos,  # 2 is a slip in published files, and means the last id
@@ -304,7 +306,7 @@ def text_json(config: CLIPTextConfig, *, bos: int, pad: int) -> Json:
     }
 
 
-def ldm_text_json(config: LDMTextConfig, pad: int) -> Json:
+def ldm_text_json(config: LDMBertConfig, pad: int) -> Json:
     """The config of latent diffusion's own text tower; `pad` is the tokenizer's id."""
     return {
         "activation_function": "gelu",
@@ -329,18 +331,18 @@ def schedule_config(given: Mapping[str, Any], where: object) -> tuple[ScheduleCo
     """
     check_fixed(given, {"trained_betas": (None,)}, where)
     config = ScheduleConfig(
-        kind=chosen(given.get("beta_schedule", "linear"), BETA_SCHEDULES, "beta_schedule", where),
+        kind=choose_class(given.get("beta_schedule", "linear"), BETA_SCHEDULES, "beta_schedule", where),
         beta_start=given.get("beta_start", 0.0001),
         beta_end=given.get("beta_end", 0.02),
         timesteps=given.get("num_train_timesteps", 1000),
         zero_terminal_snr=given.get("rescale_betas_zero_snr", False),
     )
-    return config, chosen(given.get("prediction_type", "epsilon"), PREDICTIONS, "prediction_type", where)
+    return config, choose_class(given.get("prediction_type", "epsilon"), PREDICTION_TYPES, "prediction_type", where)
 
 
 def schedule_json(config: ScheduleConfig, prediction: Prediction) -> Json:
     """The config of a `DDIMScheduler` that walks as our `euler` does with trailing spacing: down to σ = 0, nothing clipped."""
-    names = {ours: theirs for theirs, ours in (*PREDICTIONS.items(), *BETA_SCHEDULES.items())}
+    names = {ours: theirs for theirs, ours in (*PREDICTION_TYPES.items(), *BETA_SCHEDULES.items())}
     return {
         "_class_name": "DDIMScheduler",
         "beta_end": config.beta_end,
@@ -361,7 +363,7 @@ def low_resolution_json(config: ScheduleConfig) -> Json:
     return {**schedule_json(config, "epsilon"), "_class_name": "DDPMScheduler", "clip_sample": True, "timestep_spacing": "leading"}
 
 
-def chosen(name: K, table: Mapping[K, V], what: str, where: object) -> V:
+def choose_class(name: K, table: Mapping[K, V], what: str, where: object) -> V:
     """The value of a name out of a table. Raises DaguerreError that lists the names, where it is in none of them."""
     if name not in table:
         raise DaguerreError(f"'{where}' asks for the {what} {name!r}; there are {', '.join(map(repr, table))}.")

@@ -16,7 +16,7 @@ VARIATIONS = "StableDiffusionImageVariationPipeline"  # told pictures in the pla
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 UPSCALER = "StableDiffusionUpscalePipeline"
 DEPTH = "StableDiffusionDepth2ImgPipeline"
-PIPELINES = {
+PIPELINE_BY_TASK = {
     "text-to-image": "StableDiffusionPipeline",
     "inpainting": "StableDiffusionInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
@@ -51,7 +51,7 @@ def pipeline_of(family: Family, unet: UNetConfig, parts: Collection[str]) -> str
         return LATENT_DIFFUSION.get(task)
     if family.name == "sdxl-refiner":
         return REFINER
-    return (XL_PIPELINES if family.name == "sdxl" else PIPELINES).get(task)
+    return (XL_PIPELINES if family.name == "sdxl" else PIPELINE_BY_TASK).get(task)
 
 
 def own_guidance(index: Mapping[str, Any]) -> float:
@@ -60,9 +60,9 @@ def own_guidance(index: Mapping[str, Any]) -> float:
     Raises:
         DaguerreError: it is no finite number.
     """
-    told = index.get(GUIDANCE, LatentDiffusion.guidance)
+    told = index.get(GUIDANCE, LatentDiffusion.default_guidance)
     if isinstance(told, bool) or not isinstance(told, int | float) or not isfinite(told):
-        raise DaguerreError(f"The model's index says {GUIDANCE} is {told!r}; it is a number such as {LatentDiffusion.guidance:g}.")
+        raise DaguerreError(f"The model's index says {GUIDANCE} is {told!r}; it is a number such as {LatentDiffusion.default_guidance:g}.")
     return float(told)
 
 

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from daguerre.atomic_io import atomic_path
-from daguerre.conditioning.prior_prefix import ClassPrefix, LayoutPrefix, MapPrefix, NoPrefix, PlacePrefix, Prefixes, TextPrefix
+from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, EmptyPrefix, LayoutPrefix, MapPrefix, Prefixes, TextPrefix
 from daguerre.conditioning.tokenizer import Tokenizer
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.vq_model import VQModel
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
-from daguerre.weights.diffusers.load import NETWORK_WEIGHTS, check_free
-from daguerre.weights.diffusers.prior import load_prior, put_prior
-from daguerre.weights.diffusers.vae import load_first_stage, put_first_stage
-from daguerre.weights.tensors.safetensors import put_json, read_json
+from daguerre.weights.diffusers.load import NETWORK_WEIGHTS, check_overwrite
+from daguerre.weights.diffusers.prior import load_prior, write_prior
+from daguerre.weights.diffusers.vae import load_first_stage, write_first_stage
+from daguerre.weights.tensors.safetensors import read_json, write_json
 
 FIRST_STAGE, PRIOR, TOKENIZER, MAPS = "vqvae", "prior", "tokenizer", "map_vqvae"
 
@@ -36,12 +36,12 @@ def save_latent_prior(model: LatentPrior, folder: str | Path) -> Path:
         DaguerreError: the place cannot be written, or holds something else. What stood there stands.
     """
     folder = Path(folder)
-    check_free(folder, INDEX)
+    check_overwrite(folder, INDEX)
     with atomic_path(folder) as beside:
-        put_first_stage(model.autoencoder, beside / FIRST_STAGE, model.size)
-        put_prior(model.prior, beside / PRIOR, model.autoencoder)
+        write_first_stage(model.autoencoder, beside / FIRST_STAGE, model.sample_size)
+        write_prior(model.prior, beside / PRIOR, model.autoencoder)
         prefix = _put_prefix(model, beside)
-        put_json(beside / INDEX, {"_class_name": LATENT_PRIOR, "size": model.size, "prefix": prefix})
+        write_json(beside / INDEX, {"_class_name": LATENT_PRIOR, "size": model.sample_size, "prefix": prefix})
     return folder
 
 
@@ -71,7 +71,7 @@ def codebook(network: object, where: object) -> VQModel:
 
 def _put_prefix(model: LatentPrior, folder: Path) -> dict[str, Any]:
     match prefix := model.prefix:
-        case NoPrefix():
+        case EmptyPrefix():
             return {"kind": "none"}
         case ClassPrefix():
             return {"kind": "class", "names": list(prefix.names)}
@@ -81,9 +81,9 @@ def _put_prefix(model: LatentPrior, folder: Path) -> dict[str, Any]:
         case LayoutPrefix():
             return {"kind": "layout", "tokens": prefix.tokens, "length": prefix.length}
         case MapPrefix():
-            put_first_stage(prefix.autoencoder, folder / MAPS, model.size)
+            write_first_stage(prefix.autoencoder, folder / MAPS, model.sample_size)
             return {"kind": "map", "map": prefix.kind, "palette": [list(colour) for colour in prefix.palette]}
-        case PlacePrefix():
+        case CoordinatePrefix():
             return {"kind": "coordinates", "tokens": prefix.tokens}
     raise DaguerreError(f"A prior that is told by a {type(prefix).__name__} has no place in a folder.")
 
@@ -91,7 +91,7 @@ def _put_prefix(model: LatentPrior, folder: Path) -> dict[str, Any]:
 def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, device: torch.device | str) -> Prefixes:
     match given:
         case {"kind": "none"}:
-            return NoPrefix()
+            return EmptyPrefix()
         case {"kind": "class", "names": names}:
             return ClassPrefix(tuple(names))
         case {"kind": "text"}:
@@ -102,5 +102,5 @@ def _prefix(given: Mapping[str, Any], folder: Path, autoencoder: VQModel, device
             maps = codebook(load_first_stage(folder / MAPS, device=device), folder / MAPS)
             return MapPrefix(maps, kind, tuple((r, g, b) for r, g, b in palette))
         case {"kind": "coordinates", "tokens": tokens}:
-            return PlacePrefix(tokens, autoencoder.downsampling)
+            return CoordinatePrefix(tokens, autoencoder.downsample_factor)
     raise DaguerreError(f"'{folder / INDEX}' tells the prior by {given.get('kind')!r}, which there is not here.")

@@ -5,4 +5,4 @@ ALIASES = {"vae": "vqvae", "text_encoder": "bert"}  # what the folders of models
 SCHEDULERS = ("scheduler", "low_res_scheduler")  # the folders with a noise schedule, of the model and of the ×4 upscaler's small picture
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of the files with weights
 # The part of a network that lies in a folder alone, by its class; others are text encoders.
-CLASSES = {"UNet2DConditionModel": "unet", "UNet2DModel": "unet", "AutoencoderKL": "vae", "VQModel": "vae"}
+PART_BY_CLASS = {"UNet2DConditionModel": "unet", "UNet2DModel": "unet", "AutoencoderKL": "vae", "VQModel": "vae"}

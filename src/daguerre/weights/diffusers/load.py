@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.conditioning import TextConditioner, Tokenizer
-from daguerre.conditioning.class_map_image import PictureConditioner
+from daguerre.conditioning.class_map_image import ImageConditioner
 from daguerre.diffusion.schedule import Schedule
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
@@ -32,7 +32,7 @@ from daguerre.weights.diffusers.clip import vision_config
 from daguerre.weights.diffusers.configs import Json, autoencoder_config, schedule_config, text_config, unet_config
 from daguerre.weights.diffusers.index import VARIATIONS, own_guidance
 from daguerre.weights.tensors.reader import open_tensors, weight_files, weights_in
-from daguerre.weights.tensors.safetensors import put_json, put_safetensors, read_json, soundly
+from daguerre.weights.tensors.safetensors import read_json, with_config_errors, write_json, write_safetensors
 
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -47,7 +47,7 @@ IGNORED_TEXT = "embeddings.position_ids"
 M = TypeVar("M", bound=nn.Module)
 
 
-@soundly
+@with_config_errors
 def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
     """Read a whole model; its name is the folder's.
 
@@ -65,7 +65,7 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
     files = weight_files(folder)
     if kind == VARIATIONS:
-        conditioner = PictureConditioner(load_picture_encoder(folder / "image_encoder", device=device, dtype=dtype))
+        conditioner = ImageConditioner(load_image_encoder(folder / "image_encoder", device=device, dtype=dtype))
         files += weight_files(folder / "image_encoder")
     else:
         encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=dtype)
@@ -77,28 +77,28 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
         schedule=Schedule(schedule),
         prediction=prediction,
         name=folder.resolve().name,
-        size=size * autoencoder.downsampling,
-        guidance=guidance,
+        sample_size=size * autoencoder.downsample_factor,
+        default_guidance=guidance,
         files=files,
     )
 
 
-def check_free(folder: Path, mark: str) -> None:
+def check_overwrite(folder: Path, mark: str) -> None:
     """Raise DaguerreError where something stands that a saved model must not replace: anything but a model of this `mark`, a file in it, or
     an empty folder."""
     if folder.exists() and not (folder / mark).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
 
 
-def put_part(folder: Path, config: Json, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+def write_part(folder: Path, config: Json, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write one network in place, for use inside an `atomic_path`; raises OSError where the disk is full.
 
     dtype: of its floating-point tensors; None keeps each as it is.
     """
     folder.mkdir(parents=True)
-    put_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
     name = NETWORK_WEIGHTS if "_class_name" in config else TEXT_WEIGHTS
-    put_safetensors(folder / name, {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()})
+    write_safetensors(folder / name, {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()})
 
 
 def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[UNet, int]:
@@ -109,7 +109,7 @@ def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
     return unet, size if isinstance(size, int) else max(size)
 
 
-@soundly
+@with_config_errors
 def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The autoencoder of a part's folder, with old or new names of its attention.
 
@@ -122,10 +122,10 @@ def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype:
 
 def read_first_stage(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of an autoencoder's folder under today's names. Raises DaguerreError where a file is missing or cut short."""
-    return {renamed(name): tensor for name, tensor in read_part(folder, device=device, dtype=dtype).items()}
+    return {modernize_key(name): tensor for name, tensor in read_part(folder, device=device, dtype=dtype).items()}
 
 
-@soundly
+@with_config_errors
 def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
     """The text tower of a part's folder, with or without the level `text_model.` in its names.
 
@@ -141,7 +141,7 @@ def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype
     return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
 
 
-def load_picture_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> CLIPVision:
+def load_image_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> CLIPVision:
     """The vision tower of a part's folder, with its projection. Raises DaguerreError where there is none, or it does not fit."""
     config = vision_config(read_json(folder / CONFIG), folder / CONFIG)
     tensors = read_part(folder, device=device, dtype=dtype)
@@ -154,7 +154,7 @@ def read_part(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
     Raises:
         DaguerreError: a file is missing or cut short, or holds numbers that are not finite.
     """
-    return open_tensors(weights_in(folder)).laid_out(device, dtype)
+    return open_tensors(weights_in(folder)).to_compute_layout(device, dtype)
 
 
 def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:
@@ -165,7 +165,7 @@ def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Ma
     return module.eval()
 
 
-def renamed(name: str) -> str:
+def modernize_key(name: str) -> str:
     """Today's name of an autoencoder's tensor."""
     match = OLD_ATTENTION_NAME.fullmatch(name)
     return f"{match[1]}{OLD_ATTENTION[match[2]]}{match[3]}" if match else name

@@ -18,12 +18,12 @@ from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
-from daguerre.weights.diffusers.configs import chosen
-from daguerre.weights.diffusers.load import CONFIG, build, check_free, put_part, read_part
+from daguerre.weights.diffusers.configs import choose_class
+from daguerre.weights.diffusers.load import CONFIG, build, check_overwrite, read_part, write_part
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_json
 
-KINDS = {
+PRIOR_CLASSES = {
     "TransformerPrior": (TransformerPrior, TransformerPriorConfig),
     "PixelCNN": (PixelCNN, PixelCNNConfig),
     "PixelSNAIL": (PixelSNAIL, PixelSNAILConfig),
@@ -37,16 +37,16 @@ def save_prior(prior: Prior, folder: str | Path, first_stage: VQModel) -> Path:
         DaguerreError: the place cannot be written, or holds something else. What stood there stands.
     """
     folder = Path(folder)
-    check_free(folder, CONFIG)
+    check_overwrite(folder, CONFIG)
     with atomic_path(folder) as beside:
-        put_prior(prior, beside, first_stage)
+        write_prior(prior, beside, first_stage)
     return folder
 
 
-def put_prior(prior: Prior, folder: Path, first_stage: VQModel) -> None:
+def write_prior(prior: Prior, folder: Path, first_stage: VQModel) -> None:
     """Write a prior in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
     config = {"_class_name": type(prior).__name__, **asdict(prior.config), "first_stage": {"sha256": network_hash(first_stage)}}
-    put_part(folder, config, prior.state_dict())
+    write_part(folder, config, prior.state_dict())
 
 
 def load_prior(
@@ -66,12 +66,12 @@ def load_prior(
             f"The prior in '{folder}' was trained on the codes of another first stage (sha256 {str(trained_on)[:12]}, not {found[:12]}); "
             "give the one that it was trained with."
         )
-    return build(lambda config: prior_of(config, where), given, folder, read_part(folder, device=device, dtype=dtype))
+    return build(lambda config: build_untrained(config, where), given, folder, read_part(folder, device=device, dtype=dtype))
 
 
-def prior_of(given: Mapping[str, Any], where: object) -> Prior:
+def build_untrained(given: Mapping[str, Any], where: object) -> Prior:
     """The network of a prior's config, untrained. Raises DaguerreError where there is no such class, or it has no such option."""
-    kind, config = chosen(str(given.get("_class_name")), KINDS, "prior", where)
+    kind, config = choose_class(str(given.get("_class_name")), PRIOR_CLASSES, "prior", where)
     return kind(_config(config, {name: value for name, value in given.items() if name not in ("_class_name", "first_stage")}, where))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
-from daguerre.conditioning.class_map_image import PictureConditioner, Unconditional
+from daguerre.conditioning.class_map_image import ImageConditioner, UnconditionalConditioner
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -22,16 +22,16 @@ from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers.clip import preprocessor_json, vision_json
 from daguerre.weights.diffusers.configs import Json, ldm_text_json, low_resolution_json, schedule_json, text_json, unet_json
 from daguerre.weights.diffusers.index import GUIDANCE, UPSCALER, model_index, pipeline_of
-from daguerre.weights.diffusers.load import SCHEDULER_CONFIG, check_free, put_part
+from daguerre.weights.diffusers.load import SCHEDULER_CONFIG, check_overwrite, write_part
 from daguerre.weights.diffusers.vae import first_stage_json
 from daguerre.weights.original.families import family_of
-from daguerre.weights.tensors.safetensors import put_json
+from daguerre.weights.tensors.safetensors import write_json
 
 PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkFiles:
     """A network as the layout has it: its class and config, and its tensors."""
 
     config: Json
@@ -43,10 +43,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Told:
+class ConditionerFiles:
     """What a conditioner is in the layout. kinds: of its networks, as `families.family_of` knows them. options: of the pipeline."""
 
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, NetworkFiles] = field(default_factory=dict)
     tokenizers: Mapping[str, Tokenizer | WordPiece] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -62,35 +62,35 @@ def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtyp
     Raises:
         DaguerreError: the layout has no words for a part, or the place cannot be written. What stood there stands.
     """
-    folder, told = Path(folder), _told(model.conditioner)
+    folder, told = Path(folder), _conditioner_files(model.conditioner)
     family = family_of(model.unet.config, told.kinds)
     pipeline = pipeline_of(family, model.unet.config, told.parts)
     if pipeline is None:
         raise DaguerreError(f"A model of the kind {family.name} has no place in the folder layout, as the field has no pipeline for it.")
-    check_free(folder, INDEX)
+    check_overwrite(folder, INDEX)
     name, first_stage = _first_stage(model, pipeline)
-    unet = Part(unet_json(model.unet.config, model.size // model.autoencoder.downsampling), model.unet.state_dict())
+    unet = NetworkFiles(unet_json(model.unet.config, model.sample_size // model.autoencoder.downsample_factor), model.unet.state_dict())
     parts = {"unet": unet, name: first_stage, **told.parts}
     schedulers = {"scheduler": schedule_json(model.schedule.config, model.prediction)}
     if pipeline == UPSCALER:
-        low = model.low_resolution.config if model.low_resolution else model.schedule.config
+        low = model.low_res_schedule.config if model.low_res_schedule else model.schedule.config
         schedulers["low_res_scheduler"] = low_resolution_json(low)
     with atomic_path(folder) as beside:
         for name, part in parts.items():
-            put_part(beside / name, part.config, part.tensors, dtype)
+            write_part(beside / name, part.config, part.tensors, dtype)
         for name, tokenizer in told.tokenizers.items():
             tokenizer.save(beside / name)
         for name, config in schedulers.items():
             (beside / name).mkdir()
-            put_json(beside / name / SCHEDULER_CONFIG, config)
+            write_json(beside / name / SCHEDULER_CONFIG, config)
         classes = {name: part.kind for name, part in parts.items()} | {name: config["_class_name"] for name, config in schedulers.items()}
         classes |= {name: tokenizer_class(tokenizer) for name, tokenizer in told.tokenizers.items()}
-        if isinstance(model.conditioner, PictureConditioner):
+        if isinstance(model.conditioner, ImageConditioner):
             (beside / "feature_extractor").mkdir()
-            put_json(beside / "feature_extractor" / PREPROCESSOR, preprocessor_json(model.conditioner.encoder.config))
+            write_json(beside / "feature_extractor" / PREPROCESSOR, preprocessor_json(model.conditioner.encoder.config))
             classes["feature_extractor"] = "CLIPImageProcessor"
-        own = {} if model.guidance == LatentDiffusion.guidance else {GUIDANCE: model.guidance}
-        put_json(beside / INDEX, model_index(pipeline, classes, {**told.options, **own}))
+        own = {} if model.default_guidance == LatentDiffusion.default_guidance else {GUIDANCE: model.default_guidance}
+        write_json(beside / INDEX, model_index(pipeline, classes, {**told.options, **own}))
     return folder
 
 
@@ -104,27 +104,27 @@ def tokenizer_class(tokenizer: Tokenizer | WordPiece) -> str:
     return "CLIPTokenizer" if isinstance(tokenizer, Tokenizer) else "BertTokenizer"
 
 
-def _told(conditioner: Callable[[Sequence[str]], Conditioning]) -> Told:
+def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning]) -> ConditionerFiles:
     match conditioner:
         case TextConditioner():
-            part = _text(conditioner.tokenizer, _states_alone(conditioner))
-            return Told({"text_encoder": part}, {"tokenizer": conditioner.tokenizer}, {"text_encoder": "clip_text"})
+            part = _text(conditioner.tokenizer, _trim_text_encoder(conditioner))
+            return ConditionerFiles({"text_encoder": part}, {"tokenizer": conditioner.tokenizer}, {"text_encoder": "clip_text"})
         case SDXLConditioner():
-            return _told_twice(conditioner)
+            return _sdxl_files(conditioner)
         case LDMTextConditioner():
             encoder = conditioner.encoder
-            part = Part(ldm_text_json(encoder.config, conditioner.tokenizer.pad), encoder.state_dict())
-            return Told({"bert": part}, {"tokenizer": conditioner.tokenizer}, {"text_encoder": "ldm_text"})
-        case PictureConditioner():
+            part = NetworkFiles(ldm_text_json(encoder.config, conditioner.tokenizer.pad), encoder.state_dict())
+            return ConditionerFiles({"bert": part}, {"tokenizer": conditioner.tokenizer}, {"text_encoder": "ldm_text"})
+        case ImageConditioner():
             encoder = conditioner.encoder
             config = {"architectures": ["CLIPVisionModelWithProjection"], **vision_json(encoder.config)}
-            return Told({"image_encoder": Part(config, encoder.state_dict())}, kinds={"image_encoder": "clip_vision"})
-        case Unconditional():
-            return Told()
+            return ConditionerFiles({"image_encoder": NetworkFiles(config, encoder.state_dict())}, kinds={"image_encoder": "clip_vision"})
+        case UnconditionalConditioner():
+            return ConditionerFiles()
     raise DaguerreError(f"A model that is told by a {type(conditioner).__name__} has no place in the folder layout.")
 
 
-def _told_twice(conditioner: SDXLConditioner) -> Told:
+def _sdxl_files(conditioner: SDXLConditioner) -> ConditionerFiles:
     towers = [tower for tower in conditioner.towers if isinstance(tower, TextConditioner)]
     if any((tower.layer, tower.norm) != (-2, False) for tower in towers):
         raise DaguerreError("SDXL's folder layout has no words for text towers that are read elsewhere than at the last layer but one.")
@@ -132,7 +132,7 @@ def _told_twice(conditioner: SDXLConditioner) -> Told:
     options: dict[str, Any] = {"force_zeros_for_empty_prompt": conditioner.zero_empty}
     if conditioner.scored:
         options["requires_aesthetics_score"] = True
-    return Told(
+    return ConditionerFiles(
         {f"text_encoder{name}": _text(tower.tokenizer, tower.encoder) for name, tower in zip(names, towers, strict=True)},
         {f"tokenizer{name}": tower.tokenizer for name, tower in zip(names, towers, strict=True)},
         {f"text_encoder{name}": "clip_text" for name in names},
@@ -140,23 +140,23 @@ def _told_twice(conditioner: SDXLConditioner) -> Told:
     )
 
 
-def _text(tokenizer: Tokenizer, encoder: CLIPText) -> Part:
-    return Part(text_json(encoder.config, bos=tokenizer.bos, pad=tokenizer.pad), encoder.state_dict())
+def _text(tokenizer: Tokenizer, encoder: CLIPText) -> NetworkFiles:
+    return NetworkFiles(text_json(encoder.config, bos=tokenizer.bos, pad=tokenizer.pad), encoder.state_dict())
 
 
-def _first_stage(model: LatentDiffusion, pipeline: str) -> tuple[str, Part]:
+def _first_stage(model: LatentDiffusion, pipeline: str) -> tuple[str, NetworkFiles]:
     """The folder of the autoencoder, and what lies in it."""
     latent_diffusion = pipeline.startswith("LDM")
     match autoencoder := model.autoencoder:
         case AutoencoderKL():
             config, state = _unshifted(autoencoder)
-            return "vqvae" if latent_diffusion else "vae", Part(first_stage_json(config, model.size), state)
+            return "vqvae" if latent_diffusion else "vae", NetworkFiles(first_stage_json(config, model.sample_size), state)
         case VQModel() if latent_diffusion:
-            return "vqvae", Part(first_stage_json(autoencoder.config, model.size), autoencoder.state_dict())
+            return "vqvae", NetworkFiles(first_stage_json(autoencoder.config, model.sample_size), autoencoder.state_dict())
     raise DaguerreError(f"The {pipeline} of the folder layout has no place for a first stage of the kind {type(autoencoder).__name__}.")
 
 
-def _states_alone(conditioner: TextConditioner) -> CLIPText:
+def _trim_text_encoder(conditioner: TextConditioner) -> CLIPText:
     """The text tower without what its states do not need: the blocks above the layer that is read, because readers of this layout
     always read the last, and the projection, because they would read the projected vector in place of the states."""
     encoder = conditioner.encoder

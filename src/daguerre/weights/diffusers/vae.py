@@ -19,14 +19,16 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers.configs import Json, autoencoder_config, autoencoder_json, check_fixed
-from daguerre.weights.diffusers.load import CONFIG, build, check_free, load_autoencoder, put_part, read_first_stage
-from daguerre.weights.tensors.safetensors import read_json, sound
+from daguerre.weights.diffusers.load import CONFIG, build, check_overwrite, load_autoencoder, read_first_stage, write_part
+from daguerre.weights.tensors.safetensors import config_errors, read_json
 
 FirstStage = AutoencoderKL | VQModel
-PLACES = ("vae", "vqvae", "first_stage")  # of a first stage in a whole model's folder
+FIRST_STAGE_PARTS = ("vae", "vqvae", "first_stage")  # of a first stage in a whole model's folder
 SHARED = {field.name for field in fields(VQModelConfig)} & {field.name for field in fields(AutoencoderKLConfig)}
 KL_ONLY = ("use_quant_conv", "use_post_quant_conv", "shift_factor")
 VQ_FIXED: Mapping[str, tuple[object, ...]] = {"norm_type": ("group",)}
+_KEY_OF_FIELD = {"dead_code_threshold": "revive"}  # names in saved configs that differ from the fields of `QuantizerConfig`
+_FIELD_OF_KEY = {key: field for field, key in _KEY_OF_FIELD.items()}
 
 
 def save_first_stage(network: FirstStage, folder: str | Path, size: int = 256) -> Path:
@@ -36,15 +38,15 @@ def save_first_stage(network: FirstStage, folder: str | Path, size: int = 256) -
         DaguerreError: the place cannot be written, or holds something else. What stood there stands.
     """
     folder = Path(folder)
-    check_free(folder, CONFIG)
+    check_overwrite(folder, CONFIG)
     with atomic_path(folder) as beside:
-        put_first_stage(network, beside, size)
+        write_first_stage(network, beside, size)
     return folder
 
 
-def put_first_stage(network: FirstStage, folder: Path, size: int) -> None:
+def write_first_stage(network: FirstStage, folder: Path, size: int) -> None:
     """Write a first stage in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
-    put_part(folder, first_stage_json(network.config, size), network.state_dict())
+    write_part(folder, first_stage_json(network.config, size), network.state_dict())
 
 
 def load_first_stage(
@@ -70,14 +72,16 @@ def load_first_stage(
             return load_autoencoder(folder, device=device, dtype=dtype)
         case "VQModel":
             tensors = read_first_stage(folder, device=device, dtype=dtype)
-            with sound(folder):
+            with config_errors(folder):
                 return build(VQModel, vq_config(given, folder / CONFIG), folder, tensors)
     raise DaguerreError(f"'{folder}' holds a {kind}; a first stage is an AutoencoderKL or a VQModel.")
 
 
 def first_stage_folder(path: Path) -> Path:
     """Where the first stage of a folder lies: there, or in a part of a whole model's. Raises DaguerreError where there is none."""
-    folder = next((path / place for place in PLACES if (path / place / CONFIG).is_file()), path) if (path / INDEX).is_file() else path
+    folder = (
+        next((path / place for place in FIRST_STAGE_PARTS if (path / place / CONFIG).is_file()), path) if (path / INDEX).is_file() else path
+    )
     if not (folder / CONFIG).is_file():
         raise DaguerreError(f"'{path}' is not a first stage: one is a checkpoint file, or a folder with a {CONFIG} and its weights in it.")
     return folder
@@ -91,7 +95,9 @@ def vq_config(given: Mapping[str, Any], where: object) -> VQModelConfig:
     """
     check_fixed(given, VQ_FIXED, where)
     rest = autoencoder_config({"latent_channels": 3, "scaling_factor": 1.0, **given}, where)
-    learning = given.get("_quantizer", {})
+    learning = {_FIELD_OF_KEY.get(name, str(name)): value for name, value in given.get("_quantizer", {}).items()}
+    if learning.get("kind") == "average":
+        learning["kind"] = "ema"
     unknown = learning.keys() - {field.name for field in fields(QuantizerConfig)}
     if unknown:
         raise DaguerreError(f"'{where}' sets {', '.join(sorted(unknown))} of a codebook, which there is not here.")
@@ -112,7 +118,7 @@ def vq_json(config: VQModelConfig, size: int) -> Json:
     return {
         **{name: value for name, value in like.items() if name not in KL_ONLY},
         "_class_name": "VQModel",
-        "_quantizer": learning,
+        "_quantizer": {_KEY_OF_FIELD.get(name, name): "average" if value == "ema" else value for name, value in learning.items()},
         "num_vq_embeddings": codes,
         "vq_embed_dim": width,
     }

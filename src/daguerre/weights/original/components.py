@@ -12,8 +12,8 @@ from torch import Tensor
 
 from daguerre.weights.diffusers.layout import PARTS
 from daguerre.weights.original.key_map import (
+    KeyTable,
     Rule,
-    Table,
     UNetLayout,
     autoencoder_rules,
     bare_clip_rules,
@@ -74,71 +74,71 @@ def _folder_autoencoder(names: Collection[str]) -> Iterator[Rule]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ComponentKind:
     """A network as some code base names it. sign: a name that only it has."""
 
     network: str
-    sign: str
+    marker_key: str
     rules: Callable[[Collection[str]], Iterable[Rule]]
     part: str  # in the folder layout
 
 
-KINDS = (
-    Kind("unet", "output_blocks.0.0.in_layers.0.weight", lambda names: unet_rules(UNetLayout.found(names)), "unet"),
-    Kind("unet", "mid_block.resnets.0.time_emb_proj.weight", folder_unet_rules, "unet"),
-    Kind("autoencoder", "encoder.down.0.block.0.norm1.weight", _autoencoder, "vae"),
-    Kind("autoencoder", "encoder.down_blocks.0.resnets.0.norm1.weight", _folder_autoencoder, "vae"),
-    Kind("clip_text", "text_model.embeddings.token_embedding.weight", _same, "text_encoder"),
-    Kind("clip_text", "embeddings.token_embedding.weight", lambda names: bare_clip_rules(), "text_encoder"),
-    Kind("open_clip_text", "transformer.resblocks.0.attn.in_proj_weight",
+COMPONENT_KINDS = (
+    ComponentKind("unet", "output_blocks.0.0.in_layers.0.weight", lambda names: unet_rules(UNetLayout.found(names)), "unet"),
+    ComponentKind("unet", "mid_block.resnets.0.time_emb_proj.weight", folder_unet_rules, "unet"),
+    ComponentKind("autoencoder", "encoder.down.0.block.0.norm1.weight", _autoencoder, "vae"),
+    ComponentKind("autoencoder", "encoder.down_blocks.0.resnets.0.norm1.weight", _folder_autoencoder, "vae"),
+    ComponentKind("clip_text", "text_model.embeddings.token_embedding.weight", _same, "text_encoder"),
+    ComponentKind("clip_text", "embeddings.token_embedding.weight", lambda names: bare_clip_rules(), "text_encoder"),
+    ComponentKind("open_clip_text", "transformer.resblocks.0.attn.in_proj_weight",
          lambda names: open_clip_rules(_count(names, r"transformer\.resblocks\.(\d+)")), "text_encoder"),
-    Kind("ldm_text", "attn_layers.layers.0.0.weight",
+    ComponentKind("ldm_text", "attn_layers.layers.0.0.weight",
          lambda names: ldm_text_rules(_count(names, r"attn_layers\.layers\.(\d+)") // 2), "text_encoder"),
-    Kind("ldm_text", "model.layers.0.self_attn_layer_norm.weight", _same, "text_encoder"),
-    Kind("gpt", "tok_emb.weight", lambda names: gpt_rules(_count(names, r"blocks\.(\d+)")), "transformer"),
-    Kind("patch_discriminator", "main.0.weight", _same, "discriminator"),
-    Kind("class_embedder", "embedding.weight", _same, "condition"),
-    Kind("spatial_rescaler", "channel_mapper.weight", _same, "condition"),
+    ComponentKind("ldm_text", "model.layers.0.self_attn_layer_norm.weight", _same, "text_encoder"),
+    ComponentKind("gpt", "tok_emb.weight", lambda names: gpt_rules(_count(names, r"blocks\.(\d+)")), "transformer"),
+    ComponentKind("patch_discriminator", "main.0.weight", _same, "discriminator"),
+    ComponentKind("class_embedder", "embedding.weight", _same, "condition"),
+    ComponentKind("spatial_rescaler", "channel_mapper.weight", _same, "condition"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """One network of a file: its tensors under the file's names, the prefix cut off."""
 
     name: str  # in the folder layout
-    kind: Kind
+    kind: ComponentKind
     prefix: str
-    theirs: Mapping[str, Tensor]
+    original: Mapping[str, Tensor]
 
-    def table(self, heads: tuple[int, ...] | None = None) -> Table:
+    def table(self, heads: tuple[int, ...] | None = None) -> KeyTable:
         """Its names and ours. heads: per level, for a UNet whose attention is fused; without it only shapes are right there."""
-        if heads is not None and self.kind is KINDS[0]:
-            return Table(unet_rules(replace(UNetLayout.found(self.theirs), heads=heads)))
-        return Table(self.kind.rules(self.theirs))
+        if heads is not None and self.kind is COMPONENT_KINDS[0]:
+            return KeyTable(unet_rules(replace(UNetLayout.found(self.original), heads=heads)))
+        return KeyTable(self.kind.rules(self.original))
 
-    def ours(self, heads: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    def canonical(self, heads: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """The tensors under our names, and those that no rule covers under the file's own."""
-        tensors, unmatched = self.table(heads).to_ours(self.theirs)
-        return tensors | {name: self.theirs[name] for name in unmatched}
+        tensors, unmatched = self.table(heads).to_canonical(self.original)
+        return tensors | {name: self.original[name] for name in unmatched}
 
 
 @dataclass(frozen=True)
-class Contents:
+class CheckpointContents:
     """A file, sorted: its networks by part, what was passed over on purpose, and what nobody knows."""
 
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, Component] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     ema: str = "none"  # "none", "unused": beside the weights, "used": in their place
 
 
-def sort(tensors: Mapping[str, Tensor], *, ema: bool | None = None) -> Contents:
+def split_components(tensors: Mapping[str, Tensor], *, ema: bool | None = None) -> CheckpointContents:
     """Sort the tensors of a file into networks.
 
     ema: take the running average of the UNet's weights instead of the weights; None: only where there is nothing else.
     """
-    average = averaged(tensors)
+    average = ema_weights(tensors)
     use = bool(average) and (ema or (ema is None and not any(name.startswith("model.diffusion_model.") for name in tensors)))
     left = {name: tensor for name, tensor in tensors.items() if not _is_average(name)} | average if use else dict(tensors)
     parts, ignored = {}, [name for name in left if _IGNORED.fullmatch(name)]
@@ -146,20 +146,20 @@ def sort(tensors: Mapping[str, Tensor], *, ema: bool | None = None) -> Contents:
         del left[name]
     for prefix, part in PREFIXES:
         inside = {name[len(prefix) :]: tensor for name, tensor in left.items() if name.startswith(prefix)}
-        kind = next((kind for kind in KINDS if kind.sign in inside), None)
+        kind = next((kind for kind in COMPONENT_KINDS if kind.marker_key in inside), None)
         if kind is None or (part or kind.part) in parts:
             continue
-        found = Part(part or kind.part, kind, prefix, inside)
-        lost = set(found.table().to_ours(inside)[1])
-        parts[found.name] = replace(found, theirs={name: tensor for name, tensor in inside.items() if name not in lost})
+        found = Component(part or kind.part, kind, prefix, inside)
+        lost = set(found.table().to_canonical(inside)[1])
+        parts[found.name] = replace(found, original={name: tensor for name, tensor in inside.items() if name not in lost})
         for name in inside.keys() - lost:
             del left[prefix + name]
-    return Contents(parts, ignored, list(left), "used" if use else "unused" if average else "none")
+    return CheckpointContents(parts, ignored, list(left), "used" if use else "unused" if average else "none")
 
 
-def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ema_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The running average of the UNet's weights, under the names of the weights."""
-    return {f"model.{dotted(name.removeprefix('model_ema.'))}": tensor for name, tensor in tensors.items() if _is_average(name)}
+    return {f"model.{restore_dots(name.removeprefix('model_ema.'))}": tensor for name, tensor in tensors.items() if _is_average(name)}
 
 
 def _is_average(name: str) -> bool:
@@ -173,7 +173,7 @@ _PIECES = re.compile(
 )
 
 
-def dotted(name: str) -> str:
+def restore_dots(name: str) -> str:
     """Put the dots back: "diffusion_modelinput_blocks110in_layers0weight" is "diffusion_model.input_blocks.11.0.in_layers.0.weight"."""
     pieces: list[str] = []
     for piece in _PIECES.findall(name):

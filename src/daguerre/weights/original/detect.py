@@ -18,7 +18,7 @@ from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
-from daguerre.models.ldm_bert import LDMText
+from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.models.transformer_prior import TransformerPrior
@@ -27,7 +27,7 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.nn.meta import shapes_only
 from daguerre.weights.diffusers import configs
 from daguerre.weights.diffusers.vae import vq_config
-from daguerre.weights.original.components import Contents, Part, sort
+from daguerre.weights.original.components import CheckpointContents, Component, split_components
 from daguerre.weights.original.families import STABLE_DIFFUSION, Family, family_of, heads_of, prediction_of
 from daguerre.weights.original.infer_config import (
     autoencoder_from_shapes,
@@ -39,13 +39,13 @@ from daguerre.weights.original.infer_config import (
     vq_from_shapes,
 )
 from daguerre.weights.tensors.reader import CONFIGS, TensorFile
-from daguerre.weights.tensors.safetensors import sound
+from daguerre.weights.tensors.safetensors import config_errors
 
 BERT_WORDS = 30522
 # Published kinds of model that are told by pictures, by a name that only they hold.
 VARIATIONS = "single file of image variations; those open as a folder of the StableDiffusionImageVariationPipeline"
 UNCLIP = "model of Stable Diffusion unCLIP, which is not supported; image variations of Stable Diffusion 1 are, as a folder"
-TOLD_BY_PICTURES = {
+UNSUPPORTED = {
     "noise_augmentor.": UNCLIP,
     "embedder.model.visual.": UNCLIP,
     "cond_stage_model.model.visual.": VARIATIONS,
@@ -54,11 +54,11 @@ TOLD_BY_PICTURES = {
 
 
 @dataclass(frozen=True)
-class Description:
+class DetectedModel:
     """What a file holds. Parts without a config here have none of ours, or none yet; `prediction` is None where the file does not say."""
 
     file: TensorFile
-    contents: Contents
+    contents: CheckpointContents
     family: Family | None = None
     unet: UNetConfig | None = None
     autoencoder: AutoencoderKLConfig | VQModelConfig | None = None
@@ -68,28 +68,28 @@ class Description:
     prediction_from: str = ""
 
     @property
-    def said(self) -> Mapping[str, Mapping[str, Any]]:
+    def stored_configs(self) -> Mapping[str, Mapping[str, Any]]:
         """The configs that came with the file, by part; "model_index" is that of a whole folder."""
-        return said(self.file.metadata)
+        return stored_config_texts(self.file.metadata)
 
     @property
     def size(self) -> int:
         """Pixels on a side of the pictures that it was trained on."""
-        if (side := self.said.get("unet", {}).get("sample_size")) and self.autoencoder is not None:
+        if (side := self.stored_configs.get("unet", {}).get("sample_size")) and self.autoencoder is not None:
             return (side if isinstance(side, int) else max(side)) * 2 ** (len(self.autoencoder.channels) - 1)
         if self.family is None:
             return 512
         return 768 if self.family.name == "sd2" and self.prediction == "v" else self.family.size
 
-    def ours(self, part: Part) -> dict[str, Tensor]:
+    def canonical(self, part: Component) -> dict[str, Tensor]:
         """The tensors of a part under our names."""
-        return part.ours(self.unet.heads if self.unet and part.name == "unet" else None)
+        return part.canonical(self.unet.heads if self.unet and part.name == "unet" else None)
 
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """The networks of the parts, built without values; those parts are missing of which there is no network here to compare with."""
-        with sound(self.file.path):
-            found = {name: self._network(part.kind.network, self.ours(part), name) for name, part in self.contents.parts.items()}
+        with config_errors(self.file.path):
+            found = {name: self._network(part.kind.network, self.canonical(part), name) for name, part in self.contents.parts.items()}
         return {name: network for name, network in found.items() if network is not None}
 
     def _network(self, kind: str, tensors: Mapping[str, Tensor], part: str) -> nn.Module | None:
@@ -104,7 +104,7 @@ class Description:
                 case "clip_text" | "open_clip_text":
                     return CLIPText(self.texts[part])
                 case "ldm_text":
-                    return LDMText(ldm_text_from_shapes(tensors))
+                    return LDMBert(ldm_text_from_shapes(tensors))
                 case "gpt":
                     return TransformerPrior(prior_from_shapes(tensors))
                 case "class_embedder":
@@ -117,11 +117,11 @@ class Description:
                     return PatchDiscriminator(_discriminator(tensors))
         return None
 
-    def faults(self) -> dict[str, list[str]]:
+    def key_errors(self) -> dict[str, list[str]]:
         """The names that do not fit, by what is wrong with them: "missing", "unmatched", "of another shape"."""
         found: dict[str, list[str]] = {"missing": [], "unmatched": list(self.contents.unmatched), "of another shape": []}
         for name, network in self.networks.items():
-            wanted, given = network.state_dict(), self.ours(self.contents.parts[name])
+            wanted, given = network.state_dict(), self.canonical(self.contents.parts[name])
             found["missing"] += [f"{name}/{key}" for key in sorted(wanted.keys() - given.keys())]
             found["unmatched"] += [f"{name}/{key}" for key in sorted(given.keys() - wanted.keys())]
             found["of another shape"] += [
@@ -132,35 +132,35 @@ class Description:
         return found
 
 
-def describe(
+def detect(
     file: TensorFile, *, prediction: Prediction | None = None, heads: int | tuple[int, ...] | None = None, ema: bool | None = None
-) -> Description:
+) -> DetectedModel:
     """Tell what a file holds from its header alone. What the caller gives goes before what the file says.
 
     Raises:
         DaguerreError: an architecture cannot be told, or the kind of model is not supported.
     """
-    for sign, what in TOLD_BY_PICTURES.items():
+    for sign, what in UNSUPPORTED.items():
         if any(name.startswith(sign) for name in file.shapes):
             raise DaguerreError(f"'{file.path}' is a {what}.")
-    with sound(file.path):
+    with config_errors(file.path):
         return _described(file, prediction, heads, ema)
 
 
-def _described(file: TensorFile, prediction: Prediction | None, heads: int | tuple[int, ...] | None, ema: bool | None) -> Description:
-    contents = sort(file.shapes, ema=ema)
-    parts, known = contents.parts, said(file.metadata)
+def _described(file: TensorFile, prediction: Prediction | None, heads: int | tuple[int, ...] | None, ema: bool | None) -> DetectedModel:
+    contents = split_components(file.shapes, ema=ema)
+    parts, known = contents.parts, stored_config_texts(file.metadata)
     texts = {
-        name: configs.text_config(known[name], file.path, projected="text_projection.weight" in part.ours())
+        name: configs.text_config(known[name], file.path, projected="text_projection.weight" in part.canonical())
         if name in known
-        else clip_from_shapes(part.ours(), open_clip=part.kind.network == "open_clip_text")
+        else clip_from_shapes(part.canonical(), open_clip=part.kind.network == "open_clip_text")
         for name, part in parts.items()
         if part.kind.network in ("clip_text", "open_clip_text")
     }
-    about = Description(file, contents, texts=texts)
+    about = DetectedModel(file, contents, texts=texts)
     if "unet" in parts:
-        shape = unet_from_shapes(parts["unet"].ours())
-        family = family_of(shape, {name: _told_apart(part) for name, part in parts.items()})
+        shape = unet_from_shapes(parts["unet"].canonical())
+        family = family_of(shape, {name: _text_kind(part) for name, part in parts.items()})
         whole = "unet" in known and heads is None
         if whole and known["unet"].get("_class_name") == "UNet2DModel":
             unet = configs.plain_unet_config(known["unet"], shape, file.path)
@@ -180,18 +180,18 @@ def _described(file: TensorFile, prediction: Prediction | None, heads: int | tup
         if known.get("vae", {}).get("_class_name") == "VQModel":
             found = vq_config(known["vae"], file.path)
         else:
-            found = configs.autoencoder_config(known["vae"], file.path) if "vae" in known else _autoencoder(parts["vae"].ours(), scale)
+            found = configs.autoencoder_config(known["vae"], file.path) if "vae" in known else _autoencoder(parts["vae"].canonical(), scale)
         about = replace(about, autoencoder=found)
     return about
 
 
-def _told_apart(part: Part) -> str:
+def _text_kind(part: Component) -> str:
     """The kind of a part; of latent diffusion's text towers those that do not read BERT's words read boxes."""
     kind = part.kind.network
-    return "ldm_boxes" if kind == "ldm_text" and len(part.ours()["model.embed_tokens.weight"]) != BERT_WORDS else kind
+    return "ldm_boxes" if kind == "ldm_text" and len(part.canonical()["model.embed_tokens.weight"]) != BERT_WORDS else kind
 
 
-def said(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def stored_config_texts(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The configs that a file of ours or a folder carries, by part."""
     try:
         known = json.loads(metadata.get(CONFIGS, "{}"))
@@ -200,9 +200,9 @@ def said(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {part: config for part, config in known.items() if isinstance(config, dict)} if isinstance(known, dict) else {}
 
 
-def with_values(about: Description) -> Description:
+def with_file_schedule(about: DetectedModel) -> DetectedModel:
     """The same with the noise schedule and the latents' scale that stand in the file's own tables, where it has them."""
-    file, known = about.file, said(about.file.metadata)
+    file, known = about.file, stored_config_texts(about.file.metadata)
     if "scheduler" not in known and "betas" in file.shapes and (betas := file.tensor("betas").double()).numel() > 2:
         betas = betas.flatten()
         first, last, middle = (float(betas[i]) for i in (0, -1, len(betas) // 2))

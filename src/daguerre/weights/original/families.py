@@ -56,7 +56,7 @@ FAMILIES = {
     )
 }
 
-WRITTEN: dict[str, Prediction] = {"epsilon": "epsilon", "v": "v", "v_prediction": "v", "x0": "x0", "sample": "x0"}
+PREDICTION_ALIASES: dict[str, Prediction] = {"epsilon": "epsilon", "v": "v", "v_prediction": "v", "x0": "x0", "sample": "x0"}
 # Steps of training after which the pickled files of Stable Diffusion 2 were published.
 SD2_STEPS: dict[str, Prediction] = {"875000": "epsilon", "140000": "v", "110000": "v"}
 
@@ -143,8 +143,8 @@ def prediction_of(
 ) -> tuple[Prediction | None, str]:
     """What a model predicts and how that is known; None where it is not. names: of the file's tensors, some of which are only marks."""
     for key in ("modelspec.prediction_type", "prediction_type"):
-        if metadata.get(key) in WRITTEN:
-            return WRITTEN[metadata[key]], f"the file's {key}"
+        if metadata.get(key) in PREDICTION_ALIASES:
+            return PREDICTION_ALIASES[metadata[key]], f"the file's {key}"
     if "v_pred" in names:
         return "v", "the mark v_pred in the file"
     if family.name == "sd2" and unet.in_channels != 4:
@@ -156,7 +156,7 @@ def prediction_of(
     return family.prediction, f"the family {family.name}"
 
 
-def asked_prediction(where: object) -> DaguerreError:
+def unknown_prediction_error(where: object) -> DaguerreError:
     """The error that asks what a Stable Diffusion 2 model predicts."""
     return DaguerreError(
         f"'{where}' is a Stable Diffusion 2 model and does not say what it predicts: give prediction='v' for one trained at 768 pixels, "

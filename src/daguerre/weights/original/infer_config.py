@@ -13,7 +13,7 @@ from torch import Tensor
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.clip import CLIPTextConfig
-from daguerre.models.ldm_bert import LDMTextConfig
+from daguerre.models.ldm_bert import LDMBertConfig
 from daguerre.models.spatial_rescaler import SpatialRescalerConfig
 from daguerre.models.transformer_prior import TransformerPriorConfig
 from daguerre.models.unet import UNetConfig
@@ -129,10 +129,10 @@ def clip_from_shapes(tensors: Shapes, *, open_clip: bool) -> CLIPTextConfig:
     )
 
 
-def ldm_text_from_shapes(tensors: Shapes) -> LDMTextConfig:
+def ldm_text_from_shapes(tensors: Shapes) -> LDMBertConfig:
     """The config of latent diffusion's own text tower; its heads have width 64."""
     vocab, width = _matrix(tensors, "model.embed_tokens.weight")
-    return LDMTextConfig(
+    return LDMBertConfig(
         vocab_size=vocab,
         length=_side(tensors, "model.embed_positions.weight", 0),
         width=width,
@@ -148,7 +148,7 @@ def rescaler_from_shapes(tensors: Shapes, stages: int) -> SpatialRescalerConfig:
     return SpatialRescalerConfig(classes, channels, stages, bias="channel_mapper.bias" in tensors)
 
 
-def parameters(tensors: Shapes) -> int:
+def count_parameters(tensors: Shapes) -> int:
     """How many numbers there are."""
     return sum(tensor.numel() for tensor in tensors.values())
 

@@ -26,8 +26,8 @@ class Rule(NamedTuple):
     transposed: theirs is x·W, ours W·x. heads: in a fused tensor, how many times (q, k, v) of one head follow each other.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
+    original: str
+    canonical: tuple[str, ...]
     ones: int = 0
     transposed: bool = False
     heads: int = 1
@@ -42,11 +42,11 @@ class Rule(NamedTuple):
             return [tensor.t().contiguous()]
         if self.ones and tensor.ndim > 2:
             tensor = tensor.flatten(1)  # (C, C)
-        if len(self.ours) == 1:
+        if len(self.canonical) == 1:
             return [tensor]
-        if tensor.ndim == 0 or tensor.shape[0] % (self.heads * len(self.ours)):
-            raise ValueError(f"a tensor of shape {list(tensor.shape)} does not split in {len(self.ours)} for {self.heads} heads")
-        return [part.flatten(0, 1) for part in tensor.unflatten(0, (self.heads, len(self.ours), -1)).unbind(1)]
+        if tensor.ndim == 0 or tensor.shape[0] % (self.heads * len(self.canonical)):
+            raise ValueError(f"a tensor of shape {list(tensor.shape)} does not split in {len(self.canonical)} for {self.heads} heads")
+        return [part.flatten(0, 1) for part in tensor.unflatten(0, (self.heads, len(self.canonical), -1)).unbind(1)]
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Our tensors as their one."""
@@ -63,18 +63,18 @@ def rule(theirs: str, ours: str, ones: int = 0) -> Rule:
     return Rule(theirs, (ours,), ones)
 
 
-class Table:
+class KeyTable:
     """Rules, looked up by the longest prefix that ends a dotted or underscored part of a name."""
 
     def __init__(self, rules: Iterable[Rule]):
         self.rules = tuple(rules)
-        self._by_theirs = {rule.theirs: rule for rule in self.rules}
-        self._by_ours = {prefix: (rule, place) for rule in self.rules for place, prefix in enumerate(rule.ours)}
-        if len(self._by_theirs) != len(self.rules) or len(self._by_ours) != sum(len(rule.ours) for rule in self.rules):
+        self._by_theirs = {rule.original: rule for rule in self.rules}
+        self._by_ours = {prefix: (rule, place) for rule in self.rules for place, prefix in enumerate(rule.canonical)}
+        if len(self._by_theirs) != len(self.rules) or len(self._by_ours) != sum(len(rule.canonical) for rule in self.rules):
             raise ValueError("a table of names must be invertible")
         self._lengths_of_theirs, self._lengths_of_ours = (sorted({*map(len, by)}, reverse=True) for by in (self._by_theirs, self._by_ours))
 
-    def to_ours(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    def to_canonical(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors under their names to tensors under ours, and their names that no rule covers or whose shape does not allow it."""
         ours, unmatched = {}, []
         for name, tensor in tensors.items():
@@ -84,12 +84,12 @@ class Table:
                 continue
             found = self._by_theirs[prefix]
             try:
-                ours.update(zip((o + name[len(prefix) :] for o in found.ours), found.split(tensor), strict=True))
+                ours.update(zip((o + name[len(prefix) :] for o in found.canonical), found.split(tensor), strict=True))
             except ValueError:
                 unmatched.append(name)
         return ours, unmatched
 
-    def to_theirs(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    def to_original(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors under our names to tensors under theirs, and our names that no rule covers (or only a part of a fused tensor)."""
         slots: dict[str, tuple[Rule, dict[int, str]]] = {}
         unmatched = []
@@ -99,10 +99,10 @@ class Table:
                 unmatched.append(name)
                 continue
             found, place = self._by_ours[prefix]
-            slots.setdefault(found.theirs + name[len(prefix) :], (found, {}))[1][place] = name
+            slots.setdefault(found.original + name[len(prefix) :], (found, {}))[1][place] = name
         theirs = {}
         for target, (found, names) in slots.items():
-            if len(names) == len(found.ours):
+            if len(names) == len(found.canonical):
                 theirs[target] = found.join([tensors[names[place]] for place in range(len(names))])
             else:
                 unmatched += names.values()

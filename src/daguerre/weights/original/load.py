@@ -11,29 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
-from daguerre.conditioning.class_map_image import ClassConditioner, LayoutConditioner, MapConditioner, Unconditional
+from daguerre.conditioning.class_map_image import ClassConditioner, LayoutConditioner, MapConditioner, UnconditionalConditioner
 from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import Schedule
-from daguerre.errors import DaguerreError, listed
+from daguerre.errors import DaguerreError, join_names
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.models.ldm_bert import LDMText
+from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.models.unet import UNet
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.nn.meta import fill, shapes_only
-from daguerre.runtime.allocator import give_back
-from daguerre.runtime.offload import InOrder, dtype_in_turns
+from daguerre.runtime.allocator import release_pages
+from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.diffusers.configs import schedule_config
 from daguerre.weights.diffusers.index import own_guidance
-from daguerre.weights.original.components import sort
-from daguerre.weights.original.detect import Description, describe, with_values
-from daguerre.weights.original.families import asked_prediction
+from daguerre.weights.original.components import split_components
+from daguerre.weights.original.detect import DetectedModel, detect, with_file_schedule
+from daguerre.weights.original.families import unknown_prediction_error
 from daguerre.weights.tensors.reader import open_tensors, weight_files
-from daguerre.weights.tensors.safetensors import laid_out
+from daguerre.weights.tensors.safetensors import to_compute_layout
 
 Give = Callable[[nn.Module, str], None]  # a network built on the meta device gets the tensors of a part
 BLANK = "!"  # OpenCLIP's padding token, whose id is 0
@@ -48,7 +48,7 @@ def load_single_file(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
-    in_order: bool | InOrder = False,
+    in_order: bool | SequentialOffload = False,
 ) -> LatentDiffusion:
     """Open a model that lies in one file, in shards with an index, or in a folder of parts.
 
@@ -63,33 +63,33 @@ def load_single_file(
         DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
     """
     file = open_tensors(path, variant=variant)
-    about = with_values(describe(file, prediction=prediction, heads=heads, ema=ema))
+    about = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
     _check_whole(about)
     if about.prediction is None:
-        raise asked_prediction(path)
-    order = InOrder() if in_order is True else in_order or None
+        raise unknown_prediction_error(path)
+    order = SequentialOffload() if in_order is True else in_order or None
     files = weight_files(file.path, variant)
     mapped = _mapped(files)
 
     def place(tensor: Tensor) -> Tensor:
-        return laid_out(tensor, device, dtype, mapped=mapped(tensor))
+        return to_compute_layout(tensor, device, dtype, mapped=mapped(tensor))
 
     def release(tensor: Tensor) -> None:
         if mapped(tensor):
-            give_back(tensor)
+            release_pages(tensor)
 
     names = [name for name in file.shapes if name not in about.contents.ignored]
-    tensors = sort(file.read(names, None if order is None else release), ema=ema).parts
+    tensors = split_components(file.read(names, None if order is None else release), ema=ema).parts
 
     def give(network: nn.Module, part: str) -> None:
         wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
-        given = {name: tensor for name, tensor in about.ours(tensors[part]).items() if wanted is None or name in wanted}
-        if order is not None and part not in order.stay:
+        given = {name: tensor for name, tensor in about.canonical(tensors[part]).items() if wanted is None or name in wanted}
+        if order is not None and part not in order.keep_loaded:
             order.add(network, given, place, release, path)
             return
         fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
         if order is not None:
-            order.alone(network)
+            order.register_resident(network)
 
     unet, autoencoder = about.networks["unet"], about.networks["vae"]
     assert isinstance(unet, UNet)
@@ -103,13 +103,13 @@ def load_single_file(
         schedule=Schedule(about.schedule),
         prediction=about.prediction,
         name=file.path.resolve().name if file.path.is_dir() else file.path.stem,
-        size=about.size,
-        guidance=own_guidance(about.said.get("model_index", {})),
+        sample_size=about.size,
+        default_guidance=own_guidance(about.stored_configs.get("model_index", {})),
         files=files,
-        low_resolution=_low_resolution(about),
-        in_turns=None
-        if order is None or "unet" in order.stay
-        else dtype_in_turns(about.ours(tensors["unet"]).values(), torch.device(device), dtype),
+        low_res_schedule=_low_resolution(about),
+        unet_offload_dtype=None
+        if order is None or "unet" in order.keep_loaded
+        else offload_dtype(about.canonical(tensors["unet"]).values(), torch.device(device), dtype),
     )
 
 
@@ -129,20 +129,20 @@ def load_first_stage_file(
         DaguerreError: there is none, or it does not fit.
     """
     file = open_tensors(path)
-    about = with_values(describe(file))
+    about = with_file_schedule(detect(file))
     part = about.contents.parts.get("vae")
     if part is None or about.autoencoder is None:
         raise DaguerreError(f"'{path}' holds no autoencoder; give a file that does, such as vae-ft-mse-840000-ema-pruned.safetensors.")
     config = about.autoencoder if scaling_factor is None else replace(about.autoencoder, scaling_factor=scaling_factor)
-    tensors = sort(file.read(part.prefix + name for name in part.theirs)).parts["vae"].ours()
+    tensors = split_components(file.read(part.prefix + name for name in part.original)).parts["vae"].canonical()
     with shapes_only():
         autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
     mapped = _mapped(weight_files(file.path))
-    fill(autoencoder, {name: laid_out(tensor, device, dtype, mapped=mapped(tensor)) for name, tensor in tensors.items()}, path)
+    fill(autoencoder, {name: to_compute_layout(tensor, device, dtype, mapped=mapped(tensor)) for name, tensor in tensors.items()}, path)
     return autoencoder.eval()
 
 
-def _conditioner(about: Description, give: Give) -> Callable[[Sequence[str]], Conditioning]:
+def _conditioner(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], Conditioning]:
     """The way from prompts to conditions of each family."""
     texts = about.texts
 
@@ -166,13 +166,13 @@ def _conditioner(about: Description, give: Give) -> Callable[[Sequence[str]], Co
     if about.family.name.startswith("sdxl"):
         towers = [tower("text_encoder", texts["text_encoder"], layer=-2, norm=False)] if "text_encoder" in texts else []
         towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
-        refiner, index = about.family.name == "sdxl-refiner", about.said.get("model_index", {})
+        refiner, index = about.family.name == "sdxl-refiner", about.stored_configs.get("model_index", {})
         scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
         return SDXLConditioner(towers, scored=scored, zero_empty=zero_empty).eval()
     return _without_clip(about, give)
 
 
-def _without_clip(about: Description, give: Give) -> Callable[[Sequence[str]], Conditioning]:
+def _without_clip(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], Conditioning]:
     """The conditioners of latent diffusion before Stable Diffusion."""
 
     def filled(part: str) -> nn.Module:
@@ -183,13 +183,13 @@ def _without_clip(about: Description, give: Give) -> Callable[[Sequence[str]], C
     match about.family.name.split("-")[1]:
         case "text2img":
             encoder, beside = filled("text_encoder"), about.file.path / "tokenizer"
-            assert isinstance(encoder, LDMText)
+            assert isinstance(encoder, LDMBert)
             length = encoder.config.length
             tokenizer = WordPiece.from_folder(beside, max_length=length) if beside.is_dir() else WordPiece.bert(max_length=length)
             return LDMTextConditioner(tokenizer, encoder).eval()
         case "layout":
             encoder = filled("text_encoder")
-            assert isinstance(encoder, LDMText)
+            assert isinstance(encoder, LDMBert)
             return LayoutConditioner(encoder).eval()
         case "class":
             classes = filled("condition")
@@ -199,14 +199,14 @@ def _without_clip(about: Description, give: Give) -> Callable[[Sequence[str]], C
             rescaler = filled("condition")
             assert isinstance(rescaler, SpatialRescaler)
             return MapConditioner(rescaler).eval()
-    return Unconditional()
+    return UnconditionalConditioner()
 
 
-def _low_resolution(about: Description) -> Schedule | None:
+def _low_resolution(about: DetectedModel) -> Schedule | None:
     """The noise on the small picture of an upscaler: as its folder says, else as the published one has it."""
     if about.family is None or about.family.name != "sd2-upscaler":
         return None
-    given = about.said.get("low_res_scheduler")
+    given = about.stored_configs.get("low_res_scheduler")
     return Schedule(schedule_config(given, about.file.path)[0] if given else about.family.schedule)
 
 
@@ -229,7 +229,7 @@ NEEDS = {
 }  # the parts beside UNet and autoencoder
 
 
-def _check_whole(about: Description) -> None:
+def _check_whole(about: DetectedModel) -> None:
     path, parts = about.file.path, about.contents.parts
     held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no network that is known here"
     if about.family is None:
@@ -237,9 +237,9 @@ def _check_whole(about: Description) -> None:
     lost = [name for name in ("vae", *NEEDS[about.family.name]) if name not in parts]
     if lost:
         raise DaguerreError(f"'{path}' holds only {held}; a whole {about.family.name} model also has {', '.join(lost)}.")
-    faults = {what: names for what, names in about.faults().items() if names}
+    faults = {what: names for what, names in about.key_errors().items() if names}
     if faults:
-        lists = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in faults.items())
+        lists = "; ".join(f"{len(names)} {what} ({join_names(names)})" for what, names in faults.items())
         raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
 
 

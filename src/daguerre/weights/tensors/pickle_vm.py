@@ -19,7 +19,7 @@ MAX_OPCODES = 2_000_000
 MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 1 << 48
 
-DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
     "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
@@ -32,7 +32,7 @@ INERT_NAMES = {
                                                                                 "bool", "str", "bytes", "bytearray", "complex", "slice")),
     "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "collections.deque",
     "_codecs.encode", "argparse.Namespace", "typing.Any", "copyreg._reconstructor", "builtins.object", "__builtin__.object",
-    "torch.Size", "torch.device", "torch.Tensor", *(str(dtype) for dtype in DTYPES.values()),
+    "torch.Size", "torch.device", "torch.Tensor", *(str(dtype) for dtype in STORAGE_DTYPES.values()),
 }  # fmt: skip
 INERT_PACKAGES = (
     "pytorch_lightning",
@@ -106,7 +106,7 @@ class Bounded:
 
 def _named(path: str) -> Name:
     package, _, name = path.rpartition(".")
-    storage = package in ("torch", "torch.cuda", "torch.storage") and name in DTYPES
+    storage = package in ("torch", "torch.cuda", "torch.storage") and name in STORAGE_DTYPES
     inert = path in INERT_NAMES or any(path.startswith(f"{allowed}.") for allowed in INERT_PACKAGES)
     if storage or inert or path in REBUILD_TENSOR or path in REBUILD_PARAMETER:
         return Name(path)
@@ -151,7 +151,7 @@ def _stored(pid: object) -> StorageRef:
     """The storage a persistent id names: ("storage", class, key, device, elements), in the older container with a view, always None."""
     match pid:
         case ("storage", Name(path), str(key), _, int(numel)) | ("storage", Name(path), str(key), _, int(numel), None):
-            dtype = DTYPES.get(path.rpartition(".")[2])
+            dtype = STORAGE_DTYPES.get(path.rpartition(".")[2])
             if dtype is not None and _integers(numel):
                 return StorageRef(key, dtype, numel)
     raise RefusedError("it holds a storage of an unknown kind")

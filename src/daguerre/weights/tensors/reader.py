@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daguerre.errors import DaguerreError, listed
+from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers.layout import ALIASES, CLASSES, PARTS, SCHEDULERS, STEMS
+from daguerre.weights.diffusers.layout import ALIASES, PART_BY_CLASS, PARTS, SCHEDULERS, STEMS
 from daguerre.weights.tensors.pickle import LEGACY_START, PickledFile, mapped_bytes, typed
-from daguerre.weights.tensors.safetensors import laid_out, read_json, unreadable
+from daguerre.weights.tensors.safetensors import read_json, to_compute_layout, unreadable
 
 CONFIGS = "daguerre.configs"  # the metadata where a file of ours keeps what shapes cannot tell: part -> its config, as JSON
 MAX_HEADER = 100 << 20  # the format's own limit
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
 # First bytes of what people take for a checkpoint, and what to do then.
-STRANGERS = {
+NOT_CHECKPOINTS = {
     b"version https://git-lfs": "a pointer to a large file that was not fetched; run `git lfs pull`",
     b"<": "a web page, so the download went wrong; fetch it again",
     b"GGUF": "a GGUF file, which is not read; take the .safetensors of the same model",
@@ -58,14 +58,14 @@ class TensorFile:
         """
         tensors, wrong = {name: self.tensor(name) for name in (self.shapes if names is None else names)}, []
         for name, tensor in tensors.items():
-            if not finite(tensor):
+            if not is_finite(tensor):
                 wrong.append(name)
             if release is not None:
                 release(tensor)
         self._refuse(wrong)
         return tensors
 
-    def laid_out(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def to_compute_layout(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """All tensors where and as a network computes with them (see `files.laid_out`), one after the other: the file and a copy of it
         in another dtype are never in memory together.
 
@@ -75,16 +75,16 @@ class TensorFile:
         tensors, wrong = {}, []
         for name in self.shapes:
             tensor = self.tensor(name)
-            if not finite(tensor):
+            if not is_finite(tensor):
                 wrong.append(name)
-            tensors[name] = laid_out(tensor, device, dtype, mapped=True)
+            tensors[name] = to_compute_layout(tensor, device, dtype, mapped=True)
         self._refuse(wrong)
         return tensors
 
     def _refuse(self, wrong: list[str]) -> None:
         if wrong:
             raise DaguerreError(
-                f"'{self.path}' holds NaN or infinity in {len(wrong)} tensors ({listed(wrong)}): it is damaged, or its training diverged. "
+                f"'{self.path}' holds NaN or infinity in {len(wrong)} tensors ({join_names(wrong)}): it is damaged, or its training diverged. "
                 "Take another file of the model."
             )
 
@@ -107,7 +107,7 @@ def open_tensors(path: str | Path, *, variant: str | None = None) -> TensorFile:
             start = file.read(512)
     except OSError as error:
         raise unreadable(path, error) from error
-    for sign, what in STRANGERS.items():
+    for sign, what in NOT_CHECKPOINTS.items():
         if start.lstrip().startswith(sign):
             raise DaguerreError(f"'{path}' is no checkpoint but {what}.")
     if start.startswith((b"PK\x03\x04", LEGACY_START)):
@@ -117,7 +117,7 @@ def open_tensors(path: str | Path, *, variant: str | None = None) -> TensorFile:
     return _open_safetensors(path)
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
@@ -138,7 +138,7 @@ def _open_safetensors(path: Path) -> TensorFile:
         file.seek(8)
         text = file.read(length)
     try:
-        pairs = json.loads(text.decode(), object_pairs_hook=_once)
+        pairs = json.loads(text.decode(), object_pairs_hook=_reject_duplicate_keys)
     except (ValueError, RecursionError) as error:
         raise DaguerreError(f"'{path}' has a header that cannot be read ({error}). Fetch or save it again.") from error
     metadata = pairs.pop("__metadata__", {})
@@ -169,7 +169,7 @@ def _open_safetensors(path: Path) -> TensorFile:
     return TensorFile(path, "safetensors", shapes, clean, tensor)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands there twice")
@@ -178,9 +178,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _place(entry: Mapping[str, Any], room: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     """Type, shape, start and end of a header's entry."""
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
         raise ValueError(f"its type {entry['dtype']!r} is unknown")
-    dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    dtype, shape, (start, end) = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, start, end))
     if not counts or len(shape) > 16 or prod(n or 1 for n in shape) >= 1 << 48:  # torch reckons with empty shapes, too
         raise ValueError("its shape or place are no counts")
@@ -203,12 +203,12 @@ def _open_shards(index: Path) -> TensorFile:
     where, paths = _shards(index)
     lost = [path.name for path in paths.values() if not path.is_file()]
     if lost:
-        raise DaguerreError(f"'{index}' needs {len(lost)} shards that are not beside it: {listed(lost)}. Fetch them, too.")
+        raise DaguerreError(f"'{index}' needs {len(lost)} shards that are not beside it: {join_names(lost)}. Fetch them, too.")
     files = {shard: _open_safetensors(path) for shard, path in paths.items()}
     missing = [name for name, shard in where.items() if name not in files[shard].shapes]
     if missing:
         raise DaguerreError(
-            f"'{index}' names {len(missing)} tensors that are not in their shards: {listed(missing)}. Fetch the shards again."
+            f"'{index}' names {len(missing)} tensors that are not in their shards: {join_names(missing)}. Fetch the shards again."
         )
     shapes = {name: files[shard].shapes[name] for name, shard in where.items()}
     metadata = {key: value for file in files.values() for key, value in file.metadata.items()}
@@ -221,7 +221,7 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
     if config.is_file():
         whole = open_tensors(weights_in(folder, variant))
         said = read_json(config)
-        part = CLASSES.get(str(said.get("_class_name")), "text_encoder")
+        part = PART_BY_CLASS.get(str(said.get("_class_name")), "text_encoder")
         return TensorFile(folder, "folder", whole.shapes, {**whole.metadata, CONFIGS: json.dumps({part: said})}, whole.tensor)
     places = {part: place for part in PARTS if ((place := part_folder(folder, part)) / "config.json").is_file()}
     parts = {part: open_tensors(weights_in(place, variant)) for part, place in places.items()}
@@ -259,7 +259,7 @@ def weights_in(folder: Path, variant: str | None = None) -> Path:
         for stem in STEMS:
             if (folder / f"{stem}{tail}.bin").is_file():
                 return folder / f"{stem}{tail}.bin"
-    there = listed(
+    there = join_names(
         file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin", ".json") and file.name != "config.json"
     )
     wanted = f"of the variant {variant!r} " if variant else ""

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.errors import DaguerreError
-from daguerre.runtime.allocator import give_back, in_large_pages
+from daguerre.runtime.allocator import advise_hugepages, release_pages
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 # What building a network raises where a config or a shape makes no sense.
-NO_NETWORK = (
+BUILD_ERRORS = (
     ValueError,
     RuntimeError,
     IndexError,
@@ -45,10 +45,10 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
         DaguerreError: the place cannot be written, or the disk is full.
     """
     with atomic_path(path) as beside:
-        put_safetensors(beside, tensors, metadata)
+        write_safetensors(beside, tensors, metadata)
 
 
-def put_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
     # The format knows only row-major tensors, so weights kept in channels_last order are laid out anew.
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -70,7 +70,7 @@ def read_safetensors(path: str | Path, *, device: torch.device | str = "cpu", dt
             names = file.keys()
             if dtype is None:
                 return {name: file.get_tensor(name) for name in names}
-            return {name: laid_out(file.get_tensor(name), device, dtype, mapped=str(device) == "cpu") for name in names}
+            return {name: to_compute_layout(file.get_tensor(name), device, dtype, mapped=str(device) == "cpu") for name in names}
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
 
@@ -105,41 +105,41 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+def save_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all.
 
     Raises:
         DaguerreError: the place cannot be written, or the disk is full.
     """
     with atomic_path(path) as beside:
-        put_json(beside, value)
+        write_json(beside, value)
 
 
-def put_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object in place, for use inside an `atomic_path`; raises OSError where the disk is full."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def sound(path: str | Path) -> Iterator[None]:
+def config_errors(path: str | Path) -> Iterator[None]:
     """Says of shapes and configs that describe no network at all what Python or torch says of them, in one sentence."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except NO_NETWORK as error:
+    except BUILD_ERRORS as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DaguerreError(
             f"'{path}' holds tensors whose shapes or configs describe no network that can be built ({first[:200]})."
         ) from error
 
 
-def soundly(load: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+def with_config_errors(load: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
     """The same loader of a path, which is `sound` about it."""
 
     @wraps(load)
     def told(path: Path, *args: P.args, **options: P.kwargs) -> T:
-        with sound(path):
+        with config_errors(path):
             return load(path, *args, **options)
 
     return told
@@ -155,7 +155,7 @@ def unreadable(path: str | Path, error: Exception) -> DaguerreError:
     return DaguerreError(f"'{path}' is cut short or is not a safetensors file ({error}); fetch or save it again.")
 
 
-def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, mapped: bool = False) -> Tensor:
+def to_compute_layout(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, mapped: bool = False) -> Tensor:
     """A tensor where and as a network computes with it.
 
     On a CPU the kernels of convolutions are laid out channels last, and so are then all feature maps: a tenth to a fifth of a
@@ -168,7 +168,7 @@ def laid_out(tensor: Tensor, device: torch.device | str, dtype: torch.dtype, *, 
     else:
         there = tensor.to(device, dtype)
     if mapped and there.data_ptr() != tensor.data_ptr():
-        give_back(tensor)
+        release_pages(tensor)
     return there
 
 
@@ -178,7 +178,7 @@ def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype == dtype and tensor.is_contiguous(memory_format=order):
         return tensor
     there = torch.empty(tensor.shape, dtype=dtype, memory_format=order)
-    in_large_pages(there)
+    advise_hugepages(there)
     _convert(tensor, there)
     return there
 

@@ -15,8 +15,8 @@ import daguerre
 from daguerre.diffusion import SAMPLERS, Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.decode import Developer
-from daguerre.pipelines.images.output import Pictures
+from daguerre.pipelines.decode import LatentDecoder
+from daguerre.pipelines.images.output import GeneratedImages
 
 SCHEDULERS = {
     "ddim": ("euler", {}, diffusers.DDIMScheduler, {}),
@@ -29,7 +29,7 @@ CASES = [(scheduler, prediction) for scheduler in SCHEDULERS for prediction in (
 CASES.remove(("heun", "v"))  # its own class there knows no zero terminal SNR
 
 
-def pixels(pictures: Pictures) -> np.ndarray:
+def pixels(pictures: GeneratedImages) -> np.ndarray:
     return np.stack([np.asarray(picture.image) for picture in pictures]).astype(int)
 
 
@@ -47,7 +47,15 @@ def test_diffusers_makes_the_same_picture_of_the_same_folder(
     theirs = pipeline(**common, eta=fields.get("eta", 0.0), num_images_per_prompt=2, generator=sources, output_type="np").images
 
     ours = daguerre.generate(
-        model, prompt="a red apple", negative="a blue apple", steps=8, guidance=3.0, seed=5, count=2, sampler=name, **fields
+        model,
+        prompt="a red apple",
+        negative_prompt="a blue apple",
+        steps=8,
+        guidance_scale=3.0,
+        seed=5,
+        num_images=2,
+        sampler=name,
+        **fields,
     )
     difference = np.abs(pixels(ours) - (theirs * 255).round().astype(int))
     assert difference.max() <= 2, difference.max()
@@ -60,17 +68,19 @@ def test_diffusers_opens_a_folder_in_half_precision_without_being_told(tiny_mode
     pipeline.set_progress_bar_config(disable=True)
     source = torch.Generator().manual_seed(5)
     theirs = pipeline("a red apple", num_inference_steps=4, guidance_scale=3.0, generator=source, output_type="np").images
-    ours = daguerre.generate(daguerre.load(folder, device="cpu"), prompt="a red apple", steps=4, guidance=3.0, seed=5, sampler="euler")
+    ours = daguerre.generate(
+        daguerre.load(folder, device="cpu"), prompt="a red apple", steps=4, guidance_scale=3.0, seed=5, sampler="euler"
+    )
     assert np.abs(pixels(ours) - (theirs * 255).round().astype(int)).max() <= 2
 
 
 def test_a_picture_of_a_batch_is_the_picture_made_alone(tiny_model: LatentDiffusion):
     for sampler in ("dpmpp_2m", "euler_a"):
-        request = daguerre.Request(prompt=("a red apple", "a pizza"), seed=11, count=3, steps=6, sampler=sampler)
+        request = daguerre.Request(prompt=("a red apple", "a pizza"), seed=11, num_images=3, steps=6, sampler=sampler)
         batch = daguerre.generate(tiny_model, request)
-        alone = [daguerre.generate(tiny_model, single)[0] for single in request.singles()]
+        alone = [daguerre.generate(tiny_model, single)[0] for single in request.split()]
         assert len(batch) == 6
-        assert np.abs(pixels(batch) - pixels(Pictures(alone))).max() <= 1
+        assert np.abs(pixels(batch) - pixels(GeneratedImages(alone))).max() <= 1
         assert len({picture.image.tobytes() for picture in batch}) == 6
 
 
@@ -88,51 +98,51 @@ def test_the_words_are_heard(tiny_model: LatentDiffusion):
 
     plain = made(prompt="a red apple")
     assert made(prompt="two cats") != plain
-    assert made(prompt="a red apple", negative="two cats") != plain
+    assert made(prompt="a red apple", negative_prompt="two cats") != plain
     assert made(prompt="a red apple", seed=1) != plain
     # With scale 1 the negative has weight 0.
-    assert made(prompt="a red apple", guidance=1.0) == made(prompt="a red apple", guidance=1.0, negative="two cats")
+    assert made(prompt="a red apple", guidance_scale=1.0) == made(prompt="a red apple", guidance_scale=1.0, negative_prompt="two cats")
 
 
 def test_a_prompt_that_changes_is_heard_from_its_step_on(tiny_model: LatentDiffusion):
     fields = {"steps": 6, "sampler": "euler", "seed": 2}
-    plain = [step.x0 for step in daguerre.steps(tiny_model, prompt="a red apple", **fields)]
-    turned = [step.x0 for step in daguerre.steps(tiny_model, prompt="[a red apple:two cats:.5]", **fields)]
+    plain = [step.x0 for step in daguerre.stream(tiny_model, prompt="a red apple", **fields)]
+    turned = [step.x0 for step in daguerre.stream(tiny_model, prompt="[a red apple:two cats:.5]", **fields)]
     assert [torch.equal(a, b) for a, b in zip(plain, turned, strict=True)] == [True] * 3 + [False] * 3
 
 
 def test_a_model_that_is_told_nothing_makes_pictures(tiny_model: LatentDiffusion):
     context = tiny_model.conditioner([""]).context
     silent = replace(tiny_model, conditioner=lambda prompts: Conditioning(context=context.expand(len(prompts), -1, -1)))
-    a, b = (daguerre.generate(silent, prompt=prompt, steps=2, count=2) for prompt in ("a red apple", "two cats"))
+    a, b = (daguerre.generate(silent, prompt=prompt, steps=2, num_images=2) for prompt in ("a red apple", "two cats"))
     assert np.array_equal(pixels(a), pixels(b))
 
 
 def test_steps_tell_where_they_are_and_the_last_carries_the_pictures(tiny_model: LatentDiffusion):
-    walked = list(daguerre.steps(tiny_model, prompt="a red apple", steps=5, sampler="euler", count=2))
+    walked = list(daguerre.stream(tiny_model, prompt="a red apple", steps=5, sampler="euler", num_images=2))
     assert [step.index for step in walked] == [0, 1, 2, 3, 4]
     assert {step.total for step in walked} == {5}
     assert all(before.sigma > after.sigma for before, after in pairwise(walked))
-    assert [step.pictures is None for step in walked] == [True] * 4 + [False]
+    assert [step.images is None for step in walked] == [True] * 4 + [False]
     assert walked[-1].sigma == 0
     assert walked[-1].x.shape == (2, 6, 8, 8)
     torch.testing.assert_close(walked[-1].x, walked[-1].x0)
-    assert walked[-1].decode(1).tobytes() == walked[-1].pictures[1].image.tobytes()
+    assert walked[-1].decode(1).tobytes() == walked[-1].images[1].image.tobytes()
     assert not walked[-1].x.requires_grad
     assert daguerre.generate(tiny_model, prompt="a", steps=2, width=48, height=16)[0].image.size == (48, 16)
 
 
 def test_half_precision_is_the_same_picture_roughly(tiny_model: LatentDiffusion, tmp_path: Path):
     half = daguerre.load(daguerre.save(tiny_model, tmp_path / "half"), device="cpu", dtype=torch.bfloat16)
-    whole = pixels(daguerre.generate(tiny_model, prompt="a red apple", steps=4, guidance=1.0))
-    assert np.abs(pixels(daguerre.generate(half, prompt="a red apple", steps=4, guidance=1.0)) - whole).mean() < 12
+    whole = pixels(daguerre.generate(tiny_model, prompt="a red apple", steps=4, guidance_scale=1.0))
+    assert np.abs(pixels(daguerre.generate(half, prompt="a red apple", steps=4, guidance_scale=1.0)) - whole).mean() < 12
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_every_sampler_makes_its_pictures(tiny_model: LatentDiffusion, sampler: str):
-    request = daguerre.Request(prompt="a red apple", steps=6, count=2, seed=4, sampler=sampler)
+    request = daguerre.Request(prompt="a red apple", steps=6, num_images=2, seed=4, sampler=sampler)
     both = pixels(daguerre.generate(tiny_model, request))
-    alone = pixels(daguerre.generate(tiny_model, request.singles()[1]))
+    alone = pixels(daguerre.generate(tiny_model, request.split()[1]))
     assert np.abs(both[1:] - alone).max() <= 1
     assert both.std() > 20
 
@@ -142,8 +152,8 @@ def test_names_as_others_join_them_are_recorded_as_ours(tiny_model: LatentDiffus
     (ours,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="dpmpp_2m", spacing="karras")
     assert joined == ours
     (asked,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="DPM++ 2M Karras", spacing="trailing")
-    assert asked.origin.request.spacing == "trailing"
-    assert asked.origin == daguerre.generate(tiny_model, prompt="a", steps=3)[0].origin
+    assert asked.provenance.request.spacing == "trailing"
+    assert asked.provenance == daguerre.generate(tiny_model, prompt="a", steps=3)[0].provenance
 
 
 class LinearAutoencoder:
@@ -162,13 +172,13 @@ class LinearAutoencoder:
 
 
 def test_the_preview_of_a_linear_decoder_is_exact(tiny_model: LatentDiffusion):
-    developer = Developer(replace(tiny_model, autoencoder=LinearAutoencoder()))
+    developer = LatentDecoder(replace(tiny_model, autoencoder=LinearAutoencoder()))
     z = torch.randn(2, 6, 5, 7)
-    torch.testing.assert_close(developer.glance(z), developer.full(z)[..., ::4, ::4], atol=1e-5, rtol=0)
+    torch.testing.assert_close(developer.preview(z), developer.decode(z)[..., ::4, ::4], atol=1e-5, rtol=0)
 
 
 def test_a_preview_is_small_and_of_the_wanted_picture(tiny_model: LatentDiffusion):
-    *_, last = daguerre.steps(tiny_model, prompt="a red apple", steps=2, count=2)
+    *_, last = daguerre.stream(tiny_model, prompt="a red apple", steps=2, num_images=2)
     assert last.preview().size == (8, 8)
     assert last.preview(0).tobytes() != last.preview(1).tobytes()
 
@@ -188,4 +198,4 @@ def test_a_preview_is_small_and_of_the_wanted_picture(tiny_model: LatentDiffusio
 )
 def test_what_there_is_not_is_told_at_once(tiny_model: LatentDiffusion, fields: dict[str, object], message: str):
     with pytest.raises(DaguerreError, match=message):
-        daguerre.steps(tiny_model, **fields)
+        daguerre.stream(tiny_model, **fields)

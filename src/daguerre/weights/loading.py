@@ -15,11 +15,11 @@ from daguerre.weights.diffusers.load import PIPELINES, load_folder
 from daguerre.weights.tensors.safetensors import read_json
 
 if TYPE_CHECKING:
-    from daguerre.runtime.offload import InOrder
+    from daguerre.runtime.offload import SequentialOffload
     from daguerre.weights.tensors.reader import TensorFile
 
 
-def load_any(
+def load(
     source: str | Path | None = None,
     *,
     device: torch.device | str | None = None,
@@ -32,10 +32,10 @@ def load_any(
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
     """
-    path, place = located(source, offline, options.get("variant")), default_device(device)
+    path, place = resolve_path(source, offline, options.get("variant")), default_device(device)
     taming = _taming(path)
     if taming is None and not _is_latent_prior(path):
-        return load(source, device=place, dtype=dtype, offline=offline, **options)
+        return load_diffusion(source, device=place, dtype=dtype, offline=offline, **options)
     if given := [name for name, value in options.items() if value is not None]:
         raise DaguerreError(f"'{path}' is a prior over codes, which has no {' or '.join(given)}; leave that out.")
     if taming is not None:
@@ -47,7 +47,7 @@ def load_any(
     return load_latent_prior(path, device=place, dtype=dtype or torch.float32)
 
 
-def load(
+def load_diffusion(
     source: str | Path | None = None,
     *,
     device: torch.device | str | None = None,
@@ -57,7 +57,7 @@ def load(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
-    in_order: "bool | InOrder" = False,
+    in_order: "bool | SequentialOffload" = False,
 ) -> LatentDiffusion:
     """Open a diffusion model.
 
@@ -76,7 +76,7 @@ def load(
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
     """
-    path, place, dtype = located(source, offline, variant), default_device(device), dtype or torch.float32
+    path, place, dtype = resolve_path(source, offline, variant), default_device(device), dtype or torch.float32
     if path.is_dir() and not (path / INDEX).is_file():
         raise DaguerreError(f"'{path}' is not a model: a model is a checkpoint file, or a folder with a {INDEX} in it.")
     if _is_latent_prior(path):
@@ -110,7 +110,7 @@ def load_vae(
     """
     from daguerre.weights.diffusers.vae import load_first_stage  # a quick start needs none of it
 
-    path, place = located(source, offline), default_device(device)
+    path, place = resolve_path(source, offline), default_device(device)
     found = load_first_stage(path, device=place, dtype=dtype or torch.float32, scaling_factor=scaling_factor)
     if not isinstance(found, AutoencoderKL):
         raise DaguerreError(f"'{path}' holds an autoencoder with a codebook; this model's must be a KL autoencoder.")
@@ -122,7 +122,7 @@ def vae_files(source: str | Path, *, offline: bool = False) -> tuple[Path, ...]:
     from daguerre.weights.diffusers.vae import first_stage_folder
     from daguerre.weights.tensors.reader import weight_files
 
-    path = located(source, offline)
+    path = resolve_path(source, offline)
     return weight_files(path if path.is_file() else first_stage_folder(path))
 
 
@@ -154,7 +154,7 @@ def default_device(device: torch.device | str | None) -> torch.device:
     return chosen
 
 
-def of_diffusion(path: Path) -> bool:
+def is_diffusion_model(path: Path) -> bool:
     """Whether a place holds a diffusion model, as far as its index or its names tell."""
     if path.is_dir():
         return (path / INDEX).is_file() and str(read_json(path / INDEX).get("_class_name")).startswith(("StableDiffusion", "LDM"))
@@ -175,9 +175,9 @@ def _taming(path: Path) -> "TensorFile | None":
     return file if "transformer.tok_emb.weight" in file.shapes else None
 
 
-def located(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:
+def resolve_path(source: str | Path | None, offline: bool, variant: str | None = None) -> Path:
     if isinstance(source, str) and may_be_on_the_hub(source):
-        from daguerre.weights.hub import resolve
+        from daguerre.weights.hub import resolve_hub_id
 
-        return resolve(source, offline=offline, variant=variant)
+        return resolve_hub_id(source, offline=offline, variant=variant)
     return find(source)
