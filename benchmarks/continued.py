@@ -23,7 +23,7 @@ from daguerre.data.colours import PAINTS
 from daguerre.data.emoji.dataset import EmojiScene, PlacedThing
 from daguerre.data.emoji.names import with_article
 from daguerre.data.emoji.things import Thing
-from daguerre.data.loader import to_array
+from daguerre.data.images import to_tensor
 from daguerre.evaluation.evaluate import generate_set
 from daguerre.metrics import psnr
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -64,7 +64,7 @@ def write_folder(folder: Path, source: EmojiDataset, scenes: Sequence[EmojiScene
 def likeness(model: LatentDiffusion, source: EmojiDataset, scenes: Sequence[EmojiScene]) -> np.ndarray:
     """The PSNR in dB of a new picture of each scene's caption and the scene's drawing."""
     made = generate_set(model, [scene.caption for scene in scenes], Request(guidance_scale=model.default_guidance)).images
-    return psnr(torch.stack([torch.from_numpy(to_array(source.render(scene))) for scene in scenes]), made).numpy()
+    return psnr(torch.stack([to_tensor(source.render(scene)) for scene in scenes]), made).numpy()
 
 
 def table(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:

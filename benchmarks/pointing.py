@@ -23,7 +23,7 @@ import torch
 import daguerre
 from daguerre.data import ShapesDataset
 from daguerre.data.colours import NAMES, classify
-from daguerre.data.loader import to_array
+from daguerre.data.images import to_tensor
 from daguerre.data.shapes import ShapesScene
 from daguerre.diffusion import Denoiser
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -72,7 +72,7 @@ def drawn(model: LatentDiffusion, source: ShapesDataset, scenes: list[ShapesScen
     denoiser, noise, found = Denoiser(model.unet, model.schedule, model.prediction), torch.Generator().manual_seed(seed), []
     for first in range(0, len(scenes), BATCH):
         part = scenes[first : first + BATCH]
-        x = torch.from_numpy(np.stack([to_array(source.render(scene)) for scene in part]))
+        x = to_tensor(np.stack([np.asarray(source.render(scene)) for scene in part]))
         with torch.no_grad(), record_attention(model, len(part)) as record:
             z = model.autoencoder.encode(x)
             z = z + sigma * torch.randn(z.shape, generator=noise)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.vqgan_page import DEFAULT, page
 from daguerre.data import Batch, ShapesDataset, ShapesMix
 from daguerre.data.condition_maps import shapes_map
-from daguerre.data.loader import to_array
+from daguerre.data.images import to_tensor
 from daguerre.data.shapes import COLOURS, SHAPES
 from daguerre.errors import DaguerreError
 from daguerre.metrics import bootstrap, frechet_distance, proportion, psnr, ssim
@@ -99,8 +99,8 @@ def drawn(count: int, seed: int) -> Shapes:
     rng = np.random.default_rng(seed)
     scenes = [source.scene(int(rng.integers(len(source))), rng) for _ in range(count)]
     return Shapes(
-        torch.from_numpy(np.stack([to_array(source.render(scene)) for scene in scenes])),
-        torch.from_numpy(np.stack([to_array(shapes_map(source, scene)) for scene in scenes])),
+        to_tensor(np.stack([np.asarray(source.render(scene)) for scene in scenes])),
+        to_tensor(np.stack([np.asarray(shapes_map(source, scene)) for scene in scenes])),
         torch.from_numpy(np.stack([source.masks(scene)[0] > 0.5 for scene in scenes])),
         torch.tensor([SHAPES.index(scene.shapes[0].shape) for scene in scenes]),
         torch.tensor([COLOURS.index(scene.shapes[0].colour) for scene in scenes]),

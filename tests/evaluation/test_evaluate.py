@@ -11,7 +11,7 @@ from PIL import Image
 
 from daguerre.conditioning import train_tokenizer
 from daguerre.conditioning.prior_prefix import TextPrefix
-from daguerre.data.loader import to_array
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.evaluation import evaluate as module
 from daguerre.evaluation.clip_scorer import load_clip_scorer
@@ -77,7 +77,7 @@ def trials(count: int = 12) -> list[EvalPrompt]:
 
 
 def made_of(names: list[str]) -> GeneratedSet:
-    pictures = torch.stack([torch.from_numpy(to_array(solid(name))) for name in names])
+    pictures = torch.stack([to_tensor(solid(name)) for name in names])
     return GeneratedSet(pictures, tuple(range(len(names))), "painter", Request(steps=3, guidance_scale=5.0), 1.5)
 
 
@@ -191,7 +191,7 @@ def test_samples_are_the_pictures_that_each_prompt_gives_alone(tiny_model, monke
     assert made.seeds != tuple(sorted(made.seeds))  # shuffled, so that no kind has noises of its own
     for prompt, seed, picture in zip(prompts, made.seeds, made.images, strict=True):
         alone = generate(tiny_model, prompt=literal(prompt), steps=2, guidance_scale=3.0, seed=seed)[0]
-        assert torch.allclose(torch.from_numpy(to_array(alone.image)), picture, atol=1.01 / 127.5)
+        assert torch.allclose(to_tensor(alone.image), picture, atol=1.01 / 127.5)
 
 
 def test_brackets_of_a_name_are_no_emphasis(tiny_model):
@@ -237,7 +237,7 @@ def test_the_judge_resizes_as_pillow_does(judge_folder: Path):
     smooth = torch.nn.functional.interpolate(some_pictures(2), size=(4 * SIDE, 4 * SIDE), mode="bilinear")
     bytes_ = ((smooth + 1) * 127.5).round().to(torch.uint8)
     pillow = [Image.fromarray(b.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for b in bytes_]
-    wanted = judge.embed_images(torch.stack([torch.from_numpy(to_array(picture)) for picture in pillow]))
+    wanted = judge.embed_images(torch.stack([to_tensor(picture) for picture in pillow]))
     assert torch.allclose(judge.embed_images(bytes_ / 127.5 - 1), wanted, atol=0.01)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from daguerre.conditioning.bbox_tokens import layout_tokens
 from daguerre.conditioning.tokenizer import Tokenizer
 from daguerre.data.condition_maps import MapKind
+from daguerre.data.images import to_uint8
 from daguerre.errors import DaguerreError, nearest
 from daguerre.models.latent_prior import PriorInputs
 from daguerre.models.transformer_prior import coordinate_codes
@@ -143,7 +144,7 @@ def with_channels(map: Tensor, channels: int) -> Tensor:
     number being the grey value. Raises DaguerreError for a class that there is not."""
     if channels == map.shape[1]:
         return map
-    classes = ((map[:, 0].float() + 1) * 127.5).round().long()  # (B, H, W)
+    classes = to_uint8(map)[..., 0].to(map.device).long()  # (B, H, W)
     if classes.max() >= channels or (map != map[:, :1]).any():
         raise DaguerreError(f"The map is no map of classes: its pixels must be grey, the numbers of classes from 0 to {channels - 1}.")
     return F.one_hot(classes, channels).movedim(-1, 1)
@@ -151,7 +152,7 @@ def with_channels(map: Tensor, channels: int) -> Tensor:
 
 def check_palette(map: Tensor, palette: Sequence[tuple[int, int, int]]) -> None:
     """Raise DaguerreError for a map (B, 3, H, W) in [−1, 1] with a colour that stands for no class."""
-    pixels = ((map.float() + 1) * 127.5).round().long().movedim(1, -1).flatten(0, -2)  # (N, 3)
+    pixels = to_uint8(map).to(map.device).long().flatten(0, -2)  # (N, 3)
     known = (pixels[:, None] == torch.tensor(palette, device=pixels.device)).all(dim=2).any(dim=1)  # (N,)
     if not known.all():
         stray = tuple(pixels[~known][0].tolist())

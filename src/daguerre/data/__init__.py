@@ -3,21 +3,23 @@
 from daguerre.data.dataset import Dataset, Sample, is_held_out
 from daguerre.data.emoji.dataset import EmojiDataset, EmojiMix
 from daguerre.data.folder import FolderDataset
-from daguerre.data.images import open_image, resize_and_crop
+from daguerre.data.images import open_image, resize_and_crop, to_image, to_tensor
 from daguerre.data.loader import Batch, BatchLoader
 from daguerre.data.shapes import ShapesDataset, ShapesMix
 
 __all__ = [
     "Batch",
     "BatchLoader",
-    "EmojiMix",
+    "Dataset",
     "EmojiDataset",
+    "EmojiMix",
     "FolderDataset",
     "Sample",
-    "ShapesMix",
     "ShapesDataset",
-    "Dataset",
-    "resize_and_crop",
+    "ShapesMix",
     "is_held_out",
     "open_image",
+    "resize_and_crop",
+    "to_image",
+    "to_tensor",
 ]

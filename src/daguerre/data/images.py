@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from daguerre.errors import DaguerreError
 
@@ -69,6 +71,21 @@ def _deep_gray(picture: Image.Image) -> Image.Image:
     """Gray of 16 or more bits: integers are read as shares of 65535, floats as shares of 1."""
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64)) / (1 if picture.mode == "F" else 65535)
     return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255))).convert("RGB")
+
+
+def to_tensor(pixels: Image.Image | np.ndarray) -> Tensor:
+    """An RGB image, or uint8 pixels (..., H, W, 3), as float32 (..., 3, H, W) in [−1, 1]."""
+    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Pixels x (..., 3, H, W) in [−1, 1], clamped and rounded to 8 bits: (..., H, W, 3) on the CPU."""
+    return (x.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8).movedim(-3, -1)
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """One image x (3, H, W) in [−1, 1], clamped and rounded to 8 bits."""
+    return Image.fromarray(to_uint8(x).contiguous().numpy())
 
 
 def resize_and_crop(

@@ -7,7 +7,7 @@ each sample a generator of its own, seeded by (seed, epoch, index). Who draws it
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from daguerre.data.dataset import Dataset, Sample
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 
 
@@ -45,15 +46,14 @@ class Batch:
         return Batch(self.x[part], self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], covered)
 
 
-def to_array(picture: Image.Image) -> np.ndarray:
-    """An RGB picture as float32 (3, H, W) in [-1, 1]."""
-    return (np.asarray(picture, dtype=np.float32) / 127.5 - 1).transpose(2, 0, 1)
-
-
 @lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The permutation of one epoch."""
+def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def epoch_index(seed: int, position: int, length: int) -> int:
+    """The sample at a position of the endless sequence: each epoch visits all indices 0 … length − 1 once, in its own order."""
+    return int(_epoch_order(seed, position // length, length)[position % length])
 
 
 def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
@@ -77,12 +77,12 @@ class BatchLoader(TorchDataset[Batch]):
     def __init__(self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1):
         """`size`: pixels a side; pictures of another size are resized. Raises DaguerreError for an empty source or impossible sizes."""
         if batch_size < 1 or repeats < 1 or batch_size % repeats:
-            raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of siblings {repeats}.")
+            raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of repeats {repeats}.")
         if len(source) == 0:
             raise DaguerreError("The source of pictures is empty; training needs at least one.")
         if seed < 0:
             raise DaguerreError(f"seed {seed} is negative; use 0 or more.")
-        self.source, self.batch_size, self.seed, self.siblings = source, batch_size, seed, repeats
+        self.source, self.batch_size, self.seed, self.repeats = source, batch_size, seed, repeats
         self.size = size or source.size
 
     def __getitem__(self, step: int) -> Batch:
@@ -91,11 +91,13 @@ class BatchLoader(TorchDataset[Batch]):
     def batch(self, step: int) -> Batch:
         """The batch of step 0, 1, 2, …; the last one of an epoch takes the first samples of the next."""
         first = step * self.batch_size
-        drawn = [self._sample(place) for place in range(first, first + self.batch_size)]
-        pictures = torch.from_numpy(np.stack([x for x, _ in drawn]))
-        samples = [sample for _, sample in drawn]
-        meanings, contraries = [s.label_key or s.caption for s in samples], [s.hard_negative for s in samples]
-        return Batch(pictures, [s.caption for s in samples], label_keys=meanings, hard_negatives=contraries)
+        samples = [self._sample(position) for position in range(first, first + self.batch_size)]
+        return Batch(
+            to_tensor(np.stack([np.asarray(sample.image) for sample in samples])),
+            [sample.caption for sample in samples],
+            label_keys=[sample.label_key or sample.caption for sample in samples],
+            hard_negatives=[sample.hard_negative for sample in samples],
+        )
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:
         """Yield the batches of steps start, start + 1, … for ever, drawn ahead by background workers; `workers` = 0 draws them here.
@@ -110,12 +112,10 @@ class BatchLoader(TorchDataset[Batch]):
         else:
             yield from prefetch(self.batch, start, workers, max(ahead, workers))
 
-    def _sample(self, place: int) -> tuple[np.ndarray, Sample]:
-        group, sibling = divmod(place, self.siblings)
-        epoch, within = divmod(group, len(self.source))
-        index = int(_order(self.seed, epoch, len(self.source))[within])
-        sample = self.source.sample(index, np.random.default_rng([self.seed, epoch, index, sibling]))
-        picture = sample.image
-        if picture.size != (self.size, self.size):
-            picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        return to_array(picture), sample
+    def _sample(self, position: int) -> Sample:
+        group, repeat = divmod(position, self.repeats)
+        epoch, index = group // len(self.source), epoch_index(self.seed, group, len(self.source))
+        sample = self.source.sample(index, np.random.default_rng([self.seed, epoch, index, repeat]))
+        if sample.image.size == (self.size, self.size):
+            return sample
+        return replace(sample, image=sample.image.resize((self.size, self.size), Image.Resampling.LANCZOS))

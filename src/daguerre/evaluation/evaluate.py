@@ -19,7 +19,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path, check_writable
 from daguerre.data import BatchLoader, EmojiDataset, ShapesDataset
-from daguerre.data.loader import to_array
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.prompts_emoji import Box, EvalPrompt, held_out_prompts, known_prompts
@@ -152,7 +152,7 @@ def generate_set(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], r
         places: list[int] = part.tolist()
         here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, num_images=1)
         for i, picture in zip(places, generate(model, here), strict=True):
-            pictures[i], seeds[i] = torch.from_numpy(to_array(picture.image)), here.seed
+            pictures[i], seeds[i] = to_tensor(picture.image), here.seed
     if isinstance(model, LatentPrior):
         request = replace(request, sampler=VQ_PRIOR)
     everywhere = range(len(prompts))
@@ -291,7 +291,7 @@ def literal(prompt: str) -> str:
 
 def true_renders(trials: Sequence[EvalPrompt]) -> Tensor:
     """The true renders of trials as (N, 3, H, W) in [−1, 1]."""
-    return torch.stack([torch.from_numpy(to_array(trial.image)) for trial in trials])
+    return torch.stack([to_tensor(trial.image) for trial in trials])
 
 
 def first_images(batches: BatchLoader, count: int) -> Tensor:

@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.data.images import to_image, to_tensor
 from daguerre.errors import DaguerreError
 
 OPTIONS = {"JPEG": {"optimize": True}, "WebP": {"method": 4}}
@@ -43,12 +43,11 @@ def encode_with_codec(x: Tensor, codec: str, budget: int) -> EncodedImage | None
     if max(columns * W, rows * H) > LARGEST:
         raise DaguerreError(f"{N} pictures of {W}×{H} make a sheet of more than {LARGEST} pixels on a side; compare fewer at a time.")
     filled = torch.cat([x, x.new_zeros(columns * rows - N, 3, H, W)])
-    sheet = filled.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).reshape(rows * H, columns * W, 3)
-    picture = Image.fromarray(((sheet.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy())
+    sheet = filled.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).reshape(3, rows * H, columns * W)
+    picture = to_image(sheet)
     found = []
     for back, size in _fitting(picture, codec, budget):
-        y = torch.from_numpy(np.array(back)).float() / 127.5 - 1
-        y = y.reshape(rows, H, columns, W, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)[:N]
+        y = to_tensor(back).unflatten(2, (columns, W)).unflatten(1, (rows, H)).permute(1, 3, 0, 2, 4).flatten(0, 1)[:N]
         found.append(EncodedImage(y, size))
     return min(found, key=lambda each: (each.x - x.float().cpu()).square().mean().item(), default=None)
 

@@ -6,7 +6,6 @@ locally is colour, so this shows the picture at 1/f of its size for next to noth
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -50,12 +49,6 @@ class LatentDecoder:
         z = _calibration_latents(channels)
         colours = F.avg_pool2d(self.decode(z).cpu().clamp(-1, 1), self._model.autoencoder.downsample_factor)  # (P, 3, h, w)
         return torch.linalg.lstsq(_with_one(z).flatten(0, 2), colours.movedim(1, -1).flatten(0, 2)).solution
-
-
-def to_image(x: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [−1, 1], clamped and rounded to 8 bits."""
-    values = (x.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
-    return Image.fromarray(values.movedim(0, -1).contiguous().numpy())  # (H, W, 3)
 
 
 def _calibration_latents(channels: int) -> Tensor:

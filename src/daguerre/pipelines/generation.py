@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.conditioning import Conditioner, PromptSchedule
+from daguerre.data.images import to_image
 from daguerre.diffusion import Denoise, Denoiser, classifier_free_guidance, to_variance_preserving
 from daguerre.diffusion.samplers.registry import check_grid
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.nn.cpu.prepack import prepack
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan
-from daguerre.pipelines.decode import LatentDecoder, to_image
+from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
 from daguerre.pipelines.memory_plan import one_at_a_time, with_memory_plan
 from daguerre.pipelines.metadata.origins import provenance_of

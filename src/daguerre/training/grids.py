@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from daguerre.pipelines.decode import to_image
+from daguerre.data.images import to_image
 from daguerre.pipelines.images.grid import labelled_grid
 
 

@@ -10,13 +10,13 @@ from PIL import Image
 import daguerre
 from daguerre.conditioning import train_tokenizer
 from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, EmptyPrefix, MapPrefix, Prefixes, TextPrefix
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.models.autoregressive import Sampling, uniform_noise
 from daguerre.models.latent_prior import LatentPrior, PriorInputs
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.pipelines.images.preprocess import to_pixels
 from daguerre.pipelines.metadata.write import read_provenance
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Completion, ImageToImage, MapToImage
@@ -105,9 +105,9 @@ def test_a_map_tells_by_its_codes():
     model = map_model()
     left, right = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), (255, 0, 0))
     assert isinstance(model.prefix, MapPrefix)
-    tokens = model.prefix(PriorInputs(["", ""], (4, 4), to_pixels(right)))
+    tokens = model.prefix(PriorInputs(["", ""], (4, 4), to_tensor(right)[None]))
     assert tokens is not None
-    assert torch.equal(tokens, model.prefix.autoencoder.encode_codes(to_pixels(right)).expand(2, -1, -1))
+    assert torch.equal(tokens, model.prefix.autoencoder.encode_codes(to_tensor(right)[None]).expand(2, -1, -1))
     made = [codes_of(model, Request(task=MapToImage(picture), num_images=16)) for picture in (left, right)]
     assert not torch.equal(*made)
     assert codes_of(model, Request(task=MapToImage(Image.new("RGB", (32, 16))))).shape == (1, 4, 8)  # the map's own size
@@ -117,7 +117,7 @@ def test_the_lower_half_is_completed():
     model = model_of(EmptyPrefix())
     picture = Image.linear_gradient("L").convert("RGB").resize((16, 16))
     with torch.no_grad():
-        codes = model.autoencoder.encode_codes(to_pixels(picture))
+        codes = model.autoencoder.encode_codes(to_tensor(picture)[None])
     request = Request(task=Completion(picture, keep=0.5), num_images=3)
     steps = list(daguerre.stream(model, request))
     assert [step.total for step in steps] == [2, 2]

@@ -23,11 +23,6 @@ def flatten_input(given: InputImage) -> Image.Image:
     return images.flatten_alpha(given.pixels)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB picture as (1, 3, H, W) float32 in [−1, 1]."""
-    return torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 127.5 - 1
-
-
 def working_size(own: ImageSize, trained: int, multiple: int, width: int | None = None, height: int | None = None) -> ImageSize:
     """The size to work in on a picture of size `own`: the wanted one, else its own where a model trained on pictures of `trained`² can,
     else one of its shape with the trained area. Both sides are multiples of `multiple`.

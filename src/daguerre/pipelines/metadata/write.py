@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from daguerre.data.images import MAX_PIXELS
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR
@@ -43,7 +44,6 @@ SAMPLER_LABELS = {  # as other programs spell them
     "plms": "PLMS",
     "unipc": "UniPC",
 }
-MAX_READ_PIXELS = 128_000_000
 MAX_XMP = 1 << 20  # characters that are searched
 MAX_JPEG_EXIF = 65_533  # bytes, what one segment of a JPEG holds
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
@@ -158,8 +158,8 @@ def read_image_texts(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning of large pictures; ours is an error
             with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-                if image.width * image.height > MAX_READ_PIXELS:
-                    raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_READ_PIXELS // 10**6} million.")
+                if image.width * image.height > MAX_PIXELS:
+                    raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
                 image.load()
                 return image, dict(_texts(image))
     except UnidentifiedImageError as error:

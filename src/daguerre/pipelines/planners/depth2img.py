@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_latents, from_noise
 from daguerre.pipelines.images.input import InputImage
-from daguerre.pipelines.images.preprocess import SHAPES_DIFFER, ImageSize, flatten_input, to_pixels
+from daguerre.pipelines.images.preprocess import SHAPES_DIFFER, ImageSize, flatten_input
 from daguerre.pipelines.tasks import DepthToImage
 
 
@@ -39,7 +40,7 @@ def depth_to_image(stage: GenerationContext, task: DepthToImage) -> SamplingPlan
             f"The depth map is {depth.shape[1]}×{depth.shape[0]} and the picture {image.width}×{image.height}; give a map of its shape."
         )
     size = stage.size_on(image)
-    z = stage.encode(to_pixels(image.resize(size, Image.Resampling.LANCZOS)), sample=task.latent == "sample")
+    z = stage.encode(to_tensor(image.resize(size, Image.Resampling.LANCZOS))[None], sample=task.latent == "sample")
     tell = add_conditioning(stage, concat=depth_map(depth, size, stage.downsample_factor))
     return SamplingPlan((Pass(size, stage.sigmas(task.strength), from_latents(stage, z, task.strength), edit_conditions=tell),))
 

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from daguerre.data.images import to_image, to_tensor
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_noise_at, from_noise
-from daguerre.pipelines.decode import to_image
-from daguerre.pipelines.images.preprocess import to_pixels
 from daguerre.pipelines.tasks import Hires
 
 
@@ -33,4 +32,4 @@ def upscale_latents(stage: GenerationContext, task: Hires, z: Tensor, like: Tens
     size = like.shape[-1] * stage.downsample_factor, like.shape[-2] * stage.downsample_factor
     pictures = stage.model.autoencoder.decode(z.to(stage.model.dtype))
     images = [to_image(picture).resize(size, Image.Resampling.LANCZOS) for picture in pictures]
-    return stage.encode(torch.cat([to_pixels(image) for image in images])).to(like)
+    return stage.encode(torch.cat([to_tensor(image)[None] for image in images])).to(like)

@@ -1,7 +1,8 @@
 """A picture drawn over: x = z + σ_k·ε, and then the sampler on σ_k … σ_N (SDEdit: Meng et al. 2021, arXiv:2108.01073, algorithm 1)."""
 
+from daguerre.data.images import to_tensor
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, from_latents
-from daguerre.pipelines.images.preprocess import flatten_input, resize, to_pixels
+from daguerre.pipelines.images.preprocess import flatten_input, resize
 from daguerre.pipelines.tasks import ImageToImage
 
 
@@ -9,5 +10,5 @@ def img2img(stage: GenerationContext, task: ImageToImage) -> SamplingPlan:
     """One pass from the picture under noise."""
     image = flatten_input(task.image)
     size = stage.size_on(image)
-    z = stage.encode(to_pixels(resize(image, size, task.resize_mode)), sample=task.latent == "sample")
+    z = stage.encode(to_tensor(resize(image, size, task.resize_mode))[None], sample=task.latent == "sample")
     return SamplingPlan((Pass(size, stage.sigmas(task.strength), from_latents(stage, z, task.strength)),))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.data.images import MAX_PIXELS
+from daguerre.data.images import MAX_PIXELS, to_tensor
 from daguerre.diffusion import replace_known
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.capabilities import model_task
@@ -26,7 +26,6 @@ from daguerre.pipelines.images.preprocess import (
     mask_bbox,
     pad_edges,
     prepare_mask,
-    to_pixels,
 )
 from daguerre.pipelines.tasks import Inpaint, Outpaint, PosteriorMode
 
@@ -56,7 +55,7 @@ def inpaint_plan(
 ) -> SamplingPlan:
     """The plan for an RGB picture and a mask of its size, 255 where it is drawn anew."""
     size = stage.size_on(image)
-    x, free = to_pixels(image.resize(size, Image.Resampling.LANCZOS)), latent_mask(mask, size, stage.downsample_factor)
+    x, free = to_tensor(image.resize(size, Image.Resampling.LANCZOS))[None], latent_mask(mask, size, stage.downsample_factor)
     z = stage.encode(x, sample=latent == "sample")
     begin, sigmas = from_latents(stage, z, strength), stage.sigmas(strength)
     if model_task(stage.model) == "inpainting":

@@ -9,9 +9,10 @@ so the weights are s_T on (instruction, picture), s_I − s_T on (negative, pict
 import torch
 from torch import Tensor
 
+from daguerre.data.images import to_tensor
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.pipelines.context import GenerationContext, GuidedConditions, Pass, SamplingPlan, add_conditioning, from_noise
-from daguerre.pipelines.images.preprocess import flatten_input, resize, to_pixels
+from daguerre.pipelines.images.preprocess import flatten_input, resize
 from daguerre.pipelines.tasks import InstructPix2Pix
 
 
@@ -19,7 +20,7 @@ def instruct_pix2pix(stage: GenerationContext, task: InstructPix2Pix) -> Samplin
     """One pass from noise, the network being shown the picture at every step."""
     image = flatten_input(task.image)
     size = stage.size_on(image)
-    z = image_condition(stage, to_pixels(resize(image, size, task.resize_mode)))
+    z = image_condition(stage, to_tensor(resize(image, size, task.resize_mode))[None])
     return SamplingPlan(
         (
             Pass(

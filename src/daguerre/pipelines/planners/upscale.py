@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.data.images import to_tensor
 from daguerre.diffusion import add_noise, randn_per_image
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_noise
-from daguerre.pipelines.images.preprocess import flatten_input, pad_edges, to_pixels
+from daguerre.pipelines.images.preprocess import flatten_input, pad_edges
 from daguerre.pipelines.tasks import Upscale
 
 
@@ -26,7 +27,7 @@ def upscale(stage: GenerationContext, task: Upscale) -> SamplingPlan:
     image = flatten_input(task.image)
     multiple = 2 ** (len(stage.model.unet.config.channels) - 1)  # what the network halves must be even each time
     canvas = pad_edges(image, (0, 0, -image.width % multiple, -image.height % multiple))
-    small = to_pixels(canvas)  # (1, 3, h, w)
+    small = to_tensor(canvas)[None]  # (1, 3, h, w)
     tell = add_conditioning(stage, **low_res_condition(stage, small, task.noise))
     large = canvas.width * stage.downsample_factor, canvas.height * stage.downsample_factor
     box = 0, 0, image.width * stage.downsample_factor, image.height * stage.downsample_factor

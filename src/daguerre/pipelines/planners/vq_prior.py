@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.data.images import to_image, to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.models.autoregressive import Sampling, uniform_noise
 from daguerre.models.latent_prior import LatentPrior, PriorInputs
 from daguerre.pipelines.capabilities import check_capability
 from daguerre.pipelines.context import check_size
-from daguerre.pipelines.decode import to_image
 from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
-from daguerre.pipelines.images.preprocess import ImageSize, flatten_input, resize, to_pixels
+from daguerre.pipelines.images.preprocess import ImageSize, flatten_input, resize
 from daguerre.pipelines.metadata.origins import provenance_of
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR, Completion, MapToImage, Task
@@ -87,7 +87,7 @@ def stream_codes(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
     known = first_rows(model, request.task, (width, height)) if isinstance(request.task, Completion) else None
     map = task_map(request.task)
     prompts = [prompt for prompt, _ in request.items]
-    condition = model.prefix(PriorInputs(prompts, whole, map and to_pixels(flatten_input(map))))
+    condition = model.prefix(PriorInputs(prompts, whole, map and to_tensor(flatten_input(map))[None]))
     u = uniform_noise([torch.Generator().manual_seed(seed) for _, seed in request.items], whole)
     rows = model.prior.sample(
         whole,
@@ -136,7 +136,7 @@ def resolve_code_size(model: LatentPrior, request: Request) -> ImageSize:
 @torch.no_grad()
 def first_rows(model: LatentPrior, task: Completion, size: ImageSize) -> Tensor:
     """The codes of the rows of a picture that stay: (1, r, w), at least one row of codes, and not all."""
-    x = to_pixels(resize(flatten_input(task.image), size, task.resize_mode)).to(model.device, model.dtype)
+    x = to_tensor(resize(flatten_input(task.image), size, task.resize_mode))[None].to(model.device, model.dtype)
     codes = model.autoencoder.encode_codes(x)
     rows = codes.shape[1]
     if rows < 2:

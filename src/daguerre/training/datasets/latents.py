@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from daguerre.atomic_io import atomic_path
 from daguerre.data import Batch, BatchLoader
-from daguerre.data.loader import prefetch
+from daguerre.data.loader import epoch_index, prefetch
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
@@ -37,19 +36,13 @@ class CachedLatents:
     def batch(self, step: int) -> Batch:
         """The batch of one step; batches run on across the end of an epoch."""
         first, count = step * self.batch_size, len(self.captions)
-        chosen = [self._order(place // count)[place % count] for place in range(first, first + self.batch_size)]
-        places = torch.from_numpy(np.array(chosen))
-        covered = None if self.covered is None else self.covered[places]
-        return Batch(self.latents[places], [self.captions[i] for i in chosen], latent=True, coverage=covered)
+        chosen = [epoch_index(self.seed, position, count) for position in range(first, first + self.batch_size)]
+        covered = None if self.covered is None else self.covered[chosen]
+        return Batch(self.latents[chosen], [self.captions[i] for i in chosen], latent=True, coverage=covered)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …; they lie in memory, so that one thread keeps up with any network."""
         return prefetch(self.batch, start, workers=1, ahead=2)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.captions))
-        return self._permutation
 
 
 def cache_latents(

@@ -14,6 +14,7 @@ Without it, nothing makes attention point: what one place reads, self-attention 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,7 @@ from daguerre.conditioning import Conditioner
 from daguerre.conditioning.prompt import WeightedText
 from daguerre.data import BatchLoader, Dataset
 from daguerre.data.condition_maps import SHAPES_NOUNS, load_condition_maps
+from daguerre.data.images import to_tensor
 from daguerre.nn.attention_hooks import GridSize, attention_probs
 
 
@@ -88,7 +90,7 @@ def coverage(drawn: BatchLoader, source: Dataset, count: int, side: int) -> Tens
     """
     maps, palette = load_condition_maps(source, "semantic")
     batches = BatchLoader(maps, drawn.batch_size, drawn.seed, drawn.size)  # of one seed, so that the maps are those of the pictures
-    colours = (torch.tensor(palette) / 127.5 - 1)[:, :, None, None]  # (K, 3, 1, 1)
+    colours = to_tensor(np.array(palette, dtype=np.uint8)[:, None, None])  # (K, 3, 1, 1)
     shares = []
     for step in range(-(-count // drawn.batch_size)):
         shown = ((batches.batch(step).x[:, None] - colours).abs().amax(2) < 1 / 255).float()  # (B, K, H, W)

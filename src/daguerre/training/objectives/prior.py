@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from daguerre.data.loader import epoch_index
 from daguerre.errors import DaguerreError
 from daguerre.models.autoregressive import AS_TRAINED, Sampling, bits_per_code, bits_per_pixel, uniform_noise
 from daguerre.models.latent_prior import Prior
@@ -48,9 +48,7 @@ class CodeBatches:
     def batch(self, step: int) -> CodeBatch:
         """The batch of one step; batches run on across the end of an epoch."""
         first, count = step * self.batch_size, len(self.codes)
-        places = range(first, first + self.batch_size)
-        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(count) for epoch in {place // count for place in places}}
-        chosen = torch.tensor([int(orders[place // count][place % count]) for place in places])
+        chosen = [epoch_index(self.seed, position, count) for position in range(first, first + self.batch_size)]
         return CodeBatch(self.codes[chosen].long(), None if self.condition is None else self.condition[chosen].long())
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[CodeBatch]:
