@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format bench bench-parity clean
+.PHONY: demo test lint format docs bench bench-parity clean
 
 demo: $(VENV)/runtime  ## set up and make a picture from a prompt
 	$(BIN)/daguerre txt2img "a red apple" "a cat face" "a blue apple" "a red apple on a green background" --out out/demo.png
@@ -19,6 +19,9 @@ lint: $(VENV)/dev
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/dev  ## build the documentation site with its API reference: out/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/dev  ## side by side with the peers, on this machine
 	$(BIN)/python -m benchmarks.road
