@@ -35,8 +35,8 @@ def test_diffusers_makes_the_same_picture(model, sampler, scheduler):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    noise = torch.randn(1, 16, model.size // 8, model.size // 8, generator=torch.Generator().manual_seed(7))
-    asked = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": model.size, "width": model.size, "latents": noise}
+    noise = torch.randn(1, 16, model.sample_size // 8, model.sample_size // 8, generator=torch.Generator().manual_seed(7))
+    asked = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": model.sample_size, "width": model.sample_size, "latents": noise}
     theirs = np.asarray(pipe("a red apple", **asked).images[0], dtype=int)
     (ours,) = daguerre.generate(
         model, prompt="a red apple", steps=20, guidance_scale=4.0, seed=7, sampler=sampler, spacing="trailing", initial_noise="sigma_max"

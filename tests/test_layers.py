@@ -8,6 +8,7 @@ import daguerre
 PACKAGE = Path(daguerre.__file__).parent
 LAYERS = {
     "errors": 0,
+    "limits": 0,
     "atomic_io": 0,
     "version": 0,
     "progress": 0,

@@ -74,7 +74,7 @@ def test_sdxl_handed_over_to_its_refiner(peer: Peer, kind: Any, share: float):
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     half = base(**COMMON, **SIZE, denoising_end=share, generator=source()).images
     theirs = refiner(**COMMON, image=half, denoising_start=share, generator=source()).images
-    fields = {"sampler": "euler", "start": "sigma_max"} if kind is diffusers.EulerDiscreteScheduler else {"sampler": "dpmpp_2m"}
+    fields = {"sampler": "euler", "initial_noise": "sigma_max"} if kind is diffusers.EulerDiscreteScheduler else {"sampler": "dpmpp_2m"}
     ours = ours_latents(with_refiner(model, second), refiner_switch_at=share, **fields, **SIZE)
     close(ours, theirs)
     assert (ours - ours_latents(model, **fields, **SIZE)).abs().max() > 0.01
@@ -86,7 +86,7 @@ def test_variations_of_a_picture_by_its_embedding(peer: Peer, size: tuple[int, i
     picture = PICTURE.resize(size, Image.Resampling.BICUBIC)
     common = {name: value for name, value in COMMON.items() if name not in SAID}
     theirs = with_scheduler(pipeline, "euler")(**common, **SIZE, image=picture, generator=source()).images
-    fields = {"prompt": "", "negative": "", "sampler": "euler", **SIZE}
+    fields = {"prompt": "", "negative_prompt": "", "sampler": "euler", **SIZE}
     ours = ours_latents(model, task=ImageVariation(picture), **fields)
     close(ours, theirs)
     other = ours_latents(model, task=ImageVariation(picture.rotate(180)), **fields)
@@ -133,7 +133,7 @@ def test_a_picture_of_a_batch_is_the_picture_made_alone_and_its_request_is_kept(
     assert len({picture.image.tobytes() for picture in batch}) == 4
     again = daguerre.Request.from_json(request.to_json())
     assert again == request
-    assert again.task.input_images.keys() == task.given.keys()
+    assert again.task.input_images.keys() == task.input_images.keys()
 
 
 def test_sides_that_the_network_cannot_halve_are_upscaled_and_cut(peer: Peer):
@@ -176,7 +176,7 @@ def test_what_a_model_cannot_do_is_told_with_what_can(peer: Peer, family: str, f
         (lambda: Upscale(PICTURE, noise=351), "noise is 351; it is a whole number from 0 to 350"),
         (lambda: InstructPix2Pix(PICTURE, image_guidance_scale=float("nan")), "from 0 to 100"),
         (lambda: DepthToImage(PICTURE, strength=2), "strength is 2"),
-        (lambda: daguerre.Request(refiner_switch_at=1.2), "refine_at is 1.2"),
+        (lambda: daguerre.Request(refiner_switch_at=1.2), "refiner_switch_at is 1.2"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make: Callable[[], object], message: str):

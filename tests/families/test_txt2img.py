@@ -38,13 +38,13 @@ STEPS = 5  # divides 1000, as the DDIM of diffusers needs for its trailing steps
 NAMED: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
     "euler": ({"sampler": "euler"}, diffusers.DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}),
     "euler_a": (
-        {"sampler": "euler_a", "start": "sigma_max"},
+        {"sampler": "euler_a", "initial_noise": "sigma_max"},
         diffusers.EulerAncestralDiscreteScheduler,
         {"timestep_spacing": "trailing"},
     ),
     "dpmpp_2m": ({"sampler": "dpmpp_2m"}, diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
     "euler karras": (
-        {"sampler": "Euler Karras", "start": "sigma_max"},
+        {"sampler": "Euler Karras", "initial_noise": "sigma_max"},
         diffusers.EulerDiscreteScheduler,
         {"use_karras_sigmas": True},
     ),
@@ -95,7 +95,15 @@ def theirs_latents(pipeline: Any, **options: Any) -> Tensor:
 
 
 def ours_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
-    given = {"prompt": SAID["prompt"], "negative": SAID["negative_prompt"], **SIZE, "steps": STEPS, "guidance": 4.0, "seed": 5, **fields}
+    given = {
+        "prompt": SAID["prompt"],
+        "negative_prompt": SAID["negative_prompt"],
+        **SIZE,
+        "steps": STEPS,
+        "guidance_scale": 4.0,
+        "seed": 5,
+        **fields,
+    }
     *_, last = daguerre.stream(model, **given)
     return to_variance_preserving(last.x, torch.tensor(last.sigma))
 
@@ -170,7 +178,7 @@ def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
     theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
     size = SizeConditioning(original=(20, 30), target=(16, 32), crop=(3, 7))
     fixed = model.conditioner.with_size(16, 32, size)
-    fixed.sized = lambda *_: fixed
+    fixed.with_size = lambda *_: fixed
     close(ours_latents(replace(model, conditioner=fixed), sampler="euler"), theirs)
 
 

@@ -21,9 +21,9 @@ from daguerre.pipelines.images.output import GeneratedImages
 SCHEDULERS = {
     "ddim": ("euler", {}, diffusers.DDIMScheduler, {}),
     "ddim, eta 1": ("euler", {"eta": 1.0}, diffusers.DDIMScheduler, {}),
-    "euler": ("euler", {"start": "sigma_max"}, diffusers.EulerDiscreteScheduler, {}),
+    "euler": ("euler", {"initial_noise": "sigma_max"}, diffusers.EulerDiscreteScheduler, {}),
     "dpmpp_2m": ("dpmpp_2m", {}, diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "heun": ("heun", {"start": "sigma_max"}, diffusers.HeunDiscreteScheduler, {}),
+    "heun": ("heun", {"initial_noise": "sigma_max"}, diffusers.HeunDiscreteScheduler, {}),
 }
 CASES = [(scheduler, prediction) for scheduler in SCHEDULERS for prediction in ("v", "epsilon")]
 CASES.remove(("heun", "v"))  # its own class there knows no zero terminal SNR
@@ -159,7 +159,7 @@ def test_names_as_others_join_them_are_recorded_as_ours(tiny_model: LatentDiffus
 class LinearAutoencoder:
     """rgb = A·z + b, each place four pixels a side."""
 
-    downsampling = 4
+    downsample_factor = 4
 
     def __init__(self) -> None:
         self.matrix = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) * 0.02
@@ -191,7 +191,7 @@ def test_a_preview_is_small_and_of_the_wanted_picture(tiny_model: LatentDiffusio
         ({"width": 30}, "The width 30 is not a multiple of 4, as this model needs; 32 would be"),
         ({"height": 1}, "The height 1 is not a multiple of 4"),
         ({"steps": 1001}, "1 to 1000"),
-        ({"sampler": "dpmpp_2m", "start": "sgima_max"}, "Did you mean 'sigma_max'"),
+        ({"sampler": "dpmpp_2m", "initial_noise": "sgima_max"}, "Did you mean 'sigma_max'"),
         ({"sampler": "heun", "eta": 0.5}, "no option 'eta'"),
         ({"promt": "x"}, "Did you mean 'prompt'"),
     ],

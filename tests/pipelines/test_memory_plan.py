@@ -12,7 +12,8 @@ from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate, memory_plan
-from daguerre.pipelines.memory_plan import one_at_a_time, tiled_decode
+from daguerre.pipelines.decode import tiled_decode
+from daguerre.pipelines.memory_plan import one_at_a_time
 from daguerre.runtime.overflow import retry_in_float32
 from daguerre.weights.loading import load_diffusion
 

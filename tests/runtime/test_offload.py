@@ -17,7 +17,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.cpu import linear as cpu_linear
 from daguerre.nn.cpu import prepack
-from daguerre.pipelines import generate, memory_plan, plan_ahead
+from daguerre.pipelines import generate, memory_plan
 from daguerre.pipelines.planners.refiner import with_refiner
 from daguerre.runtime import offload
 from daguerre.runtime.memory_estimate import Way
@@ -73,19 +73,19 @@ def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_s
 def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """Each fits, but not both: all their parts take turns. With less than one of them needs the run is refused."""
     run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
-    monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: 1 << 40)
-    assert plan_ahead.order_ahead([folder, folder], **run) is None
-    monkeypatch.setattr(plan_ahead, "LARGE", 0)
-    always = plan_ahead.order_ahead([folder, folder], stay=("unet",), **run)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda _device: 1 << 40)
+    assert memory_plan.plan_offload([folder, folder], **run) is None
+    monkeypatch.setattr(memory_plan, "LARGE_MODEL", 0)
+    always = memory_plan.plan_offload([folder, folder], keep_loaded=("unet",), **run)
     assert always is not None
     assert always.keep_loaded == ("unet",)
     assert not caplog.records
-    one = plan_ahead.way_ahead(folder, **run, low_memory=True).peak
-    monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: round(1.15 * one))
-    order = plan_ahead.order_ahead([folder, folder], **run)
+    one = memory_plan.plan_from_header(folder, **run, low_memory=True).peak
+    monkeypatch.setattr(memory_plan, "free_memory", lambda _device: round(1.15 * one))
+    order = memory_plan.plan_offload([folder, folder], **run)
     assert order is not None
     assert order.keep_loaded == ()
-    assert "one part of both models in memory at a time" in caplog.text
+    assert "parts of both models are loaded one at a time" in caplog.text
     model = load_diffusion(folder, in_order=order)
     both = with_refiner(model, load_diffusion(folder, in_order=order))
     assert both.refiner is not None
@@ -94,21 +94,23 @@ def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypat
         unet.register_forward_hook(lambda *_: there.append((whole(both.unet), whole(both.refiner.unet))))
     generate(both, prompt="a red apple", steps=4, refiner_switch_at=0.5)
     assert set(there) == {(True, False), (False, True)}
-    monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: one)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda _device: one)
     with pytest.raises(DaguerreError, match="are free"):
-        plan_ahead.order_ahead([folder, folder], **run)
+        memory_plan.plan_offload([folder, folder], **run)
 
 
 def test_a_film_of_a_model_in_turns_is_the_film_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def filmed(name: str) -> tuple[bytes, bytes]:
         out, film = tmp_path / f"{name}.png", tmp_path / f"{name}.webp"
-        assert main(["txt2img", "a red apple", "--steps", "2", "--out", str(out), "--film", str(film)]) == 0
+        assert main(["txt2img", "a red apple", "--steps", "2", "--out", str(out), "--animation", str(film)]) == 0
         return Image.open(out).tobytes(), film.read_bytes()
 
     stays = []
     plain = filmed("plain")
-    monkeypatch.setattr(plan_ahead, "LARGE", 0)
-    monkeypatch.setattr(plan_ahead, "SequentialOffload", lambda stay=(): stays.append(stay) or SequentialOffload(stay))
+    monkeypatch.setattr(memory_plan, "LARGE_MODEL", 0)
+    monkeypatch.setattr(
+        memory_plan, "SequentialOffload", lambda keep_loaded=(): stays.append(keep_loaded) or SequentialOffload(keep_loaded)
+    )
     assert filmed("turns") == plain
     assert stays == [("unet",)]
 
@@ -132,13 +134,13 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.with_name("half")
 
 
-@pytest.mark.parametrize("seamless", ["no", "both"])
+@pytest.mark.parametrize("seamless", ["none", "both"])
 def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, seamless: str):
     model, plain = load_diffusion(half, in_order=True), load_diffusion(half)
     assert (model.dtype, model.unet_offload_dtype, plain.unet_offload_dtype) == (torch.float32, torch.float16, None)
     dtypes: list[set[torch.dtype]] = []
     model.unet.register_forward_hook(lambda *_: dtypes.append({weight.dtype for weight in model.unet.parameters()}))
-    request = {"prompt": "a red apple", "steps": 3, "seed": 5, "seamless": seamless}
+    request = {"prompt": "a red apple", "steps": 3, "seed": 5, "tiling": seamless}
     pictures = [generate(each, **request)[0].image for each in (model, plain)]
     assert np.abs(np.asarray(pictures[0], dtype=int) - np.asarray(pictures[1], dtype=int)).max() <= 1
     assert dtypes == [{torch.float16, torch.float32}] * 3
@@ -151,16 +153,19 @@ def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: 
 
 def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
     run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
-    needs = [plan_ahead.way_ahead(each, **run, low_memory=True).peak for each in (folder, half)]
+    needs = [memory_plan.plan_from_header(each, **run, low_memory=True).peak for each in (folder, half)]
     assert needs[1] < needs[0]
-    for room in (plan_ahead, memory_plan):
+    for room in (memory_plan,):
         monkeypatch.setattr(room, "free_memory", lambda _device: round(1.12 * needs[1]))
-    assert plan_ahead.way_ahead(half, **run).in_order
+    assert memory_plan.plan_from_header(half, **run).in_order
     with pytest.raises(DaguerreError, match="are free"):
-        plan_ahead.way_ahead(folder, **run)
+        memory_plan.plan_from_header(folder, **run)
     assert generate(load_diffusion(half, in_order=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
     bfloat16 = {**run, "dtype": torch.bfloat16}
-    assert plan_ahead.way_ahead(half, **bfloat16, low_memory=True).peak == plan_ahead.way_ahead(folder, **bfloat16, low_memory=True).peak
+    assert (
+        memory_plan.plan_from_header(half, **bfloat16, low_memory=True).peak
+        == memory_plan.plan_from_header(folder, **bfloat16, low_memory=True).peak
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")
@@ -183,18 +188,18 @@ def resident(folder: Path) -> int:
 
 def test_the_way_is_told_from_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """With memory for the largest part, but not for all, parts take turns; with less a request is refused, and nothing was read."""
-    monkeypatch.setattr(plan_ahead, "open_tensors", lambda path, open_=plan_ahead.open_tensors: _unread(open_(path)))
+    monkeypatch.setattr(memory_plan, "open_tensors", lambda path, open_=memory_plan.open_tensors: _unread(open_(path)))
     run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
-    monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: 1 << 40)
-    assert plan_ahead.way_ahead(folder, **run) == Way()
-    least = plan_ahead.way_ahead(folder, **run, low_memory=True).peak
-    monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: round(1.15 * least))
-    switched = plan_ahead.way_ahead(folder, **run)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda _device: 1 << 40)
+    assert memory_plan.plan_from_header(folder, **run) == Way()
+    least = memory_plan.plan_from_header(folder, **run, low_memory=True).peak
+    monkeypatch.setattr(memory_plan, "free_memory", lambda _device: round(1.15 * least))
+    switched = memory_plan.plan_from_header(folder, **run)
     assert switched.in_order
     assert "one part in memory at a time" in switched.line
-    monkeypatch.setattr(plan_ahead, "free_memory", lambda _device: least)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda _device: least)
     with pytest.raises(DaguerreError, match="are free"):
-        plan_ahead.way_ahead(folder, **run)
+        memory_plan.plan_from_header(folder, **run)
 
 
 def _unread(file: TensorFile) -> TensorFile:

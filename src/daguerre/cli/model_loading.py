@@ -93,13 +93,13 @@ def _order(
     Raises:
         DaguerreError: the request would not fit.
     """
-    from daguerre.pipelines.plan_ahead import order_ahead
+    from daguerre.pipelines.memory_plan import plan_offload
     from daguerre.weights.loading import is_diffusion_model, resolve_path
 
     paths = [resolve_path(each, offline) for each in ([name, refiner] if refiner else [name])]
     if not all(map(is_diffusion_model, paths)):
         return None
-    return order_ahead(
+    return plan_offload(
         paths,
         width=request.width,
         height=request.height,
@@ -108,7 +108,7 @@ def _order(
         device=device,
         dtype=dtype,
         low_memory=request.low_memory,
-        stay=stay,
+        keep_loaded=stay,
     )
 
 

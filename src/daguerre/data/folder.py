@@ -19,8 +19,9 @@ from typing import Literal
 import numpy as np
 
 from daguerre.data.dataset import Sample
-from daguerre.data.images import MAX_PIXELS, SUFFIXES, open_image, resize_and_crop
+from daguerre.data.images import SUFFIXES, open_image, resize_and_crop
 from daguerre.errors import DaguerreError
+from daguerre.limits import MAX_PIXELS
 
 ImageEntry = tuple[Path, str | None, str]  # picture, caption or None, where the caption should have been
 

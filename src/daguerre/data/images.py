@@ -11,10 +11,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
+from daguerre.limits import MAX_PIXELS
 
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-MAX_PIXELS = 128_000_000
 # What Pillow's decoders raise on damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 

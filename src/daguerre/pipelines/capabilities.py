@@ -1,4 +1,4 @@
-"""Which model can do what: a network's further input channels tell what it was trained for."""
+"""Which tasks a model can do."""
 
 from collections.abc import Mapping
 
@@ -6,40 +6,40 @@ from daguerre.conditioning.class_map_image import ImageConditioner, MapCondition
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.pipelines.tasks import TASKS, VQ_PRIOR, Task
+from daguerre.models.model_task import ModelTask, task_by_channels
+from daguerre.pipelines.tasks import TASKS, Task
 
-EXAMPLE_MODELS: Mapping[str, str] = {  # of each kind
-    VQ_PRIOR: "a prior over codes, from `daguerre train prior`",
+EXAMPLE_MODELS: Mapping[ModelTask, str] = {
+    "vq-prior": "an autoregressive prior, from `daguerre train prior`",
     "text-to-image": "the embedded model, Stable Diffusion 1, 2 and XL",
     "inpainting": "Stable Diffusion 1.5 inpainting, with nine input channels",
-    "semantic": "latent diffusion's semantic synthesis, with a map of classes beside its latents",
-    "image-variation": "Stable Diffusion image variations, with CLIP's picture tower",
+    "semantic": "latent diffusion's semantic synthesis, which takes a class map",
+    "image-variation": "Stable Diffusion image variations, with a CLIP image encoder",
     "instruct-pix2pix": "instruct-pix2pix, with eight input channels",
     "depth": "Stable Diffusion 2 depth, with five input channels",
     "upscaling": "the Stable Diffusion x4 upscaler, with seven input channels",
 }
 
 
-def model_task(model: LatentDiffusion | LatentPrior) -> str:
-    """What a model was trained for, a key of `EXAMPLES`, or another word where nothing here can use it."""
+def model_task(model: LatentDiffusion | LatentPrior) -> ModelTask | None:
+    """What a model was trained for; None for a UNet with an unknown number of input channels."""
     if isinstance(model, LatentPrior):
-        return VQ_PRIOR
+        return "vq-prior"
     if isinstance(model.conditioner, MapConditioner):
         return "semantic"
     if isinstance(model.conditioner, ImageConditioner):
         return "image-variation"
-    Z = model.unet.config.out_channels
-    kinds = {0: "text-to-image", Z + 1: "inpainting", Z: "instruct-pix2pix", 1: "depth", 3: "upscaling"}
-    return kinds.get(model.unet.config.in_channels - Z, "unknown")
+    return task_by_channels(model.unet.config.in_channels, model.unet.config.out_channels)
 
 
 def check_capability(model: LatentDiffusion | LatentPrior, task: Task) -> None:
-    """Raise DaguerreError where a model cannot do a task; says which can, and what this one can do."""
-    if (own := model_task(model)) in task.kinds:
+    """Raise DaguerreError if the model cannot do the task; the error names models that can, and the tasks of this one."""
+    trained_for = model_task(model)
+    if trained_for in task.model_tasks:
         return
-    able = " or ".join(EXAMPLE_MODELS[each] for each in task.kinds)
-    tasks = [name for name, other in TASKS.items() if own in other.kinds]
+    examples = " or ".join(EXAMPLE_MODELS[each] for each in task.model_tasks)
+    possible = [name for name, other in TASKS.items() if trained_for in other.model_tasks]
     raise DaguerreError(
-        f"The model {model.name!r} (of the kind {own}) cannot do {task.name}; take a model that can, such as {able}. "
-        f"This one does {', '.join(tasks) or 'nothing that is known here'}."
+        f"The model {model.name!r} (a model for {trained_for or 'an unknown task'}) cannot do {task.name}; "
+        f"take a model that can, such as {examples}. This one does {', '.join(possible) or 'none of the tasks'}."
     )

@@ -132,7 +132,7 @@ class Pass:
     begin: gives the first x, such as `from_noise` or `from_latents`.
     around: changes the denoiser as a whole, such as keeping what is known.
     tell: changes what the model is told at each step, and the weights.
-    model: whose network walks; None is the stage's own.
+    model: whose network walks; None is the context's own.
     before, after: steps of the run that this pass is a part of, for prompts that change with the step.
     """
 
@@ -158,15 +158,15 @@ class SamplingPlan:
         return sum(max(len(each.sigmas) - 1, 1) for each in self.passes)
 
 
-def from_noise(stage: GenerationContext) -> InitLatents:
+def from_noise(context: GenerationContext) -> InitLatents:
     """Begin with nothing but noise."""
-    return lambda noise, sigma, _before: scale_initial_noise(noise, sigma, stage.request.initial_noise)
+    return lambda noise, sigma, _before: scale_initial_noise(noise, sigma, context.request.initial_noise)
 
 
-def from_latents(stage: GenerationContext, z: Tensor, strength: float) -> InitLatents:
+def from_latents(context: GenerationContext, z: Tensor, strength: float) -> InitLatents:
     """Begin with latents z (1 or B, Z, h, w) under noise; at strength 1 with nothing of them."""
     if strength == 1:
-        return from_noise(stage)
+        return from_noise(context)
     return lambda noise, sigma, _before: add_noise_at(z, noise, sigma)
 
 
@@ -175,9 +175,9 @@ def add_noise_at(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return noise if sigma.isinf() else z.to(noise) + sigma * noise
 
 
-def add_conditioning(stage: GenerationContext, **more: Tensor) -> Callable[[GuidedConditions], GuidedConditions]:
+def add_conditioning(context: GenerationContext, **more: Tensor) -> Callable[[GuidedConditions], GuidedConditions]:
     """Tell every voice something more: fields of `Conditioning`, (1 or B, *), each for all pictures or for its own."""
-    model = stage.model
+    model = context.model
     more = {name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in more.items()}
 
     def told(cond: Conditioning) -> Conditioning:

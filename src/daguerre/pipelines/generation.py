@@ -26,8 +26,8 @@ from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan
 from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
 from daguerre.pipelines.memory_plan import one_at_a_time, with_memory_plan
-from daguerre.pipelines.metadata.origins import provenance_of
-from daguerre.pipelines.planners.plans import make_plan
+from daguerre.pipelines.metadata.write import provenance_of
+from daguerre.pipelines.planners import make_plan
 from daguerre.pipelines.planners.vq_prior import CodeStep, stream_codes
 from daguerre.pipelines.request import Request, with_fields
 from daguerre.runtime.overflow import retry_in_float32
@@ -86,15 +86,15 @@ def stream(model: Model, request: Request | None = None, **changes: Any) -> Iter
     request = with_fields(request or Request(), changes)
     if isinstance(model, LatentPrior):
         return stream_codes(model, request)
-    stage = GenerationContext.of(model, request)
-    plan = make_plan(stage)
+    context = GenerationContext.of(model, request)
+    plan = make_plan(context)
     largest = max((each.size for each in plan.passes), key=prod)
-    stage = replace(stage, request=with_memory_plan(stage.model, stage.request, largest))
+    context = replace(context, request=with_memory_plan(context.model, context.request, largest))
     for each in plan.passes:
         if len(each.sigmas) > 1:
-            check_grid(each.sigmas, stage.sampler_choice.sampler)
-    first = _sample(stage, plan.passes[0], None)
-    return _decode_steps(stage, plan, first)
+            check_grid(each.sigmas, context.sampler_choice.sampler)
+    first = _sample(context, plan.passes[0], None)
+    return _decode_steps(context, plan, first)
 
 
 def generate(model: Model, request: Request | None = None, **changes: Any) -> GeneratedImages:
@@ -105,34 +105,34 @@ def generate(model: Model, request: Request | None = None, **changes: Any) -> Ge
 
 
 @torch.no_grad()
-def _sample(stage: GenerationContext, each: Pass, before: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _sample(context: GenerationContext, each: Pass, before: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass begun, from what the pass before made (None for the first); yields (x, x0)."""
-    model, sampler, sigmas = each.model or stage.model, stage.sampler_choice.sampler, each.sigmas
-    x = each.init(stage.noise(each.size).to(model.device), sigmas[0], before)
+    model, sampler, sigmas = each.model or context.model, context.sampler_choice.sampler, each.sigmas
+    x = each.init(context.noise(each.size).to(model.device), sigmas[0], before)
     if len(sigmas) == 1:  # nothing is walked
         return iter([(x, x)])
-    options = stage.sampler_choice.sampler_options(model.schedule, sigmas)
-    return sampler(_build_denoiser(stage, each), x, sigmas, noise=sampler.noise(stage.generators), **options)
+    options = context.sampler_choice.sampler_options(model.schedule, sigmas)
+    return sampler(_build_denoiser(context, each), x, sigmas, noise=sampler.noise(context.generators), **options)
 
 
 @torch.no_grad()
-def _decode_steps(stage: GenerationContext, plan: SamplingPlan, walk: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Step]:
-    developer, total, index, before = LatentDecoder(stage.model, low_memory=stage.request.low_memory), plan.steps, 0, None
+def _decode_steps(context: GenerationContext, plan: SamplingPlan, walk: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Step]:
+    developer, total, index, before = LatentDecoder(context.model, low_memory=context.request.low_memory), plan.steps, 0, None
     for number, each in enumerate(plan.passes):
-        walk = walk if number == 0 else _sample(stage, each, before)
+        walk = walk if number == 0 else _sample(context, each, before)
         ahead = each.sigmas[1:] if len(each.sigmas) > 1 else each.sigmas
         for (x, x0), sigma in zip(walk, ahead, strict=True):
             before, pictures = to_variance_preserving(x, sigma), None
             if index + 1 == total:
                 images = [plan.finish(to_image(picture)) for picture in developer.decode(before)]
-                pictures = _pictures(stage, images)
+                pictures = _pictures(context, images)
             yield Step(index, total, sigma.item(), x, x0, pictures, developer, plan.finish)
             index += 1
 
 
-def _build_denoiser(stage: GenerationContext, each: Pass) -> Denoise:
+def _build_denoiser(context: GenerationContext, each: Pass) -> Denoise:
     """The model told at every σ what the prompts say there, and what the task tells it besides."""
-    model, request, sigmas = each.model or stage.model, stage.request, each.sigmas
+    model, request, sigmas = each.model or context.model, context.request, each.sigmas
     network = retry_in_float32(model.unet, prepack(model.unet, copies=not request.low_memory), "UNet")
     denoiser = Denoiser(one_at_a_time(network) if request.low_memory else network, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.items]
@@ -147,12 +147,12 @@ def _build_denoiser(stage: GenerationContext, each: Pass) -> Denoise:
         step = sum(sigma.item() <= level for level in levels)  # whose interval [σ_step, σ_step+1) this σ lies in
         voices = plan.at(each.step_offset + step)
         if id(voices) not in known:
-            known[id(voices)] = classifier_free_guidance(denoiser, *each.edit_conditions(voices.with_guidance(stage.guidance)))
+            known[id(voices)] = classifier_free_guidance(denoiser, *each.edit_conditions(voices.with_guidance(context.guidance)))
         return known[id(voices)](x, sigma)
 
     return each.wrap_denoiser(denoise)
 
 
-def _pictures(stage: GenerationContext, images: Sequence[Image.Image]) -> GeneratedImages:
-    origin = provenance_of(stage.model, stage.request)
+def _pictures(context: GenerationContext, images: Sequence[Image.Image]) -> GeneratedImages:
+    origin = provenance_of(context.model, context.request)
     return GeneratedImages(GeneratedImage(image, replace(origin, index=i)) for i, image in enumerate(images))

@@ -1,39 +1,45 @@
-"""Doing the same with less memory: the network told of one picture at a time, and decoding in overlapping tiles.
+"""Fitting a run into memory: one prompt condition at a time, tiled decoding, sequential offload.
 
-Which way a run takes is settled from the estimate of `weights.estimate` before its first step, and said in one line where it is not the
-plain one. What is estimated is what the run takes beside the weights, which are in memory by then.
+Before loading, `plan_offload` and `plan_from_header` decide from file headers. After loading, `with_memory_plan` decides
+from the estimate of `runtime.memory_estimate`; weights are in memory by then, so it counts only what the run adds.
 """
 
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from daguerre.diffusion import Conditioning
-from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.images.preprocess import ImageSize
 from daguerre.pipelines.request import Request
-from daguerre.runtime.memory_estimate import TILE, free_memory, way
+from daguerre.runtime.memory_estimate import Way, free_memory, way
+from daguerre.runtime.offload import SequentialOffload, offload_dtype
+from daguerre.weights.original.detect import detect
+from daguerre.weights.tensors.reader import TensorFile, open_tensors
 
-OVERLAP = 16  # latents that two tiles share, over which one passes into the other
+AMPLE_FACTOR = 4  # times the model's own size: with this much memory free, nothing is planned before loading
+LARGE_MODEL = 1 << 30  # bytes from which a CPU always loads one part at a time
 Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 log = logging.getLogger(__name__)
 
 
 def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) -> Request:
-    """The request, with `low_memory` where it is asked for or pictures of `size` (width, height) would not fit otherwise.
+    """The request, with `low_memory` set if images of `size` (width, height) would not fit otherwise.
 
     Raises:
-        DaguerreError: they fit in no way; tells what is needed and what there is.
+        DaguerreError: they do not fit in any case; states what is needed and what is free.
     """
     if not isinstance(model.autoencoder, AutoencoderKL):
         return request
-    taken = way(
+    plan = way(
         model.unet.config,
         model.autoencoder.config,
         width=size[0],
@@ -42,65 +48,106 @@ def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) 
         count=len(request.items),
         conditions=1 if request.guidance_scale == 1 else 2,
         dtype=model.dtype,
-        loaded=0 if model.unet_offload_dtype else sum(_bytes(part) for part in (model.unet, model.autoencoder)),
+        loaded=0 if model.unet_offload_dtype else sum(_loaded_bytes(part) for part in (model.unet, model.autoencoder)),
         low_memory=request.low_memory,
         in_order=model.unet_offload_dtype is not None,
         in_turns=model.unet_offload_dtype,
     )
-    if taken.line:
-        log.warning(taken.line)
-    return replace(request, low_memory=True) if taken.tiled or taken.guidance_in_turns else request
-
-
-def _bytes(network: nn.Module) -> int:
-    """Of the weights that are in memory."""
-    return sum(weight.nbytes for weight in network.parameters() if not weight.is_meta)
+    if plan.line:
+        log.warning(plan.line)
+    return replace(request, low_memory=True) if plan.tiled or plan.guidance_in_turns else request
 
 
 def one_at_a_time(network: Network) -> Network:
-    """A network that is told of one picture and one condition at a time."""
+    """A network that processes a batch one row at a time."""
 
-    def one_by_one(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def run_rows(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         cond = cond.expand(len(x))
         return torch.cat([network(x[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(len(x))])
 
-    return one_by_one
+    return run_rows
 
 
-def tiled_decode(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
-    """Pictures (B, 3, H, W) of latents z (B, Z, h, w), decoded one picture and one tile of `tile` latents a side at a time.
+def plan_offload(
+    paths: Sequence[Path], *, device: torch.device, dtype: torch.dtype, keep_loaded: Container[str] = (), **run: Any
+) -> SequentialOffload | None:
+    """Whether the parts of a model and its refiner are loaded one at a time for a run; None loads everything at once.
 
-    Where tiles overlap, each counts the more the further the place is from its edge, so no edge shows. Each tile has group norms of its
-    own, so colours may differ a little from those of the whole.
+    On a CPU, large models always use sequential offload: a run needs each part once, so it takes less memory and no more time.
+
+    Args:
+        paths: the models, each a file or a folder.
+        keep_loaded: parts that the run uses again and again; they stay loaded if there is room.
+        run: the other arguments of `plan_from_header`.
+
+    Raises:
+        DaguerreError: the run does not fit in any case, or a file is incomplete.
     """
-    pictures = []
-    for one in z.split(1):
-        rows, columns = _starts(z.shape[2], tile, overlap), _starts(z.shape[3], tile, overlap)
-        picture = total = torch.zeros(())
-        for top in rows:
-            for left in columns:
-                part = decode(one[..., top : top + tile, left : left + tile]).float()
-                f = part.shape[2] // min(tile, z.shape[2])
-                if not picture.ndim:
-                    picture = part.new_zeros(*part.shape[:2], f * z.shape[2], f * z.shape[3])
-                    total = part.new_zeros(picture.shape[2:])
-                weight = _ramp(part.shape[2], f * overlap).to(part)[:, None] * _ramp(part.shape[3], f * overlap).to(part)
-                place = slice(f * top, f * top + part.shape[2]), slice(f * left, f * left + part.shape[3])
-                picture[:, :, place[0], place[1]] += part * weight
-                total[place] += weight
-        pictures.append(picture / total)
-    return torch.cat(pictures)
+    files = [open_tensors(path) for path in paths]
+    sizes = [_model_bytes(file, dtype) for file in files]
+    try:
+        plans = [
+            plan_from_header(path, device=device, dtype=dtype, other_models=sum(sizes) - size, **run)
+            for path, size in zip(paths, sizes, strict=True)
+        ]
+    except DaguerreError:  # they do not fit together
+        plans = [plan_from_header(path, device=device, dtype=dtype, **run) for path in paths]
+    if any(plan.in_order for plan in plans):
+        if len(paths) > 1 and not run.get("low_memory"):
+            log.warning("The parts of both models are loaded one at a time, because they do not fit into memory together.")
+        return SequentialOffload()
+    if device.type == "cpu" and sum(sizes) > LARGE_MODEL and all(detect(file).texts for file in files):
+        return SequentialOffload(keep_loaded)
+    return None
 
 
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin: evenly over the length, each sharing at least `overlap` with the next."""
-    if length <= tile:
-        return [0]
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+def plan_from_header(
+    path: Path,
+    *,
+    width: int | None,
+    height: int | None,
+    count: int,
+    conditions: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    low_memory: bool = False,
+    other_models: int = 0,
+) -> Way:
+    """The simplest memory plan that fits for generating so many images at once; arguments as in `choose_memory_plan`.
+
+    Args:
+        width, height: in pixels; None is the model's own size.
+        other_models: bytes taken by other models of the run.
+
+    Raises:
+        DaguerreError: no plan fits, or a file is incomplete.
+    """
+    file, free = open_tensors(path), free_memory(device) - other_models
+    if not low_memory and free > AMPLE_FACTOR * _model_bytes(file, dtype):
+        return Way()
+    about = detect(file)
+    if about.unet is None or not isinstance(about.autoencoder, AutoencoderKLConfig) or not about.texts:
+        return Way()
+    return way(
+        about.unet,
+        about.autoencoder,
+        tuple(about.texts.values()),
+        width=width or about.size,
+        height=height or about.size,
+        free=free,
+        count=count,
+        conditions=conditions,
+        dtype=dtype,
+        low_memory=low_memory,
+        in_turns=offload_dtype(about.canonical(about.contents.parts["unet"]).values(), device, dtype),
+    )
 
 
-def _ramp(length: int, overlap: int) -> Tensor:
-    """Weights (length,) that rise from nearly 0 to 1 over the overlap at both ends."""
-    place = torch.arange(length) + 0.5
-    return (torch.minimum(place, length - place) / max(overlap, 1)).clamp(max=1)
+def _loaded_bytes(network: nn.Module) -> int:
+    """Bytes of the weights that are in memory."""
+    return sum(weight.nbytes for weight in network.parameters() if not weight.is_meta)
+
+
+def _model_bytes(file: TensorFile, dtype: torch.dtype) -> int:
+    """Bytes of all tensors of a file in the dtype of the computation."""
+    return sum(tensor.numel() for tensor in file.shapes.values()) * dtype.itemsize

@@ -1,98 +1,99 @@
-"""What can be asked for besides words: one small frozen value for each task, with its pictures and its own settings.
+"""What a request does besides following the prompt: one small frozen dataclass for each task, with its input images and settings.
 
     Request(prompt="a fox", task=ImageToImage(Image.open("cat.png"), strength=0.6))
 
-How each is done stands in `pipelines.plans`. `name` is the task's name on the command line and in saved requests.
+`daguerre.pipelines.planners` does the work. `name` is the task's name on the command line and in saved requests.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from daguerre.errors import DaguerreError, nearest
+from daguerre.models.model_task import ModelTask
 from daguerre.pipelines.images.input import InputImage
 
 ResizeMode = Literal["crop", "pad", "stretch"]
 PosteriorMode = Literal["mean", "sample"]
-HiresUpscaler = Literal["pixels", "latents"]
-VQ_PRIOR = "code by code"  # the kind of model that is a prior over codes
-MAX_NOISE_LEVEL = 350  # steps of 1000 on the small picture that the ×4 upscaler was trained with
-TASK_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "resize_mode": ("crop", "pad", "stretch"),
-    "latent": ("mean", "sample"),
-    "upscaler": ("lanczos", "latent"),
-}
+HiresUpscaler = Literal["lanczos", "latent"]
+VQ_PRIOR: ModelTask = "vq-prior"  # also recorded as the sampler of the images of an autoregressive prior
+MAX_NOISE_LEVEL = 350  # of 1000 timesteps: the most noise on the small image that the ×4 upscaler was trained with
+
+# Metadata of task fields: an input image, or one of a few texts.
+IMAGE = {"image": True}
+RESIZE_MODES, POSTERIOR_MODES, UPSCALERS = ({"choices": get_args(kind)} for kind in (ResizeMode, PosteriorMode, HiresUpscaler))
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all tasks share. A field of type `Given` takes a picture of Pillow's or an array, too.
+    """Base class of all tasks. A field of type `InputImage` also accepts a Pillow image or an array.
 
-    kinds: the kinds of model that can do it (see `pipelines.abilities`).
+    model_tasks: the kinds of model that can do it (see `pipelines.capabilities`).
     """
 
     name: ClassVar[str]
-    kinds: ClassVar[tuple[str, ...]] = ("text-to-image",)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("text-to-image",)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in GIVEN and value is not None:
-                object.__setattr__(self, field.name, InputImage.from_any(value))
-            if field.name in TASK_CHOICES and value not in TASK_CHOICES[field.name]:
-                allowed = TASK_CHOICES[field.name]
-                raise DaguerreError(f"{field.name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(str(value), allowed)}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if is_image(each) and value is not None:
+                object.__setattr__(self, each.name, InputImage.from_any(value))
+            allowed = each.metadata.get("choices")
+            if allowed and value not in allowed:
+                raise DaguerreError(f"{each.name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(str(value), allowed)}")
         self.validate()
 
     def validate(self) -> None:
-        """Raise DaguerreError for settings that mean nothing."""
+        """Raise DaguerreError for settings out of range."""
 
     def parameters(self) -> dict[str, object]:
-        """Its settings as other programs name them in the text inside a picture."""
+        """The settings as other programs name them in the `parameters` text of an image."""
         return {}
 
     @property
     def input_images(self) -> dict[str, InputImage]:
-        """Its pictures, by the name of their field."""
-        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), InputImage)}
+        """The input images by field name."""
+        return {each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), InputImage)}
 
-    def with_input_images(self, pictures: Mapping[str, InputImage]) -> Self:
-        """The same task with other pictures in these fields."""
-        return replace(self, **pictures)
+    def with_input_images(self, images: Mapping[str, InputImage]) -> Self:
+        """The same task with other images in these fields."""
+        return replace(self, **images)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; `task_from_json` gives it back, its pictures not opened."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """As a JSON object; `task_from_json` reads it back, with images that are not opened yet."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {"name": self.name, **{name: value.to_json() if isinstance(value, InputImage) else value for name, value in values.items()}}
 
 
 @dataclass(frozen=True)
 class TextToImage(Task):
-    """From noise, by words alone."""
+    """Generate from noise and the prompt alone."""
 
     name: ClassVar[str] = "txt2img"
-    kinds: ClassVar[tuple[str, ...]] = ("text-to-image", VQ_PRIOR)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("text-to-image", VQ_PRIOR)
 
 
 @dataclass(frozen=True)
 class Hires(Task):
-    """Make the request's pictures, enlarge them, and draw them again at that size from partial noise.
+    """Generate at the requested size, upscale, and run img2img at the larger size ("hires fix").
 
-    scale: how much larger both sides become, above 1 up to 8.
-    strength: how much is drawn anew at the larger size, 0 to 1; see `ImageToImage`.
-    through: what is enlarged, "pixels" (decoded, Lanczos, encoded: sharper) or "latents" (bilinear: cheaper, and needs a strength of 0.5
-        and more to be sharp).
+    scale: how much larger both sides become, above 1 and up to 8.
+    strength: strength of the img2img pass, 0 to 1; see `ImageToImage`.
+    upscaler: "lanczos" upscales the decoded image and encodes it again, which is sharper; "latent" upscales the latents bilinearly, which
+        is cheaper and needs a strength of 0.5 or more to be sharp.
     """
 
     scale: float = 2.0
     strength: float = 0.55
-    upscaler: HiresUpscaler = "pixels"
+    upscaler: HiresUpscaler = field(default="lanczos", metadata=UPSCALERS)
     name: ClassVar[str] = "hires"
 
     def validate(self) -> None:
         check_strength(self.strength)
+        check_number("scale", self.scale)
         if not 1 < self.scale <= 8:
-            raise DaguerreError(f"The scale of a hires fix is {self.scale:g}; it is above 1 and up to 8, such as 2.")
+            raise DaguerreError(f"scale is {self.scale:g}; a hires fix enlarges by more than 1 and up to 8 times, such as 2.")
 
     def parameters(self) -> dict[str, object]:
         upscaler = "Lanczos" if self.upscaler == "lanczos" else "Latent"
@@ -101,18 +102,17 @@ class Hires(Task):
 
 @dataclass(frozen=True)
 class ImageToImage(Task):
-    """A picture drawn over: noise is added to it, as much as strength says, and taken away again by the words (SDEdit: Meng et al. 2021,
-    arXiv:2108.01073).
+    """Add noise to an image, then denoise it with the prompt (SDEdit: Meng et al. 2021, arXiv:2108.01073).
 
-    strength: the share of the steps that is walked. 0 gives the picture as the autoencoder keeps it, 1 what the words give without it.
-    fit: how it takes the shape of the wanted size: its middle ("crop"), all of it with its edges drawn out ("pad"), or "stretch".
-    latent: the "mean" of what the autoencoder encodes, or a "sample", as diffusers has it.
+    strength: the share of the steps that run, 0 to 1. 0 returns the image as the autoencoder reconstructs it, 1 ignores it.
+    resize_mode: how the image is fitted to the size: "crop" cuts its middle, "pad" repeats its edge pixels, "stretch" distorts it.
+    latent: "mean" or a "sample" of the autoencoder's posterior; diffusers samples.
     """
 
-    image: InputImage
-    strength: float = 0.6
-    resize_mode: ResizeMode = "crop"
-    latent: PosteriorMode = "mean"
+    image: InputImage = field(metadata=IMAGE)
+    strength: float = 0.8
+    resize_mode: ResizeMode = field(default="crop", metadata=RESIZE_MODES)
+    latent: PosteriorMode = field(default="mean", metadata=POSTERIOR_MODES)
     name: ClassVar[str] = "img2img"
 
     def validate(self) -> None:
@@ -124,22 +124,22 @@ class ImageToImage(Task):
 
 @dataclass(frozen=True)
 class Inpaint(Task):
-    """What is masked drawn anew, at the size of the picture; every byte outside the mask stays as it is.
+    """Generate the masked part of an image; every byte outside the mask stays as it is.
 
-    mask: white is drawn anew and black is kept, grey is a blend; of the picture's shape. Of a mask that is partly transparent the
-        transparent part is drawn anew. None is the transparent part of the picture itself.
+    mask: white is generated, black is kept, grey is blended; of the image's proportions. In a partly transparent mask the transparent part
+        is generated. None uses the transparent part of the image.
     strength: as in `ImageToImage`, for the masked part.
-    feather: over how many pixels, from the mask's border inwards, old and new are blended; None is the autoencoder's downsampling.
+    mask_blur: width in pixels of the blend from the mask's border inwards; None is the autoencoder's downsampling factor.
     latent: as in `ImageToImage`.
     """
 
-    image: InputImage
-    mask: InputImage | None = None
+    image: InputImage = field(metadata=IMAGE)
+    mask: InputImage | None = field(default=None, metadata=IMAGE)
     strength: float = 1.0
     mask_blur: int | None = None
-    latent: PosteriorMode = "mean"
+    latent: PosteriorMode = field(default="mean", metadata=POSTERIOR_MODES)
     name: ClassVar[str] = "inpaint"
-    kinds: ClassVar[tuple[str, ...]] = ("text-to-image", "inpainting")
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("text-to-image", "inpainting")
 
     def validate(self) -> None:
         check_strength(self.strength)
@@ -151,14 +151,14 @@ class Inpaint(Task):
 
 @dataclass(frozen=True)
 class Outpaint(Task):
-    """A picture continued beyond its edges by so many pixels; every byte of the picture stays as it is.
+    """Extend an image beyond its edges by so many pixels; every byte of the image stays as it is.
 
-    feather: as in `Inpaint`, from the picture's edges outwards.
-    strength: as in `Inpaint`, over the edges drawn out; None is 1 for models that were trained to fill in and 0.8 for others, which at 1
-        put the words' things into the margins once more.
+    mask_blur: as in `Inpaint`, from the image's edges outwards.
+    strength: as in `Inpaint`, starting from repeated edge pixels; None is 1 for inpainting models and 0.8 for others, which at 1 tend to
+        repeat the subject in the margins.
     """
 
-    image: InputImage
+    image: InputImage = field(metadata=IMAGE)
     left: int = 0
     top: int = 0
     right: int = 0
@@ -166,14 +166,14 @@ class Outpaint(Task):
     mask_blur: int | None = None
     strength: float | None = None
     name: ClassVar[str] = "outpaint"
-    kinds: ClassVar[tuple[str, ...]] = ("text-to-image", "inpainting")
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("text-to-image", "inpainting")
 
     def validate(self) -> None:
         check_mask_blur(self.mask_blur)
         if self.strength is not None:
             check_strength(self.strength)
         if min(self.margins) < 0 or not any(self.margins):
-            raise DaguerreError(f"Left, top, right and bottom are {self.margins} pixels; none is below 0, and one at least is above.")
+            raise DaguerreError(f"left, top, right and bottom are {self.margins}; none may be below 0, and one must be above 0.")
 
     @property
     def margins(self) -> tuple[int, int, int, int]:
@@ -182,53 +182,55 @@ class Outpaint(Task):
 
 @dataclass(frozen=True)
 class Completion(Task):
-    """A picture whose lower rows a prior over codes draws anew, given those above (Esser et al. 2021, arXiv:2012.09841, figure 4).
+    """Sample the lower rows of an image with an autoregressive prior, given the upper rows (Esser et al. 2021, arXiv:2012.09841, fig. 4).
 
-    keep: the share of its rows that stays, above 0 and below 1. fit: as in `ImageToImage`.
-    map: of the whole picture, for a prior that is told by maps; of the picture's size.
+    keep: the share of the rows that stays, above 0 and below 1. resize_mode: as in `ImageToImage`.
+    map: condition map of the whole image, for a prior that needs one.
     """
 
-    image: InputImage
+    image: InputImage = field(metadata=IMAGE)
     keep: float = 0.5
-    resize_mode: ResizeMode = "crop"
-    map: InputImage | None = None
+    resize_mode: ResizeMode = field(default="crop", metadata=RESIZE_MODES)
+    map: InputImage | None = field(default=None, metadata=IMAGE)
     name: ClassVar[str] = "complete"
-    kinds: ClassVar[tuple[str, ...]] = (VQ_PRIOR,)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = (VQ_PRIOR,)
 
     def validate(self) -> None:
-        if not isinstance(self.keep, int | float) or not 0 < self.keep < 1:
+        check_number("keep", self.keep)
+        if not 0 < self.keep < 1:
             raise DaguerreError(f"keep is {self.keep!r}; it lies between 0 and 1, such as 0.5 for the upper half.")
 
 
 @dataclass(frozen=True)
 class MapToImage(Task):
-    """A picture by its map: what is where, edges, or the picture in small, as the model was trained. The picture is the map.
+    """Generate an image from a condition map: classes, edges or a small image, as the model was trained.
 
-    A latent diffusion model of semantic synthesis takes a map whose grey values are numbers of classes.
+    image: the map. Semantic latent diffusion models take a map whose grey values are class numbers.
     """
 
-    image: InputImage
+    image: InputImage = field(metadata=IMAGE)
     name: ClassVar[str] = "from-map"
-    kinds: ClassVar[tuple[str, ...]] = (VQ_PRIOR, "semantic")
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = (VQ_PRIOR, "semantic")
 
 
 @dataclass(frozen=True)
 class InstructPix2Pix(Task):
-    """A picture changed as the prompt, an instruction, says ("make it winter").
+    """Edit an image as the prompt, an instruction such as "make it winter", says.
 
-    picture_guidance: how much the picture weighs, the scale s_I beside the request's guidance s_T; 1 is not more than the model learned.
-    fit: as in `ImageToImage`.
+    image_guidance_scale: scale s_I of the guidance by the image, next to the request's guidance scale s_T; 1 disables it.
+    resize_mode: as in `ImageToImage`.
     """
 
-    image: InputImage
+    image: InputImage = field(metadata=IMAGE)
     image_guidance_scale: float = 1.5
-    resize_mode: ResizeMode = "crop"
+    resize_mode: ResizeMode = field(default="crop", metadata=RESIZE_MODES)
     name: ClassVar[str] = "pix2pix"
-    kinds: ClassVar[tuple[str, ...]] = ("instruct-pix2pix",)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("instruct-pix2pix",)
 
     def validate(self) -> None:
-        if not isinstance(self.image_guidance_scale, int | float) or not 0 <= self.image_guidance_scale <= 100:
-            raise DaguerreError(f"picture_guidance is {self.image_guidance_scale!r}; it is a number from 0 to 100, such as 1.5.")
+        check_number("image_guidance_scale", self.image_guidance_scale)
+        if not 0 <= self.image_guidance_scale <= 100:
+            raise DaguerreError(f"image_guidance_scale is {self.image_guidance_scale!r}; it is a number from 0 to 100, such as 1.5.")
 
     def parameters(self) -> dict[str, object]:
         return {"Image CFG scale": f"{self.image_guidance_scale:g}"}
@@ -236,19 +238,19 @@ class InstructPix2Pix(Task):
 
 @dataclass(frozen=True)
 class DepthToImage(Task):
-    """A picture by the depth of its places, and by another picture's colours where one is given.
+    """Generate an image that follows a depth map, from noise or from another image.
 
-    depth: a grey map, brighter where things are nearer, 8 or 16 bits or floats in any unit (`Image` of mode "F"); of the picture's shape.
-    picture: what is drawn over, as far as strength says; None begins with noise alone.
+    depth: a grey map, brighter where things are nearer: 8 bits, 16 bits, or floats in any unit (Pillow mode "F").
+    image: starts img2img from this image, of the depth map's proportions; None starts from noise.
     strength, latent: as in `ImageToImage`.
     """
 
-    depth: InputImage
-    image: InputImage | None = None
+    depth: InputImage = field(metadata=IMAGE)
+    image: InputImage | None = field(default=None, metadata=IMAGE)
     strength: float = 0.8
-    latent: PosteriorMode = "mean"
+    latent: PosteriorMode = field(default="mean", metadata=POSTERIOR_MODES)
     name: ClassVar[str] = "depth2img"
-    kinds: ClassVar[tuple[str, ...]] = ("depth",)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("depth",)
 
     def validate(self) -> None:
         check_strength(self.strength)
@@ -259,34 +261,32 @@ class DepthToImage(Task):
 
 @dataclass(frozen=True)
 class Upscale(Task):
-    """A picture with four times the sides, its details drawn anew by the words.
+    """Upscale an image by four with a diffusion model that adds detail.
 
-    noise: how much the small picture is noised before the model sees it, 0 to 350 steps of 1000: more invents more. Latent diffusion's own
-        super-resolution, which hears no words, sees it as it is.
+    noise: timesteps of noise, 0 to 350 of 1000, on the small image that the model is conditioned on; more noise invents more detail. Latent
+        diffusion's own super-resolution, which takes no prompt, ignores it.
     """
 
-    image: InputImage
+    image: InputImage = field(metadata=IMAGE)
     noise: int = 20
     name: ClassVar[str] = "upscale"
-    kinds: ClassVar[tuple[str, ...]] = ("upscaling",)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("upscaling",)
 
     def validate(self) -> None:
         if not isinstance(self.noise, int) or not 0 <= self.noise <= MAX_NOISE_LEVEL:
-            raise DaguerreError(
-                f"noise is {self.noise!r}; it is a whole number from 0 to {MAX_NOISE_LEVEL}, the most that the model learned."
-            )
+            raise DaguerreError(f"noise is {self.noise!r}; it is a whole number of timesteps from 0 to {MAX_NOISE_LEVEL}.")
 
 
 @dataclass(frozen=True)
 class ImageVariation(Task):
-    """Pictures that mean what another means, told by its CLIP embedding; the model hears no words, and colours and places are its own.
+    """Generate images with the content of another image, given by its CLIP embedding; the model takes no prompt.
 
-    picture: its middle square is looked at.
+    image: its middle square is encoded.
     """
 
-    image: InputImage
+    image: InputImage = field(metadata=IMAGE)
     name: ClassVar[str] = "variations"
-    kinds: ClassVar[tuple[str, ...]] = ("image-variation",)
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("image-variation",)
 
 
 TASKS: Mapping[str, type[Task]] = {
@@ -305,40 +305,50 @@ TASKS: Mapping[str, type[Task]] = {
         MapToImage,
     )
 }
-GIVEN = ("image", "mask", "depth", "map")  # the fields that hold a picture
+
+
+def is_image(task_field: "Field[Any]") -> bool:
+    """Whether a field of a task holds an input image."""
+    return task_field.metadata.get("image", False)
 
 
 def task_from_json(value: Mapping[str, Any]) -> Task:
     """Read what `Task.to_json` wrote, or a part of it.
 
     Raises:
-        DaguerreError: there is no such task, it has no such field, or a picture of it is missing.
+        DaguerreError: an unknown task or field, or a missing image.
     """
     name = str(value.get("name"))
     if name not in TASKS:
-        raise DaguerreError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{nearest(name, TASKS)}")
-    kind = TASKS[name]
-    known = [field.name for field in fields(kind)]
-    found = {}
-    for field, content in value.items():
-        if field == "name":
+        raise DaguerreError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.{nearest(name, TASKS)}")
+    task_class = TASKS[name]
+    known = {each.name: each for each in fields(task_class)}
+    values = {}
+    for key, content in value.items():
+        if key == "name":
             continue
-        if field not in known:
-            raise DaguerreError(f"The task {name} has no field {field!r}; it has {', '.join(known) or 'none'}.{nearest(field, known)}")
-        found[field] = InputImage.from_json(content) if field in GIVEN and isinstance(content, Mapping) else content
+        if key not in known:
+            raise DaguerreError(f"The task {name} has no field {key!r}; it has {', '.join(known) or 'none'}.{nearest(key, known)}")
+        values[key] = InputImage.from_json(content) if is_image(known[key]) and isinstance(content, Mapping) else content
     try:
-        return kind(**found)
+        return task_class(**values)
     except TypeError as error:
-        raise DaguerreError(f"The task {name} lacks something: {error}.") from error
+        raise DaguerreError(f"The task {name} is incomplete or has a value of a wrong type: {error}.") from error
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise DaguerreError for anything but a number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DaguerreError(f"{name} is {value!r}; it is a number.")
 
 
 def check_strength(strength: object) -> None:
-    """Raise DaguerreError for what is no share."""
+    """Raise DaguerreError for anything but a number from 0 to 1."""
     if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise DaguerreError(f"strength is {strength!r}; it is between 0 (the picture as it is) and 1 (nothing of it).")
+        raise DaguerreError(f"strength is {strength!r}; it is between 0 (the image as it is) and 1 (nothing of it).")
 
 
-def check_mask_blur(feather: object) -> None:
-    """Raise DaguerreError for what is no width in pixels."""
-    if feather is not None and (not isinstance(feather, int) or feather < 0):
-        raise DaguerreError(f"feather is {feather!r}; it is a number of pixels, 0 (a hard edge) or more.")
+def check_mask_blur(mask_blur: object) -> None:
+    """Raise DaguerreError for anything but None or a number of pixels."""
+    if mask_blur is not None and (not isinstance(mask_blur, int) or mask_blur < 0):
+        raise DaguerreError(f"mask_blur is {mask_blur!r}; it is a number of pixels, 0 (a hard edge) or more.")

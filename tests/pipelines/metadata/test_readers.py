@@ -34,7 +34,7 @@ COMFY = {
             "denoise": 1,
             "model": ["10", 0],
             "positive": ["12", 0],
-            "negative": ["7", 0],
+            "negative_prompt": ["7", 0],
             "latent_image": ["5", 0],
         },
     },
@@ -105,11 +105,11 @@ def test_the_web_uis_text():
     found = read({"parameters": WEBUI})
     assert dict(found.request) == {
         "prompt": "a (red:1.3) apple,\nshiny",
-        "negative": "blurry,\nlow quality",
+        "negative_prompt": "blurry,\nlow quality",
         "steps": 28,
         "sampler": "dpmpp_2m",
         "spacing": "karras",
-        "guidance": 6.5,
+        "guidance_scale": 6.5,
         "seed": 42,
         "width": 512,
         "height": 768,
@@ -147,10 +147,10 @@ def test_our_own_text_is_read_like_the_web_uis():
         (
             NOVELAI,
             "NovelAI",
-            {"steps": 28, "guidance": 5.0, "sampler": "euler_a", "spacing": "karras", "height": 832},
+            {"steps": 28, "guidance_scale": 5.0, "sampler": "euler_a", "spacing": "karras", "height": 832},
             {"cfg_rescale": "0.2"},
         ),
-        ({"parameters": DIFFUSERS}, "a program that writes JSON", {"steps": 30, "guidance": 7.5, "sampler": "euler_a"}, {}),
+        ({"parameters": DIFFUSERS}, "a program that writes JSON", {"steps": 30, "guidance_scale": 7.5, "sampler": "euler_a"}, {}),
         (
             {"parameters": {"sui_image_params": {**DIFFUSERS, "cfgscale": 8, "guidance_scale": 8, "steps": 25, "num_inference_steps": 25}}},
             "SwarmUI",
@@ -161,7 +161,15 @@ def test_our_own_text_is_read_like_the_web_uis():
 )
 def test_other_programs(texts, tool, differs, unused):
     found = read(texts)
-    expected = {"prompt": "a fox", "negative": "rain", "seed": 5, "steps": 25, "guidance": 8.0, "width": 640, "height": 384} | differs
+    expected = {
+        "prompt": "a fox",
+        "negative_prompt": "rain",
+        "seed": 5,
+        "steps": 25,
+        "guidance_scale": 8.0,
+        "width": 640,
+        "height": 384,
+    } | differs
     request = dict(found.request)
     if "spacing" not in differs:
         request.pop("spacing", None)

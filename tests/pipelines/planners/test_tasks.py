@@ -24,7 +24,7 @@ from daguerre.pipelines.metadata.write import read_provenance
 from daguerre.pipelines.request import Variation
 from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint, TextToImage
 
-WORDS = {"prompt": "a red apple", "negative": "a blue apple", "guidance": 3.0, "seed": 5}
+WORDS = {"prompt": "a red apple", "negative_prompt": "a blue apple", "guidance_scale": 3.0, "seed": 5}
 
 
 def smooth(width: int = 32, height: int = 32) -> Any:
@@ -57,7 +57,7 @@ def theirs(kind: Any, model: LatentDiffusion, folder: Path, scheduler: Any, **fi
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     sources = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    words = {"prompt": WORDS["prompt"], "negative_prompt": WORDS["negative"], "guidance_scale": WORDS["guidance"]}
+    words = {"prompt": WORDS["prompt"], "negative_prompt": WORDS["negative_prompt"], "guidance_scale": WORDS["guidance_scale"]}
     return pipeline(**words, num_images_per_prompt=2, generator=sources, output_type="latent", **fields).images
 
 
@@ -209,7 +209,7 @@ def test_the_seam_is_no_steeper_than_the_picture(tiny_model: LatentDiffusion, pl
     assert seam(12) <= np.percentile(own, 99) < seam(0) / 4  # so it is the feather that does it
 
 
-@pytest.mark.parametrize("through", ["pixels", "latents"])
+@pytest.mark.parametrize("through", ["lanczos", "latent"])
 def test_a_hires_fix_holds_on_to_the_small_picture(tiny_model: LatentDiffusion, through: Any):
     walked = list(daguerre.stream(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0.5, through)))
     assert len(walked) == walked[0].total == 9
@@ -239,7 +239,7 @@ def test_a_variation_goes_from_one_seed_to_the_other(tiny_model: LatentDiffusion
 
 TASKS = [
     TextToImage(),
-    Hires(1.5, 0.4, "latents"),
+    Hires(1.5, 0.4, "latent"),
     ImageToImage(smooth(), 0.3, "pad", "sample"),
     Inpaint(smooth(), half(), 0.9, 5),
     Inpaint(smooth().convert("RGBA"), None),
@@ -249,17 +249,17 @@ TASKS = [
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion, tmp_path: Path, task: Any):
-    request = Request(prompt="a", task=task, variation=Variation(4, 0.5), tiling="vertical")
+    request = Request(prompt="a", task=task, variation=Variation(4, 0.5), tiling="y")
     again = Request.from_json(json.loads(json.dumps(request.to_json())))
     assert again == request
     for name, given_ in again.task.input_images.items():
         assert given_.image is None
-        assert given_.sha256 == task.given[name].sha256
+        assert given_.sha256 == task.input_images[name].sha256
     if again.task.input_images:
         with pytest.raises(DaguerreError, match="has not been opened"):
             daguerre.stream(tiny_model, again)
     picture = replace(daguerre.generate(tiny_model, steps=1)[0])
-    saved = replace(picture, origin=replace(picture.provenance, request=request)).save(tmp_path / "a.png")
+    saved = replace(picture, provenance=replace(picture.provenance, request=request)).save(tmp_path / "a.png")
     assert read_provenance(saved)[1].request == request
 
 
@@ -274,7 +274,7 @@ def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion,
         (lambda: ImageToImage(Image.new("RGB", (20000, 1)), 0.5), "20000×1, one side more than 8 times the other"),
         (lambda: Inpaint(smooth()), "There is no mask, and no part of the picture is transparent"),
         (lambda: Inpaint(smooth(), Image.new("L", (16, 32))), "The mask is 16×32 and the picture 32×32"),
-        (lambda: Inpaint(smooth(), half(), mask_blur=-1), "feather is -1"),
+        (lambda: Inpaint(smooth(), half(), mask_blur=-1), "mask_blur is -1"),
         (lambda: Outpaint(smooth()), "one at least is above"),
         (lambda: Outpaint(smooth(), left=8, strength=1.5), "strength"),
         (lambda: Outpaint(smooth(), left=-4, right=8), "none is below 0"),

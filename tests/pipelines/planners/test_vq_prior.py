@@ -139,7 +139,7 @@ def test_a_folder_gives_the_same_pictures(kind: str, by_text: LatentPrior, tmp_p
         load_diffusion(tmp_path / "model")
     path = daguerre.generate(again, request)[0].save(tmp_path / "picture.png")
     _, origin = read_provenance(path)
-    assert (origin.request.sampler, origin.request.prompt) == ("code by code", request.prompt)
+    assert (origin.request.sampler, origin.request.prompt) == ("vq-prior", request.prompt)
 
 
 def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):

@@ -10,20 +10,27 @@ and where, is read too (see `pipelines.foreign`).
 
 import html
 import json
+import os
 import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from daguerre.data.images import MAX_PIXELS
 from daguerre.errors import DaguerreError
+from daguerre.limits import MAX_PIXELS
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR
+from daguerre.version import VERSION
+from daguerre.weights.catalog import ASSETS, INDEX
+
+if TYPE_CHECKING:
+    from daguerre.models.latent_diffusion import LatentDiffusion
+    from daguerre.models.latent_prior import LatentPrior
 
 OUTPUT_FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 TEXT, JSON = "parameters", "daguerre"
@@ -89,6 +96,36 @@ class Provenance:
             return cls(**{**value, "request": Request.from_json(value["request"])})
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DaguerreError("The picture's request cannot be read; it was written by another version or changed since.") from error
+
+
+def provenance_of(model: "LatentDiffusion | LatentPrior", request: Request) -> Provenance:
+    """The provenance shared by all images of a request; each image then gets its own index."""
+    import torch  # imported here so that metadata can be read without it
+
+    from daguerre.weights.hashing import files_hash
+
+    return Provenance(
+        request=request,
+        index=None,
+        model=model.name,
+        version=VERSION,
+        torch=torch.__version__,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        model_hash=files_hash(model.files) if model.files else None,
+        model_path=_model_path(model.files),
+    )
+
+
+def _model_path(files: tuple[Path, ...]) -> str | None:
+    """The file or folder that a model was read from; None for embedded models and for models put together from several sources."""
+    if not files:
+        return None
+    if len({file.is_absolute() for file in files}) > 1:  # the autoencoder comes from elsewhere
+        return None
+    path = Path(files[0] if len(files) == 1 else os.path.commonpath(files))
+    single_source = path.is_file() or (path / INDEX).is_file()
+    return str(path) if single_source and not path.resolve().is_relative_to(ASSETS.resolve()) else None
 
 
 def parameters(origin: Provenance, size: tuple[int, int]) -> str:

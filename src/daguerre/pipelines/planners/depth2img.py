@@ -18,18 +18,18 @@ from daguerre.pipelines.images.preprocess import SHAPES_DIFFER, ImageSize, flatt
 from daguerre.pipelines.tasks import DepthToImage
 
 
-def depth_to_image(stage: GenerationContext, task: DepthToImage) -> SamplingPlan:
+def depth_to_image(context: GenerationContext, task: DepthToImage) -> SamplingPlan:
     """One pass from the picture under noise, or from noise alone, the network being told the map at every step."""
     depth = depths(task.depth)
     if task.image is None:
-        size = stage.size_on(Image.fromarray(depth))
+        size = context.size_on(Image.fromarray(depth))
         return SamplingPlan(
             (
                 Pass(
                     size,
-                    stage.sigmas(),
-                    from_noise(stage),
-                    edit_conditions=add_conditioning(stage, concat=depth_map(depth, size, stage.downsample_factor)),
+                    context.sigmas(),
+                    from_noise(context),
+                    edit_conditions=add_conditioning(context, concat=depth_map(depth, size, context.downsample_factor)),
                 ),
             )
         )
@@ -39,10 +39,10 @@ def depth_to_image(stage: GenerationContext, task: DepthToImage) -> SamplingPlan
         raise DaguerreError(
             f"The depth map is {depth.shape[1]}×{depth.shape[0]} and the picture {image.width}×{image.height}; give a map of its shape."
         )
-    size = stage.size_on(image)
-    z = stage.encode(to_tensor(image.resize(size, Image.Resampling.LANCZOS))[None], sample=task.latent == "sample")
-    tell = add_conditioning(stage, concat=depth_map(depth, size, stage.downsample_factor))
-    return SamplingPlan((Pass(size, stage.sigmas(task.strength), from_latents(stage, z, task.strength), edit_conditions=tell),))
+    size = context.size_on(image)
+    z = context.encode(to_tensor(image.resize(size, Image.Resampling.LANCZOS))[None], sample=task.latent == "sample")
+    tell = add_conditioning(context, concat=depth_map(depth, size, context.downsample_factor))
+    return SamplingPlan((Pass(size, context.sigmas(task.strength), from_latents(context, z, task.strength), edit_conditions=tell),))
 
 
 def depths(given: InputImage) -> np.ndarray:

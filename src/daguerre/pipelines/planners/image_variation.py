@@ -19,18 +19,18 @@ from daguerre.pipelines.tasks import ImageVariation
 from daguerre.weights.diffusers.clip import IMAGE_MEAN, IMAGE_STD
 
 
-def image_variation(stage: GenerationContext, task: ImageVariation) -> SamplingPlan:
+def image_variation(context: GenerationContext, task: ImageVariation) -> SamplingPlan:
     """One pass from noise, the network being told the picture's embedding."""
-    request, seer = stage.request, stage.model.conditioner
+    request, seer = context.request, context.model.conditioner
     assert isinstance(seer, ImageConditioner)
     if any(request.prompts) or request.negative_prompt:
-        raise DaguerreError(f"The model {stage.model.name!r} hears no words, only the picture; leave the prompts out.")
+        raise DaguerreError(f"The model {context.model.name!r} hears no words, only the picture; leave the prompts out.")
     with torch.no_grad():
         context = seer.encode_image(clip_pixels(flatten_input(task.image), seer.encoder.config.size))  # (1, 1, D)
     B = len(request.items)
     seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (context, torch.zeros_like(context)))
-    voices = [seen, unseen], [stage.guidance, 1 - stage.guidance]
-    return SamplingPlan((Pass(stage.image_size, stage.sigmas(), from_noise(stage), edit_conditions=lambda _: voices),))
+    voices = [seen, unseen], [context.guidance, 1 - context.guidance]
+    return SamplingPlan((Pass(context.image_size, context.sigmas(), from_noise(context), edit_conditions=lambda _: voices),))
 
 
 def clip_pixels(image: Image.Image, side: int) -> Tensor:

@@ -6,9 +6,9 @@ from daguerre.pipelines.images.preprocess import flatten_input, resize
 from daguerre.pipelines.tasks import ImageToImage
 
 
-def img2img(stage: GenerationContext, task: ImageToImage) -> SamplingPlan:
+def img2img(context: GenerationContext, task: ImageToImage) -> SamplingPlan:
     """One pass from the picture under noise."""
     image = flatten_input(task.image)
-    size = stage.size_on(image)
-    z = stage.encode(to_tensor(resize(image, size, task.resize_mode))[None], sample=task.latent == "sample")
-    return SamplingPlan((Pass(size, stage.sigmas(task.strength), from_latents(stage, z, task.strength)),))
+    size = context.size_on(image)
+    z = context.encode(to_tensor(resize(image, size, task.resize_mode))[None], sample=task.latent == "sample")
+    return SamplingPlan((Pass(size, context.sigmas(task.strength), from_latents(context, z, task.strength)),))

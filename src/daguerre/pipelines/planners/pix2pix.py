@@ -16,34 +16,34 @@ from daguerre.pipelines.images.preprocess import flatten_input, resize
 from daguerre.pipelines.tasks import InstructPix2Pix
 
 
-def instruct_pix2pix(stage: GenerationContext, task: InstructPix2Pix) -> SamplingPlan:
+def instruct_pix2pix(context: GenerationContext, task: InstructPix2Pix) -> SamplingPlan:
     """One pass from noise, the network being shown the picture at every step."""
     image = flatten_input(task.image)
-    size = stage.size_on(image)
-    z = image_condition(stage, to_tensor(resize(image, size, task.resize_mode))[None])
+    size = context.size_on(image)
+    z = image_condition(context, to_tensor(resize(image, size, task.resize_mode))[None])
     return SamplingPlan(
         (
             Pass(
                 size,
-                stage.sigmas(),
-                from_noise(stage),
-                edit_conditions=lambda voices: pix2pix_guidance(stage, voices, z, task.image_guidance_scale),
+                context.sigmas(),
+                from_noise(context),
+                edit_conditions=lambda voices: pix2pix_guidance(context, voices, z, task.image_guidance_scale),
             ),
         )
     )
 
 
 @torch.no_grad()
-def image_condition(stage: GenerationContext, x: Tensor) -> Tensor:
+def image_condition(context: GenerationContext, x: Tensor) -> Tensor:
     """The latent (1, Z, h, w) of a picture (1, 3, H, W) as these models are shown it: the mean, and not scaled."""
-    autoencoder = stage.model.autoencoder
+    autoencoder = context.model.autoencoder
     assert isinstance(autoencoder, AutoencoderKL)
-    return autoencoder.posterior(x.to(stage.model.device, stage.model.dtype)).mean
+    return autoencoder.posterior(x.to(context.model.device, context.model.dtype)).mean
 
 
-def pix2pix_guidance(stage: GenerationContext, voices: GuidedConditions, z: Tensor, scale: float) -> GuidedConditions:
+def pix2pix_guidance(context: GenerationContext, voices: GuidedConditions, z: Tensor, scale: float) -> GuidedConditions:
     """The voices of a prompt, the last being its negative, all shown the latent z; then the negative shown nothing. scale: s_I."""
     conditions, weights = voices
-    seen, _ = add_conditioning(stage, concat=z)(voices)
-    (blind,), _ = add_conditioning(stage, concat=torch.zeros_like(z))(([conditions[-1]], [1.0]))
+    seen, _ = add_conditioning(context, concat=z)(voices)
+    (blind,), _ = add_conditioning(context, concat=torch.zeros_like(z))(([conditions[-1]], [1.0]))
     return [*seen, blind], [*weights[:-1], weights[-1] - (1 - scale), 1 - scale]

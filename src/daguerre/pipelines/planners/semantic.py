@@ -13,14 +13,14 @@ from daguerre.pipelines.images.preprocess import flatten_input
 from daguerre.pipelines.tasks import MapToImage
 
 
-def map_to_image(stage: GenerationContext, task: MapToImage) -> SamplingPlan:
+def map_to_image(context: GenerationContext, task: MapToImage) -> SamplingPlan:
     """One pass from noise, the map at the size of the picture beside it."""
-    image, conditioner = flatten_input(task.image), stage.model.conditioner
+    image, conditioner = flatten_input(task.image), context.model.conditioner
     assert isinstance(conditioner, MapConditioner)
-    size = stage.size_on(image)
+    size = context.size_on(image)
     with torch.no_grad():
         beside = conditioner.encode_map(class_map(image.resize(size, Image.Resampling.NEAREST)))
-    return SamplingPlan((Pass(size, stage.sigmas(), from_noise(stage), edit_conditions=add_conditioning(stage, concat=beside)),))
+    return SamplingPlan((Pass(size, context.sigmas(), from_noise(context), edit_conditions=add_conditioning(context, concat=beside)),))
 
 
 def class_map(image: Image.Image) -> Tensor:

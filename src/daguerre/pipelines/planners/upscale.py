@@ -18,29 +18,31 @@ from daguerre.pipelines.images.preprocess import flatten_input, pad_edges
 from daguerre.pipelines.tasks import Upscale
 
 
-def upscale(stage: GenerationContext, task: Upscale) -> SamplingPlan:
+def upscale(context: GenerationContext, task: Upscale) -> SamplingPlan:
     """One pass from noise, the network being shown the small picture at every step."""
-    if stage.request.width is not None or stage.request.height is not None:
+    if context.request.width is not None or context.request.height is not None:
         raise DaguerreError(
-            f"An upscaled picture has {stage.downsample_factor} times the sides of the one given; leave width and height out."
+            f"An upscaled picture has {context.downsample_factor} times the sides of the one given; leave width and height out."
         )
     image = flatten_input(task.image)
-    multiple = 2 ** (len(stage.model.unet.config.channels) - 1)  # what the network halves must be even each time
+    multiple = 2 ** (len(context.model.unet.config.channels) - 1)  # what the network halves must be even each time
     canvas = pad_edges(image, (0, 0, -image.width % multiple, -image.height % multiple))
     small = to_tensor(canvas)[None]  # (1, 3, h, w)
-    tell = add_conditioning(stage, **low_res_condition(stage, small, task.noise))
-    large = canvas.width * stage.downsample_factor, canvas.height * stage.downsample_factor
-    box = 0, 0, image.width * stage.downsample_factor, image.height * stage.downsample_factor
-    return SamplingPlan((Pass(large, stage.sigmas(), from_noise(stage), edit_conditions=tell),), finish=lambda picture: crop(picture, box))
+    tell = add_conditioning(context, **low_res_condition(context, small, task.noise))
+    large = canvas.width * context.downsample_factor, canvas.height * context.downsample_factor
+    box = 0, 0, image.width * context.downsample_factor, image.height * context.downsample_factor
+    return SamplingPlan(
+        (Pass(large, context.sigmas(), from_noise(context), edit_conditions=tell),), finish=lambda picture: crop(picture, box)
+    )
 
 
-def low_res_condition(stage: GenerationContext, small: Tensor, steps: int) -> dict[str, Tensor]:
+def low_res_condition(context: GenerationContext, small: Tensor, steps: int) -> dict[str, Tensor]:
     """What the network is told of a small picture (1, 3, h, w): fields of `Conditioning`. One without labels sees it as it is."""
-    if stage.model.unet.config.classes is None:
+    if context.model.unet.config.classes is None:
         return {"concat": small}
-    noise = randn_per_image(stage.generators, small.shape[1:])  # (B, 3, h, w)
+    noise = randn_per_image(context.generators, small.shape[1:])  # (B, 3, h, w)
     level = torch.full((len(noise),), steps)
-    schedule = stage.model.low_res_schedule or stage.model.schedule
+    schedule = context.model.low_res_schedule or context.model.schedule
     return {"concat": add_noise(small, noise, schedule.alphas_cumprod[level]), "label": level}
 
 

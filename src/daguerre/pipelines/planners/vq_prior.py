@@ -23,7 +23,7 @@ from daguerre.pipelines.context import check_size
 from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
 from daguerre.pipelines.images.preprocess import ImageSize, flatten_input, resize
-from daguerre.pipelines.metadata.origins import provenance_of
+from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR, Completion, MapToImage, Task
 

@@ -21,7 +21,7 @@ PIPELINE_BY_TASK = {
     "inpainting": "StableDiffusionInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
     "depth": DEPTH,
-    "upscaler": UPSCALER,
+    "upscaling": UPSCALER,
 }
 XL_PIPELINES = {
     "text-to-image": "StableDiffusionXLPipeline",

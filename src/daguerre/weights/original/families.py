@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
+from daguerre.models.model_task import task_by_channels
 from daguerre.models.unet import UNetConfig
 
 STABLE_DIFFUSION = ScheduleConfig("scaled_linear", 0.00085, 0.012)
@@ -102,15 +103,7 @@ def task_of(family: Family, unet: UNetConfig) -> str:
     """What a UNet's input channels are for."""
     if family.name.startswith("ldm"):
         return family.name.removeprefix("ldm-").removesuffix("-vq").removesuffix("-f8")
-    Z = unet.out_channels
-    tasks = {
-        0: "text-to-image",
-        Z + 1: "inpainting",
-        Z: "instruct-pix2pix",
-        1: "depth",
-        3: "upscaler",
-    }  # by the channels beside the latent's
-    return tasks.get(unet.in_channels - Z, f"{unet.in_channels} input channels")
+    return task_by_channels(unet.in_channels, unet.out_channels) or f"{unet.in_channels} input channels"
 
 
 def heads_of(family: Family, unet: UNetConfig, told: int | tuple[int, ...] | None = None) -> tuple[int, ...]:

@@ -1,0 +1,3 @@
+"""Limits on what is read from files."""
+
+MAX_PIXELS = 128_000_000  # of an image
