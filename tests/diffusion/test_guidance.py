@@ -8,13 +8,13 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from daguerre.diffusion import (
+    SAMPLERS,
     Conditioning,
     Denoiser,
     Schedule,
     ScheduleConfig,
     cfg_plus_plus,
     classifier_free_guidance,
-    get_sampler,
     get_sigmas,
     guidance_interval,
 )
@@ -93,29 +93,18 @@ def test_rescaling_is_that_of_diffusers(prediction, amount: float):
     )
 
 
-def test_rescaling_in_a_named_space():
-    denoiser = Denoiser(Network(), SCHEDULE, "v")
-    guided = classifier_free_guidance(denoiser, [PROMPT, NEGATIVE], [9.0, -8.0], rescale=1.0, space="x0")(X, SIGMA)
-    torch.testing.assert_close(guided.flatten(1).std(1), alone("v", PROMPT).flatten(1).std(1))
-
-
-def test_an_interval_of_guidance():
-    network = Network()
-    denoise = classifier_free_guidance(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], guidance_interval([7.5, -6.5], 0.5, 5.0))
-    torch.testing.assert_close(denoise(X, SCHEDULE.sigmas[-1]), alone("v", PROMPT, sigma=SCHEDULE.sigmas[-1]))
-    sigma = torch.tensor(2.0, dtype=torch.float64)
-    torch.testing.assert_close(denoise(X, sigma), 7.5 * alone("v", PROMPT, sigma=sigma) - 6.5 * alone("v", NEGATIVE, sigma=sigma))
-    denoise(X, torch.tensor(0.5, dtype=torch.float64))
-    assert network.batches == [2, 4, 2]
+def test_guidance_interval_covers_a_share_of_the_steps():
+    assert guidance_interval(7.5, 8, 0.25, 0.75) == [1, 1, 7.5, 7.5, 7.5, 7.5, 1, 1]
+    assert guidance_interval(7.5, 3, 0, 1) == [7.5, 7.5, 7.5]
 
 
 def test_cfg_plus_plus_is_its_algorithm():
-    """x0 of the guided, ε of the unguided (Chung et al. 2024, algorithm 2), against Euler with the weights of the grid."""
+    """Guided x0 and unguided ε (Chung et al. 2024, algorithm 2), against one Euler step with the scale of each step."""
     grid, scale = get_sigmas(SCHEDULE, 8), 0.6
-    denoise = classifier_free_guidance(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], cfg_plus_plus(scale, grid))
-    ours = [x for x, _ in get_sampler("euler")(denoise, X * grid[0], grid)]
     x = X * grid[0]
-    for sigma, sigma_next, found in zip(grid, grid[1:], ours, strict=False):
+    for step_scale, sigma, sigma_next in zip(cfg_plus_plus(scale, grid), grid, grid[1:], strict=False):
+        denoise = classifier_free_guidance(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], [step_scale, 1 - step_scale])
+        ((found, _),) = SAMPLERS["euler"](denoise, x, torch.stack([sigma, sigma_next]))
         free, text = alone("v", NEGATIVE, x, sigma), alone("v", PROMPT, x, sigma)
         x = free + scale * (text - free) + sigma_next * (x - free) / sigma
         torch.testing.assert_close(found, x)

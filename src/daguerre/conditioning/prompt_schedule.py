@@ -7,6 +7,7 @@ arXiv:2206.01714, eq. 11): the weights s·w_i, and 1 − s Σ w_i on the negativ
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ from daguerre.conditioning.clip import Conditioner
 from daguerre.conditioning.prompt import Prompt, PromptLine
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
+
+class RowLabel(NamedTuple):
+    """What a row of a batch of conditions encodes: a prompt line of one of the images (see `Conditioning.row_labels`)."""
+
+    line: PromptLine
+    negative: bool
+    image: int
+
 
 PromptState = tuple[PromptLine, bool]  # a line, and whether it stems from a negative prompt
 
@@ -83,8 +92,14 @@ class PromptSchedule:
         read = self.conditioner.encode([line for line, _ in different], [negative for _, negative in different])
         place = {entry: number for number, entry in enumerate(different)}
         B = len(self.prompts)
-        rows = [torch.tensor([place[entry] for entry in said[i : i + B]]) for i in range(0, len(said), B)]
-        *parts, negative = (Conditioning(context=_rows(read.context, row), vector=_rows(read.vector, row)) for row in rows)
+        *parts, negative = (
+            Conditioning(
+                context=_rows(read.context, torch.tensor([place[entry] for entry in said[i : i + B]])),
+                vector=_rows(read.vector, torch.tensor([place[entry] for entry in said[i : i + B]])),
+                row_labels=tuple(RowLabel(line, negative, image) for image, (line, negative) in enumerate(said[i : i + B])),
+            )
+            for i in range(0, len(said), B)
+        )
         return Conditions(tuple(parts), self.weights, negative)
 
 

@@ -20,8 +20,9 @@ class Conditioning:
     vector:  (B, V) pooled text or size embedding, added to the time embedding.
     concat:  (B, C, H, W) extra input channels (inpainting, depth).
     label:   (B,) class numbers.
-    voices:  conditions that the batch holds one after another, told of the same pictures at the same times, as `guide` tells them. A
-        network may compute once what is the same for all of them.
+    num_conditions: how many conditions of the same images and timesteps the batch holds one after another, as in classifier-free
+        guidance. A network may compute once what is equal for all of them.
+    row_labels: one label for each row of the batch, or none at all; says what the row encodes, for those who watch a network.
     """
 
     context: Tensor | None = None
@@ -29,6 +30,7 @@ class Conditioning:
     concat: Tensor | None = None
     label: Tensor | None = None
     num_conditions: int = 1
+    row_labels: tuple[object, ...] = ()
 
     @property
     def batch(self) -> int | None:
@@ -41,7 +43,8 @@ class Conditioning:
 
     def repeat(self, times: int) -> "Conditioning":
         """Tile the whole batch: [a, b] repeated twice is [a, b, a, b]."""
-        return replace(self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1))), num_conditions=1)
+        repeated = self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
+        return replace(repeated, num_conditions=1, row_labels=self.row_labels * times)
 
     def expand(self, batch: int) -> "Conditioning":
         """One condition spoken to `batch` pictures; a condition that already has this batch stays.
@@ -56,7 +59,7 @@ class Conditioning:
         return self.repeat(batch)
 
     def __getitem__(self, pictures: slice) -> "Conditioning":
-        return replace(self._map(lambda tensor: tensor[pictures]), num_conditions=1)
+        return replace(self._map(lambda tensor: tensor[pictures]), num_conditions=1, row_labels=self.row_labels[pictures])
 
     @staticmethod
     def cat(conditions: Sequence["Conditioning"]) -> "Conditioning":
@@ -76,6 +79,8 @@ class Conditioning:
                 )
             if tensors:
                 joined[name] = torch.cat(tensors)
+        if all(condition.row_labels for condition in conditions):
+            joined["row_labels"] = tuple(label for condition in conditions for label in condition.row_labels)
         return Conditioning(**joined)
 
     def _given(self) -> dict[str, Tensor]:

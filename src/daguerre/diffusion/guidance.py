@@ -5,7 +5,7 @@ the same sum holds for ε and v, so it does not matter what the network predicts
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -16,31 +16,26 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Denoise, Denoiser, Prediction, coefficients
 from daguerre.errors import DaguerreError
 
-GuidanceWeights = Sequence[float] | Callable[[float], Sequence[float]]  # fixed, or a function of σ
-
 
 def classifier_free_guidance(
     denoiser: Denoiser,
     conditions: Sequence[Conditioning],
-    weights: GuidanceWeights,
+    weights: Sequence[float],
     *,
     rescale: float = 0.0,
-    space: Prediction | None = None,
 ) -> Denoise:
     """One denoiser out of several conditions; a call evaluates them in one batch, those of weight 0 not at all.
 
     Args:
         conditions: each for one picture or for the whole batch.
-        weights: one for each condition, summing to 1; or a function that gives them for a σ (`within`, `cfg_plus_plus`).
-        rescale: 0 to 1, how far the spread of the sum goes back to that of the first condition (see `rescaled`).
-        space: what is rescaled, "epsilon", "v" or "x0"; None is what the network predicts, as diffusers has it.
+        weights: one for each condition, summing to 1.
+        rescale: 0 to 1, how far the standard deviation of the result moves back to that of the first condition (see `rescale_guidance`).
 
     Raises:
         DaguerreError: the weights are not as many as the conditions, or do not sum to 1.
     """
-    at = weights if callable(weights) else lambda _sigma: weights
-    if not callable(weights):
-        _check(conditions, weights)
+    _check(conditions, weights)
+    used = [i for i, weight in enumerate(weights) if weight != 0 or (i == 0 and rescale)]
 
     @cache
     def together(batch: int, *voices: int) -> Conditioning:
@@ -48,15 +43,12 @@ def classifier_free_guidance(
         return replace(Conditioning.cat([conditions[i].expand(batch) for i in voices]), num_conditions=len(voices))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        now = at(sigma.item())
-        _check(conditions, now)
-        voices = [i for i, weight in enumerate(now) if weight != 0 or (i == 0 and rescale)]
-        answers = denoiser(x.repeat(len(voices), *[1] * (x.ndim - 1)), sigma, together(len(x), *voices))  # (len(voices)·B, *)
-        parts = answers.unflatten(0, (len(voices), len(x))).unbind()
-        total = now[voices[0]] * parts[0]
-        for i, part in zip(voices[1:], parts[1:], strict=True):
-            total = total + now[i] * part
-        return rescale_guidance(x, total, parts[0], sigma, rescale, space or denoiser.prediction) if rescale and len(voices) > 1 else total
+        x0 = denoiser(x.repeat(len(used), *[1] * (x.ndim - 1)), sigma, together(len(x), *used))  # (len(used)·B, *)
+        parts = x0.unflatten(0, (len(used), len(x))).unbind()
+        total = weights[used[0]] * parts[0]
+        for i, part in zip(used[1:], parts[1:], strict=True):
+            total = total + weights[i] * part
+        return rescale_guidance(x, total, parts[0], sigma, rescale, denoiser.prediction) if rescale and len(used) > 1 else total
 
     return denoise
 
@@ -71,26 +63,18 @@ def rescale_guidance(x: Tensor, x0: Tensor, like: Tensor, sigma: Tensor, amount:
     return c_skip * x + c_out * (guided * ratio)
 
 
-def guidance_interval(weights: Sequence[float], low: float, high: float) -> Callable[[float], Sequence[float]]:
-    """Guidance only where low < σ ≤ high, elsewhere the first condition alone (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
-    alone = [1.0, *[0.0] * (len(weights) - 1)]
-    return lambda sigma: weights if low < sigma <= high else alone
+def guidance_interval(scale: float, steps: int, low: float, high: float) -> list[float]:
+    """The guidance scale of each step: `scale` from the share `low` of the steps up to `high`, elsewhere 1, which is no guidance
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
+    return [scale if low * steps <= step < high * steps else 1.0 for step in range(steps)]
 
 
-def cfg_plus_plus(scale: float, sigmas: Tensor) -> Callable[[float], Sequence[float]]:
-    """CFG++: the guided x0 is noised with the unguided ε, so guidance stays on the manifold; the scale is in [0, 1]
-    (Chung et al. 2024, arXiv:2406.08070, algorithm 2).
+def cfg_plus_plus(scale: float, sigmas: Tensor) -> list[float]:
+    """The guidance scale of each step of the grid for CFG++ of a scale in [0, 1] (Chung et al. 2024, arXiv:2406.08070, alg. 2).
 
-    A step of `euler` from σ to r·σ turns out the same with ordinary guidance of scale/(1 − r), which is what this returns for a grid; so
-    it is CFG++ itself with `euler`, and its schedule of weights with other samplers.
+    CFG++ adds the unguided ε to the guided x0. A step of `euler` from σ to r·σ gives the same with ordinary guidance of scale/(1 − r).
     """
-    scales = {high: scale / (1 - low / high) for high, low in pairwise(sigmas.tolist())}
-
-    def weights(sigma: float) -> Sequence[float]:
-        level = sigma if sigma in scales else min(scales, key=lambda known: abs(known - sigma))  # samplers also ask between two levels
-        return scales[level], 1 - scales[level]
-
-    return weights
+    return [scale / (1 - low / high) for high, low in pairwise(sigmas.tolist())]
 
 
 def _check(conditions: Sequence[Conditioning], weights: Sequence[float]) -> None:
