@@ -46,12 +46,12 @@ def test_two_colours_of_like_size_have_no_name():
 
 @pytest.mark.parametrize("target", HUES)
 def test_a_turn_moves_its_hue_to_the_target_and_leaves_the_opposite_one(target: str):
-    picture = flat((224, 30, 30))
-    picture.paste((20, 190, 190, 255), (0, 0, 8, 2))  # the opposite hue, a quarter of the picture
-    source = main_hue(picture)
+    image = flat((224, 30, 30))
+    image.paste((20, 190, 190, 255), (0, 0, 8, 2))  # the opposite hue, a quarter of the image
+    source = main_hue(image)
     assert source is not None
     assert min(source, 360 - source) < 2
-    turned = turn_hues(picture, hue_turn(source, HUES[target]))
+    turned = turn_hues(image, hue_turn(source, HUES[target]))
     r, g, b, alpha = (int(v) for v in np.asarray(turned)[6, 4])
     hue, saturation, value = colorsys.rgb_to_hsv(r / 255, g / 255, b / 255)
     assert abs((hue * 360 - HUES[target] + 180) % 360 - 180) < 3
@@ -60,6 +60,6 @@ def test_a_turn_moves_its_hue_to_the_target_and_leaves_the_opposite_one(target: 
     assert np.abs(np.asarray(turned)[0, 4].astype(int) - (20, 190, 190, 255)).max() <= 3
 
 
-def test_a_gray_picture_has_no_main_hue():
+def test_a_gray_image_has_no_main_hue():
     assert main_hue(flat((120, 120, 120))) is None
     assert main_hue(Image.new("RGBA", (4, 4))) is None

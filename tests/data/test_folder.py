@@ -1,4 +1,4 @@
-"""Folders of pictures: every layout, every kind of picture, and every way they can be bad."""
+"""Folders of images: every layout, every kind of image, and every way they can be bad."""
 
 import io
 import json
@@ -18,13 +18,13 @@ RED, BLUE = (220, 40, 30), (30, 60, 210)
 
 def halves(width: int = 40, height: int = 30) -> Image.Image:
     """Red on the left, blue on the right."""
-    picture = Image.new("RGB", (width, height), RED)
-    picture.paste(BLUE, (width // 2, 0, width, height))
-    return picture
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image
 
 
-def corner(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
-    return tuple(int(v) for v in np.asarray(picture)[y, x])
+def corner(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    return tuple(int(v) for v in np.asarray(image)[y, x])
 
 
 def rng() -> np.random.Generator:
@@ -42,10 +42,10 @@ def test_metadata(tmp_path: Path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n", encoding="utf-8")
     source = FolderDataset(tmp_path, 16, crop="center")
     assert [source.sample(i, rng()).caption for i in range(len(source))] == ["red and blue", "blue"]
-    picture = source.sample(0, rng()).image
-    assert picture.size == (16, 16)
-    assert corner(picture, 1, 8) == RED
-    assert corner(picture, 14, 8) == BLUE
+    image = source.sample(0, rng()).image
+    assert image.size == (16, 16)
+    assert corner(image, 1, 8) == RED
+    assert corner(image, 14, 8) == BLUE
 
 
 def test_text_beside(tmp_path: Path):
@@ -67,8 +67,8 @@ def test_one_folder_per_class(tmp_path: Path):
     assert [caption for _, caption in source.items] == ["cat", "red apple"]
 
 
-def test_each_picture_s_caption_is_looked_for_by_itself(tmp_path: Path):
-    """A line of metadata.jsonl, a text beside, a class: in one folder, whatever the other pictures have."""
+def test_each_image_s_caption_is_looked_for_by_itself(tmp_path: Path):
+    """A line of metadata.jsonl, a text beside, a class: in one folder, whatever the other images have."""
     for name in ("loose.png", "told.png", "below/listed.png", "red_apple/1.png", "cat/1.png", "cat/._1.png", ".cache/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         halves().save(tmp_path / name)
@@ -88,7 +88,7 @@ def test_each_picture_s_caption_is_looked_for_by_itself(tmp_path: Path):
     }
 
 
-def test_a_loose_picture_does_not_undo_the_classes(tmp_path: Path):
+def test_a_loose_image_does_not_undo_the_classes(tmp_path: Path):
     for name in ("cat/1.png", "dog/1.png"):
         (tmp_path / name).parent.mkdir()
         halves().save(tmp_path / name)
@@ -101,7 +101,7 @@ def test_a_loose_picture_does_not_undo_the_classes(tmp_path: Path):
     assert [path.name for path, _ in source.bad] == ["loose.png"]
 
 
-def test_a_picture_whose_text_is_missing_is_no_class(tmp_path: Path):
+def test_a_image_whose_text_is_missing_is_no_class(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     for name in ("a", "b"):
         halves().save(tmp_path / "photos" / f"{name}.png")
@@ -129,7 +129,7 @@ def test_the_key_follows_the_contents(tmp_path: Path):
     assert FolderDataset(tmp_path, 16).key != first
 
 
-# Kinds of picture
+# Kinds of image
 
 
 def test_fit_cuts_where_it_is_told():
@@ -204,32 +204,32 @@ def encoded(kind: str) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("TIFF", "tif"), ("BMP", "bmp")]
 )
-def test_a_truncated_picture_is_named_skipped_and_counted(tmp_path: Path, kind: str, suffix: str):
+def test_a_truncated_image_is_named_skipped_and_counted(tmp_path: Path, kind: str, suffix: str):
     bad = classes(tmp_path, f"cut.{suffix}", encoded(kind)[: len(encoded(kind)) // 2])
     classes(tmp_path, "whole.png", encoded("PNG"))
-    with pytest.raises(DaguerreError, match=rf"cut\.{suffix} is (damaged|not a picture).*--skip-bad"):
+    with pytest.raises(DaguerreError, match=rf"cut\.{suffix} is (damaged|not an image).*--skip-bad"):
         FolderDataset(tmp_path, 16)
     source = FolderDataset(tmp_path, 16, skip_bad=True)
     assert len(source) == 1
     assert [path for path, _ in source.bad] == [bad]
 
 
-def test_every_bad_picture_is_counted(tmp_path: Path):
+def test_every_bad_image_is_counted(tmp_path: Path):
     for i in range(3):
-        classes(tmp_path, f"{i}.png", b"no picture")
+        classes(tmp_path, f"{i}.png", b"no image")
     classes(tmp_path, "whole.png", encoded("PNG"))
-    with pytest.raises(DaguerreError, match=r"0\.png is not a picture.* 2 more of 4"):
+    with pytest.raises(DaguerreError, match=r"0\.png is not an image.* 2 more of 4"):
         FolderDataset(tmp_path, 16)
     assert len(FolderDataset(tmp_path, 16, skip_bad=True).bad) == 3
 
 
-def test_nothing_but_bad_pictures_is_an_error_even_when_skipping(tmp_path: Path):
+def test_nothing_but_bad_images_is_an_error_even_when_skipping(tmp_path: Path):
     classes(tmp_path, "a.png", b"")
-    with pytest.raises(DaguerreError, match="None of the 1 pictures"):
+    with pytest.raises(DaguerreError, match="None of the 1 images"):
         FolderDataset(tmp_path, 16, skip_bad=True)
 
 
-def test_a_picture_that_is_too_large_is_refused_before_decoding(tmp_path: Path):
+def test_a_image_that_is_too_large_is_refused_before_decoding(tmp_path: Path):
     """A header that promises 60,000 × 60,000 pixels, with no pixels behind it."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
@@ -279,7 +279,7 @@ def test_bad_metadata(tmp_path: Path, text: str, said: str):
 def test_missing_and_empty_folders(tmp_path: Path):
     with pytest.raises(DaguerreError, match="There is no folder"):
         FolderDataset(tmp_path / "none", 16)
-    with pytest.raises(DaguerreError, match="No pictures in"):
+    with pytest.raises(DaguerreError, match="No images in"):
         FolderDataset(tmp_path, 16)
     (tmp_path / "a").mkdir()
     halves().save(tmp_path / "a" / "1.png")

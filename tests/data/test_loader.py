@@ -13,7 +13,7 @@ from daguerre.errors import DaguerreError
 
 
 class Numbered:
-    """A source whose pictures tell index and draw: red = index, green = a random byte."""
+    """A source whose images tell index and draw: red = index, green = a random byte."""
 
     size, key = 4, "numbered"
 
@@ -79,7 +79,7 @@ def test_siblings_are_neighbours_of_one_index_drawn_apart():
     assert set(visits.values()) == {4}
 
 
-def test_pictures_of_another_size_are_resized():
+def test_images_of_another_size_are_resized():
     assert BatchLoader(Numbered(4), 2, 0, 8).batch(0).x.shape == (2, 3, 8, 8)
 
 
@@ -94,9 +94,9 @@ def test_a_batch_can_be_sliced():
 def test_an_error_while_drawing_reaches_the_reader():
     class Broken(Numbered):
         def sample(self, index: int, rng: np.random.Generator) -> Sample:
-            raise DaguerreError("picture 3 is damaged")
+            raise DaguerreError("image 3 is damaged")
 
-    with pytest.raises(DaguerreError, match="picture 3"):
+    with pytest.raises(DaguerreError, match="image 3"):
         list(islice(BatchLoader(Broken(4), 2, 0).stream(0), 1))
 
 

@@ -22,8 +22,8 @@ def scenes(source: ShapesDataset, count: int) -> list[ShapesScene]:
     return [source.scene(i % len(source), np.random.default_rng(i)) for i in range(count)]
 
 
-def test_the_picture_is_composed_of_its_masks(source: ShapesDataset):
-    """picture = Σ paint·mask + (1 − Σ mask)·background, to the rounding of 8 bits; masks do not overlap and lie in their boxes."""
+def test_the_image_is_composed_of_its_masks(source: ShapesDataset):
+    """image = Σ paint·mask + (1 − Σ mask)·background, to the rounding of 8 bits; masks do not overlap and lie in their boxes."""
     for scene in scenes(source, 300):
         masks = source.masks(scene)
         cover = masks.sum(0)
@@ -133,7 +133,7 @@ def test_something_of_each_is_held_out():
 
 
 @pytest.mark.parametrize("size", [16, 17, 19, 23])
-def test_pairs_fit_into_the_smallest_pictures(size: int):
+def test_pairs_fit_into_the_smallest_images(size: int):
     small = ShapesDataset(size, mix=ShapesMix(count=0, pair=1))
     rng = np.random.default_rng(0)
     for scene in (small.scene(i, rng) for i in range(len(small))):

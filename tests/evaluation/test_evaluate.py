@@ -40,11 +40,11 @@ SIDE = 16
 
 
 class ColourJudge:
-    """Embeds a picture as its mean colour, and a text as the colour that it names, both as corners of a cube."""
+    """Embeds an image as its mean colour, and a text as the colour that it names, both as corners of a cube."""
 
     name = "colours"
 
-    def pictures(self, x: torch.Tensor) -> torch.Tensor:
+    def images(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(x.mean((2, 3)), dim=1)
 
     def texts(self, texts: list[str]) -> torch.Tensor:
@@ -53,9 +53,9 @@ class ColourJudge:
 
 
 class BlindJudge(ColourJudge):
-    """Sees no difference between pictures."""
+    """Sees no difference between images."""
 
-    def pictures(self, x: torch.Tensor) -> torch.Tensor:
+    def images(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ones(len(x), 3)
 
 
@@ -77,18 +77,18 @@ def trials(count: int = 12) -> list[EvalPrompt]:
 
 
 def made_of(names: list[str]) -> GeneratedSet:
-    pictures = torch.stack([to_tensor(solid(name)) for name in names])
-    return GeneratedSet(pictures, tuple(range(len(names))), "painter", Request(steps=3, guidance_scale=5.0), 1.5)
+    images = torch.stack([to_tensor(solid(name)) for name in names])
+    return GeneratedSet(images, tuple(range(len(names))), "painter", Request(steps=3, guidance_scale=5.0), 1.5)
 
 
-def some_pictures(count: int, seed: int = 0) -> torch.Tensor:
+def some_images(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def evaluated(names: list[str], judge: ColourJudge | None = None, training: torch.Tensor | None = None) -> Evaluation:
-    reference = torch.cat([true_renders(trials()), some_pictures(12)])
-    pictures = some_pictures(50, seed=1) if training is None else training
-    return evaluate(judge or ColourJudge(), trials(), made_of(names), reference=reference, training=pictures)  # type: ignore[arg-type]
+    reference = torch.cat([true_renders(trials()), some_images(12)])
+    images = some_images(50, seed=1) if training is None else training
+    return evaluate(judge or ColourJudge(), trials(), made_of(names), reference=reference, training=images)  # type: ignore[arg-type]
 
 
 def test_a_painter_that_does_as_told():
@@ -132,20 +132,20 @@ def test_places_are_judged_where_they_are():
         for name, kind in (("red beside blue", "pair"), ("blue beside red", "known"))
     ]
     made = GeneratedSet(true_renders(asked), (0, 1), "painter", Request(steps=3, guidance_scale=5.0), 1.5)
-    report = evaluate(ColourJudge(), asked, made, reference=some_pictures(12), training=some_pictures(12)).report  # type: ignore[arg-type]
+    report = evaluate(ColourJudge(), asked, made, reference=some_images(12), training=some_images(12)).report  # type: ignore[arg-type]
     assert [prompt.rank for prompt in report.prompts] == [0, 2]
     assert report.prompts[1].taken_for == "red beside blue"
     assert report.kinds[0].score.value == pytest.approx(2.5, abs=1e-6)
 
 
 def test_a_painter_that_copies():
-    """Every picture is a training picture, which the true renders are not."""
-    training = true_renders(trials()) + 0.05 * some_pictures(12)
+    """Every image is a training image, which the true renders are not."""
+    training = true_renders(trials()) + 0.05 * some_images(12)
     report = evaluate(
         ColourJudge(),  # type: ignore[arg-type]
         trials(),
-        replace(made_of([NAMES[i % 6] for i in range(12)]), pictures=training),
-        reference=some_pictures(12),
+        replace(made_of([NAMES[i % 6] for i in range(12)]), images=training),
+        reference=some_images(12),
         training=training,
     ).report
     assert all(kind.in_pixels.nearer == 1 and kind.in_pixels.copied == 1 for kind in report.kinds)
@@ -183,15 +183,15 @@ def test_what_is_written_is_what_was_found(tmp_path: Path):
     assert COLOURS["blue"] not in found_colours
 
 
-def test_samples_are_the_pictures_that_each_prompt_gives_alone(tiny_model, monkeypatch: pytest.MonkeyPatch):
+def test_samples_are_the_images_that_each_prompt_gives_alone(tiny_model, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "EVAL_BATCH", 3)
     prompts = ["a red apple", "a blue apple", "two cats (left)", "a pizza", "a [green] circle", "", "an apple"]
     made = generate_set(tiny_model, prompts, Request(steps=2, guidance_scale=3.0, seed=5))
     assert sorted(made.seeds) == [5, 5, 5, 6, 6, 6, 7]
     assert made.seeds != tuple(sorted(made.seeds))  # shuffled, so that no kind has noises of its own
-    for prompt, seed, picture in zip(prompts, made.seeds, made.images, strict=True):
+    for prompt, seed, image in zip(prompts, made.seeds, made.images, strict=True):
         alone = generate(tiny_model, prompt=literal(prompt), steps=2, guidance_scale=3.0, seed=seed)[0]
-        assert torch.allclose(to_tensor(alone.image), picture, atol=1.01 / 127.5)
+        assert torch.allclose(to_tensor(alone.image), image, atol=1.01 / 127.5)
 
 
 def test_brackets_of_a_name_are_no_emphasis(tiny_model):
@@ -217,7 +217,7 @@ def test_the_judge_is_the_clip_of_its_folder(judge_folder: Path, monkeypatch: py
     texts = ["a red apple", "a blue banana", "a red apple", "green", "a cat above a pizza"]
     reference = transformers.CLIPModel.from_pretrained(judge_folder).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(judge_folder)
-    x = some_pictures(5)
+    x = some_images(5)
     with torch.no_grad():
         ids = tokenizer(texts, padding="max_length", max_length=24, truncation=True, return_tensors="pt").input_ids
         states = reference(input_ids=ids, pixel_values=x)
@@ -234,10 +234,10 @@ def test_a_folder_without_a_judge(folder: str, tmp_path: Path):
 
 def test_the_judge_resizes_as_pillow_does(judge_folder: Path):
     judge = load_clip_scorer(judge_folder)
-    smooth = torch.nn.functional.interpolate(some_pictures(2), size=(4 * SIDE, 4 * SIDE), mode="bilinear")
+    smooth = torch.nn.functional.interpolate(some_images(2), size=(4 * SIDE, 4 * SIDE), mode="bilinear")
     bytes_ = ((smooth + 1) * 127.5).round().to(torch.uint8)
     pillow = [Image.fromarray(b.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for b in bytes_]
-    wanted = judge.embed_images(torch.stack([to_tensor(picture) for picture in pillow]))
+    wanted = judge.embed_images(torch.stack([to_tensor(image) for image in pillow]))
     assert torch.allclose(judge.embed_images(bytes_ / 127.5 - 1), wanted, atol=0.01)
 
 

@@ -1,4 +1,4 @@
-"""What `daguerre reconstruct` reports: sizes by hand, the same for every way, and pictures beside their numbers."""
+"""What `daguerre reconstruct` reports: sizes by hand, the same for every way, and images beside their numbers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""JPEG and WebP at a size: never above it, each picture back in its place, and better with more bytes."""
+"""JPEG and WebP at a size: never above it, each image back in its place, and better with more bytes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from daguerre.metrics import psnr
 from daguerre.metrics.codecs import OPTIONS, encode_with_codec
 
 
-def pictures(count: int = 5) -> torch.Tensor:
+def images(count: int = 5) -> torch.Tensor:
     """Smooth slopes, each of its own colour and direction."""
     generator = torch.Generator().manual_seed(0)
     slope = torch.linspace(-1, 1, 48)
@@ -17,8 +17,8 @@ def pictures(count: int = 5) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("codec", OPTIONS)
-def test_it_fits_and_every_picture_comes_back_in_its_place(codec: str):
-    x = pictures()
+def test_it_fits_and_every_image_comes_back_in_its_place(codec: str):
+    x = images()
     small, large = (encode_with_codec(x, codec, budget) for budget in (750, 6000))
     assert small is not None
     assert large is not None
@@ -39,7 +39,7 @@ def test_what_does_not_fit_at_any_quality_is_coded_smaller(codec: str):
     assert tight.x.shape == x.shape
 
 
-def test_too_few_bytes_give_none_and_too_many_pictures_are_told():
-    assert encode_with_codec(pictures(), "JPEG", 10) is None
+def test_too_few_bytes_give_none_and_too_many_images_are_told():
+    assert encode_with_codec(images(), "JPEG", 10) is None
     with pytest.raises(DaguerreError, match="sheet of more than"):
         encode_with_codec(torch.zeros(2, 3, 8, 9000), "JPEG", 1000)

@@ -54,7 +54,7 @@ def test_features_and_moments_agree():
 
 
 def test_it_stays_sound_where_covariances_are_singular():
-    """20 pictures in 256 dimensions, where the root of the product is ill-defined: the answers for a shift and a scale are still known."""
+    """20 images in 256 dimensions, where the root of the product is ill-defined: the answers for a shift and a scale are still known."""
     x = normal(20, 256)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
     shift = normal(256, seed=5)
@@ -133,5 +133,5 @@ def test_what_cannot_be_measured_is_said(x: torch.Tensor, says: str):
 def test_features_of_two_networks_are_not_compared():
     with pytest.raises(DaguerreError, match="4 and 5 dimensions"):
         frechet_distance(normal(9, 4), normal(9, 5))
-    with pytest.raises(DaguerreError, match="No pictures"):
+    with pytest.raises(DaguerreError, match="No images"):
         features_of([], lambda x: x)

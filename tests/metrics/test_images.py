@@ -10,7 +10,7 @@ from daguerre.errors import DaguerreError
 from daguerre.metrics import psnr, ssim
 
 
-def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -37,26 +37,26 @@ def test_psnr_of_a_known_error():
     assert psnr(x * 127.5, y * 127.5, span=255).tolist() == pytest.approx([20.0, 40.0], abs=1e-5)  # the unit doesn't matter
 
 
-def test_psnr_of_equal_pictures_is_infinite():
-    assert psnr(pictures(1, 3, 8, 8), pictures(1, 3, 8, 8)).item() == math.inf
+def test_psnr_of_equal_images_is_infinite():
+    assert psnr(images(1, 3, 8, 8), images(1, 3, 8, 8)).item() == math.inf
 
 
 @pytest.mark.parametrize("span", [2.0, 255.0])
 def test_ssim_equals_the_formula(span: float):
-    x = pictures(2, 3, 17, 14) * span / 2
-    y = (0.7 * x + 0.1 * span * pictures(2, 3, 17, 14, seed=1)).float()
+    x = images(2, 3, 17, 14) * span / 2
+    y = (0.7 * x + 0.1 * span * images(2, 3, 17, 14, seed=1)).float()
     wanted = [np.mean([ssim_by_the_window(x[b, c].double().numpy(), y[b, c].double().numpy(), span) for c in range(3)]) for b in range(2)]
     assert ssim(x, y, span=span).tolist() == pytest.approx(wanted, abs=1e-10)
 
 
-def test_ssim_of_flat_pictures_is_the_luminance_term():
+def test_ssim_of_flat_images_is_the_luminance_term():
     x, y = torch.full((1, 1, 16, 16), 0.5), torch.full((1, 1, 16, 16), 0.25)
     c1 = 0.02**2
     assert ssim(x, y).item() == pytest.approx((2 * 0.125 + c1) / (0.25 + 0.0625 + c1), abs=1e-12)
 
 
 def test_ssim_is_one_for_equals_symmetric_and_falls_with_noise():
-    x, noise = pictures(1, 3, 24, 24), pictures(1, 3, 24, 24, seed=3)
+    x, noise = images(1, 3, 24, 24), images(1, 3, 24, 24, seed=3)
     assert ssim(x, x).item() == pytest.approx(1.0, abs=1e-12)
     scores = [ssim(x, x + a * noise).item() for a in (0.1, 0.3, 1.0)]
     assert scores == sorted(scores, reverse=True)

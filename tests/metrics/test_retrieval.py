@@ -39,6 +39,6 @@ def test_cosine_is_the_cosine():
 
 
 def test_clip_score():
-    pictures = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     texts = torch.tensor([[2.0, 0.0], [1.0, 3**0.5], [-1.0, 0.1]])
-    assert clip_score(torch.cosine_similarity(pictures, texts)).tolist() == pytest.approx([2.5, 1.25, 0.0], abs=1e-6)
+    assert clip_score(torch.cosine_similarity(images, texts)).tolist() == pytest.approx([2.5, 1.25, 0.0], abs=1e-6)

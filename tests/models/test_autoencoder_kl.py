@@ -43,9 +43,9 @@ def noise(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# A batch of 17 has places enough for the doubling by one transposed convolution, at both levels.
+# A batch of 17 is large enough for the transposed-convolution upsampling at both levels.
 @pytest.mark.parametrize(("name", "batch"), [*((name, 1) for name in VARIANTS), ("sd", 17)])
-def test_equals_the_reference_with_gradients(name: str, batch: int):
+def test_output_and_gradients_equal_the_reference(name: str, batch: int):
     config, options = VARIANTS[name]
     torch.manual_seed(0)
     reference = diffusers.AutoencoderKL(**options)
@@ -55,16 +55,16 @@ def test_equals_the_reference_with_gradients(name: str, batch: int):
 
     x, x_reference = (noise(batch, 3, 32, 32, seed=1).requires_grad_() for _ in range(2))
     eps = noise(batch, 3, 8, 8, seed=2)
-    rebuilt, posterior = ours(x, eps)
+    reconstruction, posterior = ours(x, eps)
     distribution = reference.encode(x_reference).latent_dist
     rebuilt_reference = reference.decode(distribution.mean + distribution.std * eps).sample
     torch.testing.assert_close(posterior.mean, distribution.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(posterior.logvar, distribution.logvar, rtol=0, atol=1e-5)
-    torch.testing.assert_close(rebuilt, rebuilt_reference, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reconstruction, rebuilt_reference, rtol=0, atol=1e-5)
     torch.testing.assert_close(posterior.kl(), distribution.kl(), rtol=1e-5, atol=0)
 
-    weight = noise(*rebuilt.shape, seed=3) / batch**0.5
-    ((rebuilt * weight).mean() + posterior.kl().mean() / 100).backward()
+    weight = noise(*reconstruction.shape, seed=3) / batch**0.5
+    ((reconstruction * weight).mean() + posterior.kl().mean() / 100).backward()
     ((rebuilt_reference * weight).mean() + distribution.kl().mean() / 100).backward()
     torch.testing.assert_close(x.grad, x_reference.grad, rtol=0, atol=1e-5)
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
@@ -81,20 +81,20 @@ def test_posterior_is_a_normal_distribution():
     torch.testing.assert_close(posterior.sample(eps), truth.icdf(Normal(0.0, 1.0).cdf(eps)), rtol=1e-4, atol=1e-4)
 
 
-def test_encode_scales_and_decode_undoes_it():
+def test_decode_inverts_the_scaling_of_encode():
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(replace(TINY, scaling_factor=0.5, shift_factor=0.25))
     x = noise(1, 3, 16, 16, seed=0)
     with torch.no_grad():
         posterior = autoencoder.posterior(x)
-        rebuilt, _ = autoencoder(x)
+        reconstruction, _ = autoencoder(x)
         torch.testing.assert_close(autoencoder.encode(x), (posterior.mean - 0.25) * 0.5)
-        torch.testing.assert_close(autoencoder.decode(autoencoder.encode(x)), rebuilt)
+        torch.testing.assert_close(autoencoder.decode(autoencoder.encode(x)), reconstruction)
         eps = noise(1, 3, 4, 4, seed=1)
         torch.testing.assert_close(autoencoder.encode(x, eps), (posterior.sample(eps) - 0.25) * 0.5)
 
 
-def test_the_log_variance_is_clamped():
+def test_log_variance_is_clamped():
     autoencoder = AutoencoderKL(TINY)
     assert autoencoder.quant_conv is not None
     with torch.no_grad():
@@ -104,18 +104,18 @@ def test_the_log_variance_is_clamped():
     assert (logvar[:, 1] == -30).all()
 
 
-def test_a_picture_that_does_not_divide_is_refused():
+def test_rejects_image_sides_that_are_not_multiples_of_f():
     autoencoder = AutoencoderKL(TINY)
     assert autoencoder.downsample_factor == 4
     with pytest.raises(DaguerreError, match=r"18×16.*multiples of 4"):
         autoencoder.encode(torch.zeros(1, 3, 16, 18))
 
 
-def test_compiled_it_answers_alike_and_what_lies_between_its_parts_is_not_compiled():
+def test_compile_covers_encoder_and_decoder_but_not_the_latent_transform():
     torch.manual_seed(0)
     plain = AutoencoderKL(TINY)
-    x, between = torch.rand(1, 3, 32, 32) * 2 - 1, lambda latent: latent.rot90(1, (-2, -1)).contiguous()
-    expected, _ = plain(x, None, between)
+    x, latent_transform = torch.rand(1, 3, 32, 32) * 2 - 1, lambda latent: latent.rot90(1, (-2, -1)).contiguous()
+    expected, _ = plain(x, None, latent_transform)
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]):
@@ -123,7 +123,7 @@ def test_compiled_it_answers_alike_and_what_lies_between_its_parts_is_not_compil
         return graph.forward
 
     plain.compile(backend=backend)
-    answer, _ = plain(x, None, between)
-    torch.testing.assert_close(answer, expected)
+    compiled_output, _ = plain(x, None, latent_transform)
+    torch.testing.assert_close(compiled_output, expected)
     assert len(graphs) == 2  # encoder and decoder
     assert not any("rot90" in graph.code for graph in graphs)

@@ -29,9 +29,9 @@ def read(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any
 
 
 def named(weights: dict[str, Tensor], prefix: str, table: KeyTable) -> dict[str, Tensor]:
-    ours, unmatched = table.to_canonical({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
+    canonical, unmatched = table.to_canonical({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
     assert not unmatched
-    return ours
+    return canonical
 
 
 def unet_config(original: dict[str, Any]) -> UNetConfig:
@@ -54,7 +54,7 @@ def test_the_unet_gives_the_original_output(name: str):
     torch.testing.assert_close(out, io["out"], rtol=0, atol=1e-5)
 
 
-def test_the_autoencoder_gives_the_original_moments_and_picture():
+def test_the_autoencoder_gives_the_original_posterior_and_image():
     weights, io, original = read("ldm_kl_autoencoder_tiny")
     shape = original["ddconfig"]
     sides = [shape["resolution"] // 2**level for level in range(len(shape["ch_mult"]))]
@@ -76,21 +76,21 @@ def test_the_autoencoder_gives_the_original_moments_and_picture():
 
 def test_the_discriminator_gives_the_original_logits():
     weights, io, original = read("taming_patchgan_tiny")
-    critic = discriminator(weights, original).eval()
+    network = discriminator(weights, original).eval()
     with torch.no_grad():
-        torch.testing.assert_close(critic(io["x"]), io["logits"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(network(io["x"]), io["logits"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_discriminators_gradients_are_those_of_its_formula(training: bool):
+def test_discriminator_gradients_equal_the_formula(training: bool):
     """The published network written out with plain functions, which gives the original's logits, too."""
     weights, io, original = read("taming_patchgan_tiny")
-    critic = discriminator(weights, original).train(training)
+    network = discriminator(weights, original).train(training)
     leaves = {key.removeprefix("loss.discriminator.main."): tensor.clone() for key, tensor in weights.items()}
     for key in (trained := [key for key in leaves if key.endswith((".weight", ".bias"))]):
         leaves[key].requires_grad_()
     x, y = (io["x"].clone().requires_grad_() for _ in range(2))
-    logits, expected = critic(x), patchgan(leaves, y, training)
+    logits, expected = network(x), patchgan(leaves, y, training)
     if not training:
         torch.testing.assert_close(expected, io["logits"], rtol=0, atol=1e-5)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
@@ -98,16 +98,16 @@ def test_the_discriminators_gradients_are_those_of_its_formula(training: bool):
     (logits * toward).mean().backward()
     (expected * toward).mean().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-6)
-    ours = dict(critic.main.named_parameters())
-    assert ours.keys() == set(trained)
+    parameters = dict(network.main.named_parameters())
+    assert parameters.keys() == set(trained)
     for key in trained:
-        torch.testing.assert_close(ours[key].grad, leaves[key].grad, rtol=0, atol=1e-5, msg=lambda m, n=key: f"{n}: {m}")
+        torch.testing.assert_close(parameters[key].grad, leaves[key].grad, rtol=0, atol=1e-5, msg=lambda m, n=key: f"{n}: {m}")
 
 
 def discriminator(weights: dict[str, Tensor], original: dict[str, Any]) -> PatchDiscriminator:
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(original["input_nc"], original["ndf"], original["n_layers"]))
-    critic.load_state_dict({key.removeprefix("loss.discriminator."): tensor for key, tensor in weights.items()}, strict=True)
-    return critic
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(original["input_nc"], original["ndf"], original["n_layers"]))
+    discriminator.load_state_dict({key.removeprefix("loss.discriminator."): tensor for key, tensor in weights.items()}, strict=True)
+    return discriminator
 
 
 def patchgan(w: dict[str, Tensor], x: Tensor, training: bool) -> Tensor:

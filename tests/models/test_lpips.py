@@ -50,12 +50,12 @@ def by_formula(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     return total
 
 
-def pictures(seed: int) -> Tensor:
+def images(seed: int) -> Tensor:
     return torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_lpips_equals_its_formula_and_gradient(lpips: LPIPS, weights: dict[str, Tensor]):
-    x, y = pictures(1).requires_grad_(), pictures(2)
+    x, y = images(1).requires_grad_(), images(2)
     x_formula = x.detach().clone().requires_grad_()
     ours, formula = lpips(x, y), by_formula(weights, x_formula, y)
     assert ours.shape == (2,)
@@ -67,42 +67,42 @@ def test_lpips_equals_its_formula_and_gradient(lpips: LPIPS, weights: dict[str, 
     torch.testing.assert_close(x.grad, x_formula.grad, rtol=0, atol=1e-6)
 
 
-def test_lpips_is_zero_for_equal_pictures_and_grows_with_noise(lpips: LPIPS):
-    x = pictures(3)
+def test_lpips_is_zero_for_equal_images_and_grows_with_noise(lpips: LPIPS):
+    x = images(3)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
     distances = [lpips(x, x + strength * noise) for strength in (0.0, 0.05, 0.2, 0.8)]
     assert (distances[0] == 0).all()
     assert all((nearer < farther).all() for nearer, farther in pairwise(distances))
 
 
-def test_features_that_are_all_zero_have_finite_gradients(lpips: LPIPS, weights: dict[str, Tensor]):
+def test_zero_features_have_finite_gradients(lpips: LPIPS, weights: dict[str, Tensor]):
     dead = LPIPS()
     dead.load_state_dict({name: -tensor.abs() if name.endswith("bias") else 0 * tensor for name, tensor in weights.items()})
-    x = pictures(5).requires_grad_()
-    dead(x, pictures(6)).sum().backward()
+    x = images(5).requires_grad_()
+    dead(x, images(6)).sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
 
 
-def test_lpips_gives_no_gradient_to_its_own_weights(lpips: LPIPS):
-    x = pictures(7).requires_grad_()
-    lpips(x, pictures(8)).sum().backward()
+def test_lpips_weights_are_frozen(lpips: LPIPS):
+    x = images(7).requires_grad_()
+    lpips(x, images(8)).sum().backward()
     assert all(parameter.grad is None for parameter in lpips.parameters())
 
 
 def test_feature_distance_is_the_angle_between_features():
     # For unit vectors |a − b|² = 2 − 2·cos(a, b), whatever the features' lengths.
     distance = FeatureDistance(lambda x: [x, 5 * x[:, :2]])
-    x, y = pictures(9), pictures(10)
+    x, y = images(9), images(10)
     cosines = [2 - 2 * F.cosine_similarity(a, b, dim=1).mean(dim=(1, 2)) for a, b in ((x, y), (x[:, :2], y[:, :2]))]
     torch.testing.assert_close(distance(x, y), (cosines[0] + cosines[1]) / 2)
 
 
-def test_feature_distance_on_an_encoder_sees_every_level():
+def test_feature_distance_on_an_encoder_uses_every_level():
     torch.manual_seed(0)
     encoder = Encoder(3, 8, (8, 16, 16), 1, groups=4)
     features = EncoderFeatures(encoder)
-    x, y = pictures(11).requires_grad_(), pictures(12)
+    x, y = images(11).requires_grad_(), images(12)
     assert [tuple(state.shape[1:]) for state in features(x)] == [(8, 16, 12), (16, 8, 6), (16, 8, 6)]
     distance = FeatureDistance(features)(x, y)
     distance.sum().backward()

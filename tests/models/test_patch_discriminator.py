@@ -6,12 +6,12 @@ from torch import nn
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 
 
-def test_the_published_discriminator_has_its_size():
-    # pix2pix's 70×70 PatchGAN, which judges a pair of pictures.
+def test_default_config_has_the_published_parameter_count():
+    # pix2pix's 70×70 PatchGAN, which judges a pair of images.
     assert sum(p.numel() for p in PatchDiscriminator(PatchDiscriminatorConfig(in_channels=6)).parameters()) == 2_768_705
 
 
-def test_one_output_sees_a_patch_of_seventy_pixels():
+def test_receptive_field_is_seventy_pixels():
     critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=4)).eval()
     x = torch.zeros(1, 3, 140, 140, requires_grad=True)
     logits = critic(x)
@@ -25,7 +25,7 @@ def test_one_output_sees_a_patch_of_seventy_pixels():
     assert int((x.grad[0, 0].abs().sum(dim=0) > 0).sum()) == 70
 
 
-def test_it_starts_from_small_normal_weights():
+def test_initial_weights_are_small_normals():
     torch.manual_seed(0)
     critic = PatchDiscriminator(PatchDiscriminatorConfig())
     convolutions = torch.cat([m.weight.flatten() for m in critic.modules() if isinstance(m, nn.Conv2d)])

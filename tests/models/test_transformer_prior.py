@@ -1,4 +1,4 @@
-"""The transformer prior: the original's logits, no look ahead, the cache and the sliding window against the whole, and what it refuses."""
+"""The transformer prior: the original logits, causality, key-value cache and sliding window against plain evaluation, invalid input."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ TINY = TransformerPriorConfig(codes=7, condition_codes=5, length=32, grid=(3, 4)
 def tiny(config: TransformerPriorConfig = TINY, seed: int = 0) -> TransformerPrior:
     torch.manual_seed(seed)
     prior = TransformerPrior(config).eval()
-    for parameter in prior.parameters():  # a fresh one is so even that nothing would show
+    for parameter in prior.parameters():  # the initial weights give nearly uniform logits
         torch.nn.init.normal_(parameter, std=0.3)
     return prior
 
@@ -29,7 +29,7 @@ def ids(size: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def numbers(batch: int, grid: tuple[int, int]) -> Tensor:
+def uniforms(batch: int, grid: tuple[int, int]) -> Tensor:
     return uniform_noise([torch.Generator().manual_seed(seed) for seed in range(batch)], grid)
 
 
@@ -50,34 +50,34 @@ def test_the_transformer_gives_the_original_logits():
     )
     prior = TransformerPrior(config).eval()
     masks = {name for name in weights if name.endswith("attn.mask")}
-    kept = {name: tensor for name, tensor in weights.items() if name not in masks}
-    prior.load_state_dict(named(kept, "transformer.", KeyTable(gpt_rules(config.layers))), strict=True)
+    parameters = {name: tensor for name, tensor in weights.items() if name not in masks}
+    prior.load_state_dict(named(parameters, "transformer.", KeyTable(gpt_rules(config.layers))), strict=True)
     with torch.no_grad():
         torch.testing.assert_close(prior.read(io["ids"]), io["logits"], rtol=0, atol=1e-5)
-        codes = io["ids"][:, 1:].view(2, 4, 8)  # one token as condition, the rest a picture
+        codes = io["ids"][:, 1:].view(2, 4, 8)  # one token as condition, the rest an image
         torch.testing.assert_close(prior(codes, io["ids"][:, :1]).flatten(1, 2), io["logits"][:, :-1], rtol=0, atol=1e-5)
 
 
-def test_no_code_sees_its_future():
+def test_logits_do_not_depend_on_later_codes():
     prior = tiny()
     inputs: list[Tensor] = []
 
-    def keep(module: torch.nn.Module, given: tuple, out: Tensor) -> Tensor:
+    def record(module: torch.nn.Module, given: tuple, out: Tensor) -> Tensor:
         inputs.append(out.detach().requires_grad_())
         return inputs[-1]
 
-    prior.tok_emb.register_forward_hook(keep)
+    prior.tok_emb.register_forward_hook(record)
     for n in range(12):
         inputs.clear()
         prior(ids(7, 1, 3, 4), ids(5, 1, 2))[0].flatten(0, 1)[n].square().sum().backward()
         (gradient,) = (e.grad for e in inputs)
         assert gradient is not None
-        reached = gradient[0].abs().sum(dim=1) > 0  # two tokens of condition, then eleven codes
-        assert reached.tolist() == [True] * (2 + n) + [False] * (11 - n)
+        depends = gradient[0].abs().sum(dim=1) > 0  # two tokens of condition, then eleven codes
+        assert depends.tolist() == [True] * (2 + n) + [False] * (11 - n)
 
 
 @pytest.mark.parametrize("parts", [[1] * 14, [5, 9], [2, 1, 4, 7]])
-def test_cached_equals_uncached(parts: list[int]):
+def test_cached_logits_equal_uncached(parts: list[int]):
     prior, tokens, cache = tiny(), ids(12, 3, 14), KVCache()
     with torch.no_grad():
         whole = prior.read(tokens)
@@ -85,35 +85,35 @@ def test_cached_equals_uncached(parts: list[int]):
     torch.testing.assert_close(cached, whole, rtol=0, atol=1e-5)
 
 
-def test_the_cache_spares_nearly_all_the_work():
-    """Counted, not timed: 256 codes one by one, against reading everything before each of them anew."""
+def test_cache_saves_most_of_the_computation():
+    """Counts FLOPs: 256 codes one by one with the cache, against a full forward pass for each of them."""
     prior = tiny(TransformerPriorConfig(codes=16, length=256, grid=(16, 16), width=16, layers=1, heads=2))
     with FlopCounterMode(display=False) as cached:
-        last(prior.sample((16, 16), numbers(1, (16, 16))))
+        last(prior.sample((16, 16), uniforms(1, (16, 16))))
     with torch.no_grad(), FlopCounterMode(display=False) as uncached:
-        for n in (32, 96, 160, 224):  # every 64th, in the middle of its stretch
+        for n in (32, 96, 160, 224):  # the middle of each quarter
             prior.read(ids(16, 1, n))
     assert 64 * uncached.get_total_flops() > 50 * cached.get_total_flops()
 
 
-@pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, top_k=4, top_p=0.9), Sampling(0.0)])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=4, top_p=0.9), Sampling(0.0)])
 @pytest.mark.parametrize("condition", [None, ids(5, 3, 2), ids(5, 3, 3, 4)], ids=["none", "row", "map"])
-def test_a_window_that_covers_all_is_full_attention(how: Sampling, condition: Tensor | None):
-    prior, u = tiny(), numbers(3, (3, 4))
+def test_sampling_in_one_window_equals_full_attention(sampling: Sampling, condition: Tensor | None):
+    prior, u = tiny(), uniforms(3, (3, 4))
     expected = torch.zeros(3, 3, 4, dtype=torch.long)
     with torch.no_grad():
         for n in range(12):
             logits = prior(expected, condition).flatten(1, 2)[:, n]
-            expected.view(3, 12)[:, n] = sample_codes(probabilities(logits, how), u[:, n])
-    sampled = last(prior.sample((3, 4), u, condition, how))
+            expected.view(3, 12)[:, n] = sample_codes(probabilities(logits, sampling), u[:, n])
+    sampled = last(prior.sample((3, 4), u, condition, sampling))
     assert torch.equal(sampled, expected)
-    assert how.temperature == 0 or len(sampled.unique()) > 2
+    assert sampling.temperature == 0 or len(sampled.unique()) > 2
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_the_sliding_window_asks_each_window_anew(mapped: bool):
-    """The authors' rule, written plainly: crop codes and condition, read the window whole, take the code's own place."""
-    prior, grid, u = tiny(), (5, 7), numbers(2, (5, 7))
+def test_sliding_window_equals_evaluating_each_window_separately(mapped: bool):
+    """The authors' rule, written plainly: crop codes and condition, evaluate the full window, take the logits at the code."""
+    prior, grid, u = tiny(), (5, 7), uniforms(2, (5, 7))
     condition = ids(5, 2, *grid) if mapped else ids(5, 2, 3)
     expected = torch.zeros(2, *grid, dtype=torch.long)
     with torch.no_grad():
@@ -126,25 +126,25 @@ def test_the_sliding_window_asks_each_window_anew(mapped: bool):
                 rows, columns = slice(i - local[0], i - local[0] + 3), slice(j - local[1], j - local[1] + 4)
                 logits = prior(expected[:, rows, columns], condition[:, rows, columns] if mapped else condition)[:, local[0], local[1]]
                 expected[:, i, j] = sample_codes(probabilities(logits, Sampling()), u[:, i * 7 + j])
-    rows_as_drawn = list(prior.sample(grid, u, condition))
-    assert torch.equal(rows_as_drawn[-1], expected)
-    assert [int((codes != 0).any(dim=2).sum(dim=1).max()) <= n + 1 for n, codes in enumerate(rows_as_drawn)] == [True] * 5
+    steps = list(prior.sample(grid, u, condition))
+    assert torch.equal(steps[-1], expected)
+    assert [int((codes != 0).any(dim=2).sum(dim=1).max()) <= n + 1 for n, codes in enumerate(steps)] == [True] * 5
 
 
-def test_windows_stay_inside_and_hold_their_code():
+def test_windows_stay_inside_the_image_and_contain_their_code():
     for i in range(40):
-        (top, left), place = window_corner(i, 39 - i, (40, 40), (16, 16))
+        (top, left), position = window_corner(i, 39 - i, (40, 40), (16, 16))
         assert 0 <= top <= 24
         assert 0 <= left <= 24
-        assert divmod(place, 16) == (i - top, 39 - i - left)
+        assert divmod(position, 16) == (i - top, 39 - i - left)
     assert window_corner(8, 8, (40, 40), (16, 16)) == ((0, 0), 8 * 16 + 8)
     assert window_corner(20, 31, (40, 40), (16, 16)) == ((12, 23), 8 * 16 + 8)
     assert window_corner(39, 39, (40, 40), (16, 16)) == ((24, 24), 255)
 
 
-def test_the_lower_half_is_completed():
-    """With the rows that a sample began with given, and the same randomness, the rest is drawn again."""
-    prior, grid, u = tiny(), (5, 4), numbers(3, (5, 4))
+def test_completion_with_given_rows_equals_the_full_sample():
+    """Given the first rows of a sample and the same random numbers, sampling reproduces the rest."""
+    prior, grid, u = tiny(), (5, 4), uniforms(3, (5, 4))
     whole = last(prior.sample(grid, u, ids(5, 3, 1)))
     assert torch.equal(last(prior.sample(grid, u, ids(5, 3, 1), prefix_rows=whole[:, :2])), whole)
     other = (whole[:, :2] + 1) % 7
@@ -152,7 +152,7 @@ def test_the_lower_half_is_completed():
     assert torch.equal(completed[:, :2], other)
 
 
-def test_tokens_of_the_condition_are_the_models_own_or_shared():
+def test_condition_tokens_are_separate_or_shared():
     own, shared = tiny(), tiny(replace(TINY, condition_codes=0))
     assert own.prefix(ids(5, 2, 3), 2).min() >= 7
     assert torch.equal(shared.prefix(ids(7, 2, 3), 2), ids(7, 2, 3))
@@ -160,18 +160,18 @@ def test_tokens_of_the_condition_are_the_models_own_or_shared():
     assert shared.prefix(None, 2).tolist() == [[0], [0]]
 
 
-def test_coordinates_number_the_patches():
-    places = coordinate_codes(64, 32, codes=1024, downsampling=16)
+def test_coordinate_codes_number_the_patches():
+    positions = coordinate_codes(64, 32, codes=1024, downsample_factor=16)
     # Pixel (y, x) is y·32 + x of 2048; the mean over patch (i, j) is (16 i + 7.5)·32 + 16 j + 7.5.
     expected = [[round(((16 * i + 7.5) * 32 + 16 * j + 7.5) / 2048 * 1024) for j in range(2)] for i in range(4)]
-    assert places.tolist() == [expected]
+    assert positions.tolist() == [expected]
 
 
-def test_what_does_not_fit_is_refused():
+def test_rejects_inputs_that_do_not_fit():
     prior = tiny()
-    with pytest.raises(DaguerreError, match="smaller than the 3×4"):
-        last(prior.sample((2, 4), numbers(1, (2, 4))))
-    with pytest.raises(DaguerreError, match="32 places"):
+    with pytest.raises(DaguerreError, match="smaller than this prior's 3×4"):
+        last(prior.sample((2, 4), uniforms(1, (2, 4))))
+    with pytest.raises(DaguerreError, match="at most 32"):
         prior(ids(7, 1, 3, 4), ids(5, 1, 30))
     with pytest.raises(DaguerreError, match="only 5"):
         prior(ids(7, 1, 3, 4), torch.tensor([[5]]))
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused():
         prior(torch.full((1, 3, 4), 7))
     with pytest.raises(DaguerreError, match="2 conditions for 1"):
         prior(ids(7, 1, 3, 4), ids(5, 2, 1))
-    with pytest.raises(DaguerreError, match="3×4 codes and the picture 5×7"):
-        last(prior.sample((5, 7), numbers(1, (5, 7)), ids(5, 1, 3, 4)))
-    with pytest.raises(DaguerreError, match="known rows"):
-        last(prior.sample((5, 4), numbers(1, (5, 4)), prefix_rows=ids(7, 1, 2, 3)))
+    with pytest.raises(DaguerreError, match="3×4 codes and the image 5×7"):
+        last(prior.sample((5, 7), uniforms(1, (5, 7)), ids(5, 1, 3, 4)))
+    with pytest.raises(DaguerreError, match="prefix_rows is"):
+        last(prior.sample((5, 4), uniforms(1, (5, 4)), prefix_rows=ids(7, 1, 2, 3)))

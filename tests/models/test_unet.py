@@ -128,13 +128,13 @@ def spread(reference: nn.Module) -> nn.Module:
     return reference.eval()
 
 
-def assert_same(ours: Tensor, theirs: Tensor, unet: UNet, reference: nn.Module, x: Tensor, x_reference: Tensor) -> None:
+def assert_same(output: Tensor, expected: Tensor, unet: UNet, reference: nn.Module, x: Tensor, x_reference: Tensor) -> None:
     """Outputs and the gradients of one random functional, with respect to the input and every parameter."""
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert theirs.std() > 0.1
-    weight = noise(*theirs.shape, seed=9)
-    (ours * weight).mean().backward()
-    (theirs * weight).mean().backward()
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    assert expected.std() > 0.1
+    weight = noise(*expected.shape, seed=9)
+    (output * weight).mean().backward()
+    (expected * weight).mean().backward()
     torch.testing.assert_close(x.grad, x_reference.grad, rtol=0, atol=1e-5)
     gradients = {name: p.grad for name, p in unet.named_parameters()}
     for name, parameter in reference.named_parameters():
@@ -156,9 +156,9 @@ def test_equals_the_conditional_reference(name: str):
         pooled = noise(2, 10, seed=3)
         waves = reference.add_time_proj(sizes.flatten()).reshape(2, -1)
         vector, added = torch.cat([pooled, waves], dim=1), {"text_embeds": pooled, "time_ids": sizes}
-    ours = unet(x[:, :4], t, Conditioning(context, vector, x[:, 4:] if config.in_channels > 4 else None, label))
-    theirs = reference(x_reference, t, context, class_labels=label, added_cond_kwargs=added).sample
-    assert_same(ours, theirs, unet, reference, x, x_reference)
+    output = unet(x[:, :4], t, Conditioning(context, vector, x[:, 4:] if config.in_channels > 4 else None, label))
+    expected = reference(x_reference, t, context, class_labels=label, added_cond_kwargs=added).sample
+    assert_same(output, expected, unet, reference, x, x_reference)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -180,20 +180,20 @@ def test_control_residuals_and_uneven_sizes_equal_the_reference(size: tuple[int,
     H, W = size
     h, w = math.ceil(H / 2), math.ceil(W / 2)
     control = [
-        noise(2, C, *place, seed=i) for i, (C, place) in enumerate([(16, (H, W)), (16, (H, W)), (16, (h, w)), (32, (h, w)), (32, (h, w))])
+        noise(2, C, *side, seed=i) for i, (C, side) in enumerate([(16, (H, W)), (16, (H, W)), (16, (h, w)), (32, (h, w)), (32, (h, w))])
     ]
     x, t, context = noise(2, 4, H, W), torch.tensor([3.0, 500.0]), noise(2, 5, 12, seed=8)
     with torch.no_grad():
-        ours = unet(x, t, Conditioning(context), control=control)
-        theirs = reference(x, t, context, down_block_additional_residuals=control[:-1], mid_block_additional_residual=control[-1]).sample
+        output = unet(x, t, Conditioning(context), control=control)
+        expected = reference(x, t, context, down_block_additional_residuals=control[:-1], mid_block_additional_residual=control[-1]).sample
         plain = unet(x, t, Conditioning(context))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert (ours - plain).abs().max() > 0.1
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    assert (output - plain).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["plain", "text", "text, none at the first level", "upscaler", "sdxl", "control"])
-def test_what_is_told_of_the_same_pictures_is_the_same_computed_once_or_twice(name: str):
-    """Three voices of two pictures; what the batch shares is computed on two rows only where text alone tells the voices apart."""
+def test_what_is_told_of_the_same_images_is_the_same_computed_once_or_twice(name: str):
+    """Three voices of two images; what the batch shares is computed on two rows only where text alone tells the voices apart."""
     config = {
         "plain": replace(TINY_PLAIN, in_channels=4),
         "text, none at the first level": replace(TINY, depth=(0, 1), mid_depth=0),
@@ -219,7 +219,7 @@ def test_what_is_told_of_the_same_pictures_is_the_same_computed_once_or_twice(na
     assert rows == [6, 6 if name in ("upscaler", "sdxl") else 2]
 
 
-def test_control_of_another_network_is_an_error():
+def test_control_residuals_of_another_network_raise():
     unet = UNet(TINY)
     with pytest.raises(ValueError):
         unet(noise(1, 4, 8, 8), torch.zeros(1), Conditioning(noise(1, 5, 12)), control=[torch.zeros(1)] * 3)
@@ -237,7 +237,7 @@ def test_control_of_another_network_is_an_error():
         ("text2img256", presets.LDM_TEXT2IMG),
     ],
 )
-def test_presets_are_as_large_as_the_published_networks(manifest: str, config: UNetConfig):
+def test_presets_have_the_published_parameter_counts(manifest: str, config: UNetConfig):
     published = json.loads((MANIFESTS / f"{manifest}.json").read_text())
     count = sum(math.prod(shape) for name, (shape, _) in published.items() if name.startswith("model.diffusion_model."))
     with torch.device("meta"):
@@ -261,7 +261,7 @@ def test_presets_have_the_sizes_that_their_papers_report(config: UNetConfig, opt
     assert round(sum(parameter.numel() for parameter in unet.parameters()) / 1e6, 1) == options["millions"]
 
 
-def test_a_fresh_network_returns_zeros_and_learns_at_once():
+def test_new_network_returns_zeros_and_has_gradients():
     unet = UNet(TINY)
     out = unet(noise(1, 4, 8, 8), torch.zeros(1), Conditioning(noise(1, 5, 12)))
     assert not out.count_nonzero()
@@ -270,7 +270,7 @@ def test_a_fresh_network_returns_zeros_and_learns_at_once():
     assert unet.conv_out.weight.grad.abs().max() > 0
 
 
-def test_half_precision_stays_near_single_precision():
+def test_half_precision_is_close_to_single_precision():
     reference = spread(UNet2DConditionModel(**TINY_REFERENCE))
     unet = twin(TINY, reference)
     x, t, cond = noise(2, 4, 8, 8), torch.tensor([3.0, 500.0]), Conditioning(noise(2, 5, 12))
@@ -286,12 +286,12 @@ def test_half_precision_stays_near_single_precision():
     [
         (TINY, 4, None, "context of width 12; got none"),
         (TINY, 4, Conditioning(context=torch.zeros(1, 5, 16)), "context of width 12; got one of width 16"),
-        (replace(TINY, in_channels=9), 4, Conditioning(context=torch.zeros(1, 5, 12)), "takes 9 channels, .* together have 4"),
+        (replace(TINY, in_channels=9), 4, Conditioning(context=torch.zeros(1, 5, 12)), "takes 9 channels, .* have 4 in total"),
         (replace(TINY, vector_width=6), 4, Conditioning(context=torch.zeros(1, 5, 12)), "vector of width 6; got none"),
         (replace(TINY, classes=6), 4, Conditioning(context=torch.zeros(1, 5, 12)), "label below 6; got none"),
     ],
 )
-def test_wrong_conditioning_is_refused_in_words(config: UNetConfig, channels: int, cond: Conditioning | None, message: str):
+def test_wrong_conditioning_raises(config: UNetConfig, channels: int, cond: Conditioning | None, message: str):
     with pytest.raises(DaguerreError, match=message):
         UNet(config)(torch.zeros(1, channels, 8, 8), torch.zeros(1), cond)
 
@@ -299,6 +299,6 @@ def test_wrong_conditioning_is_refused_in_words(config: UNetConfig, channels: in
 @pytest.mark.parametrize(
     ("change", "message"), [({"heads": (2,)}, "2, 2 and 1"), ({"context_width": None, "mid_depth": 2}, "depth 0 or 1")]
 )
-def test_a_config_that_contradicts_itself_is_refused(change: dict[str, object], message: str):
+def test_contradictory_config_raises(change: dict[str, object], message: str):
     with pytest.raises(DaguerreError, match=message):
         replace(TINY, **change)

@@ -32,7 +32,7 @@ def tiny(seed: int = 0, config: VQModelConfig = TINY) -> VQModel:
     return model.eval()
 
 
-def test_the_vqgan_gives_the_original_codes_and_picture():
+def test_the_vqgan_gives_the_original_codes_and_image():
     weights, io, original = read("taming_vqgan_tiny")
     shape = original["ddconfig"]
     sides = [shape["resolution"] // 2**level for level in range(len(shape["ch_mult"]))]
@@ -56,7 +56,7 @@ def test_the_vqgan_gives_the_original_codes_and_picture():
         torch.testing.assert_close(model.decode_codes(io["indices"]), io["decoded"], rtol=0, atol=1e-5)
 
 
-def test_equals_the_reference_with_gradients():
+def test_output_and_gradients_equal_the_reference():
     # Its class, too, keeps the original's slip about β.
     model = tiny(config=replace(TINY, quantizer=replace(TINY.quantizer, loss="legacy")))
     reference = diffusers.VQModel(
@@ -86,14 +86,14 @@ def test_equals_the_reference_with_gradients():
 def test_codes_are_the_same_after_save_and_load(tmp_path: Path):
     model, x = tiny(), noise(3, 3, 16, 16, seed=1)
     save_file(model.state_dict(), tmp_path / "vq.safetensors")
-    again = tiny(seed=5)
-    again.load_state_dict(load_file(tmp_path / "vq.safetensors"), strict=True)
+    loaded = tiny(seed=5)
+    loaded.load_state_dict(load_file(tmp_path / "vq.safetensors"), strict=True)
     with torch.no_grad():
-        assert torch.equal(model.encode_codes(x), again.encode_codes(x))
+        assert torch.equal(model.encode_codes(x), loaded.encode_codes(x))
         torch.testing.assert_close(model.decode_codes(model.encode_codes(x)), model(x).x, rtol=0, atol=0)
 
 
-def test_as_a_first_stage_it_decodes_the_nearest_codes():
+def test_decode_quantizes_continuous_latents():
     model, x = tiny(config=replace(TINY, scaling_factor=0.5)), noise(1, 3, 16, 16, seed=1)
     with torch.no_grad():
         z = model.encode(x)
@@ -103,7 +103,7 @@ def test_as_a_first_stage_it_decodes_the_nearest_codes():
     assert model.downsample_factor == 2
 
 
-def test_a_picture_that_does_not_divide_is_refused():
+def test_rejects_image_sides_that_are_not_multiples_of_f():
     with pytest.raises(DaguerreError, match=r"18×15.*multiples of 2"):
         tiny().encode_codes(torch.zeros(1, 3, 15, 18))
 

@@ -110,16 +110,16 @@ class MapPrefix:
     def __call__(self, told: PriorInputs) -> Tensor:
         """(B, h, w), of the picture's own grid."""
         _refuse(told, words=True, instead="give a map")
-        if told.map is None:
+        if told.condition_map is None:
             raise DaguerreError(f"This prior is told by a map ({self.kind}) of the picture; give one with --map.")
         height, width = (side * self.autoencoder.downsample_factor for side in told.grid)
-        if told.map.shape[-2:] != (height, width):
-            given = f"{told.map.shape[-1]}×{told.map.shape[-2]}"
+        if told.condition_map.shape[-2:] != (height, width):
+            given = f"{told.condition_map.shape[-1]}×{told.condition_map.shape[-2]}"
             raise DaguerreError(f"The map is {given} pixels; it must be as large as the picture, {width}×{height}.")
         if self.palette:
-            check_palette(told.map, self.palette)
+            check_palette(told.condition_map, self.palette)
         where = next(self.autoencoder.parameters())
-        return self.autoencoder.encode_codes(with_channels(told.map, self.autoencoder.config.in_channels).to(where)).expand(
+        return self.autoencoder.encode_codes(with_channels(told.condition_map, self.autoencoder.config.in_channels).to(where)).expand(
             len(told), -1, -1
         )
 
@@ -135,7 +135,7 @@ class CoordinatePrefix:
         """(B, h, w)."""
         _refuse(told, words=True, map=True, instead="it draws what it likes")
         height, width = (side * self.downsampling for side in told.grid)
-        places = coordinate_codes(height, width, codes=self.tokens, downsampling=self.downsampling)
+        places = coordinate_codes(height, width, codes=self.tokens, downsample_factor=self.downsampling)
         return places.clamp(max=self.tokens - 1).expand(len(told), -1, -1)
 
 
@@ -174,7 +174,7 @@ def _refuse(told: PriorInputs, *, words: bool = False, map: bool = False, instea
         raise DaguerreError(
             f"This prior is not told by words, so the prompt {next(filter(None, told.prompts))[:60]!r} says nothing; {instead}."
         )
-    if map and told.map is not None:
+    if map and told.condition_map is not None:
         raise DaguerreError(f"This prior is not told by a map; {instead}.")
 
 

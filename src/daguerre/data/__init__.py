@@ -1,4 +1,4 @@
-"""Pictures and captions in, batches out; the order is a pure function of (seed, step). Knows nothing of models."""
+"""Images and captions in, batches out; the order is a pure function of (seed, step). Knows nothing of models."""
 
 from daguerre.data.dataset import Dataset, Sample, is_held_out
 from daguerre.data.emoji.dataset import EmojiDataset, EmojiMix

@@ -1,4 +1,4 @@
-"""Varied wording: the same picture said in the ways people would type it."""
+"""Varied wording: the same image said in the ways people would type it."""
 
 from collections.abc import Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Colour words and pixels: which word a pixel deserves, which one a whole picture deserves, and how to give it another.
+"""Colour words and pixels: which word a pixel deserves, which one a whole image deserves, and how to give it another.
 
 Words follow hue, saturation and value as people use them (a dark orange is brown, a pale red is pink); between two words lies a zone that
 gets none, so a caption never names a colour on which two people would disagree.
@@ -28,7 +28,7 @@ PAINTS: dict[str, tuple[int, int, int]] = {
 NAMES = ("", *PAINTS, "")  # a pixel's class is its place here; the first has no clear colour, the last one without a word
 _WORDLESS = len(NAMES) - 1
 _OPAQUE = 100  # alpha from which a pixel counts
-_DOMINANT = 0.5  # share of a picture's opaque pixels that must have the colour it is called by
+_DOMINANT = 0.5  # share of an image's opaque pixels that must have the colour it is called by
 _RIVAL = 0.35  # no other hue may have more than this share of the pixels the named one has
 
 
@@ -78,7 +78,7 @@ def _table() -> np.ndarray:
 
 
 def colour_shares(rgba: Image.Image) -> np.ndarray:
-    """Share of an RGBA picture's opaque pixels in each class of NAMES, float (len(NAMES),)."""
+    """Share of an RGBA image's opaque pixels in each class of NAMES, float (len(NAMES),)."""
     pixels = np.asarray(rgba).reshape(-1, 4)
     pixels = pixels[pixels[:, 3] > _OPAQUE] >> 3
     index = (pixels[:, 0].astype(np.intp) << 10) | (pixels[:, 1].astype(np.intp) << 5) | pixels[:, 2]
@@ -86,7 +86,7 @@ def colour_shares(rgba: Image.Image) -> np.ndarray:
 
 
 def colour_of(rgba: Image.Image) -> str | None:
-    """The word for an RGBA picture's colour, or None where no single one dominates."""
+    """The word for an RGBA image's colour, or None where no single one dominates."""
     shares = colour_shares(rgba)
     first = int(shares[1:_WORDLESS].argmax()) + 1
     rivals = [i for i in (*map(NAMES.index, HUES), _WORDLESS) if i != first]
@@ -124,7 +124,7 @@ def hue_turn(source: float, target: float) -> list[int]:
 
 
 def turn_hues(rgba: Image.Image, table: list[int]) -> Image.Image:
-    """Apply a hue table to an RGBA picture; lightness, saturation and alpha stay."""
+    """Apply a hue table to an RGBA image; lightness, saturation and alpha stay."""
     hue, saturation, value = rgba.convert("RGB").convert("HSV").split()
     turned = Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
     turned.putalpha(rgba.getchannel("A"))

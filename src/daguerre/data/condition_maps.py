@@ -1,11 +1,11 @@
-"""Maps of pictures, drawn from the same (index, rng) as the pictures themselves, so that batches of both lie side by side.
+"""Maps of images, drawn from the same (index, rng) as the images themselves, so that batches of both lie side by side.
 
     semantic    which class each pixel shows, as a colour of a palette
     depth       how far away each pixel is
     edges       how much the brightness changes
-    small       the picture with an eighth of its sides, enlarged again
+    small       the image with an eighth of its sides, enlarged again
 
-Semantic maps are known of drawn shapes; those of a folder's pictures, and maps of depth, are read from files.
+Semantic maps are known of drawn shapes; those of a folder's images, and maps of depth, are read from files.
 """
 
 import hashlib
@@ -51,16 +51,16 @@ class ConditionMaps(NamedTuple):
 
 
 def load_condition_maps(source: Dataset, kind: MapKind, folder: Path | None = None) -> ConditionMaps:
-    """The maps of a source; semantic and depth maps of a folder's pictures lie in `folder`, under the pictures' names and of their sizes.
+    """The maps of a source; semantic and depth maps of a folder's images lie in `folder`, under the images' names and of their sizes.
 
     Raises:
-        DaguerreError: nobody knows such maps of this source, a map is missing, of another size than its picture, or, where it is semantic,
+        DaguerreError: nobody knows such maps of this source, a map is missing, of another size than its image, or, where it is semantic,
             of too many colours.
     """
     if folder is not None:
         if isinstance(source, FolderDataset) and kind in ("semantic", "depth"):
             return _from_folder(source, kind, folder)
-        raise DaguerreError(f"Maps of kind {kind!r} of such pictures are not read from files; leave out the folder of maps.")
+        raise DaguerreError(f"Maps of kind {kind!r} of such images are not read from files; leave out the folder of maps.")
     if kind == "semantic" and isinstance(source, ShapesDataset):
         drawn = _view(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
         return ConditionMaps(drawn, SHAPES_PALETTE)
@@ -68,21 +68,21 @@ def load_condition_maps(source: Dataset, kind: MapKind, folder: Path | None = No
         change = edges if kind == "edges" else downsample
         return ConditionMaps(_view(source, lambda index, rng: change(source.sample(index, rng).image), f"{kind} of {source.key}"))
     raise DaguerreError(
-        f"The {kind} maps of these pictures are not known: of a folder's pictures give the folder of their maps with --maps; of drawn "
-        "shapes there are semantic ones, of any pictures edges or small."
+        f"The {kind} maps of these images are not known: of a folder's images give the folder of their maps with --maps; of drawn "
+        "shapes there are semantic ones, of any images edges or small."
     )
 
 
-def edges(picture: Image.Image) -> Image.Image:
-    """How much the brightness changes at each pixel of an RGB picture, white on black."""
-    down, right = np.gradient(np.asarray(ImageOps.grayscale(picture), dtype=np.float32))
+def edges(image: Image.Image) -> Image.Image:
+    """How much the brightness changes at each pixel of an RGB image, white on black."""
+    down, right = np.gradient(np.asarray(ImageOps.grayscale(image), dtype=np.float32))
     return Image.fromarray((2 * np.hypot(down, right)).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def downsample(picture: Image.Image) -> Image.Image:
-    """The picture with an eighth of its sides, enlarged again pixel by pixel."""
-    small = picture.resize([max(1, side // SHRINK) for side in picture.size], Image.Resampling.BOX)
-    return small.resize(picture.size, Image.Resampling.NEAREST)
+def downsample(image: Image.Image) -> Image.Image:
+    """The image with an eighth of its sides, enlarged again pixel by pixel."""
+    small = image.resize([max(1, side // SHRINK) for side in image.size], Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.NEAREST)
 
 
 def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
@@ -94,16 +94,16 @@ def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
 
 
 def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> ConditionMaps:
-    """Maps in files: `folder/a/b.png` is that of the picture `a/b.jpg`."""
+    """Maps in files: `folder/a/b.png` is that of the image `a/b.jpg`."""
     paths = [folder / path.relative_to(source.folder).with_suffix(".png") for path, _ in source.items]
     colours: set[RGBColour] = set()
-    for path, (picture, _) in zip(paths, source.items, strict=True):
+    for path, (image, _) in zip(paths, source.items, strict=True):
         if not path.is_file():
-            raise DaguerreError(f"There is no map '{path}' of the picture '{picture}'; each picture needs one, a PNG of the same name.")
+            raise DaguerreError(f"There is no map '{path}' of the image '{image}'; each image needs one, a PNG of the same name.")
         image = open_image(path)
-        with Image.open(picture) as original:
+        with Image.open(image) as original:
             if image.size != ImageOps.exif_transpose(original).size:
-                raise DaguerreError(f"'{path}' is {image.width}×{image.height}, not the size of its picture '{picture}'.")
+                raise DaguerreError(f"'{path}' is {image.width}×{image.height}, not the size of its image '{image}'.")
         if kind == "semantic":
             colours |= _classes(image, path)
     if len(colours) > MOST_CLASSES:
@@ -111,7 +111,7 @@ def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> Conditio
     resample = Image.Resampling.NEAREST if kind == "semantic" else Image.Resampling.LANCZOS
 
     def draw(index: int, rng: np.random.Generator) -> Image.Image:
-        along = rng.random() if source.crop == "random" else 0.5  # as the picture is cut
+        along = rng.random() if source.crop == "random" else 0.5  # as the image is cut
         return resize_and_crop(open_image(paths[index]), source.size, along, resample)
 
     palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]

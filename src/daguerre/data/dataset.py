@@ -1,4 +1,4 @@
-"""What every source of training pictures gives, and how a combination of words is kept for measuring.
+"""What every source of training images gives, and how a combination of words is kept for measuring.
 
 A source is a numbered set; `sample(index, rng)` is a pure function of its arguments, so whoever fixes the order and the generators
 (`batches.py`) has fixed every byte.
@@ -18,7 +18,7 @@ HELD_OUT = 0.1  # share of combinations that training never sees
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, RGB, square, and what is said of it.
+    """One image, RGB, square, and what is said of it.
 
     `meaning` is the same for captions that say the same in other words; `contrary`, if any, is a caption much like it that is not true.
     """
@@ -30,11 +30,11 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """A numbered set of pictures with captions, possibly drawn anew each time."""
+    """A numbered set of images with captions, possibly drawn anew each time."""
 
     @property
     def size(self) -> int:
-        """Pixels a side of the pictures it gives."""
+        """Pixels a side of the images it gives."""
         ...
 
     @property
@@ -45,11 +45,11 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """The picture and caption of one index, 0 ≤ index < len; everything left to chance is drawn from `rng`."""
+        """The image and caption of one index, 0 ≤ index < len; everything left to chance is drawn from `rng`."""
         ...
 
     def captions(self, count: int, seed: int) -> list[str]:
-        """`count` captions as training would meet them, without drawing a picture: for vocabularies and previews."""
+        """`count` captions as training would meet them, without drawing an image: for vocabularies and previews."""
         ...
 
 

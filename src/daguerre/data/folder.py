@@ -1,11 +1,11 @@
-"""A folder of anyone's pictures with captions, each picture's where the first of these three holds it:
+"""A folder of anyone's images with captions, each image's where the first of these three holds it:
 
     metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} a line, paths relative to the folder
-    a.png, a.txt        the caption beside each picture, in this folder or the ones below
-    red_apple/a.png     one folder per class, whose name is the caption of its pictures if none of them has one of its own
+    a.png, a.txt        the caption beside each image, in this folder or the ones below
+    red_apple/a.png     one folder per class, whose name is the caption of its images if none of them has one of its own
 
-Hidden files and folders, such as the `._a.png` of a Mac, are nobody's pictures. Everything is checked once when the source is made, so that
-training never stops at picture 40,000.
+Hidden files and folders, such as the `._a.png` of a Mac, are nobody's images. Everything is checked once when the source is made, so that
+training never stops at image 40,000.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from daguerre.data.images import SUFFIXES, open_image, resize_and_crop
 from daguerre.errors import DaguerreError
 from daguerre.limits import MAX_PIXELS
 
-ImageEntry = tuple[Path, str | None, str]  # picture, caption or None, where the caption should have been
+ImageEntry = tuple[Path, str | None, str]  # image, caption or None, where the caption should have been
 
 
 class FolderDataset:
-    """The pictures of a folder as squares of `size` pixels: the shorter side is fitted, the longer one cut.
+    """The images of a folder as squares of `size` pixels: the shorter side is fitted, the longer one cut.
 
     `crop` "random" cuts anywhere along the longer side, "center" in its middle. Where not `captioned`, what has no caption has an empty
     one. `bad` lists (file, why) of what `skip_bad` left out.
 
-    Raises DaguerreError if the folder is missing or has no pictures, or, unless `skip_bad`, naming the first picture that is damaged, too
+    Raises DaguerreError if the folder is missing or has no images, or, unless `skip_bad`, naming the first image that is damaged, too
     large or without a caption.
     """
 
@@ -47,7 +47,7 @@ class FolderDataset:
         max_pixels: int = MAX_PIXELS,
     ):
         if size < 1:
-            raise DaguerreError(f"Picture size {size} is not positive.")
+            raise DaguerreError(f"Image size {size} is not positive.")
         self.folder, self.size, self.crop, self.max_pixels = Path(folder), size, crop, max_pixels
         entries = [(path, text if captioned else text or "", place) for path, text, place in _entries(self.folder)]
         self._captioned = captioned
@@ -59,7 +59,7 @@ class FolderDataset:
             raise DaguerreError(f"{self.bad[0][1]}{more} Mend them, or use --skip-bad to go on without.")
         self.items = [(path, text) for (path, text, _), bad in zip(entries, problems, strict=True) if text is not None and not bad]
         if not self.items:
-            raise DaguerreError(f"None of the {len(entries)} pictures in {self.folder} can be used; the first: {self.bad[0][1]}")
+            raise DaguerreError(f"None of the {len(entries)} images in {self.folder} can be used; the first: {self.bad[0][1]}")
 
     @property
     def key(self) -> str:
@@ -92,26 +92,26 @@ class FolderDataset:
 
 
 def _entries(folder: Path) -> list[ImageEntry]:
-    """Every picture of a folder with its caption: first those of metadata.jsonl in its order, then the others by path."""
+    """Every image of a folder with its caption: first those of metadata.jsonl in its order, then the others by path."""
     if not folder.is_dir():
-        raise DaguerreError(f"There is no folder {folder}; give one with pictures and captions.")
+        raise DaguerreError(f"There is no folder {folder}; give one with images and captions.")
     metadata = folder / "metadata.jsonl"
     entries = [
         entry if entry[1] is not None else _from_text(entry[0], entry[2])
         for entry in (_from_metadata(metadata) if metadata.is_file() else ())
     ]
     listed = {path for path, _, _ in entries}
-    entries += [_from_text(path, str(path.with_suffix(".txt"))) for path in _pictures(folder) if path not in listed]
+    entries += [_from_text(path, str(path.with_suffix(".txt"))) for path in _images(folder) if path not in listed]
     if not entries:
         raise DaguerreError(
-            f"No pictures in {folder}; put some there ({', '.join(sorted(SUFFIXES))}) with captions in .txt files beside them."
+            f"No images in {folder}; put some there ({', '.join(sorted(SUFFIXES))}) with captions in .txt files beside them."
         )
     told = {path.parent for path, text, _ in entries if text is not None} | {folder}
     return [entry if entry[0].parent in told else _from_class(entry[0]) for entry in entries]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder and those below it that are not hidden."""
+def _images(folder: Path) -> list[Path]:
+    """The images in a folder and those below it that are not hidden."""
     visible = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
 
@@ -143,6 +143,6 @@ def _from_metadata(source: Path) -> Iterator[ImageEntry]:
             raise DaguerreError(f'{source}, line {number}, is not of the form {{"file_name": …, "text": …}} ({error!r}).') from error
         path = folder / str(name)
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise DaguerreError(f"{source}, line {number}: {name!r} lies outside the folder; pictures must be inside it.")
+            raise DaguerreError(f"{source}, line {number}: {name!r} lies outside the folder; images must be inside it.")
         text = entry.get("text")
         yield path, text.strip() if isinstance(text, str) else None, f'"text" in {source}, line {number},'

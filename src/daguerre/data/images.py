@@ -1,4 +1,4 @@
-"""Read anyone's picture as upright, opaque RGB: EXIF rotation, transparency, palettes, CMYK and 16 bits; never more pixels than allowed."""
+"""Read anyone's image as upright, opaque RGB: EXIF rotation, transparency, palettes, CMYK and 16 bits; never more pixels than allowed."""
 
 import struct
 import warnings
@@ -20,56 +20,56 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error
 
 
 def open_image(file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """Decode a picture to upright RGB on white; arguments and errors as in `decoded`."""
+    """Decode an image to upright RGB on white; arguments and errors as in `decoded`."""
     return flatten_alpha(decode_image(file, at_least=at_least, max_pixels=max_pixels, name=name)[0])
 
 
 def decode_image(
     file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> tuple[Image.Image, int]:
-    """Decode a picture upright, in whatever mode it has: its first frame, and how many there are.
+    """Decode an image upright, in whatever mode it has: its first frame, and how many there are.
 
     `at_least`: the caller needs no more than this many pixels on the shorter side, so a JPEG may be decoded smaller (much faster).
-    Raises DaguerreError, naming the file (or `name`), if it is missing, not a picture of FORMATS, damaged, or has more than `max_pixels`.
+    Raises DaguerreError, naming the file (or `name`), if it is missing, not an image of READABLE_FORMATS, damaged, or has more than `max_pixels`.
     """
-    name = name or (str(file) if isinstance(file, Path) else "the picture")
+    name = name or (str(file) if isinstance(file, Path) else "the image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own pixel warning; ours is an error
-            picture = Image.open(file, formats=READABLE_FORMATS)
-        with picture:
-            if picture.width * picture.height > max_pixels:
+            image = Image.open(file, formats=READABLE_FORMATS)
+        with image:
+            if image.width * image.height > max_pixels:
                 raise DaguerreError(
-                    f"{name} is {picture.width} x {picture.height}, more than {max_pixels / 1e6:.3g} million pixels; make it smaller."
+                    f"{name} is {image.width} x {image.height}, more than {max_pixels / 1e6:.3g} million pixels; make it smaller."
                 )
             if at_least is not None:
-                picture.draft("RGB", (at_least, at_least))
-            picture.load()
-            return ImageOps.exif_transpose(picture), getattr(picture, "n_frames", 1)
+                image.draft("RGB", (at_least, at_least))
+            image.load()
+            return ImageOps.exif_transpose(image), getattr(image, "n_frames", 1)
     except FileNotFoundError as error:
         raise DaguerreError(f"{name} does not exist.") from error
     except Image.DecompressionBombError as error:
         raise DaguerreError(f"{name} has more than {max_pixels / 1e6:.3g} million pixels; make it smaller.") from error
     except Image.UnidentifiedImageError as error:
-        raise DaguerreError(f"{name} is not a picture; {', '.join(READABLE_FORMATS)} can be read.") from error
+        raise DaguerreError(f"{name} is not an image; {', '.join(READABLE_FORMATS)} can be read.") from error
     except _DAMAGED as error:
         raise DaguerreError(f"{name} is damaged or cut short ({error}); replace or remove it.") from error
 
 
-def flatten_alpha(picture: Image.Image) -> Image.Image:
+def flatten_alpha(image: Image.Image) -> Image.Image:
     """Any mode as RGB; clear parts show white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _deep_gray(picture)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_gray(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _deep_gray(picture: Image.Image) -> Image.Image:
+def _deep_gray(image: Image.Image) -> Image.Image:
     """Gray of 16 or more bits: integers are read as shares of 65535, floats as shares of 1."""
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64)) / (1 if picture.mode == "F" else 65535)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64)) / (1 if image.mode == "F" else 65535)
     return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255))).convert("RGB")
 
 
@@ -89,11 +89,11 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def resize_and_crop(
-    picture: Image.Image, size: int, along: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
+    image: Image.Image, size: int, along: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
     """Resize so that the shorter side is `size`, and cut a square out of the longer one: at its start (0), middle (0.5) or end (1)."""
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = round((width - size) * along), round((height - size) * along)
-    box = (left / scale, top / scale, min((left + size) / scale, picture.width), min((top + size) / scale, picture.height))
-    return picture.resize((size, size), resample, box=box)
+    box = (left / scale, top / scale, min((left + size) / scale, image.width), min((top + size) / scale, image.height))
+    return image.resize((size, size), resample, box=box)

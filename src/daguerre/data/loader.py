@@ -25,7 +25,7 @@ from daguerre.errors import DaguerreError
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w) in any precision, if `latent`) and their B captions.
+    """Images x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w) in any precision, if `latent`) and their B captions.
 
     Captions of one meaning say the same; empty `meanings` are the captions themselves. `contraries` are nearly the captions, but not true;
     "" where there is none. `covered`, where it is known: the share of each latent's place that each class of thing covers, (B, K, h, w).
@@ -75,11 +75,11 @@ class BatchLoader(TorchDataset[Batch]):
     """Batches of a source. `siblings` > 1 puts that many samples of each index next to each other, each drawn anew."""
 
     def __init__(self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1):
-        """`size`: pixels a side; pictures of another size are resized. Raises DaguerreError for an empty source or impossible sizes."""
+        """`size`: pixels a side; images of another size are resized. Raises DaguerreError for an empty source or impossible sizes."""
         if batch_size < 1 or repeats < 1 or batch_size % repeats:
             raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of repeats {repeats}.")
         if len(source) == 0:
-            raise DaguerreError("The source of pictures is empty; training needs at least one.")
+            raise DaguerreError("The source of images is empty; training needs at least one.")
         if seed < 0:
             raise DaguerreError(f"seed {seed} is negative; use 0 or more.")
         self.source, self.batch_size, self.seed, self.repeats = source, batch_size, seed, repeats

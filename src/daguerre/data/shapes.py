@@ -1,7 +1,7 @@
 """The shapes source: flat shapes drawn by the program, whose captions tell colour, shape, size, place, count, background and relation.
 
-Where every drawn thing lies is known exactly: `masks` gives the coverage that the picture was composed from,
-picture = paint·mask + (1 − mask)·background, drawn four times larger and averaged. Things never overlap.
+Where every drawn thing lies is known exactly: `masks` gives the coverage that the image was composed from,
+image = paint·mask + (1 − mask)·background, drawn four times larger and averaged. Things never overlap.
 """
 
 import json
@@ -21,7 +21,7 @@ _VERSION = 1  # raise it when the same (index, rng) would give another sample
 _FINE = 4  # supersampling
 COLOURS = tuple(name for name in PAINTS if name != "white")
 COUNTS = {2: "two", 3: "three", 4: "four"}
-SIZES = {"small": (0.18, 0.26), "medium": (0.34, 0.44), "large": (0.6, 0.78)}  # sides as shares of the picture's
+SIZES = {"small": (0.18, 0.26), "medium": (0.34, 0.44), "large": (0.6, 0.78)}  # sides as shares of the image's
 POSITIONS = {
     "in the top left corner": (0, 0),
     "at the top": (0.5, 0),
@@ -207,10 +207,10 @@ class ShapesDataset:
 
     def render(self, scene: ShapesScene) -> Image.Image:
         """Draw a scene: RGB (size, size)."""
-        picture = Image.new("RGB", (self.size, self.size), scene.paint)
+        image = Image.new("RGB", (self.size, self.size), scene.paint)
         for drawn in scene.shapes:
-            picture.paste(drawn.paint, (0, 0), self._mask(drawn))
-        return picture
+            image.paste(drawn.paint, (0, 0), self._mask(drawn))
+        return image
 
     def masks(self, scene: ShapesScene) -> np.ndarray:
         """How much of each pixel each shape covers: float32 (shapes, size, size) in [0, 1]."""

@@ -1,4 +1,4 @@
-"""The judge: a CLIP that says how well a picture shows its text. What it's worth is measured on true renders, never assumed."""
+"""The judge: a CLIP that says how well an image shows its text. What it's worth is measured on true renders, never assumed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from daguerre.models.clip import CLIP
 from daguerre.weights import load_clip
 from daguerre.weights.diffusers.clip import CONFIG
 
-SCORE_BATCH = 128  # pictures or texts in one call
+SCORE_BATCH = 128  # images or texts in one call
 T = TypeVar("T", Tensor, Sequence[str])
 
 
 @dataclass(frozen=True)
 class ClipScorer:
-    """Embeds pictures and texts in one space, as (N, P) float32 unit vectors on the CPU."""
+    """Embeds images and texts in one space, as (N, P) float32 unit vectors on the CPU."""
 
     clip: CLIP
     tokenizer: Tokenizer
     name: str
 
     def embed_images(self, x: Tensor) -> Tensor:
-        """Embed pictures (N, 3, H, W) in [−1, 1], resized to the judge's own size where theirs is another, into (N, P)."""
+        """Embed images (N, 3, H, W) in [−1, 1], resized to the judge's own size where theirs is another, into (N, P)."""
         return torch.cat([self._look(part) for part in _parts(x)])
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -50,7 +50,7 @@ class ClipScorer:
 
 
 def load_clip_scorer(folder: str | Path, *, device: torch.device | str = "cpu") -> ClipScorer:
-    """Open a judge: a folder that `daguerre train judge` wrote, or any CLIP in that layout whose pictures are scaled to [−1, 1].
+    """Open a judge: a folder that `daguerre train judge` wrote, or any CLIP in that layout whose images are scaled to [−1, 1].
 
     Raises:
         DaguerreError: there is none, or its files are not whole.

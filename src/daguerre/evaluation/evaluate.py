@@ -1,8 +1,8 @@
-"""Does the model draw what it's asked for? Pictures of prompts that it knows and of combinations that it never saw, before a judge.
+"""Does the model draw what it's asked for? Images of prompts that it knows and of combinations that it never saw, before a judge.
 
-    prompts ─► the road every user walks ─► pictures ─► judge ─► R-precision, Fréchet distance, nearest training pictures
+    prompts ─► the road every user walks ─► images ─► judge ─► R-precision, Fréchet distance, nearest training images
 
-Everything is measured twice, on the generated pictures and on true renders, which shows what the judge and the measure are worth. Where a
+Everything is measured twice, on the generated images and on true renders, which shows what the judge and the measure are worth. Where a
 judge doesn't recognise the true renders, its word on the model counts for nothing.
 """
 
@@ -51,7 +51,7 @@ from daguerre.training.grids import to_images
 from daguerre.weights import load
 
 EVAL_BATCH = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
-SHOWN_PER_KIND = 32  # pictures on a sheet
+SHOWN_PER_KIND = 32  # images on a sheet
 SHOWN_NEIGHBOURS = 12
 KNOWN_SHARE = "known"  # the kind of trial whose prompts training saw
 SOURCES = {"emoji": EmojiDataset, "shapes": ShapesDataset}
@@ -61,7 +61,7 @@ OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of o
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The report, and the pictures (N, 3, H, W) that it speaks of: generated, and the training picture nearest to each in either sense."""
+    """The report, and the images (N, 3, H, W) that it speaks of: generated, and the training image nearest to each in either sense."""
 
     report: EvaluationReport
     images: Tensor
@@ -69,7 +69,7 @@ class Evaluation:
     nearest_in_pixels: Tensor
 
     def save(self, folder: Path) -> None:
-        """Write `report.json`, `report.md`, and sheets: of each kind the first pictures and what was mistaken, and the neighbours.
+        """Write `report.json`, `report.md`, and sheets: of each kind the first images and what was mistaken, and the neighbours.
 
         Raises DaguerreError if the place cannot be written.
         """
@@ -92,7 +92,7 @@ class Evaluation:
 
 
 def run(config: EvaluateConfig) -> EvaluationReport:
-    """Draw the prompts, judge the pictures and write everything to `config.out`.
+    """Draw the prompts, judge the images and write everything to `config.out`.
 
     Raises:
         DaguerreError: no such model or judge, fewer than `count` prompts of a kind, an impossible setting, or `out` can't be written.
@@ -129,7 +129,7 @@ def eval_prompts(data: Literal["emoji", "shapes"], size: int, count: int, seed: 
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """One picture (N, 3, H, W) for each of N prompts, the seed of each, and who made them, how, in how many seconds."""
+    """One image (N, 3, H, W) for each of N prompts, the seed of each, and who made them, how, in how many seconds."""
 
     images: Tensor
     seeds: tuple[int, ...]
@@ -139,38 +139,38 @@ class GeneratedSet:
 
 
 def generate_set(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], request: Request) -> GeneratedSet:
-    """Generate a picture for each prompt.
+    """Generate an image for each prompt.
 
     Prompts are drawn `AT_ONCE` at a time by one request with one seed, which is one more for the next. They are shuffled before, so that
     no kind of prompt meets its own noises.
     """
     started = time.monotonic()
     parts = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(EVAL_BATCH)
-    pictures: dict[int, Tensor] = {}
+    images: dict[int, Tensor] = {}
     seeds: dict[int, int] = {}
     for number, part in enumerate(track(parts, f"sampling, {EVAL_BATCH} prompts at once")):
         places: list[int] = part.tolist()
         here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, num_images=1)
-        for i, picture in zip(places, generate(model, here), strict=True):
-            pictures[i], seeds[i] = to_tensor(picture.image), here.seed
+        for i, image in zip(places, generate(model, here), strict=True):
+            images[i], seeds[i] = to_tensor(image.image), here.seed
     if isinstance(model, LatentPrior):
         request = replace(request, sampler=VQ_PRIOR)
     everywhere = range(len(prompts))
-    whole = torch.stack([pictures[i] for i in everywhere])
+    whole = torch.stack([images[i] for i in everywhere])
     return GeneratedSet(whole, tuple(seeds[i] for i in everywhere), model.name, request, time.monotonic() - started)
 
 
 def evaluate(judge: AnyScorer, trials: Sequence[EvalPrompt], made: GeneratedSet, *, reference: Tensor, training: Tensor) -> Evaluation:
-    """Measure the pictures that were made of trials.
+    """Measure the images that were made of trials.
 
     Args:
         trials: the prompts, of any kinds, each with its true render and as many distractors as the others.
-        made: a picture for each trial, from `sample`.
-        reference: true renders (M, 3, H, W) of other prompts of the same kinds, which both the generated pictures and the trials' true
+        made: an image for each trial, from `sample`.
+        reference: true renders (M, 3, H, W) of other prompts of the same kinds, which both the generated images and the trials' true
             renders are set against.
-        training: pictures (T, 3, H, W) that the model was trained on, to search for neighbours.
+        training: images (T, 3, H, W) that the model was trained on, to search for neighbours.
     """
-    known = torch.cat([judge.embed_images(part) for part in track(training.split(256), "judging training pictures")])  # (T, P)
+    known = torch.cat([judge.embed_images(part) for part in track(training.split(256), "judging training images")])  # (T, P)
     said = [_said(judge, trial) for trial in track(trials, "reading prompts")]
     ours, true = (_judged(judge, x, said, training, known) for x in (made.images, true_renders(trials)))
     others = judge.embed_images(reference)
@@ -211,7 +211,7 @@ class _PromptFeatures:
     texts: Tensor
 
     def scores(self, seen: Mapping[Box, Tensor]) -> Tensor:
-        """The cosines (M,) of each claim with one picture, whose embedding (P,) in each box is given: the mean over the claim's parts."""
+        """The cosines (M,) of each claim with one image, whose embedding (P,) in each box is given: the mean over the claim's parts."""
         cosines = cosine(torch.stack([seen[box] for box in self.boxes])[:, None], self.texts[:, None])[:, 0, 0]
         counts = self.claim.bincount()
         return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.claim, cosines) / counts
@@ -227,7 +227,7 @@ def _said(judge: AnyScorer, trial: EvalPrompt) -> _PromptFeatures:
 
 @dataclass(frozen=True)
 class _Scores:
-    """What is known of N pictures, each with M candidate claims, the first its own."""
+    """What is known of N images, each with M candidate claims, the first its own."""
 
     features: Tensor  # (N, P)
     scores: Tensor  # (N, M), cosines with each claim, the mean over its parts
@@ -249,13 +249,13 @@ def _judged(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures], traini
 
 
 def _claim_scores(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures]) -> Tensor:
-    """How well each picture of x (N, 3, H, W) shows each claim of its trial: (N, M) cosines."""
+    """How well each image of x (N, 3, H, W) shows each claim of its trial: (N, M) cosines."""
     seen = {box: judge.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for each in said for box in each.boxes)}
     return torch.stack([each.scores({box: features[i] for box, features in seen.items()}) for i, each in enumerate(said)])
 
 
 def crop_box(x: Tensor, box: Box) -> Tensor:
-    """The part of pictures (N, 3, H, W) inside a box, in whole pixels."""
+    """The part of images (N, 3, H, W) inside a box, in whole pixels."""
     (height, width), (left, top, right, bottom) = x.shape[-2:], box
     return x[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
@@ -270,7 +270,7 @@ def _kinds(trials: Sequence[EvalPrompt]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _kind_report(kind: str, made: _Scores, true: _Scores, here: Tensor) -> KindReport:
-    """The report of the pictures that the mask `here` (N,) selects."""
+    """The report of the images that the mask `here` (N,) selects."""
     return KindReport(
         kind=kind,
         at_1=proportion(recall_at(made.rank[here], 1)),
@@ -295,9 +295,9 @@ def true_renders(trials: Sequence[EvalPrompt]) -> Tensor:
 
 
 def first_images(batches: BatchLoader, count: int) -> Tensor:
-    """The first `count` pictures that training with these batches would see, (count, 3, H, W)."""
+    """The first `count` images that training with these batches would see, (count, 3, H, W)."""
     parts = range(-(-count // batches.batch_size))
-    return torch.cat([batches.batch(step).x for step in track(parts, "drawing training pictures")])[:count]
+    return torch.cat([batches.batch(step).x for step in track(parts, "drawing training images")])[:count]
 
 
 def check_out(folder: Path) -> None:

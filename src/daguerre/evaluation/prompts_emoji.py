@@ -1,11 +1,11 @@
 """Prompts for measuring what a model learned, each with its true render and 99 others to be told from (R-precision).
 
-R-precision (Xu et al. 2018, arXiv:1711.10485, section 4): a judge ranks the prompt of a generated picture among 100. Here half of the
+R-precision (Xu et al. 2018, arXiv:1711.10485, section 4): a judge ranks the prompt of a generated image among 100. Here half of the
 others share its thing and differ in colour, background, place or company, and half are of the same kind with other things, so that
 neither the thing alone nor its colour alone is enough.
 
-A prompt of two things with their places says one thing of each half of the picture, and is judged there: an embedding of the whole knows
-what is in a picture long before it knows where.
+A prompt of two things with their places says one thing of each half of the image, and is judged there: an embedding of the whole knows
+what is in an image long before it knows where.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,13 +29,13 @@ _SAME_THING = 49  # of them
 _PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "above": (0.5, 0.25), "below": (0.5, 0.75)}
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture's sides
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of an image's sides
 WHOLE: Box = (0, 0, 1, 1)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt, and what it says of each part of a picture that it speaks of: of the whole, or of the places of two things."""
+    """A prompt, and what it says of each part of an image that it speaks of: of the whole, or of the places of two things."""
 
     prompt: str
     parts: tuple[tuple[Box, str], ...]

@@ -16,7 +16,7 @@ from daguerre.data.dataset import is_held_out
 from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, ShapesDataset, ShapesMix
 from daguerre.evaluation.prompts_emoji import DISTRACTORS, WHOLE, Candidate, EvalPrompt
 
-_LEAST = 0.3  # of the picture's side: a shape of fewer pixels could be any
+_LEAST = 0.3  # of the image's side: a shape of fewer pixels could be any
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _differing_once(asked: _Asked) -> Iterator[_Asked]:
 
 
 def _render(asked: _Asked, size: int, rng: np.random.Generator) -> Image.Image:
-    """A picture of it, in sizes and places as the source draws them, but none too small to tell."""
+    """An image of it, in sizes and places as the source draws them, but none too small to tell."""
     source = ShapesDataset(size, split="all", mix=ShapesMix(count=float(asked.count > 1), pair=0, background=0))
     index = source.things.index((asked.colour, asked.shape))
     while True:

@@ -1,4 +1,4 @@
-"""What a first stage keeps of pictures: there and back, in numbers, beside JPEG and WebP of the same size in bytes.
+"""What a first stage keeps of images: there and back, in numbers, beside JPEG and WebP of the same size in bytes.
 
 A grid of codes takes log₂ K bits a code. A continuous latent has no size of its own: each of its numbers is rounded to one of 256 values
 between the least and the largest, so that it takes a byte, and what comes back of that is measured, too.
@@ -33,18 +33,18 @@ from daguerre.weights.catalog import DEFAULT, find
 from daguerre.weights.diffusers.vae import FirstStage
 
 RECONSTRUCT_BATCH = 1 << 18  # pixels in one call
-EQUAL = 99.0  # decibels that equal pictures count as
-SHOWN_IMAGES = 8  # pictures on the sheet
+EQUAL = 99.0  # decibels that equal images count as
+SHOWN_IMAGES = 8  # images on the sheet
 EMBEDDED = "the embedded model's encoder"
 LEVELS = 255  # steps between the least and the largest number of a latent, for a byte each
 
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Send pictures through a first stage and back, and measure what is left of them."""
+    """Send images through a first stage and back, and measure what is left of them."""
 
     data: tyro.conf.Positional[str]
-    """A folder of pictures, or shapes or emoji, which are drawn."""
+    """A folder of images, or shapes or emoji, which are drawn."""
     model: str
     """The folder or file of a first stage, or of a model that has one."""
     out: Path = Path("reconstruction")
@@ -52,18 +52,18 @@ class ReconstructConfig:
     size: int = 64
     """Pixels a side."""
     count: int = 64
-    """How many pictures."""
+    """How many images."""
     perceptual: tuple[Path, ...] = ()
     """Whose eyes compare: files with LPIPS's weights, or the folder of a CLIP or an autoencoder; the embedded model's, if none."""
     seed: int = 0
     """Of the draw."""
     skip_bad: bool = False
-    """Skip and count unreadable pictures instead of stopping."""
+    """Skip and count unreadable images instead of stopping."""
 
 
 @dataclass(frozen=True)
 class ReconstructionRow:
-    """One way to keep the pictures. bits_per_pixel: None where it has no size; perceptual and frechet by the eyes of the report."""
+    """One way to keep the images. bits_per_pixel: None where it has no size; perceptual and frechet by the eyes of the report."""
 
     name: str
     bits_per_pixel: float | None
@@ -90,7 +90,7 @@ class Reconstruction:
     def markdown(self) -> str:
         """The report as a table."""
         lines = [
-            f"# {self.count} pictures of {self.data}, {self.size}×{self.size}, through {self.model}",
+            f"# {self.count} images of {self.data}, {self.size}×{self.size}, through {self.model}",
             "",
             f"Means with 95 % bootstrap intervals; perceptual and Fréchet distance on the features of {self.features} "
             f"(sha256 {self.features_hash[:12]}).",
@@ -102,7 +102,7 @@ class Reconstruction:
             bits = "–" if row.bits_per_pixel is None else f"{row.bits_per_pixel:.3f}"
             lines.append(f"| {row.name} | {bits} | {row.psnr} | {row.ssim or '–'} | {row.perceptual} | {row.frechet:.4f} |")
         if missing := OPTIONS.keys() - {row.name for row in self.rows}:
-            lines += ["", f"{' and '.join(sorted(missing))}: no file of all pictures is as small as this."]
+            lines += ["", f"{' and '.join(sorted(missing))}: no file of all images is as small as this."]
         if self.codes:
             lines += [
                 "",
@@ -116,29 +116,29 @@ def run(config: ReconstructConfig) -> Reconstruction:
     """Measure, and write everything to `config.out`.
 
     Raises:
-        DaguerreError: there are no pictures or no such first stage, the size does not divide, or `out` can't be written.
+        DaguerreError: there are no images or no such first stage, the size does not divide, or `out` can't be written.
     """
     _check_out(config.out)
     first_stage = load_first_stage(config.model)
     require_multiple(config.size, first_stage.downsample_factor, f"'{config.model}'")
     if config.count < 2:
-        raise DaguerreError(f"count is {config.count}; a distance between sets of pictures needs 2 or more.")
+        raise DaguerreError(f"count is {config.count}; a distance between sets of images needs 2 or more.")
     eyes = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
     source = open_dataset(config.data, config.size, crop="center", skip_bad=config.skip_bad)
     count = min(config.count, len(source)) if Path(config.data).is_dir() else config.count
     x = BatchLoader(source, count, config.seed).batch(0).x
-    report, pictures = reconstruct(first_stage, x, eyes, config)
+    report, images = reconstruct(first_stage, x, eyes, config)
     with atomic_path(config.out) as beside:
         beside.mkdir()
         (beside / "report.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (beside / "report.md").write_text(report.markdown() + "\n", encoding="utf-8")
-        pictures.save(beside / "side-by-side.png")
+        images.save(beside / "side-by-side.png")
     return report
 
 
 @torch.no_grad()
 def reconstruct(first_stage: FirstStage, x: Tensor, eyes: PerceptualLoss, config: ReconstructConfig) -> tuple[Reconstruction, Image.Image]:
-    """The report of pictures x (N, 3, H, W), and the first of them side by side with what comes back."""
+    """The report of images x (N, 3, H, W), and the first of them side by side with what comes back."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     count = max(1, RECONSTRUCT_BATCH // (x.shape[2] * x.shape[3]))
     path, use, ways = Path(config.model).resolve(), None, {}
@@ -176,7 +176,7 @@ def _used(codes: Tensor, size: int, pixels: int) -> dict[str, float]:
 
 
 def _by_parts(count: int, change: Callable[..., Tensor], *whole: Tensor) -> Tensor:
-    """`change` of `count` pictures, latents or grids of codes at a time, of each of `whole` the same."""
+    """`change` of `count` images, latents or grids of codes at a time, of each of `whole` the same."""
     return torch.cat([change(*parts) for parts in zip(*(each.split(count) for each in whole), strict=True)])
 
 
@@ -193,12 +193,12 @@ def _row(name: str, bits: float | None, x: Tensor, y: Tensor, eyes: PerceptualLo
 
 
 def _side_by_side(x: Tensor, ways: dict[str, Tensor]) -> Image.Image:
-    """A row for each picture: itself, then what comes back of each way."""
-    columns, labels = [to_images(x)], [["picture"] * len(x)]
+    """A row for each image: itself, then what comes back of each way."""
+    columns, labels = [to_images(x)], [["image"] * len(x)]
     for name, y in ways.items():
         columns.append(to_images(y))
         labels.append([f"{name} {db:.1f} dB" for db in psnr(x, y.clamp(-1, 1))])
-    across = [picture for row in zip(*columns, strict=True) for picture in row]
+    across = [image for row in zip(*columns, strict=True) for image in row]
     return labelled_grid(across, [label for row in zip(*labels, strict=True) for label in row], columns=len(columns))
 
 

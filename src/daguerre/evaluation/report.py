@@ -7,7 +7,7 @@ from typing import Any
 from daguerre.metrics import Copying, Interval
 from daguerre.pipelines import Request
 
-TRUSTED = 0.95  # the share of true renders that a judge must recognise before its word on generated pictures counts
+TRUSTED = 0.95  # the share of true renders that a judge must recognise before its word on generated images counts
 EXPLANATION = ("steps", "sampler", "guidance_scale", "seed")  # settings that a card names even where they are the default
 
 
@@ -16,13 +16,13 @@ class KindReport:
     """How the prompts of one kind fared, each ranked among its candidates; beside it, how the true renders of the same prompts do."""
 
     kind: str
-    at_1: Interval  # R-precision of the generated pictures
+    at_1: Interval  # R-precision of the generated images
     at_5: Interval
     true_at_1: Interval  # of the true renders, which is what the judge is worth
     true_at_5: Interval
-    score: Interval  # 2.5 × the judge's cosine of picture and prompt, or 0 if that is negative: with a CLIP as judge, CLIPScore
+    score: Interval  # 2.5 × the judge's cosine of image and prompt, or 0 if that is negative: with a CLIP as judge, CLIPScore
     true_score: Interval
-    in_features: Copying  # distances to the nearest training picture, in the judge's embedding
+    in_features: Copying  # distances to the nearest training image, in the judge's embedding
     in_pixels: Copying
 
     @property
@@ -33,7 +33,7 @@ class KindReport:
 
 @dataclass(frozen=True)
 class DistanceReport:
-    """A distance between two sets of pictures, and the same between two sets of true renders of that size: what zero looks like."""
+    """A distance between two sets of images, and the same between two sets of true renders of that size: what zero looks like."""
 
     generated: float
     true: float
@@ -41,7 +41,7 @@ class DistanceReport:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """One prompt: its rank among its candidates (0 is first), what the judge took the picture for, and how near training is."""
+    """One prompt: its rank among its candidates (0 is first), what the judge took the image for, and how near training is."""
 
     kind: str
     prompt: str
@@ -60,7 +60,7 @@ class EvaluationReport:
     model: str
     scorer: str
     settings: Mapping[str, Any]  # of the requests: steps, sampler, guidance, …
-    candidates: int  # texts that each picture is ranked among
+    candidates: int  # texts that each image is ranked among
     kinds: tuple[KindReport, ...]
     frechet: DistanceReport  # squared Fréchet distance of the judge's embeddings
     kid: DistanceReport
@@ -87,14 +87,14 @@ class EvaluationReport:
         return "\n\n".join(
             [
                 f"`{self.model}`, measured by `{self.scorer}` ({made}). Brackets are 95 % intervals.",
-                f"R-precision: of {self.candidates} prompts, is a picture's own the first, or among the first five, in the judge's order? "
-                "The score is 2.5 × the cosine of picture and prompt in the judge's embedding, at least 0.",
+                f"R-precision: of {self.candidates} prompts, is an image's own the first, or among the first five, in the judge's order? "
+                "The score is 2.5 × the cosine of image and prompt in the judge's embedding, at least 0.",
                 _table(
                     ["prompts", "n", "@1", "@5", "true renders @1", "@5", "score", "of true renders"],
                     [_precision_row(kind) for kind in self.kinds],
                 ),
                 verdict,
-                f"The {len(self.prompts)} generated pictures against true renders of other prompts of the same kinds, on the judge's "
+                f"The {len(self.prompts)} generated images against true renders of other prompts of the same kinds, on the judge's "
                 "embeddings; beside it the true renders of the same prompts against those, which is as near to zero as so many come:",
                 _table(
                     ["distance", "generated", "true renders"],
@@ -103,8 +103,8 @@ class EvaluationReport:
                         ["KID × 1000", f"{1000 * self.kid.generated:.3f}", f"{1000 * self.kid.true:.3f}"],
                     ],
                 ),
-                f"Is it copying? The root-mean-square distance of each picture to the nearest of {self.training_images} training "
-                "pictures; how often a generated one is nearer than a true render (0.5 is new, 1 is copied); and how often nearer than "
+                f"Is it copying? The root-mean-square distance of each image to the nearest of {self.training_images} training "
+                "images; how often a generated one is nearer than a true render (0.5 is new, 1 is copied); and how often nearer than "
                 "99 % of the true renders (0.01 by chance). Known things are meant to come near: judge copying by the other kinds.",
                 _table(
                     ["prompts, nearest in", "generated, 5 / 50 / 95 %", "true renders, 5 / 50 / 95 %", "nearer", "nearer than 99 %"],

@@ -1,6 +1,6 @@
-"""A judge of drawn shapes that measures them, so that nobody has to train it: background, colour, number and shape of what is in a picture.
+"""A judge of drawn shapes that measures them, so that nobody has to train it: background, colour, number and shape of what is in an image.
 
-A picture's background is the median of its border, and what differs from it is drawn. How much of a pixel is drawn, a = (x − b)·(c − b) /
+An image's background is the median of its border, and what differs from it is drawn. How much of a pixel is drawn, a = (x − b)·(c − b) /
 |c − b|² with the drawn colour c and the background b, gives each thing's area and centroid; every kind of shape is laid there with the same
 area and centroid, and the overlap Σ min / Σ max tells the kind. An embedding holds four distributions, over colours, shapes, backgrounds
 and numbers; a text has ones where it names them. So the cosine of the two counts what agrees.
@@ -26,14 +26,14 @@ COLOUR_WIDTH, OVERLAP_WIDTH = 12.0, 0.03  # of the distributions, in bytes and i
 
 
 class ShapesScorer:
-    """Embeds pictures and texts of drawn shapes in one space, as (N, 34) unit vectors."""
+    """Embeds images and texts of drawn shapes in one space, as (N, 34) unit vectors."""
 
     name = "measured shapes"
 
     def embed_images(self, x: Tensor) -> Tensor:
-        """Embed pictures (N, 3, H, W) in [−1, 1]."""
+        """Embed images (N, 3, H, W) in [−1, 1]."""
         pixels = ((x.movedim(1, -1).double() + 1) * 127.5).cpu().numpy()
-        return F.normalize(torch.stack([torch.from_numpy(np.concatenate(_seen(picture))) for picture in pixels]).float(), dim=1)
+        return F.normalize(torch.stack([torch.from_numpy(np.concatenate(_seen(image))) for image in pixels]).float(), dim=1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts such as "two red circles on a green background". Raises DaguerreError for one that names no colour and shape."""
@@ -53,19 +53,19 @@ def _said(text: str) -> list[np.ndarray]:
     return [np.array([each == wanted for each in block], float) for block, wanted in named]
 
 
-def _seen(picture: np.ndarray) -> list[np.ndarray]:
-    """The four distributions of a picture (H, W, 3) in bytes; where nothing is drawn, all but the background's are zero."""
-    border = np.concatenate([picture[0], picture[-1], picture[1:-1, 0], picture[1:-1, -1]])
+def _seen(image: np.ndarray) -> list[np.ndarray]:
+    """The four distributions of an image (H, W, 3) in bytes; where nothing is drawn, all but the background's are zero."""
+    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
     background = np.median(border, axis=0)
-    differs = np.abs(picture - background).max(axis=2)
+    differs = np.abs(image - background).max(axis=2)
     grounds = _near(background, tuple(PAINTS))
     things = list(_things(differs > DRAWN))
     if not things:
         return [np.zeros(len(COLOURS)), np.zeros(len(SHAPES)), grounds, np.zeros(1 + len(COUNTS))]
     drawn = np.logical_or.reduce(things)
-    colour = np.median(picture[drawn & (differs >= np.median(differs[drawn]))], axis=0)
+    colour = np.median(image[drawn & (differs >= np.median(differs[drawn]))], axis=0)
     towards = colour - background
-    amount = ((picture - background) @ towards / (towards @ towards)).clip(0, 1)
+    amount = ((image - background) @ towards / (towards @ towards)).clip(0, 1)
     overlaps = np.mean([_overlaps(amount * _grown(thing)) for thing in things], axis=0)
     counts = np.array([count == len(things) for count in BLOCKS[3]], float)
     return [_near(colour, COLOURS), _softmax(overlaps / OVERLAP_WIDTH), grounds, counts]
@@ -104,7 +104,7 @@ def _overlaps(amount: np.ndarray) -> np.ndarray:
         mask = _mask(shape)
         share, own = mask.mean(), _centre(shape)
         side = np.sqrt(area / share)
-        # Where each pixel of the picture, at four by four points, lies in the shape's unit square.
+        # Where each pixel of the image, at four by four points, lies in the shape's unit square.
         points = [((np.arange(4 * n) + 0.5) / 4 - at) / side + middle for n, at, middle in zip(amount.shape, centre, own, strict=True)]
         inside = [(p >= 0) & (p < 1) for p in points]
         index = [(p * FINE).astype(int).clip(0, FINE - 1) for p in points]

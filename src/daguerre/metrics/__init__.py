@@ -1,7 +1,7 @@
-"""Measures of pictures, of sets of pictures, and of pictures with their texts. They see tensors alone: any feature network will do.
+"""Measures of images, of sets of images, and of images with their texts. They see tensors alone: any feature network will do.
 
-`images` compares a picture with a picture, `distributions` a set with a set, `retrieval` pictures with texts, `neighbours` generated
-pictures with training pictures, `codecs` gives JPEG and WebP of a given size to compare with, and `intervals` says how sure each number is.
+`images` compares an image with an image, `distributions` a set with a set, `retrieval` images with texts, `neighbours` generated
+images with training images, `codecs` gives JPEG and WebP of a given size to compare with, and `intervals` says how sure each number is.
 """
 
 from daguerre.metrics.distributions import (

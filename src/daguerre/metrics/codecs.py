@@ -1,7 +1,7 @@
 """JPEG and WebP at a given number of bytes, to set the codes of a first stage against.
 
-All pictures lie on one sheet, so that headers and tables are paid for once and not by each small picture. Where even the lowest quality is
-too large, the sheet is coded at a half, a quarter or an eighth of its size and enlarged again; of what fits, the nearest to the pictures
+All images lie on one sheet, so that headers and tables are paid for once and not by each small image. Where even the lowest quality is
+too large, the sheet is coded at a half, a quarter or an eighth of its size and enlarged again; of what fits, the nearest to the images
 counts.
 """
 
@@ -24,14 +24,14 @@ LARGEST = 16_383  # pixels on a side of a WebP
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """x: the pictures (N, 3, H, W) in [−1, 1] as they come back; bytes: of the file that holds all of them."""
+    """x: the images (N, 3, H, W) in [−1, 1] as they come back; bytes: of the file that holds all of them."""
 
     x: Tensor
     bytes: int
 
 
 def encode_with_codec(x: Tensor, codec: str, budget: int) -> EncodedImage | None:
-    """Pictures x (N, 3, H, W) in [−1, 1] through a `codec` of OPTIONS, in at most `budget` bytes together, as well as it can; None where
+    """Images x (N, 3, H, W) in [−1, 1] through a `codec` of OPTIONS, in at most `budget` bytes together, as well as it can; None where
     it has no file that small.
 
     Raises:
@@ -41,21 +41,21 @@ def encode_with_codec(x: Tensor, codec: str, budget: int) -> EncodedImage | None
     columns = math.ceil(N**0.5)
     rows = math.ceil(N / columns)
     if max(columns * W, rows * H) > LARGEST:
-        raise DaguerreError(f"{N} pictures of {W}×{H} make a sheet of more than {LARGEST} pixels on a side; compare fewer at a time.")
+        raise DaguerreError(f"{N} images of {W}×{H} make a sheet of more than {LARGEST} pixels on a side; compare fewer at a time.")
     filled = torch.cat([x, x.new_zeros(columns * rows - N, 3, H, W)])
     sheet = filled.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).reshape(3, rows * H, columns * W)
-    picture = to_image(sheet)
+    image = to_image(sheet)
     found = []
-    for back, size in _fitting(picture, codec, budget):
+    for back, size in _fitting(image, codec, budget):
         y = to_tensor(back).unflatten(2, (columns, W)).unflatten(1, (rows, H)).permute(1, 3, 0, 2, 4).flatten(0, 1)[:N]
         found.append(EncodedImage(y, size))
     return min(found, key=lambda each: (each.x - x.float().cpu()).square().mean().item(), default=None)
 
 
-def _fitting(picture: Image.Image, codec: str, budget: int) -> Iterator[tuple[Image.Image, int]]:
-    """For each shrinking at which it fits, the picture of the highest quality as it comes back, and its bytes."""
+def _fitting(image: Image.Image, codec: str, budget: int) -> Iterator[tuple[Image.Image, int]]:
+    """For each shrinking at which it fits, the image of the highest quality as it comes back, and its bytes."""
     for times in SHRINKING:
-        small = picture.reduce(times) if times > 1 else picture
+        small = image.reduce(times) if times > 1 else image
         low, high, best = 0, 95, None
         while low <= high:  # bytes rise with the quality
             quality = (low + high) // 2
@@ -66,10 +66,10 @@ def _fitting(picture: Image.Image, codec: str, budget: int) -> Iterator[tuple[Im
                 high = quality - 1
         if best is not None:
             back = Image.open(io.BytesIO(best)).convert("RGB")
-            yield (back.resize(picture.size, Image.Resampling.BICUBIC) if times > 1 else back), len(best)
+            yield (back.resize(image.size, Image.Resampling.BICUBIC) if times > 1 else back), len(best)
 
 
-def _written(picture: Image.Image, codec: str, quality: int) -> bytes:
+def _written(image: Image.Image, codec: str, quality: int) -> bytes:
     file = io.BytesIO()
-    picture.save(file, codec.upper(), quality=quality, **OPTIONS[codec])
+    image.save(file, codec.upper(), quality=quality, **OPTIONS[codec])
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""How far one set of pictures is from another, seen through the features of a network.
+"""How far one set of images is from another, seen through the features of a network.
 
 Fréchet distance of two Gaussians, d² = |m₁ − m₂|² + tr(S₁ + S₂ − 2·(S₁·S₂)^½) (Dowson and Landau 1982; Heusel et al. 2017,
 arXiv:1706.08500, eq. 6). With S = RᵀR the trace of the root is a nuclear norm, tr (S₁·S₂)^½ = ‖R₁·R₂ᵀ‖_*, for the nonzero eigenvalues
@@ -18,12 +18,12 @@ from torch import Tensor
 from daguerre.errors import DaguerreError
 
 
-def features_of(pictures: Iterable[Tensor], embed: Callable[[Tensor], Tensor]) -> Tensor:
-    """Send batches of pictures (b, C, H, W) through `embed` -> (b, D), and return all of it as (N, D) float64 on the CPU."""
+def features_of(images: Iterable[Tensor], embed: Callable[[Tensor], Tensor]) -> Tensor:
+    """Send batches of images (b, C, H, W) through `embed` -> (b, D), and return all of it as (N, D) float64 on the CPU."""
     with torch.inference_mode():
-        batches = [embed(x).flatten(1).to("cpu", torch.float64) for x in pictures]
+        batches = [embed(x).flatten(1).to("cpu", torch.float64) for x in images]
     if not batches:
-        raise DaguerreError("No pictures to measure. Give at least two.")
+        raise DaguerreError("No images to measure. Give at least two.")
     return torch.cat(batches).clone()  # (N, D); cloned out of inference mode
 
 
@@ -62,7 +62,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """The squared Fréchet distance between features (N, D) and (M, D); with Inception's pool features this number is known as FID.
 
     It is biased upwards where N and M are not far above D, so compare only numbers of one N and M, and beside the distance between two sets
-    of true pictures of that size.
+    of true images of that size.
     """
     return frechet(Gaussian.of_features(x), Gaussian.of_features(y))
 
@@ -108,7 +108,7 @@ def split_half_distance(features: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
 
 def _checked(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) < 2:
-        raise DaguerreError(f"A distribution needs features (N, D) of at least two pictures; given {tuple(features.shape)}.")
+        raise DaguerreError(f"A distribution needs features (N, D) of at least two images; given {tuple(features.shape)}.")
     if not features.isfinite().all():
-        raise DaguerreError("The features contain NaN or infinity, so no distance can be measured. Check the pictures and the network.")
+        raise DaguerreError("The features contain NaN or infinity, so no distance can be measured. Check the images and the network.")
     return features.double()

@@ -1,7 +1,7 @@
-"""How far one picture is from another.
+"""How far one image is from another.
 
 PSNR = 10·log₁₀(span² / MSE) in decibels.
-SSIM = ((2·μx·μy + c₁)(2·σxy + c₂)) / ((μx² + μy² + c₁)(σx² + σy² + c₂)), averaged over the windows of a picture
+SSIM = ((2·μx·μy + c₁)(2·σxy + c₂)) / ((μx² + μy² + c₁)(σx² + σy² + c₂)), averaged over the windows of an image
 (Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", eq. 13 and section III-C).
 """
 
@@ -17,7 +17,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, (B, C, H, W) twice -> (B,) float64 in decibels; +inf where they are equal.
+    """Peak signal-to-noise ratio of each image, (B, C, H, W) twice -> (B,) float64 in decibels; +inf where they are equal.
 
     `span` is the distance from black to white: 2 for pixels in [-1, 1], 1 for [0, 1], 255 for bytes.
     """
@@ -27,16 +27,16 @@ def psnr(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
-    """Structural similarity of each picture, (B, C, H, W) twice -> (B,) float64 in [-1, 1]; 1 where they are equal.
+    """Structural similarity of each image, (B, C, H, W) twice -> (B,) float64 in [-1, 1]; 1 where they are equal.
 
-    As in the paper: an 11×11 Gaussian window that stays inside the picture, and variances not corrected for the sample. The channels are
-    compared apart and averaged. Raises DaguerreError for pictures smaller than the window.
+    As in the paper: an 11×11 Gaussian window that stays inside the image, and variances not corrected for the sample. The channels are
+    compared apart and averaged. Raises DaguerreError for images smaller than the window.
     """
     _check(x, y)
     B, C, H, W = x.shape
     if min(H, W) < WINDOW:
-        raise DaguerreError(f"SSIM looks through a {WINDOW}×{WINDOW} window and was given pictures of {W}×{H} pixels. Enlarge them first.")
-    # float64, for σ² = E[x²] − E[x]² loses in float32 what smooth pictures have of variance.
+        raise DaguerreError(f"SSIM looks through a {WINDOW}×{WINDOW} window and was given images of {W}×{H} pixels. Enlarge them first.")
+    # float64, for σ² = E[x²] − E[x]² loses in float32 what smooth images have of variance.
     x, y = x.double().reshape(B * C, 1, H, W), y.double().reshape(B * C, 1, H, W)
     means = _blur(torch.cat([x, y, x * x, y * y, x * y]))  # (5·B·C, 1, H − 10, W − 10)
     mx, my, xx, yy, xy = means.chunk(5)
@@ -55,4 +55,4 @@ def _blur(x: Tensor) -> Tensor:
 
 def _check(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim != 4:
-        raise DaguerreError(f"Pictures to compare need one shape (B, C, H, W); given {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise DaguerreError(f"Images to compare need one shape (B, C, H, W); given {tuple(x.shape)} and {tuple(y.shape)}.")

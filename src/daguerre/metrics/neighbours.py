@@ -1,7 +1,7 @@
-"""Is the model copying? The nearest training picture of each generated one, and whether it's nearer than chance would bring it.
+"""Is the model copying? The nearest training image of each generated one, and whether it's nearer than chance would bring it.
 
-A generator that learned the distribution lies as far from its training pictures as new true pictures do. One that copies lies nearer.
-With d(·) the distance to the nearest training picture, P(d(generated) < d(held out)) is 1/2 for the first and goes to 1 for the second
+A generator that learned the distribution lies as far from its training images as new true images do. One that copies lies nearer.
+With d(·) the distance to the nearest training image, P(d(generated) < d(held out)) is 1/2 for the first and goes to 1 for the second
 (Meehan et al. 2020, "A non-parametric test to detect data-copying in generative models", arXiv:2004.05675, section 3; it is the
 Mann–Whitney U divided by n·m).
 """
@@ -25,7 +25,7 @@ class Neighbours:
 def nearest_neighbours(queries: Tensor, corpus: Tensor, k: int = 1, *, chunk: int = 4096) -> Neighbours:
     """Search a corpus (M, *) for the k nearest of each query (N, *), where near is a small root-mean-square difference per element.
 
-    So the distance of pictures is in pixel units (2 is black to white for pixels in [-1, 1]) whatever their size. The corpus is walked in
+    So the distance of images is in pixel units (2 is black to white for pixels in [-1, 1]) whatever their size. The corpus is walked in
     chunks; memory is N × chunk. Equal distances keep the order of the corpus.
     """
     if queries.shape[1:] != corpus.shape[1:] or not 1 <= k <= len(corpus):
@@ -46,19 +46,19 @@ def nearest_neighbours(queries: Tensor, corpus: Tensor, k: int = 1, *, chunk: in
 
 @dataclass(frozen=True)
 class Copying:
-    """What the distances to the training pictures say. `generated` and `held_out` are their quantiles at 5, 50 and 95 per cent."""
+    """What the distances to the training images say. `generated` and `held_out` are their quantiles at 5, 50 and 95 per cent."""
 
     nearer: float  # P(d(generated) < d(held out)), ties by halves: 0.5 is new, 1 is copied
-    copied: float  # share of generated pictures nearer than 99 per cent of the held-out ones: 0.01 by chance
+    copied: float  # share of generated images nearer than 99 per cent of the held-out ones: 0.01 by chance
     generated: tuple[float, float, float]
     held_out: tuple[float, float, float]
 
 
 def copying(generated: Tensor, held_out: Tensor) -> Copying:
-    """Compare the nearest-training-picture distances of generated pictures (N,) with those of held-out true pictures (M,)."""
+    """Compare the nearest-training-image distances of generated images (N,) with those of held-out true images (M,)."""
     generated, held_out = generated.double(), held_out.double()
     ordered = held_out.sort().values
-    above = len(ordered) - torch.searchsorted(ordered, generated, right=True)  # held-out pictures strictly farther than each generated one
+    above = len(ordered) - torch.searchsorted(ordered, generated, right=True)  # held-out images strictly farther than each generated one
     at_least = len(ordered) - torch.searchsorted(ordered, generated, right=False)
     nearer = (above + at_least).double().mean() / (2 * len(ordered))
     points = generated.new_tensor([0.05, 0.5, 0.95])

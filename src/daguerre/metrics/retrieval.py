@@ -1,7 +1,7 @@
-"""Whether pictures and texts find each other in the space of a CLIP.
+"""Whether images and texts find each other in the space of a CLIP.
 
-All of it rests on the cosine s(i, t) = i·t / (|i|·|t|) between a picture's and a text's embedding (Radford et al. 2021, arXiv:2103.00020).
-R-precision: a picture made from a text must find that text among others that it was not made from (Xu et al. 2018, arXiv:1711.10485,
+All of it rests on the cosine s(i, t) = i·t / (|i|·|t|) between an image's and a text's embedding (Radford et al. 2021, arXiv:2103.00020).
+R-precision: an image made from a text must find that text among others that it was not made from (Xu et al. 2018, arXiv:1711.10485,
 section 4.1: 100 candidates, one of them true).
 """
 
@@ -29,7 +29,7 @@ def recall_at(ranks: Tensor, k: int) -> Tensor:
 
 
 def clip_score(cosines: Tensor) -> Tensor:
-    """CLIPScore of pictures with their texts from their cosines (N,): 2.5·max(cos, 0) -> (N,) in [0, 2.5].
+    """CLIPScore of images with their texts from their cosines (N,): 2.5·max(cos, 0) -> (N,) in [0, 2.5].
 
     Hessel et al. 2021, arXiv:2104.08718, section 3.
     """

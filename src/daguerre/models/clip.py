@@ -1,11 +1,10 @@
-"""CLIP: two transformers that meet in one space (Radford et al. 2021, arXiv:2103.00020, section 2.4).
+"""CLIP: a text and a vision transformer with one embedding space (Radford et al. 2021, arXiv:2103.00020, section 2.4).
 
-Every block is pre-norm:  h <- h + attention(norm1(h)),  h <- h + mlp(norm2(h)).  The text tower is causal and is read at the
-end-of-text token, the vision tower sees all patches and is read at its class token. With unit vectors u (text) and v (picture)
-the logits are  exp(logit_scale) u v^T.
+Every block is pre-norm:  h <- h + attention(norm1(h)),  h <- h + mlp(norm2(h)).  The text tower is causal and pooled at the end-of-text
+token; the vision tower is pooled at its class token. With unit vectors u (text) and v (image) the logits are  exp(logit_scale) u v^T.
 
-Parameters carry the names of published checkpoints (`text_model.encoder.layers.0.self_attn.q_proj.weight`, the misspelt
-`vision_model.pre_layrnorm` included), so a folder needs no table.
+Parameters have the names of published checkpoints (`text_model.encoder.layers.0.self_attn.q_proj.weight`, including the misspelt
+`vision_model.pre_layrnorm`), so loading needs no key map.
 """
 
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ Activation = Literal["quick_gelu", "gelu"]
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Shape of a text tower; the defaults are CLIP ViT-L/14's, which Stable Diffusion 1 reads.
+    """Shape of a text tower. Defaults: CLIP ViT-L/14, the text encoder of Stable Diffusion 1.
 
-    `projection` is the width of the common space, or None where the checkpoint has no projection. `eos` is the id at whose first
-    occurrence the tower is pooled; a published `eos_token_id` of 2 is a known slip and means the last id of the vocabulary.
+    `projection` is the width of the common space, or None if the checkpoint has no projection. The tower is pooled at the first `eos`
+    token; a published `eos_token_id` of 2 is a known mistake and means the last id of the vocabulary.
     """
 
     vocab_size: int = 49408
@@ -43,7 +42,7 @@ class CLIPTextConfig:
 
 @dataclass(frozen=True)
 class CLIPVisionConfig:
-    """Shape of a vision tower; the defaults are CLIP ViT-L/14's. `size` and `patch` are in pixels."""
+    """Shape of a vision tower. Defaults: CLIP ViT-L/14. `size` and `patch` are in pixels."""
 
     size: int = 224
     patch: int = 14
@@ -59,28 +58,27 @@ class CLIPVisionConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers; `projection` of the two must be the same number."""
+    """Both towers; they must have the same `projection`."""
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
 
 
 CLIP_L = CLIPTextConfig()
-OPENCLIP_H = CLIPTextConfig(width=1024, layers=24, heads=16, mlp_width=4096, activation="gelu", projection=1024)
 OPENCLIP_BIGG = CLIPTextConfig(width=1280, layers=32, heads=20, mlp_width=5120, activation="gelu", projection=1280)
 
 
 class TextStates(NamedTuple):
-    """What a text tower knows of a batch of token rows."""
+    """The outputs of a text tower for token ids (B, L)."""
 
-    hidden: tuple[Tensor, ...]  # layers + 1 times (B, L, D): the embeddings, then each block's output, none of them normed
+    hidden: tuple[Tensor, ...]  # layers + 1 times (B, L, D): the embeddings, then each block's output, without the final norm
     last: Tensor  # (B, L, D) after the final norm
     pooled: Tensor  # (B, D), `last` at the first end-of-text token
     projected: Tensor | None  # (B, P)
 
 
 class VisionStates(NamedTuple):
-    """What a vision tower knows of a batch of pictures."""
+    """The outputs of a vision tower for images (B, C, H, W)."""
 
     hidden: tuple[Tensor, ...]  # layers + 1 times (B, 1 + N, D): the class token, then N patches row by row
     pooled: Tensor  # (B, D), the class token after the final norm
@@ -88,7 +86,7 @@ class VisionStates(NamedTuple):
 
 
 class CLIPOutput(NamedTuple):
-    """Unit vectors of captions and pictures in the common space."""
+    """Unit vectors of captions and images in the common embedding space."""
 
     text: Tensor  # (B, P)
     image: Tensor  # (B', P)
@@ -96,7 +94,7 @@ class CLIPOutput(NamedTuple):
 
     @property
     def logits(self) -> Tensor:
-        """Scaled cosines, captions down and pictures across: (B, B')."""
+        """Scaled cosines (B, B'), one row per caption, one column per image."""
         return self.scale * self.text @ self.image.T
 
 
@@ -119,7 +117,7 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMLP(nn.Module):
-    """Two linear layers around a GELU, or around x * sigmoid(1.702 x), with which the first CLIP models were trained."""
+    """Two linear layers with a GELU between, or with x * sigmoid(1.702 x), the activation of the first CLIP models."""
 
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
@@ -148,12 +146,14 @@ class CLIPBlock(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    """The stack of blocks, started as CLIP starts it: what enters the residual stream is smaller the deeper the stack."""
+    """The stack of blocks with CLIP's initialisation: the deeper the stack, the smaller the weights of the residual branches."""
 
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, causal: bool) -> None:
         super().__init__()
         if config.width % config.heads:
-            raise DaguerreError(f"A CLIP tower of width {config.width} cannot have {config.heads} heads; the heads must divide the width.")
+            raise DaguerreError(
+                f"A CLIP tower of width {config.width} cannot have {config.heads} heads; the width must be a multiple of the heads."
+            )
         if config.activation not in ("quick_gelu", "gelu"):
             raise DaguerreError(f"CLIP has no activation {config.activation!r}; give 'quick_gelu' or 'gelu'.")
         self.layers = nn.ModuleList(CLIPBlock(config, causal=causal) for _ in range(config.layers))
@@ -176,7 +176,7 @@ class CLIPEncoder(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """The sum of a token's vector and its place's vector."""
+    """Token embedding plus position embedding."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids to states, without the projection."""
+    """Token ids to hidden states, without the projection."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -202,7 +202,9 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         if ids.shape[1] > self.length:
-            raise DaguerreError(f"{ids.shape[1]} tokens are too many for a text tower of {self.length}; cut the prompt into chunks.")
+            raise DaguerreError(
+                f"The prompt has {ids.shape[1]} tokens; this text tower takes at most {self.length}. Split the prompt into chunks."
+            )
         hidden = self.encoder(self.embeddings(ids))  # (B, L, D) each
         last = self.final_layer_norm(hidden[-1])  # (B, L, D)
         end = (ids == self.eos).int().argmax(1)  # (B,), the first one
@@ -210,7 +212,7 @@ class TextTower(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
-    """A class token before the patches, each with its place's vector."""
+    """A class token, then the patches, each with its position embedding."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
@@ -226,7 +228,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures to states, without the projection."""
+    """Images to hidden states, without the projection."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
@@ -238,13 +240,13 @@ class VisionTower(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         if x.shape[1:] != self.shape:
-            raise DaguerreError(f"This vision tower takes pictures of shape {self.shape}, not {tuple(x.shape[1:])}; resize them first.")
+            raise DaguerreError(f"This vision tower takes images of shape {self.shape}, not {tuple(x.shape[1:])}; resize them first.")
         hidden = self.encoder(self.pre_layrnorm(self.embeddings(x)))  # (B, 1 + N, D) each
         return hidden, self.post_layernorm(hidden[-1][:, 0])
 
 
 class CLIPText(nn.Module):
-    """The text tower, with its projection where the config names one."""
+    """The text tower, with a projection if the config has one."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -253,17 +255,17 @@ class CLIPText(nn.Module):
         self.text_projection = None if config.projection is None else _projection(config.width, config.projection)
 
     def forward(self, ids: Tensor) -> TextStates:
-        """Read token ids (B, L), L at most `config.length`, every row with begin and end tokens and padding.
+        """Encode token ids (B, L), L ≤ `config.length`, with begin and end tokens and padding.
 
         Raises:
-            DaguerreError: if a row is longer than the tower has places for.
+            DaguerreError: L is larger.
         """
         hidden, last, pooled = self.text_model(ids)
         return TextStates(hidden, last, pooled, None if self.text_projection is None else self.text_projection(pooled))
 
 
 class CLIPVision(nn.Module):
-    """The vision tower, with its projection where the config names one."""
+    """The vision tower, with a projection if the config has one."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
@@ -272,24 +274,22 @@ class CLIPVision(nn.Module):
         self.visual_projection = None if config.projection is None else _projection(config.width, config.projection)
 
     def forward(self, x: Tensor) -> VisionStates:
-        """Look at pictures (B, C, size, size), normalised as the tower was trained on.
+        """Encode images (B, C, size, size), normalised as in training.
 
         Raises:
-            DaguerreError: if the pictures have another shape.
+            DaguerreError: the images have another shape.
         """
         hidden, pooled = self.vision_model(x)
         return VisionStates(hidden, pooled, None if self.visual_projection is None else self.visual_projection(pooled))
 
 
 class CLIP(nn.Module):
-    """Both towers and the temperature between them, exp(logit_scale), which starts at 1 / 0.07."""
+    """Both towers and the logit scale exp(logit_scale), initially 1 / 0.07."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         if config.text.projection is None or config.text.projection != config.vision.projection:
-            raise DaguerreError(
-                f"The towers project to {config.text.projection} and {config.vision.projection}; give both the same width to meet in."
-            )
+            raise DaguerreError(f"The towers project to {config.text.projection} and {config.vision.projection}; give both the same width.")
         self.config = config
         self.text_model = TextTower(config.text)
         self.text_projection = _projection(config.text.width, config.text.projection)
@@ -299,36 +299,36 @@ class CLIP(nn.Module):
 
     @property
     def text(self) -> CLIPText:
-        """The text half on its own, sharing this model's parameters."""
+        """The text tower as a module that shares this model's parameters."""
         with torch.device("meta"):
-            half = CLIPText(self.config.text)
-        half.text_model, half.text_projection = self.text_model, self.text_projection
-        return half
+            tower = CLIPText(self.config.text)
+        tower.text_model, tower.text_projection = self.text_model, self.text_projection
+        return tower
 
     @property
     def vision(self) -> CLIPVision:
-        """The vision half on its own, sharing this model's parameters."""
+        """The vision tower as a module that shares this model's parameters."""
         with torch.device("meta"):
-            half = CLIPVision(self.config.vision)
-        half.vision_model, half.visual_projection = self.vision_model, self.visual_projection
-        return half
+            tower = CLIPVision(self.config.vision)
+        tower.vision_model, tower.visual_projection = self.vision_model, self.visual_projection
+        return tower
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Unit vectors (B, P) of token ids (B, L)."""
-        ends = (ids == self.text_model.eos).int().argmax(1)  # no state before the end sees what follows it
+        ends = (ids == self.text_model.eos).int().argmax(1)  # the tower is causal, so tokens after the last end token do not matter
         return F.normalize(self.text_projection(self.text_model(ids[:, : int(ends.max()) + 1])[-1]), dim=-1)
 
     def embed_image(self, x: Tensor) -> Tensor:
-        """Unit vectors (B, P) of pictures (B, C, size, size)."""
+        """Unit vectors (B, P) of images (B, C, size, size)."""
         return F.normalize(self.visual_projection(self.vision_model(x)[-1]), dim=-1)
 
     def forward(self, ids: Tensor, x: Tensor) -> CLIPOutput:
-        """Embed token ids (B, L) and pictures (B', C, size, size); `.logits` of the result are the scaled cosines (B, B')."""
+        """Embed token ids (B, L) and images (B', C, size, size); `.logits` of the result are the scaled cosines (B, B')."""
         return CLIPOutput(self.embed_text(ids), self.embed_image(x), self.logit_scale.exp())
 
 
 def _projection(width: int, to: int) -> nn.Linear:
-    """The bias-free map into the common space, started with variance 1 / width."""
+    """A bias-free projection into the common space with initial variance 1 / width."""
     linear = nn.Linear(width, to, bias=False)
     nn.init.normal_(linear.weight, std=width**-0.5)
     return linear

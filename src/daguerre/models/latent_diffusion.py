@@ -1,4 +1,4 @@
-"""Everything that one latent diffusion model is made of, as one frozen bundle (Rombach et al. 2022, arXiv:2112.10752, figure 3)."""
+"""The parts of one latent diffusion model as a frozen bundle (Rombach et al. 2022, arXiv:2112.10752, figure 3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from daguerre.models.unet import UNet
 
 
 class Autoencoder(Protocol):
-    """What sampling asks for: pictures (B, 3, H, W) in [−1, 1] to latents (B, Z, H/f, W/f) of about unit variance, and back."""
+    """The interface that sampling needs: images (B, 3, H, W) in [−1, 1] to latents (B, Z, H/f, W/f) of about unit variance, and back."""
 
     @property
     def downsample_factor(self) -> int: ...
@@ -27,11 +27,13 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class LatentDiffusion:
-    """conditioner: prompts to what the network is told, one batch entry a prompt. prediction: what the network predicts.
-    size: the side in pixels of the pictures that it was trained on. guidance: the scale that suits it, where none is asked for.
-    files: with the weights, where it was read from files. low_resolution: of an upscaler, the noise on the small picture that it is shown.
-    refiner: a model of the same latents that walks the last steps.
-    in_turns: its UNet, too, takes turns in memory, where its large weights are of this dtype (see `weights.in_order`)."""
+    """A UNet with its autoencoder, text conditioner and noise schedule.
+
+    conditioner: prompts to a Conditioning with one batch entry per prompt. prediction: what the UNet predicts. sample_size: image side in
+    pixels in training. default_guidance: guidance scale if a request gives none. files: the weight files, if loaded from files.
+    low_res_schedule: for an upscaler, the noise schedule of its low-resolution input. refiner: a model with the same latents for the last
+    steps. unet_offload_dtype: dtype of the offloaded UNet weights under sequential offload, else None (see `runtime.offload`).
+    """
 
     unet: UNet
     autoencoder: Autoencoder
@@ -56,12 +58,12 @@ class LatentDiffusion:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The parts that have weights."""
-        own = tuple(part for part in (self.unet, self.autoencoder, self.conditioner) if isinstance(part, nn.Module))
-        return own if self.refiner is None else own + self.refiner.modules
+        """The parts with weights."""
+        modules = tuple(part for part in (self.unet, self.autoencoder, self.conditioner) if isinstance(part, nn.Module))
+        return modules if self.refiner is None else modules + self.refiner.modules
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the weights, in place, as torch does; returns the same bundle."""
+        """Move the weights in place, as `nn.Module.to` does; returns the same bundle."""
         for module in self.modules:
             module.to(device=device, dtype=dtype)
         return self

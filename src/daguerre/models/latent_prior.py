@@ -1,7 +1,7 @@
-"""A first stage and a prior over its codes, as one frozen bundle.
+"""A first stage and an autoregressive prior over its codes, as one frozen bundle.
 
-    what is told ─ prefix ─► tokens ─┐
-    randomness ───────────────────► prior ─► codes, row by row ─ autoencoder ─► picture
+    condition ─ prefix ─► tokens ─┐
+    noise ─────────────────────► prior ─► codes, row by row ─ autoencoder ─► image
 
 VQ-VAE with PixelCNN (van den Oord et al. 2017, arXiv:1711.00937), VQGAN with a transformer (Esser et al. 2021, arXiv:2012.09841, figure 2).
 """
@@ -25,32 +25,32 @@ Prior = TransformerPrior | PixelCNN | PixelSNAIL
 
 @dataclass(frozen=True)
 class PriorInputs:
-    """What is asked for: a text for each of B pictures, which may be empty; the rows and columns of their codes; and a map, where there
-    is one, (1 or B, 3, H, W) in [−1, 1]."""
+    """The inputs of a prior: B prompts, which may be empty; (rows, columns) of the code grid; an optional condition map (1 or B, 3, H, W)
+    in [−1, 1]."""
 
     prompts: Sequence[str]
     grid: tuple[int, int]
-    map: Tensor | None = None
+    condition_map: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
 
 class Prefix(Protocol):
-    """How a prior is told: what stands before a picture's codes, as a row (B, P) or a grid (B, h, w) of tokens below `tokens`, or nothing.
+    """Encodes the inputs of a prior as condition tokens below `tokens`: (B, P), a grid (B, h, w), or None.
 
-    Raises DaguerreError for what the prior cannot be told.
+    Raises DaguerreError for inputs that the prior does not support.
     """
 
     @property
     def tokens(self) -> int: ...
 
-    def __call__(self, told: PriorInputs) -> Tensor | None: ...
+    def __call__(self, inputs: PriorInputs, /) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
 class LatentPrior:
-    """size: the side in pixels of the pictures that the prior was trained on. files: with the weights, where it was read from files."""
+    """sample_size: image side in pixels in training. files: the weight files, if loaded from files."""
 
     prior: Prior
     autoencoder: VQModel
@@ -62,11 +62,13 @@ class LatentPrior:
     def __post_init__(self) -> None:
         codes = self.autoencoder.config.quantizer.codes
         if self.prior.config.codes != codes:
-            raise DaguerreError(f"The prior is over {self.prior.config.codes} codes, the first stage has {codes}.")
+            raise DaguerreError(
+                f"The prior has {self.prior.config.codes} codes and the first stage {codes}; they must be the same codebook."
+            )
 
     @property
     def min_grid(self) -> tuple[int, int]:
-        """Rows and columns of the smallest grid that is drawn: a transformer's window, any for the others."""
+        """(rows, columns) of the smallest grid that can be sampled: a transformer's window, else (1, 1)."""
         return self.prior.config.grid if isinstance(self.prior, TransformerPrior) else (1, 1)
 
     @property
@@ -79,12 +81,12 @@ class LatentPrior:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The parts that have weights."""
+        """The parts with weights."""
         parts = self.prior, self.autoencoder, getattr(self.prefix, "autoencoder", None)
         return tuple(part for part in parts if isinstance(part, nn.Module))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the weights, in place, as torch does; returns the same bundle."""
+        """Move the weights in place, as `nn.Module.to` does; returns the same bundle."""
         for module in self.modules:
             module.to(device=device, dtype=dtype)
         return self

@@ -1,9 +1,9 @@
-"""The text transformer of the first text-to-image latent diffusion, trained from scratch with it: pre-norm, all tokens see each other.
+"""The text encoder of the first text-to-image latent diffusion model, trained with it: pre-norm, bidirectional attention.
 
     h <- h + attention(norm(h)),   h <- h + W₂ GELU(W₁ norm(h))
 
-(Rombach et al. 2022, arXiv:2112.10752, section 4.3.1 and appendix E.2.1; after x-transformers.) The layout-to-image models have one
-over tokens of boxes. Parameters carry the names of the folder layout (`LDMBertModel`), whose logits the diffusion model does not read.
+(Rombach et al. 2022, arXiv:2112.10752, section 4.3.1 and appendix E.2.1; after x-transformers.) The layout-to-image models
+use the same network on bounding-box tokens. Parameters have the names of diffusers' `LDMBertModel`, whose logits diffusion does not use.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from daguerre.errors import DaguerreError
 
 @dataclass(frozen=True)
 class LDMBertConfig:
-    """Shape of the tower; the defaults are the 1.4 billion parameter model's. Heads need not divide the width."""
+    """Shape of the tower. Defaults: the 1.4 billion parameter model. The width need not be a multiple of the heads."""
 
     vocab_size: int = 30522
     length: int = 77
@@ -28,7 +28,7 @@ class LDMBertConfig:
 
 
 class LDMBertAttention(nn.Module):
-    """Multi-head self-attention over all places, of an inner width of its own."""
+    """Multi-head self-attention with inner width heads · head_width."""
 
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class LDMBertAttention(nn.Module):
 
 
 class LDMBertBlock(nn.Module):
-    """Attention and feed-forward, each behind its norm."""
+    """One pre-norm transformer block."""
 
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LDMBertBlock(nn.Module):
 
 
 class LDMBertTower(nn.Module):
-    """Token ids to states."""
+    """Token ids to hidden states."""
 
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class LDMBertTower(nn.Module):
 
 
 class LDMBert(nn.Module):
-    """The tower, and the logits it was given but diffusion does not use."""
+    """The tower, and the published logits layer, which diffusion does not use."""
 
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
@@ -88,11 +88,13 @@ class LDMBert(nn.Module):
         self.to_logits = nn.Linear(config.width, config.vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """States (B, L, D) of token ids (B, L), L at most `config.length`.
+        """Hidden states (B, L, D) of token ids (B, L), L ≤ `config.length`.
 
         Raises:
-            DaguerreError: if a row is longer than the tower has places for.
+            DaguerreError: L is larger.
         """
         if ids.shape[1] > self.config.length:
-            raise DaguerreError(f"{ids.shape[1]} tokens are too many for a text tower of {self.config.length}; shorten the prompt.")
+            raise DaguerreError(
+                f"The prompt has {ids.shape[1]} tokens; this text tower takes at most {self.config.length}. Shorten the prompt."
+            )
         return self.model(ids)

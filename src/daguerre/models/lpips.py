@@ -1,6 +1,6 @@
-"""Perceptual distances: how far apart two pictures are in the eyes of a network,  d(x, y) = Σ_l mean_hw w_l · (f̂_l(x) − f̂_l(y))².
+"""Perceptual distance between images on the features of a network,  d(x, y) = Σ_l mean_hw w_l · (f̂_l(x) − f̂_l(y))².
 
-f̂_l are a layer's features, scaled to unit length at each place, and w_l ≥ 0 the weights of its channels, learned from people's judgements.
+f̂_l are the features of layer l, scaled to unit length at each position; w_l ≥ 0 are channel weights learned from human judgements.
 Zhang et al. 2018, arXiv:1801.03924, eq. 1; on VGG16: Simonyan and Zisserman 2015, arXiv:1409.1556, table 1, D.
 """
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from daguerre.models.clip import VisionTower
 from daguerre.nn.encoder_decoder import Encoder
 
-WIDTHS = (64, 128, 256, 512, 512)  # of VGG16's five stages
-CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each
+VGG_WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages of VGG16
+VGG_CONVOLUTIONS = (2, 2, 3, 3, 3)  # per stage
 LENGTH_EPS = 1e-10
 
 
 def unit_length(features: Tensor) -> Tensor:
-    """Scale features (B, C, H, W) to length 1 at each place; where all are zero they, and their gradients, stay zero."""
+    """Scale features (B, C, H, W) to length 1 at each position. Zero features stay zero, with zero gradients."""
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + LENGTH_EPS)
 
 
 class ChannelWeights(nn.Module):
-    """The learned weights of one layer's channels; the names are the published ones (`lin0.model.1.weight`)."""
+    """The learned channel weights of one layer, under the published names (`lin0.model.1.weight`)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class ChannelWeights(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The learned perceptual distance on VGG16's features. Frozen.
+    """The learned perceptual distance on VGG16 features. Frozen.
 
-    Its state dict is the published VGG16's convolutions (`features.0.weight` …) and LPIPS's five linear layers (`lin0.model.1.weight` …),
-    side by side. A fresh one has random weights: load the published ones before trusting it.
+    The state dict joins the published VGG16 convolutions (`features.0.weight` …) and the five linear layers of LPIPS
+    (`lin0.model.1.weight` …). A new instance has random weights: load the published ones.
     """
 
     shift: Tensor
@@ -49,7 +49,7 @@ class LPIPS(nn.Module):
         self.features = nn.Sequential()
         self.taps: list[int] = []
         width = 3
-        for i, (out, convolutions) in enumerate(zip(WIDTHS, CONVOLUTIONS, strict=True)):
+        for i, (out, convolutions) in enumerate(zip(VGG_WIDTHS, VGG_CONVOLUTIONS, strict=True)):
             if i:
                 self.features.append(nn.MaxPool2d(2))
             for _ in range(convolutions):
@@ -57,33 +57,34 @@ class LPIPS(nn.Module):
                 width = out
             self.taps.append(len(self.features) - 1)
             self.add_module(f"lin{i}", ChannelWeights(out))
-        # ImageNet's mean and deviation of each colour, for pictures in [−1, 1]; rounded as LPIPS was trained with.
+        # Channel mean and standard deviation of ImageNet for images in [−1, 1], rounded as in LPIPS.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
-    def states(self, x: Tensor) -> list[Tensor]:
-        """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of pictures x (B, 3, H, W): each (B, C_i, H/2^i, W/2^i), i = 0 … 4."""
-        h, states = (x - self.shift) / self.scale, []
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of images x (B, 3, H, W): each (B, C_i, H/2^i, W/2^i), i = 0 … 4."""
+        h, maps = (x - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             h = layer(h)
             if i in self.taps:
-                states.append(h)
-        return states
+                maps.append(h)
+        return maps
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of pictures x and y, each (B, 3, H, W) in [−1, 1], at least 16 a side: (B,), 0 for equal ones."""
+        """Distances (B,) between images x and y, each (B, 3, H, W) in [−1, 1] with sides of at least 16; 0 if equal."""
         distance = x.new_zeros(x.shape[0])
-        for i, (a, b) in enumerate(zip(self.states(x), self.states(y), strict=True)):
+        for i, (a, b) in enumerate(zip(self.feature_maps(x), self.feature_maps(y), strict=True)):
             weighted = self.get_submodule(f"lin{i}")((unit_length(a) - unit_length(b)).square())  # (B, 1, H, W)
             distance = distance + weighted.mean(dim=(1, 2, 3))  # (B,)
         return distance
 
 
 class FeatureDistance(nn.Module):
-    """The same distance with all channels alike, on the features of a given network: for where there are no VGG weights.
+    """The same distance with equal channel weights on the features of any network; needs no VGG weights.
 
-    features: pictures to a sequence of maps, each (B, C, H, W); a network is frozen in place. See `EncoderLevels`, `TowerMaps`.
+    features: images to a sequence of feature maps (B, C, H, W), such as `EncoderFeatures` or `VisionFeatureMaps`. Modules are frozen in
+    place.
     """
 
     def __init__(self, features: Callable[[Tensor], Sequence[Tensor]]) -> None:
@@ -91,7 +92,7 @@ class FeatureDistance(nn.Module):
         self.features = features.requires_grad_(False) if isinstance(features, nn.Module) else features
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of pictures x and y, as the network takes them: (B,), at most 4, 0 for equal ones."""
+        """Distances (B,) in [0, 4] between images x and y, as the network takes them; 0 if equal."""
         distances = [
             (unit_length(a) - unit_length(b)).square().sum(dim=1).mean(dim=(1, 2))  # (B,)
             for a, b in zip(self.features(x), self.features(y), strict=True)
@@ -100,7 +101,7 @@ class FeatureDistance(nn.Module):
 
 
 class EncoderFeatures(nn.Module):
-    """The states of an autoencoder's encoder after each of its levels, as features for `FeatureDistance`."""
+    """The hidden states of an autoencoder's encoder after each level, as features for `FeatureDistance`."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -115,13 +116,13 @@ class EncoderFeatures(nn.Module):
 
 
 class VisionFeatureMaps(nn.Module):
-    """The patches' states after each block of a CLIP's vision tower, as features for `FeatureDistance`."""
+    """The patch states after each block of a CLIP vision tower, as features for `FeatureDistance`."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, tower: VisionTower, mean: Sequence[float] = (0.5, 0.5, 0.5), deviation: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
-        """mean, deviation: of each colour in [0, 1], which the tower's pictures are normalised by; by default they stay in [−1, 1]."""
+        """mean, deviation: channel normalisation of the tower for pixels in [0, 1]. The defaults leave pixels in [−1, 1]."""
         super().__init__()
         self.tower = tower
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

@@ -1,4 +1,4 @@
-"""PatchGAN: a convolutional critic whose every output judges one patch of the picture (Isola et al. 2017, arXiv:1611.07004, §3.2)."""
+"""PatchGAN: a convolutional discriminator that classifies each patch of the image (Isola et al. 2017, arXiv:1611.07004, §3.2)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PatchDiscriminatorConfig:
-    """layers: strided convolutions, each doubles the number of channels, up to eight times the first."""
+    """layers: number of strided convolutions; each doubles the channels, up to 8 · `channels`."""
 
     in_channels: int = 3
     channels: int = 64
@@ -15,7 +15,7 @@ class PatchDiscriminatorConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, 3, H, W) to logits (B, 1, h, w), high for real; h ≈ H / 2^layers. Starts from N(0, 0.02) weights."""
+    """Images (B, 3, H, W) to logits (B, 1, h, w), high for real images; h ≈ H / 2^layers. Initial weights are N(0, 0.02²)."""
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class PatchDiscriminator(nn.Module):
         parts: list[nn.Module] = [nn.Conv2d(config.in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, config.layers + 1):
             stride = 2 if i < config.layers else 1
-            # The norm's own shift makes a bias before it superfluous.
+            # No bias: the batch norm has its own.
             parts += [nn.Conv2d(widths[i - 1], widths[i], 4, stride, padding=1, bias=False), nn.BatchNorm2d(widths[i]), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
         for module in self.modules():

@@ -1,10 +1,9 @@
-"""Gated PixelCNN: convolutions that see only what comes before, in raster order, and gates  y = tanh(a + V_a c) ⊙ σ(b + V_b c).
+"""Gated PixelCNN: causal convolutions in raster order with gates  y = tanh(a + V_a c) ⊙ σ(b + V_b c).
 
-Two stacks, so that no place before is left out: one over the rows above, which feeds one over the row itself.
+Two stacks avoid a blind spot: the vertical stack covers the rows above and feeds the horizontal stack over the current row.
 (van den Oord et al. 2016, arXiv:1606.05328, section 2 and figure 2; over the codes of a VQ-VAE: 2017, arXiv:1711.00937, section 4.)
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, sample_raster
+from daguerre.models.autoregressive import CodePrior
 from daguerre.models.vector_quantizer import check_codes
 
 
 @dataclass(frozen=True)
 class PixelCNNConfig:
-    """codes: of the first stage. classes: of the condition; 0 is none. kernel: of every layer but the first, which has `first_kernel`."""
+    """codes: codebook size. classes: number of class labels; 0 is unconditional. The first layer has kernel size `first_kernel`."""
 
     codes: int = 512
     width: int = 256
@@ -30,17 +29,14 @@ class PixelCNNConfig:
 
     def __post_init__(self) -> None:
         if any(kernel % 2 == 0 or kernel < 3 for kernel in (self.kernel, self.first_kernel)):
-            raise DaguerreError(f"The kernels are {self.kernel} and {self.first_kernel}; both must be odd and 3 or more.")
+            raise DaguerreError(f"The kernel sizes are {self.kernel} and {self.first_kernel}; both must be odd and 3 or more.")
 
 
 class CausalConv(nn.Conv2d):
-    """A convolution over (rows, columns) that ends at its own row, and, where `columns` is "left", at its own column.
-
-    What a mask would hide is left out of the kernel instead.
-    """
+    """A causal convolution: its kernel ends at its own row and, if `left`, at its own column. No masked weights."""
 
     def __init__(self, channels: int, out_channels: int, rows: int, columns: int, *, left: bool) -> None:
-        """rows: its own and those above. columns: its own and those to the left, or, unless `left`, centred on its own."""
+        """Kernel (rows, columns): the output row and those above; the output column and those to the left, or, unless `left`, centred."""
         super().__init__(channels, out_channels, (rows, columns))
         side = 0 if left else columns // 2
         self.margins = (columns - 1 - side, side, rows - 1, 0)
@@ -50,23 +46,23 @@ class CausalConv(nn.Conv2d):
 
 
 def shift_down(x: Tensor) -> Tensor:
-    """(B, C, h, w) moved down by a row of zeros: each place holds what was above it."""
+    """Shift x (B, C, h, w) down by one row, with zeros in the first."""
     return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
 
 
 def shift_right(x: Tensor) -> Tensor:
-    """(B, C, h, w) moved to the right by a column of zeros: each place holds what was left of it."""
+    """Shift x (B, C, h, w) right by one column, with zeros in the first."""
     return F.pad(x, (1, 0))[..., :-1]
 
 
 def gate(x: Tensor) -> Tensor:
-    """tanh(a)·σ(b) of (a, b) side by side, (B, 2C, h, w) to (B, C, h, w)."""
+    """tanh(a)·σ(b), where x (B, 2C, h, w) is the concatenation of a and b: (B, C, h, w)."""
     a, b = x.chunk(2, dim=1)
     return a.tanh() * b.sigmoid()
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks. first: its row's part does not see the code itself yet, and nothing is added to its input."""
+    """One layer of both stacks. The `first` one excludes the current code from the horizontal stack and has no residual."""
 
     def __init__(self, width: int, kernel: int, classes: int, *, first: bool = False) -> None:
         super().__init__()
@@ -78,16 +74,16 @@ class GatedLayer(nn.Module):
         self.told = nn.Embedding(classes, 2 * width) if classes else None
 
     def forward(self, above: Tensor, row: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """above: the stack over rows up to this one; row: the one over this row's codes before. Both (B, C, h, w)."""
+        """above: the vertical stack; row: the horizontal stack; both (B, C, h, w). Returns both."""
         bias = self.told(label)[:, :, None, None] if self.told is not None and label is not None else 0.0  # (B, 2C, 1, 1)
-        v = self.vertical(above)  # (B, 2C, h, w), rows up to and with its own
-        h = self.horizontal(shift_right(row) if self.first else row) + self.down(shift_down(v))  # (B, 2C, h, w), only what comes before
+        v = self.vertical(above)  # (B, 2C, h, w), up to and including the current row
+        h = self.horizontal(shift_right(row) if self.first else row) + self.down(shift_down(v))  # (B, 2C, h, w), only earlier codes
         y = self.out(gate(h + bias))
         return gate(v + bias), y if self.first else row + y
 
 
-class PixelCNN(nn.Module):
-    """A prior over grids of codes of any size, conditioned on a class (B,) or (B, 1) where it has classes."""
+class PixelCNN(CodePrior):
+    """A prior over grids of codes of any size; with `classes`, its condition is a class label (B,) or (B, 1)."""
 
     def __init__(self, config: PixelCNNConfig) -> None:
         super().__init__()
@@ -100,7 +96,7 @@ class PixelCNN(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(), nn.Conv2d(C, config.codes, 1))
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits (B, h, w, K) of codes (B, h, w), each given the class and the codes before it. Raises DaguerreError for wrong ones."""
+        """Logits (B, h, w, K) for each position of codes (B, h, w). Raises DaguerreError for codes or labels out of range."""
         label = class_labels(condition, self.config.classes, len(codes))
         above = row = self.embed(check_codes(codes, self.config.codes)).movedim(-1, 1)  # (B, C, h, w)
         for layer in self.layers:
@@ -108,31 +104,22 @@ class PixelCNN(nn.Module):
             row = self.drop(row)
         return self.head(row).movedim(1, -1)
 
-    def sample(
-        self,
-        grid: tuple[int, int],
-        uniforms: Tensor,
-        condition: Tensor | None = None,
-        sampling: Sampling = AS_TRAINED,
-        prefix_rows: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """Draw grids (B, h, w) of any size; see `CodePrior`."""
-        return sample_raster(self, grid, uniforms, condition, sampling, prefix_rows)
-
 
 def class_labels(condition: Tensor | None, classes: int, batch: int) -> Tensor | None:
-    """The class of each picture, (B,), of a condition (B,) or (B, 1); None where there are no classes.
+    """Class labels (B,) from a condition (B,) or (B, 1); None for an unconditional prior.
 
     Raises:
-        DaguerreError: a condition that is not one class for each picture, or one where none is known.
+        DaguerreError: there is not one label in range per image, or the prior is unconditional and a condition is given.
     """
     if not classes:
         if condition is not None:
-            raise DaguerreError("This prior was made without classes; give no condition.")
+            raise DaguerreError("This prior is unconditional; leave out the condition.")
         return None
     if condition is None or condition.numel() != batch:
         given = "nothing" if condition is None else f"{tuple(condition.shape)}"
-        raise DaguerreError(f"This prior needs one of {classes} classes for each of {batch} pictures; {given} was given.")
+        raise DaguerreError(f"This prior needs one class label below {classes} for each of {batch} images; {given} was given.")
     if torch.any((condition < 0) | (condition >= classes)):
-        raise DaguerreError(f"The classes run from {int(condition.min())} to {int(condition.max())}; this prior knows 0 to {classes - 1}.")
+        raise DaguerreError(
+            f"The class labels range from {int(condition.min())} to {int(condition.max())}; this prior has 0 to {classes - 1}."
+        )
     return condition.reshape(batch)

@@ -1,11 +1,10 @@
-"""PixelSNAIL: causal convolutions reach the neighbourhood, causal attention everything before  (Chen et al. 2018, arXiv:1712.09763).
+"""PixelSNAIL: causal convolutions for the neighbourhood, causal attention over all earlier codes  (Chen et al. 2018, arXiv:1712.09763).
 
-    block:  x ← gated residual convolutions(x);  a ← softmax(q(x, g)·k(x, g, c)ᵀ, strictly before)·v;  x ← x + ELU network(x, a)
+    block:  x ← gated residual convolutions(x);  a ← softmax(q(x, g)·k(x, g, c)ᵀ, strictly causal)·v;  x ← x + ELU network(x, a)
 
-with c the codes themselves and g the coordinates of each place (sections 3 and 4, figure 3).
+with c the code embeddings and g the coordinates of each position (sections 3 and 4, figure 3).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, sample_raster
+from daguerre.models.autoregressive import CodePrior
 from daguerre.models.pixelcnn import CausalConv, class_labels, shift_down, shift_right
 from daguerre.models.vector_quantizer import check_codes
 
 
 @dataclass(frozen=True)
 class PixelSNAILConfig:
-    """blocks: of `layers` residual convolutions and one attention each. key_width: of queries and keys, over all heads."""
+    """Each of `blocks` has `layers` residual convolutions and one attention. key_width: queries and keys, over all heads."""
 
     codes: int = 512
     width: int = 256
@@ -34,17 +33,19 @@ class PixelSNAILConfig:
 
     def __post_init__(self) -> None:
         if self.key_width % self.heads or self.width % self.heads:
-            raise DaguerreError(f"{self.heads} heads do not divide width {self.width} and key_width {self.key_width}; choose a divisor.")
+            raise DaguerreError(
+                f"{self.heads} heads do not divide width {self.width} and key_width {self.key_width}; choose a divisor of both."
+            )
 
 
 class ResidualConv(nn.Module):
-    """x + a·σ(b), (a, b) of two convolutions over the rows above and the columns to the left."""
+    """x + a·σ(b), where a and b come from two causal convolutions."""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()
-        C, reach = config.width, config.kernel // 2 + 1
-        self.conv1 = CausalConv(C, C, reach, reach, left=True)
-        self.conv2 = CausalConv(C, 2 * C, reach, reach, left=True)
+        C, rows = config.width, config.kernel // 2 + 1
+        self.conv1 = CausalConv(C, C, rows, rows, left=True)
+        self.conv2 = CausalConv(C, 2 * C, rows, rows, left=True)
         self.drop = nn.Dropout(config.dropout)
         self.told = nn.Embedding(config.classes, 2 * C) if config.classes else None
 
@@ -56,7 +57,7 @@ class ResidualConv(nn.Module):
 
 
 class StrictCausalAttention(nn.Module):
-    """Attention of each place over the places strictly before it, and over a nothing of zeros, which the first place has alone."""
+    """Each position attends to the positions strictly before it and to a zero key and value, the only one of the first position."""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()
@@ -66,11 +67,11 @@ class StrictCausalAttention(nn.Module):
         self.to_kv = nn.Conv2d(2 * C + 2, config.key_width + C, 1)
         self.key_width = config.key_width
 
-    def forward(self, x: Tensor, content: Tensor, places: Tensor) -> Tensor:
-        """x, content: (B, C, h, w), of which only `content` knows the place's own code; places (B, 2, h, w). Returns (B, C, h, w)."""
-        q = self._heads(self.to_q(torch.cat([x, places], dim=1)))  # (B, heads, hw, d)
-        kv = self.to_kv(torch.cat([content, x, places], dim=1))
-        # One place later, behind a zero: "up to itself" becomes "strictly before".
+    def forward(self, x: Tensor, content: Tensor, coordinates: Tensor) -> Tensor:
+        """x, content: (B, C, h, w); only `content` depends on the position's own code. coordinates: (B, 2, h, w). Returns (B, C, h, w)."""
+        q = self._heads(self.to_q(torch.cat([x, coordinates], dim=1)))  # (B, heads, hw, d)
+        kv = self.to_kv(torch.cat([content, x, coordinates], dim=1))
+        # Shifted by one position, so that causal attention (up to itself) becomes strictly causal (before itself).
         k, v = (F.pad(self._heads(y), (0, 0, 1, 0))[:, :, :-1] for y in kv.split([self.key_width, kv.shape[1] - self.key_width], dim=1))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, heads, hw, C/heads)
         return y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
@@ -80,7 +81,7 @@ class StrictCausalAttention(nn.Module):
 
 
 class PixelSNAILBlock(nn.Module):
-    """Residual convolutions, attention, and a network that joins them."""
+    """Residual convolutions, attention, and a 1×1 network that combines them."""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()
@@ -90,50 +91,39 @@ class PixelSNAILBlock(nn.Module):
         self.join = nn.Conv2d(2 * C, C, 1)
         self.out = nn.Conv2d(C, C, 1)
 
-    def forward(self, x: Tensor, content: Tensor, places: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, content: Tensor, coordinates: Tensor, label: Tensor | None) -> Tensor:
         h = x
         for convolution in self.convolutions:
             h = convolution(h, label)  # (B, C, h, w)
-        y = self.join(torch.cat([F.elu(h), F.elu(self.attention(h, content, places))], dim=1))
+        y = self.join(torch.cat([F.elu(h), F.elu(self.attention(h, content, coordinates))], dim=1))
         return h + self.out(F.elu(y))
 
 
-class PixelSNAIL(nn.Module):
-    """A prior over grids of codes of any size, conditioned on a class (B,) or (B, 1) where it has classes."""
+class PixelSNAIL(CodePrior):
+    """A prior over grids of codes of any size; with `classes`, its condition is a class label (B,) or (B, 1)."""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()
         self.config = config
-        C, reach = config.width, config.kernel // 2 + 1
+        C, rows = config.width, config.kernel // 2 + 1
         self.embed = nn.Embedding(config.codes, C)
-        self.above = CausalConv(C, C, reach, config.kernel + 2, left=False)
-        self.left = CausalConv(C, C, reach, reach, left=True)
+        self.above = CausalConv(C, C, rows, config.kernel + 2, left=False)
+        self.left = CausalConv(C, C, rows, rows, left=True)
         self.blocks = nn.ModuleList(PixelSNAILBlock(config) for _ in range(config.blocks))
         self.head = nn.Conv2d(C, config.codes, 1)
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits (B, h, w, K) of codes (B, h, w), each given the class and the codes before it. Raises DaguerreError for wrong ones."""
+        """Logits (B, h, w, K) for each position of codes (B, h, w). Raises DaguerreError for codes or labels out of range."""
         label = class_labels(condition, self.config.classes, len(codes))
         content = self.embed(check_codes(codes, self.config.codes)).movedim(-1, 1)  # (B, C, h, w)
-        places = coordinate_channels(content)  # (B, 2, h, w)
-        x = shift_down(self.above(content)) + shift_right(self.left(content))  # (B, C, h, w), only what comes before
+        coordinates = coordinate_channels(content)  # (B, 2, h, w)
+        x = shift_down(self.above(content)) + shift_right(self.left(content))  # (B, C, h, w), only earlier codes
         for block in self.blocks:
-            x = block(x, content, places, label)
+            x = block(x, content, coordinates, label)
         return self.head(F.elu(x)).movedim(1, -1)
-
-    def sample(
-        self,
-        grid: tuple[int, int],
-        uniforms: Tensor,
-        condition: Tensor | None = None,
-        sampling: Sampling = AS_TRAINED,
-        prefix_rows: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """Draw grids (B, h, w) of any size; see `CodePrior`."""
-        return sample_raster(self, grid, uniforms, condition, sampling, prefix_rows)
 
 
 def coordinate_channels(x: Tensor) -> Tensor:
-    """Row and column of each place of x (B, C, h, w), from −½ to ½: (B, 2, h, w)."""
+    """Row and column of each position of x (B, C, h, w), scaled to −½ … ½: (B, 2, h, w)."""
     rows, columns = (torch.linspace(-0.5, 0.5, n, device=x.device, dtype=x.dtype) for n in x.shape[2:])
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(x), -1, -1, -1)

@@ -1,4 +1,4 @@
-"""How a map of classes reaches a latent diffusion model: made small, and each place's mixture of classes given a colour of its own.
+"""Encodes a segmentation map for a latent diffusion model: downsample the class map and project it to a few channels.
 
     c = W · (map halved `stages` times, bilinearly)
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class SpatialRescalerConfig:
-    """The defaults are those of the published models."""
+    """Defaults: the published semantic synthesis models."""
 
     classes: int = 182
-    channels: int = 3  # that stand beside x
+    channels: int = 3  # concatenated to x
     stages: int = 2
     bias: bool = False
 
 
 class SpatialRescaler(nn.Module):
-    """Maps of classes, one channel each (B, classes, H, W), to (B, channels, H/2^stages, W/2^stages)."""
+    """Class maps (B, classes, H, W), one channel per class, to (B, channels, H/2^stages, W/2^stages)."""
 
     def __init__(self, config: SpatialRescalerConfig) -> None:
         super().__init__()
         self.config = config
         self.channel_mapper = nn.Conv2d(config.classes, config.channels, 1, bias=config.bias)
 
-    def forward(self, shares: Tensor) -> Tensor:
+    def forward(self, classes: Tensor) -> Tensor:
         for _ in range(self.config.stages):
-            shares = F.interpolate(shares, scale_factor=0.5, mode="bilinear")
-        return self.channel_mapper(shares)
+            classes = F.interpolate(classes, scale_factor=0.5, mode="bilinear")
+        return self.channel_mapper(classes)

@@ -1,30 +1,30 @@
-"""A decoder-only transformer over codes: what comes first is the condition, then the grid in raster order.
+"""A decoder-only transformer over codes: first the condition tokens, then the grid in raster order.
 
     h ← h + attention(norm(h)),   h ← h + W₂ GELU(W₁ norm(h)),   p(c_i | c_<i, s) = softmax(W norm(h_i))
 
-Radford et al. 2019 (GPT-2), over the codes of a first stage: Esser et al. 2021, arXiv:2012.09841, section 3.2. Pictures larger than those
-trained on are drawn code by code in a window that slides over them: section 3.2 there, "Generating High-Resolution Images".
-Parameters carry the published models' names, except that attention's are those of the rest of this package.
+Radford et al. 2019 (GPT-2), over the codes of a first stage: Esser et al. 2021, arXiv:2012.09841, section 3.2. Images larger than the
+training size are sampled with a sliding window (same section, "Generating High-Resolution Images"). Parameters have the published
+names, except in attention, which has this package's.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, init_grid, probabilities, sample_codes
+from daguerre.models.autoregressive import DEFAULT_SAMPLING, CodePrior, Sampling, init_grid, probabilities, sample_codes
 from daguerre.models.vector_quantizer import check_codes
 from daguerre.nn.attention import Attention
 
 
 @dataclass(frozen=True)
 class TransformerPriorConfig:
-    """codes: of the first stage. condition_codes: tokens of its own for the condition (classes, text, another model's codes), which stand
-    after the picture's; 0 shares the picture's, as the published models do. length: places for condition and picture together.
-    grid: rows and columns of codes that it is trained on, the size of the sliding window.
+    """codes: codebook size of the first stage. condition_codes: number of separate tokens for the condition (classes, text, another
+    model's codes), after the image codes in the vocabulary; 0 shares the image codes, as the published models do. length: maximum number
+    of condition and image tokens. grid: (rows, columns) of codes in training, the size of the sliding window.
     """
 
     codes: int = 1024
@@ -37,12 +37,6 @@ class TransformerPriorConfig:
     dropout: float = 0.0
 
 
-PRIOR_FACES = TransformerPriorConfig()  # coordinates as condition; depth to ImageNet pictures has the same shape
-PRIOR_SCENES_COCO = TransformerPriorConfig(codes=8192, length=348, width=1408, layers=40, dropout=0.1)
-PRIOR_SCENES_OPEN_IMAGES = replace(PRIOR_SCENES_COCO, width=1536, layers=36)
-PRIOR_IMAGENET = TransformerPriorConfig(codes=16384, length=256, width=1536, layers=48, heads=24)  # one class token first
-
-
 class KVCache:
     """The keys and values of the tokens read so far, for every layer."""
 
@@ -51,7 +45,7 @@ class KVCache:
         self._states: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, layer: int, k: Tensor, v: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """Keep a layer's new keys and values (B, heads, L, d); returns those of all tokens. `capacity`: the most there will be."""
+        """Append a layer's new keys and values (B, heads, L, d) and return those of all tokens. `capacity`: maximum number of tokens."""
         if layer == len(self._states):
             empty = k.new_empty(*k.shape[:2], capacity, k.shape[3])
             self._states.append((empty, torch.empty_like(empty)))
@@ -62,14 +56,14 @@ class KVCache:
 
 
 class CausalAttention(Attention):
-    """Self-attention in which no token sees a later one."""
+    """Causal self-attention."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__(width, heads, bias=True)
         self.dropout = dropout
 
     def forward(self, x: Tensor, context: Tensor | None = None, cache: KVCache | None = None, layer: int = 0, capacity: int = 0) -> Tensor:
-        """x: (B, L, C), the tokens after those in the cache. There is no other context. Returns (B, L, C)."""
+        """x: (B, L, C), the tokens after those in the cache. `context` is unused. Returns (B, L, C)."""
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v))  # (B, heads, L, d)
         if cache is not None:
             k, v = cache.extend(layer, k, v, capacity)  # (B, heads, M, d)
@@ -81,7 +75,7 @@ class CausalAttention(Attention):
 
 
 class PriorBlock(nn.Module):
-    """Attention and feed-forward, each behind its norm."""
+    """One pre-norm transformer block."""
 
     def __init__(self, config: TransformerPriorConfig) -> None:
         super().__init__()
@@ -97,8 +91,8 @@ class PriorBlock(nn.Module):
         return h + self.drop(self.mlp(self.ln2(h)))
 
 
-class TransformerPrior(nn.Module):
-    """A prior over grids of codes, conditioned on a row of tokens (B, P) or on a grid of them (B, h, w); with neither, on token 0."""
+class TransformerPrior(CodePrior):
+    """A prior over grids of codes, conditioned on tokens (B, P) or on a grid of tokens (B, h, w); without, on token 0."""
 
     def __init__(self, config: TransformerPriorConfig) -> None:
         super().__init__()
@@ -116,16 +110,16 @@ class TransformerPrior(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def read(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, L, K) of the code after each of the tokens ids (B, L); they follow those in the cache, which learns them.
+        """Logits (B, L, K) of the code after each of the tokens ids (B, L). They continue those in the cache and are added to it.
 
         Raises:
-            DaguerreError: there are more tokens than places.
+            DaguerreError: there are more than `config.length` tokens.
         """
         start = 0 if cache is None else cache.length
         end = start + ids.shape[1]
         if end > self.config.length:
             raise DaguerreError(
-                f"Condition and picture are {end} tokens; this prior has {self.config.length} places. Shorten the condition."
+                f"Condition and image have {end} tokens; this prior takes at most {self.config.length}. Shorten the condition."
             )
         h = self.drop(self.tok_emb(ids) + self.pos_emb[:, start:end])  # (B, L, C)
         for layer, block in enumerate(self.blocks):
@@ -135,20 +129,20 @@ class TransformerPrior(nn.Module):
         return self.head(self.ln_f(h))
 
     def prefix(self, condition: Tensor | None, batch: int) -> Tensor:
-        """The tokens (B, P) that come before the picture: the condition's own, after the picture's where they are not shared.
+        """The condition as tokens (B, P), offset by the number of image codes if the vocabulary is not shared.
 
         Raises:
-            DaguerreError: a token beyond the vocabulary, or a condition of another batch.
+            DaguerreError: a token is not in the vocabulary, or the batch size differs.
         """
         own = self.config.condition_codes
         if condition is None:
             condition = torch.zeros(batch, 1, dtype=torch.long, device=self.pos_emb.device)
         if len(condition) != batch:
-            raise DaguerreError(f"There are {len(condition)} conditions for {batch} pictures; give one for each.")
+            raise DaguerreError(f"There are {len(condition)} conditions for {batch} images; give one per image.")
         return check_codes(condition.flatten(1), own or self.config.codes) + (self.config.codes if own else 0)
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits (B, h, w, K) of codes (B, h, w), each given the condition and the codes before it."""
+        """Logits (B, h, w, K) for each position of codes (B, h, w), given the condition and the codes before it."""
         prefix = self.prefix(condition, len(codes))  # (B, P)
         ids = torch.cat([prefix, check_codes(codes, self.config.codes).flatten(1)[:, :-1]], dim=1)  # (B, P + hw − 1)
         return self.read(ids)[:, prefix.shape[1] - 1 :].unflatten(1, codes.shape[1:])
@@ -159,67 +153,67 @@ class TransformerPrior(nn.Module):
         grid: tuple[int, int],
         uniforms: Tensor,
         condition: Tensor | None = None,
-        sampling: Sampling = AS_TRAINED,
+        sampling: Sampling = DEFAULT_SAMPLING,
         prefix_rows: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """Draw grids (B, h, w) of at least the window's size; yields them after each row, zero where nothing is drawn yet.
+        """Sample grids (B, h, w) of at least the window's size; arguments and result as in `CodePrior.sample`.
 
-        condition: a row (B, P) is the same for every window; a grid (B, h, w) of the picture's own size is cropped with it. uniforms
-        (B, h·w) and known rows (B, r, w): see `CodePrior`. While the window stands still each code costs one token, thanks to the cache.
+        condition: tokens (B, P) are the same for every window; a grid (B, h, w) of the image's size is cropped to each window. As long as
+        the window does not move, the key-value cache makes each code cost one token.
 
         Raises:
-            DaguerreError: the grid is smaller than the window, or something given does not fit it.
+            DaguerreError: the grid is smaller than the window, or an argument does not fit it.
         """
         (h, w), (wh, ww) = grid, self.config.grid
         if h < wh or w < ww:
-            raise DaguerreError(f"A grid of {h}×{w} codes is smaller than the {wh}×{ww} this prior knows; draw those and crop.")
+            raise DaguerreError(f"A grid of {h}×{w} codes is smaller than this prior's {wh}×{ww}; sample those and crop.")
         if condition is not None and condition.ndim == 3 and condition.shape[1:] != grid and grid != self.config.grid:
             raise DaguerreError(
-                f"The map has {condition.shape[1]}×{condition.shape[2]} codes and the picture {h}×{w}; "
-                "beyond the size that the prior was trained on they must be equal."
+                f"The condition map has {condition.shape[1]}×{condition.shape[2]} codes and the image {h}×{w}; "
+                "for images larger than the training size they must be equal."
             )
         codes, first = init_grid(grid, uniforms, prefix_rows)
-        cache, corner, read = KVCache(), None, 0  # the window's corner, and how many of its codes the cache has read
+        cache, corner, read = KVCache(), None, 0  # corner of the window, and how many of its codes are in the cache
         for i in range(first, h):
             for j in range(w):
-                here, place = window_corner(i, j, grid, self.config.grid)
-                if here != corner or place != read + 1:
+                here, position = window_corner(i, j, grid, self.config.grid)
+                if here != corner or position != read + 1:
                     cache, corner = KVCache(), here
-                    before = self.prefix(crop_condition(condition, here, (wh, ww), grid), len(codes))  # (B, P)
-                    ids = torch.cat([before, self._seen(codes, here)[:, :place]], dim=1)  # (B, P + place)
+                    prefix = self.prefix(crop_condition(condition, here, (wh, ww), grid), len(codes))  # (B, P)
+                    ids = torch.cat([prefix, self._window(codes, here)[:, :position]], dim=1)  # (B, P + position)
                 else:
-                    ids = self._seen(codes, here)[:, place - 1 : place]  # (B, 1)
-                read = place
+                    ids = self._window(codes, here)[:, position - 1 : position]  # (B, 1)
+                read = position
                 p = probabilities(self.read(ids, cache)[:, -1], sampling)  # (B, K)
                 codes[:, i, j] = sample_codes(p, uniforms[:, i * w + j])
             yield codes.clone()
 
-    def _seen(self, codes: Tensor, corner: tuple[int, int]) -> Tensor:
+    def _window(self, codes: Tensor, corner: tuple[int, int]) -> Tensor:
         """The codes in the window at `corner`, in raster order: (B, window)."""
         (i, j), (wh, ww) = corner, self.config.grid
         return codes[:, i : i + wh, j : j + ww].flatten(1)
 
 
 def crop_condition(condition: Tensor | None, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> Tensor | None:
-    """What the window at `corner` is told: its part of a map of the picture's size (B, h, w), or all of any other condition."""
+    """The condition of the window at `corner`: a crop of a grid (B, h, w) of the image's size, or any other condition unchanged."""
     if condition is None or condition.ndim != 3 or tuple(condition.shape[1:]) != grid:
         return condition
     return condition[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
 
 
 def window_corner(i: int, j: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """The window in which the code at row i, column j is drawn: its corner, and the code's place in it in raster order.
+    """The window for sampling the code at row i, column j: its corner, and the code's raster position in it.
 
-    The code stands in the window's middle, except near the picture's border, where the window stays inside.
+    The window is centred on the code and clipped to the image.
     """
-    corner = tuple(min(max(at - side // 2, 0), whole - side) for at, whole, side in zip((i, j), grid, size, strict=True))
+    corner = tuple(min(max(at - side // 2, 0), full - side) for at, full, side in zip((i, j), grid, size, strict=True))
     return (corner[0], corner[1]), (i - corner[0]) * size[1] + j - corner[1]
 
 
-def coordinate_codes(height: int, width: int, *, codes: int = 1024, downsampling: int = 16) -> Tensor:
-    """The place of each code in its picture as a code of its own, (1, h, w): the condition where data is not alike everywhere.
+def coordinate_codes(height: int, width: int, *, codes: int = 1024, downsample_factor: int = 16) -> Tensor:
+    """The position of each code in its image as a condition code, (1, h, w), for images that are not spatially uniform.
 
-    Pixels are numbered in raster order from 0 to 1, and averaged over each patch (Esser et al. 2021, section 4.3).
+    Pixels are numbered in raster order from 0 to 1 and averaged over each patch (Esser et al. 2021, section 4.3).
     """
-    places = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width) / (height * width)
-    return (F.avg_pool2d(places, downsampling)[:, 0] * codes).round().long()
+    positions = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width) / (height * width)
+    return (F.avg_pool2d(positions, downsample_factor)[:, 0] * codes).round().long()

@@ -1,4 +1,4 @@
-"""The denoising U-Net ε_θ(x_t, t, c): residual blocks and attention down to a low resolution and up again, with a skip from every state.
+"""The denoising U-Net ε_θ(x_t, t, c): residual blocks and attention, a downward and an upward path with skip connections.
 
 DDPM: Ho et al. 2020, arXiv:2006.11239, appendix B.  Latent diffusion: Rombach et al. 2022, arXiv:2112.10752, appendix E.2.
 SDXL: Podell et al. 2023, arXiv:2307.01952, §2.
@@ -24,23 +24,23 @@ from daguerre.nn.voices import repeat_to_batch
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The defaults are Stable Diffusion 1's.
+    """Defaults: Stable Diffusion 1.
 
-    Tuples have one entry a level, from the full resolution down; the middle has the last level's width and heads.
+    Tuples have one entry per level, from full resolution down; the middle block has the width and heads of the last level.
     """
 
-    in_channels: int = 4  # of x and Conditioning.concat together
+    in_channels: int = 4  # of x plus Conditioning.concat
     out_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    blocks: int = 2  # residual blocks a level on the way down; one more on the way up
-    depth: tuple[int, ...] = (1, 1, 1, 0)  # transformer blocks behind each residual block; 0: no attention at this level
+    blocks: int = 2  # residual blocks per level on the downward path; one more on the upward path
+    depth: tuple[int, ...] = (1, 1, 1, 0)  # transformer blocks after each residual block; 0: no attention at this level
     mid_depth: int = 1
     heads: tuple[int, ...] = (8, 8, 8, 8)
     context_width: int | None = 768  # of Conditioning.context; None: plain self-attention blocks, of depth 1
     vector_width: int | None = None  # of Conditioning.vector
     classes: int | None = None  # Conditioning.label is below this number
     linear_projection: bool = False
-    cross_only_levels: tuple[int, ...] = ()  # levels whose first attention looks at the context, too
+    cross_only_levels: tuple[int, ...] = ()  # levels whose first attention is cross-attention, too
     scale_shift: bool = False
     resample: Literal["conv", "resblock"] = "conv"
     downsample_padding: Literal[0, 1] = 1
@@ -53,27 +53,29 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.depth) == len(self.heads):
             raise DaguerreError(
-                "A UNet's channels, depth and heads have one entry for each level; "
+                "A UNet needs one entry per level in channels, depth and heads; "
                 f"got {len(self.channels)}, {len(self.depth)} and {len(self.heads)} entries."
             )
         if self.context_width is None and max(*self.depth, self.mid_depth) > 1:
-            raise DaguerreError(f"Without a context_width attention has depth 0 or 1; got {self.depth} and mid_depth {self.mid_depth}.")
+            raise DaguerreError(
+                f"Without context_width the attention depth must be 0 or 1; got depth {self.depth} and mid_depth {self.mid_depth}."
+            )
 
 
 SD1 = UNetConfig()
-SD1_INPAINTING = replace(SD1, in_channels=9)  # latent 4, masked picture 4, mask 1
+SD1_INPAINTING = replace(SD1, in_channels=9)  # latent 4, masked image 4, mask 1
 PIX2PIX = replace(SD1, in_channels=8)
 SD2 = replace(SD1, heads=(5, 10, 20, 20), context_width=1024, linear_projection=True)
 SD2_INPAINTING = replace(SD2, in_channels=9)
 SD2_DEPTH = replace(SD2, in_channels=5)
 SD2_UPSCALER = replace(
     SD2,
-    in_channels=7,  # latent 4, low-resolution picture 3
+    in_channels=7,  # latent 4, low-resolution image 3
     channels=(256, 512, 512, 1024),
     depth=(0, 1, 1, 1),
     heads=(8, 8, 8, 8),
     cross_only_levels=(0, 1, 2),
-    classes=1000,  # the level of noise on the low-resolution picture
+    classes=1000,  # noise level of the low-resolution image
 )
 SDXL = replace(
     SD2, channels=(320, 640, 1280), depth=(0, 2, 10), mid_depth=10, heads=(5, 10, 20), context_width=2048, vector_width=1280 + 6 * 256
@@ -99,7 +101,7 @@ LDM_CHURCHES = UNetConfig(
     scale_shift=True,
     resample="resblock",
 )
-LDM_IMAGENET = UNetConfig(  # its classes are a context of one token, not a label
+LDM_IMAGENET = UNetConfig(  # class-conditional through a context of one token
     in_channels=3, out_channels=3, channels=(192, 384, 576, 960), depth=(0, 1, 1, 1), heads=(1, 1, 1, 1), context_width=512
 )
 LDM_INPAINTING = replace(LDM_FACES, in_channels=7, channels=(256, 512, 768, 1024), heads=(8, 8, 8, 8), resample="resblock")
@@ -120,9 +122,9 @@ DDPM_256 = replace(DDPM_CIFAR10, channels=(128, 128, 256, 256, 512, 512), depth=
 
 
 class UNet(nn.Module):
-    """Takes noisy x, time and conditioning, and predicts ε, v or x0, as it was trained.
+    """Predicts ε, v or x0 from noisy x, time and conditioning.
 
-    A fresh network returns zeros, as the papers' do: its last convolution and the ends of its residual branches start at zero.
+    A new network returns zeros, as in the papers: its last convolution and the last layers of its residual branches are zero-initialised.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -155,7 +157,7 @@ class UNet(nn.Module):
 
         self.conv_norm_out = GroupNormSiLU(config.norm_groups, width, config.norm_eps)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
-        self._start_at_zero()
+        self._zero_init()
 
     def _resblock(self, in_channels: int, out_channels: int, resample: Literal["down", "up"] | None = None) -> ResBlock:
         config = self.config
@@ -197,26 +199,35 @@ class UNet(nn.Module):
     def _upsampler(self, channels: int) -> Upsample | ResBlock:
         return self._resblock(channels, channels, "up") if self.config.resample == "resblock" else Upsample(channels)
 
-    def _start_at_zero(self) -> None:
-        """Training starts from residual branches that add nothing (Ho et al. 2020, in their code; Dhariwal and Nichol 2021, too)."""
-        ends: list[nn.Module] = [self.conv_out]
+    def _zero_init(self) -> None:
+        """Zero the output layer of every residual branch (Ho et al. 2020, code; Dhariwal and Nichol 2021)."""
+        layers: list[nn.Module] = [self.conv_out]
         for module in self.modules():
             if isinstance(module, ResBlock):
-                ends.append(module.conv2)
+                layers.append(module.conv2)
             elif isinstance(module, SpatialTransformer):
-                ends.append(module.proj_out)
+                layers.append(module.proj_out)
             elif isinstance(module, AttentionBlock):
-                ends.append(module.to_out)
-        for end in ends:
-            for parameter in end.parameters():
+                layers.append(module.to_out)
+        for layer in layers:
+            for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning | None = None, *, control: Sequence[Tensor] | None = None) -> Tensor:
         """Predict from noisy x.
 
-        x: (B, C, H, W), of variance about 1; C plus the channels of cond.concat is config.in_channels. t: (B,) or (), in [0, T),
-        whole or not. cond: the parts that the config names. control: residuals added to every skip, in order, and last to the middle.
-        Returns (B, C_out, H, W). Raises DaguerreError where a part of the conditioning is missing or has the wrong width.
+        Args:
+            x: (B, C, H, W) of about unit variance; C plus the channels of `cond.concat` is `config.in_channels`.
+            t: timesteps (B,) or () in [0, T), integers or fractions.
+            cond: the parts that the config requires.
+            control: residuals of a ControlNet, added on the upward path: one (B, C_i, H_i, W_i) for each skip connection, in the order of
+                the downward path (`conv_in` first), then one for the middle block. For Stable Diffusion 1: 12 + 1.
+
+        Returns:
+            (B, C_out, H, W).
+
+        Raises:
+            DaguerreError: a part of the conditioning is missing or has the wrong width.
         """
         cond = Conditioning() if cond is None else cond
         self._check(x, cond)
@@ -225,7 +236,7 @@ class UNet(nn.Module):
         x = x if cond.concat is None else torch.cat([x, cond.concat], dim=1)
         h = self.conv_in(
             x[: batch // self._shared_branches(cond)]
-        )  # (B, C_0, H, W), or one voice's share until the context is first looked at
+        )  # (B, C_0, H, W), or one condition's rows up to the first cross-attention
         skips = [h]
         for block in self.down_blocks:
             h = block(h, emb, cond.context, skips)  # (B, C_i, H/2^i, W/2^i)
@@ -238,7 +249,7 @@ class UNet(nn.Module):
         return repeat_to_batch(self.conv_out(self.conv_norm_out(h)), batch)  # (B, C_out, H, W)
 
     def _shared_branches(self, cond: Conditioning) -> int:
-        """How many shares of the batch begin alike: all voices, if they differ in the context alone."""
+        """How many conditions share their first layers: all of them if they differ only in the context, else 1."""
         return cond.num_conditions if cond.vector is None and cond.concat is None and cond.label is None else 1
 
     def _embed(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
@@ -255,7 +266,7 @@ class UNet(nn.Module):
         config = self.config
         given = x.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
         if given != config.in_channels:
-            raise DaguerreError(f"This UNet takes {config.in_channels} channels, but x and Conditioning.concat together have {given}.")
+            raise DaguerreError(f"This UNet takes {config.in_channels} channels, but x and Conditioning.concat have {given} in total.")
         for name, part, width in (
             ("context", cond.context, config.context_width),
             ("vector", cond.vector, config.vector_width),

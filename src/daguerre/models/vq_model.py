@@ -1,26 +1,26 @@
-"""The autoencoder whose latent is a grid of codes: x̂ = decode(e_k),  k = codes(x)  (VQ-VAE: van den Oord et al. 2017, arXiv:1711.00937).
+"""The autoencoder whose latent is a grid of codes: k = encode_codes(x),  x̂ = decode_codes(k).
 
-With an adversarial loss it is VQGAN's first stage (Esser et al. 2021, arXiv:2012.09841, section 3.1 and table 7), and with few channels the
-first stage of many latent diffusion models (Rombach et al. 2022, arXiv:2112.10752, appendix D.1): those diffuse what comes before the
-codebook, and look the nearest codes up when they decode. Here `encode` and `decode` speak of that; `codes` and `decode_codes` of codes.
+VQ-VAE: van den Oord et al. 2017, arXiv:1711.00937. With an adversarial loss this is the first stage of VQGAN (Esser et al. 2021,
+arXiv:2012.09841, section 3.1 and table 7), with few channels that of many latent diffusion models (Rombach et al. 2022, arXiv:2112.10752,
+appendix D.1). Those diffuse the continuous latent before quantization: `encode` returns it, and `decode` quantizes it first.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from daguerre.errors import DaguerreError
+from daguerre.models.autoencoder_kl import check_sides
 from daguerre.models.vector_quantizer import QuantizerConfig, build_quantizer
 from daguerre.nn.encoder_decoder import Decoder, Encoder
 
 
 @dataclass(frozen=True)
 class VQModelConfig:
-    """channels: of each level from full resolution down; f = 2^(levels − 1). The defaults are VQGAN's f16 with 1024 codes.
+    """`channels` lists the width of each level from full resolution down; f = 2^(levels − 1). Defaults: VQGAN f16 with 1024 codes.
 
-    latent_channels: of encoder and decoder; the codebook's own width is the quantizer's, between two 1×1 convolutions.
+    latent_channels: encoder output and decoder input. Two 1×1 convolutions convert between it and the codebook width `quantizer.width`.
     """
 
     quantizer: QuantizerConfig = QuantizerConfig()
@@ -28,7 +28,7 @@ class VQModelConfig:
     out_channels: int = 3
     latent_channels: int = 256
     channels: tuple[int, ...] = (128, 128, 256, 256, 512)
-    blocks: int = 2  # residual blocks a level; the decoder has one more
+    blocks: int = 2  # residual blocks per level; the decoder has one more
     attention_levels: tuple[int, ...] = (4,)
     mid_attention: bool = True
     norm_groups: int = 32
@@ -36,19 +36,7 @@ class VQModelConfig:
 
 
 VQGAN_F16_1024 = VQModelConfig()
-VQGAN_F16_8192 = replace(VQGAN_F16_1024, quantizer=QuantizerConfig(codes=8192))
-VQGAN_F16_16384 = replace(VQGAN_F16_1024, quantizer=QuantizerConfig(codes=16384))
-GUMBEL_F8 = replace(
-    VQGAN_F16_1024,
-    quantizer=QuantizerConfig(codes=8192, kind="gumbel"),
-    channels=(128, 128, 256, 512),
-    attention_levels=(3,),
-)
 VQ_F4 = VQModelConfig(QuantizerConfig(codes=8192, width=3), latent_channels=3, channels=(128, 256, 512), attention_levels=())
-VQ_F4_PLAIN = replace(VQ_F4, mid_attention=False)  # of the inpainting model: no attention at all, so any size costs what it should
-VQ_F8 = VQModelConfig(QuantizerConfig(codes=16384, width=4), latent_channels=4, channels=(128, 256, 256, 512), attention_levels=(3,))
-VQ_F8_256 = replace(VQ_F8, quantizer=QuantizerConfig(codes=256, width=4))
-VQ_F16 = VQModelConfig(QuantizerConfig(codes=16384, width=8), latent_channels=8)
 
 
 class VQOutput(NamedTuple):
@@ -60,7 +48,7 @@ class VQOutput(NamedTuple):
 
 
 class VQModel(nn.Module):
-    """Pictures x in [−1, 1], (B, 3, H, W), to codes (B, H/f, W/f) and back."""
+    """Encodes images x (B, 3, H, W) in [−1, 1] to codes (B, H/f, W/f) and decodes them."""
 
     def __init__(self, config: VQModelConfig) -> None:
         super().__init__()
@@ -75,47 +63,45 @@ class VQModel(nn.Module):
 
     @property
     def downsample_factor(self) -> int:
-        """f: how many times smaller than the picture the grid of codes is, on a side."""
+        """f: image side / code grid side."""
         return 2 ** (len(self.config.channels) - 1)
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What comes before the codebook, scaled: (B, D, H/f, W/f). There is nothing random in it; `noise` is for autoencoders that draw.
+        """Scaled latents before quantization (B, D, H/f, W/f). Deterministic: `noise` is ignored (`AutoencoderKL.encode` uses it).
 
         Raises:
             DaguerreError: a side is not a multiple of f.
         """
-        return self._before(x) * self.config.scaling_factor
+        return self._pre_quantized(x) * self.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about [−1, 1] and not clamped, of scaled latents z (B, D, h, w): the nearest codes are decoded."""
+        """Quantize scaled latents z (B, D, h, w) and decode them to images (B, 3, H, W), about [−1, 1] and not clamped."""
         return self.decode_codes(self.quantize.nearest(z / self.config.scaling_factor))
 
     def encode_codes(self, x: Tensor) -> Tensor:
-        """The codes (B, H/f, W/f) int64 of pictures x. Raises DaguerreError where a side is not a multiple of f."""
-        return self.quantize.nearest(self._before(x))
+        """Codes (B, H/f, W/f) int64 of images x. Raises DaguerreError if a side is not a multiple of f."""
+        return self.quantize.nearest(self._pre_quantized(x))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of codes (B, h, w). Raises DaguerreError for a code beyond the codebook."""
+        """Decode codes (B, h, w) to images (B, 3, H, W). Raises DaguerreError for a code outside the codebook."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
 
     def forward(self, x: Tensor, quantized: bool = True) -> VQOutput:
-        """For training: x through the codebook and back, with gradients; or past the codebook, which is then only asked for the codes."""
-        before = self._before(x)
+        """For training: reconstruct x with gradients; with `quantized=False` decode the continuous latent and only report its codes."""
+        z_e = self._pre_quantized(x)  # (B, D, h, w)
         if not quantized:
-            zero = torch.stack([0 * each.sum() for each in self.quantize.parameters()]).sum()  # processes that train together miss none
-            return VQOutput(self.decoder(self.post_quant_conv(before)), self.quantize.nearest(before), zero)
-        z, codes, loss = self.quantize(before)
+            zero = torch.stack(
+                [0 * each.sum() for each in self.quantize.parameters()]
+            ).sum()  # so that every parameter has a gradient in distributed training
+            return VQOutput(self.decoder(self.post_quant_conv(z_e)), self.quantize.nearest(z_e), zero)
+        z, codes, loss = self.quantize(z_e)
         return VQOutput(self.decoder(self.post_quant_conv(z)), codes, loss)
 
     @property
     def last_layer(self) -> Tensor:
-        """The decoder's last weight, where the adversarial loss is balanced against the others (Esser et al. 2021, eq. 7)."""
+        """The decoder's last weight; the adaptive adversarial weight is computed from its gradients (Esser et al. 2021, eq. 7)."""
         return self.decoder.conv_out.weight
 
-    def _before(self, x: Tensor) -> Tensor:
-        f = self.downsample_factor
-        if x.shape[-2] % f or x.shape[-1] % f:
-            raise DaguerreError(
-                f"The picture is {x.shape[-1]}×{x.shape[-2]}; for this autoencoder both sides must be multiples of {f}. Resize or crop it."
-            )
+    def _pre_quantized(self, x: Tensor) -> Tensor:
+        check_sides(x, self.downsample_factor)
         return self.quant_conv(self.encoder(x))  # (B, D, H/f, W/f)

@@ -30,21 +30,21 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     small = Image.new("RGBA", (28, 28), (0, 0, 255, 255))
     write_archive(tmp_path / "a.zip", ENTRIES, [tall, small])
     assert list(read_index(tmp_path / "a.zip")) == ENTRIES
-    pictures = read_images(tmp_path / "a.zip")
-    assert pictures.shape == (2, ARCHIVE_SIZE, ARCHIVE_SIZE, 4)
-    opaque = pictures[0, ..., 3] == 255
+    images = read_images(tmp_path / "a.zip")
+    assert images.shape == (2, ARCHIVE_SIZE, ARCHIVE_SIZE, 4)
+    opaque = images[0, ..., 3] == 255
     assert opaque[:, 34:94].all()  # centred in a clear square
-    assert not pictures[0][:, :30].any()
-    assert (pictures[0][:, 40:90] == (200, 30, 40, 255)).all()
-    rows = np.flatnonzero(pictures[1, :, 64, 3] > 127)
+    assert not images[0][:, :30].any()
+    assert (images[0][:, 40:90] == (200, 30, 40, 255)).all()
+    rows = np.flatnonzero(images[1, :, 64, 3] > 127)
     assert len(rows) == 32  # 28 of 112: a small drawing stays small
     assert abs(rows.mean() - (ARCHIVE_SIZE - 1) / 2) <= 1
 
 
 def test_the_same_input_gives_the_same_bytes_and_no_leftovers(tmp_path: Path):
-    pictures = [Image.new("RGBA", (9, 9), colour) for colour in ("red", "blue")]
-    write_archive(tmp_path / "a.zip", ENTRIES, pictures)
-    write_archive(tmp_path / "b.zip", ENTRIES, pictures)
+    images = [Image.new("RGBA", (9, 9), colour) for colour in ("red", "blue")]
+    write_archive(tmp_path / "a.zip", ENTRIES, images)
+    write_archive(tmp_path / "b.zip", ENTRIES, images)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "b.zip"}
 
@@ -53,10 +53,10 @@ def test_the_shipped_archive_is_whole():
     entries = read_index()
     assert len(entries) == 1861
     assert not any("skin tone" in name for entry in entries for name in entry.names)
-    pictures = read_images(ARCHIVE)
-    assert len(pictures) == 1861
-    assert (pictures[..., 3].reshape(1861, -1).max(1) == 255).all()  # nothing empty
-    assert (pictures[..., :3] <= pictures[..., 3:]).all()  # premultiplied
+    images = read_images(ARCHIVE)
+    assert len(images) == 1861
+    assert (images[..., 3].reshape(1861, -1).max(1) == 255).all()  # nothing empty
+    assert (images[..., :3] <= images[..., 3:]).all()  # premultiplied
 
 
 def test_a_broken_archive_is_named(tmp_path: Path):

@@ -38,7 +38,7 @@ def scenes(source: EmojiDataset, count: int, seed: int = 0) -> list[EmojiScene]:
 
 
 def ink(source: EmojiDataset, scene: EmojiScene, which: int) -> np.ndarray:
-    """Where the thing `which` of a scene shows, bool (size, size): where two pictures that differ in the paper alone agree."""
+    """Where the thing `which` of a scene shows, bool (size, size): where two images that differ in the paper alone agree."""
     alone = [replace(scene, placed=scene.placed[which : which + 1], paint=paint) for paint in ((255, 0, 255), (0, 255, 0))]
     one, two = (np.asarray(source.render(s), dtype=int) for s in alone)
     return abs(one - two).max(-1) < 128
@@ -95,9 +95,9 @@ def test_a_thing_keeps_the_rest_of_its_colours(source: EmojiDataset):
     scene = EmojiScene(
         "recoloured", (replace(scenes(source, 1)[0].placed[0], thing=apple, x=0.5, y=0.5, side=1.0, mirrored=False, colour="blue"),), ""
     )
-    picture = np.asarray(source.render(scene), dtype=int)
-    green = (picture[..., 1] > picture[..., 0] + 20) & (picture[..., 1] > picture[..., 2] + 20)
-    blue = (picture[..., 2] > picture[..., 0] + 40) & (picture[..., 2] > picture[..., 1] + 40)
+    image = np.asarray(source.render(scene), dtype=int)
+    green = (image[..., 1] > image[..., 0] + 20) & (image[..., 1] > image[..., 2] + 20)
+    blue = (image[..., 2] > image[..., 0] + 40) & (image[..., 2] > image[..., 1] + 40)
     assert green.sum() > 60
     assert blue.sum() > 1000
 
@@ -157,7 +157,7 @@ def test_held_out_combinations_are_never_said(source: EmojiDataset):
         if is_held_out("colour", thing.base, colour)
     }
     assert len(colours) > 200
-    assert not colours & plain  # what is held out has no picture of its own
+    assert not colours & plain  # what is held out has no image of its own
     met = Counter()
     for caption in source.captions(20_000, seed=1):
         for start in ("a picture of ", "an emoji of ", "emoji of ", "a drawing of "):
@@ -216,9 +216,9 @@ def test_the_key_tells_every_setting_that_changes_samples():
 
 
 def test_a_portrait_is_of_the_thing_named():
-    picture = np.asarray(EmojiDataset().portrait("red apple", "blue"))
-    assert tuple(picture[0, 0]) == PAINTS["blue"]
-    assert picture[32, 32, 0] > 2 * picture[32, 32, 2]
+    image = np.asarray(EmojiDataset().portrait("red apple", "blue"))
+    assert tuple(image[0, 0]) == PAINTS["blue"]
+    assert image[32, 32, 0] > 2 * image[32, 32, 2]
     with pytest.raises(DaguerreError, match=r"no emoji called 'red aple'\. Did you mean 'red apple'"):
         EmojiDataset().portrait("red aple")
 

@@ -43,7 +43,7 @@ def test_coordinates(tmp_path: Path):
     model = opened(tmp_path, **checkpoints.gpt(GPT))
     assert isinstance(model.prefix, CoordinatePrefix)
     places = model.prefix(PriorInputs([""], (16, 16)))
-    assert torch.equal(places, coordinate_codes(32, 32, codes=16, downsampling=2).clamp(max=15))
+    assert torch.equal(places, coordinate_codes(32, 32, codes=16, downsample_factor=2).clamp(max=15))
     (picture,) = daguerre.generate(model, seed=1, temperature=0.5)
     assert picture.image.size == (32, 32)
 

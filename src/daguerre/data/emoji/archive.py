@@ -1,10 +1,10 @@
-"""The archive of rendered emoji: one zip of lossless WebP pictures and an index, opened in milliseconds, decoded once.
+"""The archive of rendered emoji: one zip of lossless WebP images and an index, opened in milliseconds, decoded once.
 
     index.json          [{"text", "names", "group", "subgroup"}, ...]
     pictures/0000.webp  RGBA, the drawn box with the font's own pixels (which compress four times better than resized ones),
                         in the order of the index
 
-Pictures are drawn with Noto Color Emoji (SIL Open Font License 1.1), names and groups are Unicode's (Unicode data licence); see NOTICE.
+Images are drawn with Noto Color Emoji (SIL Open Font License 1.1), names and groups are Unicode's (Unicode data licence); see NOTICE.
 """
 
 import io
@@ -28,7 +28,7 @@ ARCHIVE = Path(__file__).parents[2] / "assets" / "emoji-pictures.zip"
 
 @dataclass(frozen=True)
 class EmojiEntry:
-    """One picture: its characters, official names (several where Unicode draws the same picture twice), group and subgroup."""
+    """One image: its characters, official names (several where Unicode draws the same image twice), group and subgroup."""
 
     text: str
     names: tuple[str, ...]
@@ -37,13 +37,13 @@ class EmojiEntry:
 
 
 def write_archive(path: Path, entries: Sequence[EmojiEntry], images: Sequence[Image.Image]) -> None:
-    """Write entries and their RGBA pictures; the same input gives the same bytes. Nothing half written is left behind."""
+    """Write entries and their RGBA images; the same input gives the same bytes. Nothing half written is left behind."""
     lines = ",\n".join(json.dumps(asdict(entry), ensure_ascii=False) for entry in entries)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, "index.json", f"[\n{lines}\n]\n".encode(), zipfile.ZIP_DEFLATED)
-        for number, picture in enumerate(images):
+        for number, image in enumerate(images):
             buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", lossless=True, quality=75, method=6)
+            image.save(buffer, "WEBP", lossless=True, quality=75, method=6)
             _add(archive, f"pictures/{number:04}.webp", buffer.getvalue(), zipfile.ZIP_STORED)
 
 
@@ -52,7 +52,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int) 
 
 
 def read_index(path: Path = ARCHIVE) -> tuple[EmojiEntry, ...]:
-    """Read names and groups alone, without decoding a picture."""
+    """Read names and groups alone, without decoding an image."""
     with _open(path) as archive:
         entries = json.loads(archive.read("index.json"))
     return tuple(EmojiEntry(e["text"], tuple(e["names"]), e["group"], e["subgroup"]) for e in entries)
@@ -60,23 +60,23 @@ def read_index(path: Path = ARCHIVE) -> tuple[EmojiEntry, ...]:
 
 @lru_cache(maxsize=2)
 def read_images(path: Path) -> np.ndarray:
-    """Decode every picture once per process, centred in a square: uint8 (N, SIDE, SIDE, 4), premultiplied alpha, read-only, 120 MB."""
+    """Decode every image once per process, centred in a square: uint8 (N, SIDE, SIDE, 4), premultiplied alpha, read-only, 120 MB."""
     entries = read_index(path)
-    pictures = np.empty((len(entries), ARCHIVE_SIZE, ARCHIVE_SIZE, 4), dtype=np.uint8)
+    images = np.empty((len(entries), ARCHIVE_SIZE, ARCHIVE_SIZE, 4), dtype=np.uint8)
     with _open(path) as archive:
         for number in range(len(entries)):
-            with Image.open(io.BytesIO(archive.read(f"pictures/{number:04}.webp")), formats=("WEBP",)) as picture:
-                pictures[number] = np.asarray(_squared(picture))
-    np.minimum(pictures[..., :3], pictures[..., 3:], out=pictures[..., :3])  # the filter overshoots at edges
-    pictures.flags.writeable = False
-    return pictures
+            with Image.open(io.BytesIO(archive.read(f"pictures/{number:04}.webp")), formats=("WEBP",)) as image:
+                images[number] = np.asarray(_squared(image))
+    np.minimum(images[..., :3], images[..., 3:], out=images[..., :3])  # the filter overshoots at edges
+    images.flags.writeable = False
+    return images
 
 
-def _squared(picture: Image.Image) -> Image.Image:
+def _squared(image: Image.Image) -> Image.Image:
     """Centre a drawn box in a clear square and resize it to (SIDE, SIDE), premultiplied, so that clear pixels do not bleed into edges."""
-    side = max(*picture.size, _LEAST)
+    side = max(*image.size, _LEAST)
     square = Image.new("RGBA", (side, side))
-    square.paste(picture.convert("RGBA"), ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image.convert("RGBA"), ((side - image.width) // 2, (side - image.height) // 2))
     return square.convert("RGBa").resize((ARCHIVE_SIZE, ARCHIVE_SIZE), Image.Resampling.LANCZOS)
 
 

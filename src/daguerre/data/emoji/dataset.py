@@ -26,7 +26,7 @@ _VERSION = 3  # raise it when the same (index, rng) would give another sample
 
 @dataclass(frozen=True)
 class EmojiMix:
-    """How often which kind of picture is drawn; what is left is one thing on white. Shares are of the things that admit the kind."""
+    """How often which kind of image is drawn; what is left is one thing on white. Shares are of the things that admit the kind."""
 
     recoloured: float = 0.15
     own_colour: float = 0.2  # of the recoloured: nothing changed, its own colour named ("a yellow banana")
@@ -45,7 +45,7 @@ class EmojiMix:
 
 @dataclass(frozen=True)
 class PlacedThing:
-    """A thing in a scene: centre and side as shares of the picture's side, x to the right, y down."""
+    """A thing in a scene: centre and side as shares of the image's side, x to the right, y down."""
 
     thing: Thing
     x: float = 0.5
@@ -211,7 +211,7 @@ class EmojiDataset:
 
     def render(self, scene: EmojiScene) -> Image.Image:
         """Draw a scene: RGB (size, size)."""
-        picture = Image.new("RGB", (self.size, self.size), scene.paint)
+        image = Image.new("RGB", (self.size, self.size), scene.paint)
         for placed in scene.placed:
             left, top, right, _ = placed.box(self.size)
             thing = self._thing_image(placed.thing, right - left)
@@ -221,8 +221,8 @@ class EmojiDataset:
                 thing = turn_hues(thing, table)
             if placed.mirrored:
                 thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            picture.paste(thing, (left, top), thing)
-        return picture
+            image.paste(thing, (left, top), thing)
+        return image
 
     def _thing_image(self, thing: Thing, side: int = ARCHIVE_SIZE) -> Image.Image:
         """A thing alone, RGBA (side, side)."""
@@ -232,8 +232,8 @@ class EmojiDataset:
     def _turn(self, thing: Thing, colour: str) -> list[int] | None:
         """The hue table that turns a thing to a colour; None where its pixels would not then deserve the word."""
         if thing.index not in self._turns:
-            picture = self._thing_image(thing, 64)
-            hue = main_hue(picture)
+            image = self._thing_image(thing, 64)
+            hue = main_hue(image)
             tables = {} if hue is None else {name: hue_turn(hue, target) for name, target in HUES.items()}
-            self._turns[thing.index] = {name: table for name, table in tables.items() if colour_of(turn_hues(picture, table)) == name}
+            self._turns[thing.index] = {name: table for name, table in tables.items() if colour_of(turn_hues(image, table)) == name}
         return self._turns[thing.index].get(colour)

@@ -2,7 +2,7 @@
 
     python -m daguerre.data.emoji.render            # Debian: fonts-noto-color-emoji, unicode-data, libfribidi0
 
-Sequences and names come from Unicode's `emoji-test.txt` (UTS #51), pictures from Noto Color Emoji, whose only bitmap size is 109.
+Sequences and names come from Unicode's `emoji-test.txt` (UTS #51), images from Noto Color Emoji, whose only bitmap size is 109.
 Joined sequences (families, flags, professions) are shaped by raqm; one that the font lacks falls apart into several cells, is wider
 than one, and is left out. Only this file needs the font: training and everything after it read the archive.
 """
@@ -70,36 +70,36 @@ def render(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
 
 
 def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) -> tuple[list[EmojiEntry], list[Image.Image], list[str]]:
-    """Render every emoji; those with the very same picture (the flags of Norway and Bouvet Island) become one entry of several names.
+    """Render every emoji; those with the very same image (the flags of Norway and Bouvet Island) become one entry of several names.
 
-    Returns the entries, their pictures and the official names that the font could not draw.
+    Returns the entries, their images and the official names that the font could not draw.
     """
     font = open_font(font_path)
     found: dict[bytes, tuple[list[EmojiListing], Image.Image]] = {}
     missing = []
     for emoji in listed_emoji(list_path, skin_tones=skin_tones):
-        picture = render(font, emoji.text)
-        if picture is None:
+        image = render(font, emoji.text)
+        if image is None:
             missing.append(emoji.name)
         else:
-            found.setdefault(np.asarray(picture).tobytes(), ([], picture))[0].append(emoji)
+            found.setdefault(np.asarray(image).tobytes(), ([], image))[0].append(emoji)
     entries = [EmojiEntry(same[0].text, tuple(e.name for e in same), same[0].group, same[0].subgroup) for same, _ in found.values()]
-    return entries, [picture for _, picture in found.values()], missing
+    return entries, [image for _, image in found.values()], missing
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Render the emoji archive of the built-in training set.")
     parser.add_argument("--font", type=Path, default=FONT)
     parser.add_argument("--emoji-test", type=Path, default=EMOJI_TEST)
-    parser.add_argument("--skin-tones", action="store_true", help="all five skin tones too, about twice as many pictures")
+    parser.add_argument("--skin-tones", action="store_true", help="all five skin tones too, about twice as many images")
     parser.add_argument("--out", type=Path, default=ARCHIVE)
     options = parser.parse_args()
     try:
-        entries, pictures, missing = render_all(options.font, options.emoji_test, skin_tones=options.skin_tones)
-        write_archive(options.out, entries, pictures)
+        entries, images, missing = render_all(options.font, options.emoji_test, skin_tones=options.skin_tones)
+        write_archive(options.out, entries, images)
     except DaguerreError as error:
         raise SystemExit(str(error)) from error
-    print(f"{len(entries)} pictures, {options.out.stat().st_size / 1e6:.1f} MB: {options.out}")
+    print(f"{len(entries)} images, {options.out.stat().st_size / 1e6:.1f} MB: {options.out}")
     if missing:
         print(f"left out, not in this font: {', '.join(missing)}")
 

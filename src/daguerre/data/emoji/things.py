@@ -19,7 +19,7 @@ _HANDED = re.compile(
 )
 _HANDED_GROUPS = ("Symbols", "Flags")
 _ONE_PIECE = ("geometric", "heart")
-# What two of can stand side by side in a small picture and still be told.
+# What two of can stand side by side in a small image and still be told.
 _PAIRABLE_GROUPS = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 _NOT_PAIRABLE = ("time", "emotion", "place-map", "sky & weather", "place-geographic", "place-other", "hotel")
 
@@ -44,9 +44,9 @@ class Thing:
 @lru_cache(maxsize=2)
 def read_things(archive: Path) -> tuple[Thing, ...]:
     """Every thing of an archive, in its order."""
-    entries, pictures = read_index(archive), read_images(archive)
+    entries, images = read_index(archive), read_images(archive)
     names = thing_names(entries)
-    colours = [colour_of(Image.fromarray(picture, "RGBa").convert("RGBA")) for picture in pictures[:, ::3, ::3]]
+    colours = [colour_of(Image.fromarray(image, "RGBa").convert("RGBA")) for image in images[:, ::3, ::3]]
     own: dict[str, set[str]] = {}
     for name, colour in zip(names, colours, strict=True):
         word = COLOUR_WORD.search(name.main)

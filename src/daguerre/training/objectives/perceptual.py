@@ -34,7 +34,7 @@ class PerceptualLoss:
 
     def embed(self, x: Tensor) -> Tensor:
         """Each picture's features averaged over its places, layer beside layer: (B, D), for distances between sets."""
-        maps = self.distance.states(x) if isinstance(self.distance, LPIPS) else self.distance.features(x)
+        maps = self.distance.feature_maps(x) if isinstance(self.distance, LPIPS) else self.distance.features(x)
         return torch.cat([state.mean(dim=(2, 3)) for state in maps], dim=1)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from daguerre.data.loader import epoch_index
 from daguerre.errors import DaguerreError
-from daguerre.models.autoregressive import AS_TRAINED, Sampling, bits_per_code, bits_per_pixel, uniform_noise
+from daguerre.models.autoregressive import DEFAULT_SAMPLING, Sampling, bits_per_code, bits_per_pixel, uniform_noise
 from daguerre.models.latent_prior import Prior
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.images.grid import labelled_grid
@@ -72,7 +72,7 @@ class PriorTask:
         labels: Sequence[str] = (),
         *,
         pkeep: float = 1.0,
-        sampling: Sampling = AS_TRAINED,
+        sampling: Sampling = DEFAULT_SAMPLING,
     ):
         """`shown` gives size and conditions of the pictures in the sample grid, `labels` a word for each. Raises DaguerreError for another
         model's codebook."""
