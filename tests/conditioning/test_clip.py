@@ -86,6 +86,37 @@ def test_sdxl_reads_prompts_as_diffusers_does(small, tmp_path):
     torch.testing.assert_close(kept.context, empty.context[1:], **CLOSE)
 
 
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_clip_skip_reads_transformers_hidden_states(skip, small, tmp_path):
+    """Clip skip n is the n-th hidden state from the end: with the final norm for SD 1 and SD 2, without it for SDXL."""
+    theirs, _, ours = pair(small, tmp_path, seed=3, projection=40)
+    prompts = ["a photo of a red apple"]
+    states = theirs(small(prompts), output_hidden_states=True)
+    hidden = states.hidden_states[-skip]
+    sd1 = TextConditioner(small, ours)
+    assert sd1.clip_skip == 1
+    torch.testing.assert_close(sd1.with_clip_skip(skip)(prompts).context, theirs.text_model.final_layer_norm(hidden), **CLOSE)
+    sdxl = SDXLConditioner([TextConditioner(small, ours, layer=-2, norm=False)]).with_size(64, 96)
+    got = sdxl.with_clip_skip(skip)
+    assert got.size == sdxl.size
+    torch.testing.assert_close(got(prompts).context, hidden, **CLOSE)
+    torch.testing.assert_close(got(prompts).vector[:, :40], states.text_embeds, **CLOSE)
+
+
+def test_clip_skip_counts_layers_that_the_loader_cut_off(small, tower):
+    """The tower of Stable Diffusion 2 is stored without the last layer of the published one, so its last layer is clip skip 2."""
+    sd2 = TextConditioner(small, tower, cut_layers=1)
+    assert sd2.clip_skip == 2
+    assert sd2.with_clip_skip(3).layer == -2
+    assert sd2.with_clip_skip(3).with_clip_skip(2).layer == -1
+
+
+@pytest.mark.parametrize(("cut", "skip"), [(0, 0), (0, 4), (1, 1), (1, 5)])
+def test_a_clip_skip_out_of_range_is_refused(cut, skip, small, tower):
+    with pytest.raises(DaguerreError, match=f"clip_skip = {skip} is out of range; this text encoder allows {1 + cut} to {3 + cut}"):
+        TextConditioner(small, tower, cut_layers=cut).with_clip_skip(skip)
+
+
 @pytest.mark.parametrize("scored", [False, True])
 def test_sdxl_is_told_sizes_as_diffusers_tells_them(scored, small, tower):
     """The vector equals what diffusers' UNet feeds to its embedding of added conditions, for the base model and for the refiner."""

@@ -94,21 +94,21 @@ def test_aligned_steps_are_the_published_ones(family: str):
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(SPACINGS)), st.integers(1, 50), st.booleans(), st.booleans(), st.booleans())
-def test_every_grid_descends_to_its_end(spacing: str, steps: int, zero: bool, to_zero: bool, apart: bool):
+def test_every_grid_descends_to_its_end(spacing: str, steps: int, zero: bool, to_zero: bool, exact: bool):
     schedule = ZERO if zero else SD1
-    grid = get_sigmas(schedule, steps, spacing, final="zero" if to_zero else "sigma_min", terminal="apart" if apart else "capped")
+    grid = get_sigmas(schedule, steps, spacing, final="zero" if to_zero else "sigma_min", terminal="exact" if exact else "capped")
     assert (grid[1:] < grid[:-1]).all()
     assert grid.dtype == torch.float64
     assert len(grid) == steps + 1 or (len(grid) == steps and not to_zero)
     assert grid[-1].item() == pytest.approx(0 if to_zero else schedule.sigmas[0].item())
     if spacing not in ("leading", "align_your_steps"):  # which do not begin at the noisiest step
-        assert grid[0].isinf() == (zero and apart)
+        assert grid[0].isinf() == (zero and exact)
 
 
 def test_zero_terminal_snr_both_ways():
     assert get_sigmas(ZERO, 5)[0].item() == pytest.approx(4096, rel=1e-6)
-    assert get_sigmas(ZERO, 5, terminal="apart")[0] == math.inf
-    torch.testing.assert_close(get_sigmas(ZERO, 5, terminal="apart")[1:], get_sigmas(ZERO, 5)[1:], rtol=0, atol=0)
+    assert get_sigmas(ZERO, 5, terminal="exact")[0] == math.inf
+    torch.testing.assert_close(get_sigmas(ZERO, 5, terminal="exact")[1:], get_sigmas(ZERO, 5)[1:], rtol=0, atol=0)
 
 
 def test_points_inside_the_steps():

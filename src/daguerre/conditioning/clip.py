@@ -62,6 +62,14 @@ class Conditioner(nn.Module, ABC):
         """This conditioner for pictures of so many pixels; only SDXL's minds, and gives another that shares its text towers."""
         return self
 
+    def with_clip_skip(self, clip_skip: int) -> "Conditioner":
+        """A copy that reads an earlier layer of its CLIP text towers and shares their weights (see `TextConditioner`).
+
+        Raises:
+            DaguerreError: the model has no CLIP text tower, or the tower has no such layer.
+        """
+        raise DaguerreError(f"clip_skip = {clip_skip} has no effect: this model has no CLIP text encoder; remove it.")
+
     def forward(self, prompts: Sequence[str], *, step: int = 0, steps: int = 1) -> Conditioning:
         """The conditions of one prompt for each picture, at one step of so many: context (B, windows · L, D), for SDXL vector (B, V).
 
@@ -110,7 +118,7 @@ class ChunkedConditioner(Conditioner):
     def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         return Conditioning(context=self.encode_chunks(self.chunks(lines))[0])
 
-    def captions(self, texts: Sequence[str]) -> Conditioning:
+    def encode_captions(self, texts: Sequence[str]) -> Conditioning:
         return Conditioning(context=self._states(self.tokenizer(texts))[0])
 
     def words(self, line: PromptLine) -> list[Word]:
@@ -146,27 +154,54 @@ class ChunkedConditioner(Conditioner):
 
 
 class TextConditioner(ChunkedConditioner):
-    """A tokenizer and CLIP's text tower, read at one layer.
+    """A tokenizer and one CLIP text tower; the condition is the hidden state of one layer.
 
-    Stable Diffusion 1 reads the last layer and Stable Diffusion 2 the one before, both through the final norm. "Clip skip 2" is
-    layer -2.
+    Clip skip counts the layers of the published tower from its end: 1 is the last layer, 2 the penultimate. Stable Diffusion 1 was trained
+    with 1 and Stable Diffusion 2 with 2, both with the final norm applied; SDXL was trained with 2 and without the norm.
     """
 
     tokenizer: Tokenizer
 
     def __init__(
-        self, tokenizer: Tokenizer, encoder: CLIPText, *, layer: int = -1, norm: bool = True, emphasis: EmphasisMode = "restore_mean"
+        self,
+        tokenizer: Tokenizer,
+        encoder: CLIPText,
+        *,
+        layer: int = -1,
+        norm: bool = True,
+        cut_layers: int = 0,
+        emphasis: EmphasisMode = "restore_mean",
     ) -> None:
-        """Join the two.
+        """Combine a tokenizer and a text tower.
+
+        Args:
+            layer: index into the tower's hidden states, -1 for the last.
+            norm: whether to apply the final norm to the hidden state.
+            cut_layers: how many last layers of the published tower `encoder` lacks; 1 for Stable Diffusion 2, which does not use the last.
+            emphasis: see `ChunkedConditioner`.
 
         Raises:
-            DaguerreError: if the tower has no such layer, knows fewer tokens than the tokenizer, or has fewer places than its window.
+            DaguerreError: the tower has no such layer, has fewer tokens than the tokenizer, or fewer positions than a chunk.
         """
         depth, known = encoder.config.layers, encoder.text_model.embeddings.token_embedding.num_embeddings
         super().__init__(tokenizer, known, encoder.config.length, emphasis=emphasis)
         if not -depth - 1 <= layer <= depth:
             raise DaguerreError(f"The text tower has layers -1 (the last) to {-depth - 1} (before the first), not {layer}.")
-        self.encoder, self.layer, self.norm = encoder, layer, norm
+        self.encoder, self.layer, self.norm, self.cut_layers = encoder, layer, norm, cut_layers
+
+    @property
+    def clip_skip(self) -> int:
+        """The clip skip of the layer in use."""
+        return self.cut_layers - self.layer
+
+    def with_clip_skip(self, clip_skip: int) -> "TextConditioner":
+        least, most = 1 + self.cut_layers, self.encoder.config.layers + self.cut_layers
+        if not least <= clip_skip <= most:
+            raise DaguerreError(f"clip_skip = {clip_skip} is out of range; this text encoder allows {least} to {most}.")
+        layer = self.cut_layers - clip_skip
+        return TextConditioner(
+            self.tokenizer, self.encoder, layer=layer, norm=self.norm, cut_layers=self.cut_layers, emphasis=self.emphasis
+        )
 
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The wanted layer's states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""

@@ -47,9 +47,13 @@ class SDXLConditioner(Conditioner):
         self.size = size or SizeConditioning(original=(1024, 1024), target=(1024, 1024))
         self.scored, self.zero_empty = scored, zero_empty
 
-    def sized(self, height: int, width: int, size: SizeConditioning | None = None) -> "SDXLConditioner":
+    def with_size(self, height: int, width: int, size: SizeConditioning | None = None) -> "SDXLConditioner":
         size = size or SizeConditioning(original=(height, width), target=(height, width))
         return SDXLConditioner(self._towers(), size=size, scored=self.scored, zero_empty=self.zero_empty)
+
+    def with_clip_skip(self, clip_skip: int) -> "SDXLConditioner":
+        towers = [tower.with_clip_skip(clip_skip) for tower in self._towers()]
+        return SDXLConditioner(towers, size=self.size, scored=self.scored, zero_empty=self.zero_empty)
 
     def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         negative = negative or [False] * len(lines)

@@ -146,13 +146,13 @@ def _conditioner(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], 
     """The way from prompts to conditions of each family."""
     texts = about.texts
 
-    def tower(part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True) -> TextConditioner:
+    def tower(part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True, cut_layers: int = 0) -> TextConditioner:
         beside = about.file.path / part.replace("text_encoder", "tokenizer")
         tokenizer = Tokenizer.from_folder(beside) if beside.is_dir() else Tokenizer.clip(pad=pad)
         with shapes_only():
             encoder = CLIPText(config)
         give(encoder, part)
-        return TextConditioner(tokenizer, encoder.eval(), layer=layer, norm=norm)
+        return TextConditioner(tokenizer, encoder.eval(), layer=layer, norm=norm, cut_layers=cut_layers)
 
     assert about.family is not None
     if about.family.name == "sd1":
@@ -162,7 +162,7 @@ def _conditioner(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], 
         config = texts["text_encoder"]
         if config.projection is not None:
             config = replace(config, layers=config.layers - 1, projection=None)
-        return tower("text_encoder", config, BLANK).eval()
+        return tower("text_encoder", config, BLANK, cut_layers=1).eval()
     if about.family.name.startswith("sdxl"):
         towers = [tower("text_encoder", texts["text_encoder"], layer=-2, norm=False)] if "text_encoder" in texts else []
         towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
