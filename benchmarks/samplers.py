@@ -65,7 +65,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "one step, no memory": ("#444444", ("euler", "heun", "dpm2")),
     "single-step DPM-Solver": ("#2a9d4a", ("dpm_solver_2s", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s")),
     "multistep in x0": ("#1f6fd0", ("dpmpp_2m", "dpmpp_3m", "unipc", "unipc_bh1")),
-    "multistep in ε": ("#d2691e", ("lms", "deis", "plms", "pndm", "ipndm")),
+    "multistep in ε": ("#d2691e", ("lms", "deis", "plms", "pndm_prk", "ipndm")),
 }
 NOISY_FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "first order": ("#444444", ("euler_a", "ddpm", "ddpm_large")),
@@ -80,7 +80,7 @@ def steps_for(name: str, evaluations: int, *, to_zero: bool = False) -> int | No
     """The steps a sampler takes with that many evaluations, None where that is not possible. Samplers of two evaluations a step take one in
     the step to 0; with an even number they then leave one out."""
     sampler = SAMPLERS[name]
-    left = evaluations - {"plms": 1, "pndm": 9}.get(name, 0)
+    left = evaluations - {"plms": 1, "pndm_prk": 9}.get(name, 0)
     steps, rest = divmod(left + (sampler.evaluations - 1 if to_zero else 0), sampler.evaluations)
     return steps if steps >= sampler.min_steps and (to_zero or not rest) else None
 

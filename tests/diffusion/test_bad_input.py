@@ -53,7 +53,7 @@ def test_eta_needs_noise():
         SAMPLERS["euler"](denoise, X, GRID, eta=0.5)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("plms", 1), ("pndm", 3), ("dpm_solver_2s", 1), ("dpmpp_3s", 2)])
+@pytest.mark.parametrize(("name", "steps"), [("plms", 1), ("pndm_prk", 3), ("dpm_solver_2s", 1), ("dpmpp_3s", 2)])
 def test_too_few_steps(name: str, steps: int):
     with pytest.raises(DaguerreError, match=f"'{name}' needs at least {steps + 1} steps, and {steps} were given"):
         SAMPLERS[name](denoise, X, torch.linspace(3, 0, steps + 1), noise=noise)
@@ -106,7 +106,7 @@ def test_every_sampler_takes_as_many_evaluations_as_it_says(name: str):
     steps = list(sampler(counted, X, grid, noise=noise))
     assert len(steps) == 8
     assert all(x.shape == x0.shape == X.shape and x.dtype == X.dtype for x, x0 in steps)
-    extra = {"plms": 1, "pndm": 9}.get(name, 0)  # the first step of Heun, the three of Runge and Kutta
+    extra = {"plms": 1, "pndm_prk": 9}.get(name, 0)  # the first step of Heun, the three of Runge and Kutta
     last = sampler.evaluations - 1  # the step to 0 looks at no other σ
     assert len(calls) == 8 * sampler.evaluations + extra - last
 

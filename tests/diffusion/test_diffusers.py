@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from daguerre.diffusion import Denoiser, Prediction, SamplerConfig, Schedule, ScheduleConfig, clip_x0, keep_epsilon, read_scheduler
+from daguerre.diffusion import Denoiser, Prediction, SamplerConfig, Schedule, ScheduleConfig, read_scheduler
 
 BASE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
@@ -132,14 +132,11 @@ def their_steps(name: str, scheduler: Any, grid: Tensor, noises: Callable[[], Te
 
 
 def our_steps(sampling: SamplerConfig, schedule: Schedule, grid: Tensor, prediction: str, noises: Callable[[], Tensor]) -> list[Tensor]:
-    plain = denoise = Denoiser(network, schedule, PREDICTIONS[prediction], rounding=sampling.rounding)
-    if sampling.clip is not None:
-        denoise = clip_x0(plain, sampling.clip)
-        if sampling.sampler.name == "euler":
-            denoise = keep_epsilon(lambda each: clip_x0(each, sampling.clip), plain, grid)
+    denoise = Denoiser(network, schedule, PREDICTIONS[prediction], rounding=sampling.rounding)
+    denoise = sampling.wrap_denoiser(denoise, schedule, grid)
     x = EPS.double()
     if grid[0].isfinite():
-        x = x * (grid[0] if sampling.scale == "sigma_max" else (grid[0] ** 2 + 1).sqrt())
+        x = x * (grid[0] if sampling.initial_scale == "sigma_max" else (grid[0] ** 2 + 1).sqrt())
     options = sampling.sampler_options(schedule, grid)
     return [x for x, _x0 in sampling.sampler(denoise, x, grid, noise=lambda *_: noises(), **options)]
 
@@ -164,8 +161,6 @@ def test_every_step_is_theirs(name: str, config: dict[str, Any], prediction: str
     sampling = read_scheduler(name, config)
     grid = their_grid(name, scheduler, config)
     torch.testing.assert_close(sampling.sigmas(schedule, steps), grid, rtol=5e-5, atol=0)  # 1 − ᾱ in float32 has no more digits
-    if name == "LCMScheduler":  # theirs has the boundary condition inside; the test of `consistency` has ours
-        scheduler.get_scalings_for_boundary_condition_discrete = lambda t: (0.0, 1.0)
     theirs = their_steps(name, scheduler, grid, noise_source())
     assert worst(our_steps(sampling, schedule, grid, prediction, noise_source()), theirs) < 1e-5
 

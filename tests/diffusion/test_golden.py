@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from daguerre.diffusion import GaussianMixture, get_sampler
+from daguerre.diffusion import GaussianMixture, parse_sampler_name
 
 GOLDEN = load_file(Path(__file__).parents[1] / "fixtures" / "golden" / "k_diffusion_trajectories.safetensors")
 MIXTURE = GaussianMixture(GOLDEN["gmm.weights"], GOLDEN["gmm.means"], GOLDEN["gmm.stds"])
@@ -23,6 +23,6 @@ def test_the_end_point_is_theirs(run: str):
     name, spacing, steps = run.split(".")
     drawn = iter(GOLDEN.get(f"{run}.noise", ()))
     sigmas = GOLDEN[f"sigmas.{spacing}.{steps}"]
-    *_, (x, _x0) = get_sampler(name)(MIXTURE.denoise, GOLDEN["x_start"], sigmas, noise=lambda *_: next(drawn))
+    *_, (x, _x0) = parse_sampler_name(name).sampler(MIXTURE.denoise, GOLDEN["x_start"], sigmas, noise=lambda *_: next(drawn))
     torch.testing.assert_close(x, GOLDEN[f"{run}.out"], rtol=0, atol=1e-10)
     assert next(drawn, None) is None  # as many draws as there

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from daguerre.diffusion import SPACINGS, Schedule, ScheduleConfig, get_sigmas, midpoints, subdivide, tcd_targets
+from daguerre.diffusion import SPACINGS, Schedule, ScheduleConfig, get_sigmas, midpoints, tcd_targets
 from daguerre.diffusion.spacing import beta_distribution, beta_quantile
 from daguerre.errors import DaguerreError
 
@@ -30,8 +30,8 @@ def steps_of(spacing: str, steps: int, **options: object) -> list[float]:
         ("leading", {"steps_offset": 1}, [801, 601, 401, 201, 1]),
         ("leading", {"drop": 1}, [830, 664, 498, 332, 166]),
         ("linspace", {}, [999, 749.25, 499.5, 249.75, 0]),
-        ("linspace", {"whole": True}, [999, 749, 500, 250, 0]),
-        ("linspace", {"drop": 1, "whole": True}, [999, 799, 599, 400, 200]),
+        ("linspace", {"round_t": True}, [999, 749, 500, 250, 0]),
+        ("linspace", {"drop": 1, "round_t": True}, [999, 799, 599, 400, 200]),
         ("trailing", {}, [999, 799, 599, 399, 199]),
         ("sgm_uniform", {}, [999, 799.2, 599.4, 399.6, 199.8]),
         ("simple", {}, [999, 799, 599, 399, 199]),
@@ -111,13 +111,8 @@ def test_zero_terminal_snr_both_ways():
     torch.testing.assert_close(get_sigmas(ZERO, 5, terminal="exact")[1:], get_sigmas(ZERO, 5)[1:], rtol=0, atol=0)
 
 
-def test_points_inside_the_steps():
+def test_midpoints_are_half_way_in_t():
     grid = get_sigmas(SD1, 3)
-    fine = subdivide(grid, 3)
-    assert len(fine) == 2 * 3 + 2
-    torch.testing.assert_close(fine[::3][:3], grid[:3])
-    torch.testing.assert_close(fine[1].log(), (2 * grid[0].log() + grid[1].log()) / 3)
-    assert fine[-1] == 0
     torch.testing.assert_close(SD1.sigma_to_t(midpoints(SD1, grid))[:2], (SD1.sigma_to_t(grid)[:2] + SD1.sigma_to_t(grid)[1:3]) / 2)
 
 

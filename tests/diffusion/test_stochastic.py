@@ -125,7 +125,7 @@ def test_zero_terminal_snr_apart_and_capped_agree(name: str):
     ends = []
     for terminal in ("apart", "capped"):
         grid = get_sigmas(schedule, 50, terminal=terminal)
-        options = {"halfway": midpoints(schedule, grid)} if SAMPLERS[name].accepts("halfway") else {}
+        options = {"midpoints": midpoints(schedule, grid)} if SAMPLERS[name].accepts("midpoints") else {}
         *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, scale_initial_noise(eps, grid[0]), grid, noise=fresh, **options)
         assert distance(x) < 0.12
         ends.append(x)

@@ -135,7 +135,7 @@ def configured(model: LatentDiffusion, scheduler: Any) -> Tensor:
     sampling = read_scheduler(type(scheduler).__name__, dict(scheduler.config))
     sigmas = sampling.sigmas(model.schedule, STEPS)
     sources = generators([5])
-    x = scale_initial_noise(randn_per_image(sources, (4, SIZE["height"] // 2, SIZE["width"] // 2)), sigmas[0], sampling.scale)
+    x = scale_initial_noise(randn_per_image(sources, (4, SIZE["height"] // 2, SIZE["width"] // 2)), sigmas[0], sampling.initial_scale)
     plan = PromptSchedule(model.conditioner, [SAID["prompt"]], [SAID["negative_prompt"]], STEPS)
     denoise = classifier_free_guidance(
         Denoiser(model.unet, model.schedule, model.prediction, rounding=sampling.rounding), *plan.at(0).with_guidance(4.0)

@@ -3,21 +3,22 @@
 from daguerre.conditioning.chunks import Word
 from daguerre.conditioning.clip import Conditioner, LDMTextConditioner, SizeConditioning, TextConditioner
 from daguerre.conditioning.prompt import Prompt
-from daguerre.conditioning.prompt_schedule import Conditions, PromptSchedule
+from daguerre.conditioning.prompt_schedule import GuidedConditions, PromptConditions, PromptSchedule
 from daguerre.conditioning.sdxl import SDXLConditioner
 from daguerre.conditioning.tokenizer import Tokenizer, train_tokenizer
 from daguerre.conditioning.wordpiece import WordPiece
 
 __all__ = [
     "Conditioner",
+    "GuidedConditions",
     "LDMTextConditioner",
-    "SizeConditioning",
     "Prompt",
+    "PromptConditions",
     "PromptSchedule",
     "SDXLConditioner",
+    "SizeConditioning",
     "TextConditioner",
     "Tokenizer",
-    "Conditions",
     "Word",
     "WordPiece",
     "train_tokenizer",

@@ -109,7 +109,8 @@ class ChunkedConditioner(Conditioner):
                 f"The tokenizer has {len(tokenizer)} tokens and a window of {tokenizer.max_length}, the text tower only {known} "
                 f"and {places}: they do not belong together."
             )
-        self.tokenizer, self.emphasis = tokenizer, emphasis
+        self.tokenizer = tokenizer
+        self.emphasis: EmphasisMode = emphasis
 
     @abstractmethod
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,18 +28,28 @@ class RowLabel(NamedTuple):
 PromptState = tuple[PromptLine, bool]  # a line, and whether it stems from a negative prompt
 
 
+class GuidedConditions(NamedTuple):
+    """Conditions and the guidance weight of each, as `classifier_free_guidance` takes them; the weights sum to 1."""
+
+    conditions: list[Conditioning]
+    weights: list[float]
+
+
 @dataclass(frozen=True)
-class Conditions:
-    """The conditions of one step, each for the whole batch and all of one length."""
+class PromptConditions:
+    """The conditions of all prompts at one step: one `Conditioning` per part for the whole batch, and one for the negative prompts.
+
+    All have the same number of tokens. `weights` are those of the parts, before they are multiplied by the guidance scale.
+    """
 
     parts: tuple[Conditioning, ...]
     weights: tuple[float, ...]
     negative: Conditioning
 
-    def with_guidance(self, scale: float) -> tuple[list[Conditioning], list[float]]:
-        """Conditions and weights as `diffusion.guide` takes them; the weights sum to 1."""
+    def with_guidance(self, scale: float) -> GuidedConditions:
+        """The conditions weighted for classifier-free guidance of this scale, the negative last."""
         weights = [scale * weight for weight in self.weights]
-        return [*self.parts, self.negative], [*weights, 1 - sum(weights)]
+        return GuidedConditions([*self.parts, self.negative], [*weights, 1 - sum(weights)])
 
 
 class PromptSchedule:
@@ -61,10 +71,10 @@ class PromptSchedule:
         self.prompts = [Prompt.parse(prompt) for prompt in prompts]
         self.negatives = [Prompt.parse(negative, composed=False) for negative in negatives]
         self.weights = _merge_weights([[voice.weight for voice in prompt.parts] for prompt in self.prompts])
-        self._read: dict[tuple[PromptState, ...], Conditions] = {}
+        self._read: dict[tuple[PromptState, ...], PromptConditions] = {}
         self.said = tuple(self._said(step) for step in range(steps))
 
-    def at(self, step: int) -> Conditions:
+    def at(self, step: int) -> PromptConditions:
         """The conditions of a step, counted from 0; the same object as long as nothing changes."""
         said = self.said[step]
         if said not in self._read:
@@ -86,21 +96,23 @@ class PromptSchedule:
             columns.append([*column, negative])
         return tuple(said for row in zip(*columns, strict=True) for said in row)
 
-    def _encode(self, said: tuple[PromptState, ...]) -> Conditions:
+    def _encode(self, said: tuple[PromptState, ...]) -> PromptConditions:
         """Read each different line once, all in one call, and hand them out."""
         different = list(dict.fromkeys(said))
         read = self.conditioner.encode([line for line, _ in different], [negative for _, negative in different])
         place = {entry: number for number, entry in enumerate(different)}
         B = len(self.prompts)
+        rows = [said[i : i + B] for i in range(0, len(said), B)]
+        picks = [torch.tensor([place[entry] for entry in row]) for row in rows]
         *parts, negative = (
             Conditioning(
-                context=_rows(read.context, torch.tensor([place[entry] for entry in said[i : i + B]])),
-                vector=_rows(read.vector, torch.tensor([place[entry] for entry in said[i : i + B]])),
-                row_labels=tuple(RowLabel(line, negative, image) for image, (line, negative) in enumerate(said[i : i + B])),
+                context=_rows(read.context, pick),
+                vector=_rows(read.vector, pick),
+                row_labels=tuple(RowLabel(line, negative, image) for image, (line, negative) in enumerate(row)),
             )
-            for i in range(0, len(said), B)
+            for row, pick in zip(rows, picks, strict=True)
         )
-        return Conditions(tuple(parts), self.weights, negative)
+        return PromptConditions(tuple(parts), self.weights, negative)
 
 
 def _merge_weights(weights: Sequence[Sequence[float]]) -> tuple[float, ...]:

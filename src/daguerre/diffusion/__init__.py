@@ -10,24 +10,24 @@ from daguerre.diffusion.denoiser import (
     add_noise,
     loss_weight,
     prediction_target,
+    scale_initial_noise,
+    to_variance_preserving,
     training_pair,
 )
 from daguerre.diffusion.diffusers_scheduler import SamplerConfig, read_scheduler
-from daguerre.diffusion.ends import scale_initial_noise, to_variance_preserving
 from daguerre.diffusion.gaussian_mixture import GaussianMixture, two_gaussians
 from daguerre.diffusion.guidance import cfg_plus_plus, classifier_free_guidance, guidance_interval, rescale_guidance
 from daguerre.diffusion.noise import NoiseSampler, brownian_noise, gaussian_noise, generators, randn_per_image
-from daguerre.diffusion.sampler_names import SamplerChoice, get_sampler, parse_sampler_name, sampler_table, spacing_name
+from daguerre.diffusion.sampler_names import SamplerChoice, parse_sampler_name, parse_spacing_name, sampler_table
 from daguerre.diffusion.samplers import SAMPLERS, Sampler
 from daguerre.diffusion.schedule import Schedule, ScheduleConfig
-from daguerre.diffusion.spacing import SPACINGS, get_sigmas, midpoints, subdivide, tcd_targets
+from daguerre.diffusion.spacing import SPACINGS, get_sigmas, midpoints, tcd_targets
 from daguerre.diffusion.wrappers import clip_x0, dynamic_threshold, keep_epsilon, lcm_boundary, replace_known
 
 __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "SPACINGS",
-    "SamplerChoice",
     "Conditioning",
     "Denoise",
     "Denoiser",
@@ -36,36 +36,35 @@ __all__ = [
     "NoiseSampler",
     "Prediction",
     "Sampler",
+    "SamplerChoice",
     "SamplerConfig",
     "Schedule",
     "ScheduleConfig",
+    "add_noise",
     "brownian_noise",
     "cfg_plus_plus",
-    "clip_x0",
-    "lcm_boundary",
-    "randn_per_image",
-    "to_variance_preserving",
-    "generators",
-    "get_sampler",
     "classifier_free_guidance",
-    "midpoints",
-    "gaussian_noise",
-    "keep_epsilon",
-    "replace_known",
-    "loss_weight",
-    "add_noise",
-    "read_scheduler",
-    "subdivide",
-    "rescale_guidance",
-    "parse_sampler_name",
-    "sampler_table",
-    "get_sigmas",
-    "spacing_name",
-    "two_gaussians",
-    "scale_initial_noise",
-    "prediction_target",
-    "tcd_targets",
+    "clip_x0",
     "dynamic_threshold",
-    "training_pair",
+    "gaussian_noise",
+    "generators",
+    "get_sigmas",
     "guidance_interval",
+    "keep_epsilon",
+    "lcm_boundary",
+    "loss_weight",
+    "midpoints",
+    "parse_sampler_name",
+    "parse_spacing_name",
+    "prediction_target",
+    "randn_per_image",
+    "read_scheduler",
+    "replace_known",
+    "rescale_guidance",
+    "sampler_table",
+    "scale_initial_noise",
+    "tcd_targets",
+    "to_variance_preserving",
+    "training_pair",
+    "two_gaussians",
 ]

@@ -1,20 +1,21 @@
-"""A scheduler class of diffusers with its configuration, as the independent values it is made of.
+"""Read the scheduler configurations of diffusers (`scheduler/scheduler_config.json`).
 
-Such a configuration (`scheduler/scheduler_config.json`) welds schedule, prediction, spacing and sampler together. `read_scheduler` takes
-out what belongs to sampling; the values a configuration leaves out are those of the class.
+Such a file combines the noise schedule, the prediction type, the spacing and the sampler. `read_scheduler` returns the sampling part as a
+`SamplerConfig`; missing values get the defaults of the scheduler class.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from daguerre.diffusion.denoiser import Rounding
-from daguerre.diffusion.ends import InitialScale
+from daguerre.diffusion.denoiser import Denoise, InitialScale, Rounding
 from daguerre.diffusion.samplers.registry import SAMPLERS, Sampler
 from daguerre.diffusion.schedule import Schedule
 from daguerre.diffusion.spacing import get_sigmas, midpoints, tcd_targets
+from daguerre.diffusion.wrappers import clip_x0, dynamic_threshold, keep_epsilon, lcm_boundary
 from daguerre.errors import DaguerreError, nearest
 
 JsonConfig = Mapping[str, Any]
@@ -22,11 +23,16 @@ JsonConfig = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Everything of a sampling run that a scheduler configuration decides.
+    """The sampling settings that a scheduler configuration of diffusers specifies.
 
-    options: keywords of the sampler. spacing_options: keywords of `spaced`. ends: the spacing between whose first and last σ a spacing in
-    σ lies, None for the schedule's own. rounding: see `Denoiser`. scale: see `ends.start`. clip: x0 to ±clip. threshold: the quantile
-    and the maximum of `wrappers.threshold`.
+    options: keyword arguments of the sampler.
+    spacing_options: keyword arguments of `get_sigmas`.
+    sigma_range: for a spacing in σ, the spacing (with its options) that gives the first and the last σ; None for the schedule's own range.
+    rounding: of t, see `Denoiser`.
+    initial_scale: see `scale_initial_noise`.
+    clip: clip x0 to ±clip.
+    threshold: (quantile, maximum) of `dynamic_threshold`.
+    lcm_scaling: the factor on t in `lcm_boundary`; None if the model is not a latent consistency model.
     """
 
     sampler: Sampler
@@ -35,12 +41,13 @@ class SamplerConfig:
     spacing_options: JsonConfig = field(default_factory=dict)
     sigma_range: tuple[str, JsonConfig] | None = None
     rounding: Rounding = "none"
-    scale: InitialScale = "variance_preserving"
+    initial_scale: InitialScale = "variance_preserving"
     clip: float | None = None
     threshold: tuple[float, float] | None = None
+    lcm_scaling: float | None = None
 
     def sigmas(self, schedule: Schedule, steps: int) -> Tensor:
-        """The grid of this configuration, (steps + 1,) or one less; see `spaced`."""
+        """The noise levels of a run, (steps + 1,) or (steps,), as `get_sigmas` returns them."""
         options = dict(self.spacing_options)
         if self.sigma_range is not None:
             outer = get_sigmas(schedule, steps, self.sigma_range[0], **self.sigma_range[1])
@@ -48,37 +55,54 @@ class SamplerConfig:
         return get_sigmas(schedule, steps, self.spacing, **options)
 
     def sampler_options(self, schedule: Schedule, sigmas: Tensor) -> dict[str, Any]:
-        """The keywords of the sampler on this grid: `options`, and the σ inside the steps for those that need them."""
+        """The keyword arguments of the sampler for these noise levels: `options`, and the inner σ of each step for PNDM and TCD."""
         if self.sampler.accepts("midpoints"):
             return {**self.options, "midpoints": midpoints(schedule, sigmas)}
-        if self.sampler.accepts("downs"):
-            return {**self.options, "downs": tcd_targets(schedule, sigmas, self.options.get("gamma", 0.3))}
+        if self.sampler.accepts("targets"):
+            return {**self.options, "targets": tcd_targets(schedule, sigmas, self.options.get("gamma", 0.3))}
         return dict(self.options)
+
+    def wrap_denoiser(self, denoise: Denoise, schedule: Schedule, sigmas: Tensor) -> Denoise:
+        """Apply what the configuration does to x0: the LCM boundary condition, clipping, or dynamic thresholding.
+
+        DDIM (`euler`) clips x0 but takes its step along the ε of the unclipped x0, as diffusers does by default.
+        """
+        if self.threshold is not None:
+            limit = partial(dynamic_threshold, quantile=self.threshold[0], maximum=self.threshold[1])
+        elif self.clip is not None:
+            limit = partial(clip_x0, limit=self.clip)
+        else:
+            limit = None
+        if limit is not None:
+            denoise = keep_epsilon(limit, denoise, sigmas) if self.sampler.name == "euler" else limit(denoise)
+        return denoise if self.lcm_scaling is None else lcm_boundary(denoise, schedule, scaling=self.lcm_scaling)
 
 
 def read_scheduler(class_name: str, config: JsonConfig) -> SamplerConfig:
-    """What a scheduler class of diffusers does with this configuration, in our values.
+    """The sampler settings that reproduce a scheduler of diffusers.
 
     Args:
         class_name: such as "DPMSolverMultistepScheduler".
-        config: the contents of its `scheduler_config.json`; what does not concern sampling is left alone.
+        config: the contents of its `scheduler_config.json`; keys that do not concern sampling are ignored. Several classes clip x0 unless
+            `clip_sample` is false; diffusers' pipelines for latent models set it to false, so callers must do the same for these models.
 
     Raises:
-        DaguerreError: a class or an option that has no counterpart here.
+        DaguerreError: the class or the value of an option is not supported.
     """
     if class_name not in SCHEDULER_CLASSES:
-        raise DaguerreError(
-            f"The scheduler {class_name!r} has no counterpart here; these have: {', '.join(SCHEDULER_CLASSES)}.{nearest(class_name, SCHEDULER_CLASSES)}"
-        )
-    read, sampler = SCHEDULER_CLASSES[class_name]
-    found = read(sampler, config)
+        names = ", ".join(SCHEDULER_CLASSES)
+        raise DaguerreError(f"The scheduler {class_name!r} is not supported; use one of {names}.{nearest(class_name, SCHEDULER_CLASSES)}")
+    reader, sampler = SCHEDULER_CLASSES[class_name]
+    settings = reader(sampler, config)
     if config.get("thresholding", False):
-        found = replace(found, clip=None, threshold=(config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)))
-    return found
+        settings = replace(
+            settings, clip=None, threshold=(config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0))
+        )
+    return settings
 
 
 def _ddim_like(sampler: str, config: JsonConfig) -> SamplerConfig:
-    """Classes that walk the whole t of the schedule: DDIM, DDPM, PNDM."""
+    """Classes that visit integer t of the schedule: DDIM, DDPM, PNDM."""
     options: dict[str, Any] = {}
     to_zero = config.get("set_alpha_to_one", sampler != "pndm")
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", sampler != "pndm") else None
@@ -86,26 +110,26 @@ def _ddim_like(sampler: str, config: JsonConfig) -> SamplerConfig:
         variances = {"fixed_small": "small", "fixed_large": "large"}
         options["variance"] = _one_of(config, "variance_type", "fixed_small", variances)
     if sampler == "pndm":
-        sampler = "plms" if config.get("skip_prk_steps", False) else "pndm"
+        sampler = "plms" if config.get("skip_prk_steps", False) else "pndm_prk"
         options["mix"] = "v" if config.get("prediction_type") == "v_prediction" else "epsilon"
-    spacing, spacing_options = _in_t(config, "leading", whole=True)
+    spacing, spacing_options = _spacing_in_t(config, "leading", round_t=True)
     return SamplerConfig(SAMPLERS[sampler], options, spacing, {**spacing_options, "final": "zero" if to_zero else "sigma_min"}, clip=clip)
 
 
 def _k_diffusion_like(sampler: str, config: JsonConfig) -> SamplerConfig:
-    """Classes that go between the t of the schedule: Euler, Heun, KDPM2, LMS and their kin."""
-    outer = _in_t(config, "linspace")
+    """Classes that interpolate between the t of the schedule: Euler, Heun, KDPM2, LMS and the like."""
+    outer = _spacing_in_t(config, "linspace")
     scale: InitialScale = "variance_preserving" if outer[0] == "leading" else "sigma_max"
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
     final = {"final": _one_of(config, "final_sigmas_type", "zero", {"zero": "zero", "sigma_min": "sigma_min"})}
-    inner = _in_sigma(config)
+    inner = _spacing_in_sigma(config)
     if inner is None:
-        return SamplerConfig(SAMPLERS[sampler], {}, outer[0], {**outer[1], **final}, scale=scale, clip=clip)
-    return SamplerConfig(SAMPLERS[sampler], {}, inner[0], {**inner[1], **final}, outer, scale=scale, clip=clip)
+        return SamplerConfig(SAMPLERS[sampler], {}, outer[0], {**outer[1], **final}, initial_scale=scale, clip=clip)
+    return SamplerConfig(SAMPLERS[sampler], {}, inner[0], {**inner[1], **final}, outer, initial_scale=scale, clip=clip)
 
 
-def _solver(sampler: str, config: JsonConfig) -> SamplerConfig:
-    """DPM-Solver, UniPC and DEIS: whole t for N + 1 steps of which the last is left out, or σ with t rounded."""
+def _dpm_solver_like(sampler: str, config: JsonConfig) -> SamplerConfig:
+    """DPM-Solver, UniPC and DEIS: integer t for N + 1 steps without the last one, or a spacing in σ with t rounded."""
     order = _one_of(config, "solver_order", 2, {1: 1, 2: 2, 3: 3})
     options: dict[str, Any] = {}
     final = _one_of(config, "final_sigmas_type", "zero", {"zero": "zero", "sigma_min": "sigma_min"})
@@ -120,16 +144,20 @@ def _solver(sampler: str, config: JsonConfig) -> SamplerConfig:
     else:
         final = "sigma_min"
         options = {"order": order, "lower_order_final": config.get("lower_order_final", True)}
-    spacing, spacing_options = _in_sigma(config) or _in_t(config, "linspace", drop=1, whole=True)
+    spacing, spacing_options = _spacing_in_sigma(config) or _spacing_in_t(config, "linspace", drop=1, round_t=True)
     roundings: dict[str, Rounding] = {"karras": "nearest", "exponential": "down", "beta": "down"}
     rounding: Rounding = "nearest" if config.get("use_lu_lambdas", False) else roundings.get(spacing, "none")
     return SamplerConfig(SAMPLERS[sampler], options, spacing, {**spacing_options, "final": final}, rounding=rounding)
 
 
 def _lcm_like(sampler: str, config: JsonConfig) -> SamplerConfig:
-    """LCM and TCD: N of the steps that the model was distilled on; a run of TCD ends at the least σ."""
+    """LCM and TCD: N of the steps that the model was distilled on. TCD ends at the schedule's least σ."""
     origin = {"origin_steps": config.get("original_inference_steps", 50)}
-    return SamplerConfig(SAMPLERS[sampler], {}, "lcm", {**origin, "final": "sigma_min" if sampler == "tcd" else "zero"})
+    if sampler == "tcd":
+        return SamplerConfig(SAMPLERS[sampler], {}, "lcm", {**origin, "final": "sigma_min"})
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
+    scaling = config.get("timestep_scaling", 10.0)
+    return SamplerConfig(SAMPLERS[sampler], {}, "lcm", {**origin, "final": "zero"}, clip=clip, lcm_scaling=scaling)
 
 
 SCHEDULER_CLASSES: Mapping[str, tuple[Callable[[str, JsonConfig], SamplerConfig], str]] = {
@@ -143,17 +171,17 @@ SCHEDULER_CLASSES: Mapping[str, tuple[Callable[[str, JsonConfig], SamplerConfig]
     "KDPM2AncestralDiscreteScheduler": (_k_diffusion_like, "dpm2_a"),
     "LMSDiscreteScheduler": (_k_diffusion_like, "lms"),
     "DPMSolverSDEScheduler": (_k_diffusion_like, "dpmpp_sde"),
-    "DPMSolverMultistepScheduler": (_solver, "dpmpp_2m"),
-    "DPMSolverSinglestepScheduler": (_solver, "dpmpp_2s"),
-    "UniPCMultistepScheduler": (_solver, "unipc"),
-    "DEISMultistepScheduler": (_solver, "deis"),
+    "DPMSolverMultistepScheduler": (_dpm_solver_like, "dpmpp_2m"),
+    "DPMSolverSinglestepScheduler": (_dpm_solver_like, "dpmpp_2s"),
+    "UniPCMultistepScheduler": (_dpm_solver_like, "unipc"),
+    "DEISMultistepScheduler": (_dpm_solver_like, "deis"),
     "LCMScheduler": (_lcm_like, "lcm"),
     "TCDScheduler": (_lcm_like, "tcd"),
 }
 
 
 def _multistep(order: int, config: JsonConfig) -> tuple[str, dict[str, Any]]:
-    """The sampler of a DPMSolverMultistepScheduler and its options."""
+    """The name and options of the sampler of a DPMSolverMultistepScheduler."""
     stochastic = _one_of(config, "algorithm_type", "dpmsolver++", {"dpmsolver++": False, "sde-dpmsolver++": True, "deis": False})
     if order == 1:
         return "euler_a" if stochastic else "euler", {}
@@ -166,19 +194,19 @@ def _midpoint_or_heun(config: JsonConfig) -> str:
     return _one_of(config, "solver_type", "midpoint", {"heun": "heun", **others})
 
 
-def _in_t(config: JsonConfig, default: str, *, drop: int = 0, whole: bool = False) -> tuple[str, dict[str, Any]]:
-    """The spacing in t and its keywords."""
+def _spacing_in_t(config: JsonConfig, default: str, *, drop: int = 0, round_t: bool = False) -> tuple[str, dict[str, Any]]:
+    """The spacing in t and its keyword arguments."""
     options: dict[str, dict[str, Any]] = {
         "leading": {"steps_offset": config.get("steps_offset", 0), "drop": drop},
-        "linspace": {"drop": drop, "whole": whole, "interpolation": "linear"},
+        "linspace": {"drop": drop, "round_t": round_t, "interpolation": "linear"},
         "trailing": {},
     }
     spacing = _one_of(config, "timestep_spacing", default, {name: name for name in options})
     return spacing, options[spacing]
 
 
-def _in_sigma(config: JsonConfig) -> tuple[str, dict[str, Any]] | None:
-    """The spacing in σ and its keywords, None where the spacing is one in t."""
+def _spacing_in_sigma(config: JsonConfig) -> tuple[str, dict[str, Any]] | None:
+    """The spacing in σ and its keyword arguments; None if the configuration uses a spacing in t."""
     if config.get("use_karras_sigmas", False):
         return "karras", {}
     if config.get("use_exponential_sigmas", False) or config.get("use_lu_lambdas", False):
@@ -191,5 +219,5 @@ def _in_sigma(config: JsonConfig) -> tuple[str, dict[str, Any]] | None:
 def _one_of(config: JsonConfig, key: str, default: str | int, allowed: Mapping[Any, Any]) -> Any:
     given = config.get(key) or default
     if given not in allowed:
-        raise DaguerreError(f"A scheduler with {key} = {given!r} has no counterpart here; it is one of {', '.join(map(str, allowed))}.")
+        raise DaguerreError(f"A scheduler with {key} = {given!r} is not supported; use one of {', '.join(map(str, allowed))}.")
     return allowed[given]

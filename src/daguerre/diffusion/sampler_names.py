@@ -67,18 +67,7 @@ def parse_sampler_name(name: str) -> SamplerChoice:
     raise DaguerreError(f"There is no sampler {name!r}; there are {', '.join(SAMPLERS)}.{_near(name)}")
 
 
-def get_sampler(name: str) -> Sampler:
-    """The sampler of this name, as we or as others write it; a spacing in the name is an error here.
-
-    Raises:
-        DaguerreError: there is none; the nearest name is told.
-    """
-    if found := _find(normalize_name(name)):
-        return found
-    raise DaguerreError(f"There is no sampler {name!r}; there are {', '.join(SAMPLERS)}.{_near(name)}")
-
-
-def spacing_name(name: str) -> str:
+def parse_spacing_name(name: str) -> str:
     """The spacing of this name, as we or as others write it.
 
     Raises:

@@ -5,7 +5,6 @@
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -24,14 +23,14 @@ def leading(schedule: Schedule, steps: int, *, steps_offset: int = 0, drop: int 
 
 
 def linspace(
-    schedule: Schedule, steps: int, *, drop: int = 0, whole: bool = False, interpolation: Literal["log", "linear"] = "log"
+    schedule: Schedule, steps: int, *, drop: int = 0, round_t: bool = False, interpolation: Literal["log", "linear"] = "log"
 ) -> Tensor:
     """Even in t from T − 1 to 0, both included.
 
-    drop: divide for N + drop steps and leave out the lowest. whole: round t. interpolation: of σ between two t.
+    drop: divide for N + drop steps and leave out the lowest. round_t: round t to integers. interpolation: of σ between two t.
     """
     t = torch.linspace(len(schedule) - 1, 0, steps + drop, dtype=torch.float64)[:steps]
-    return schedule.t_to_sigma(t.round() if whole else t, interpolation)
+    return schedule.t_to_sigma(t.round() if round_t else t, interpolation)
 
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
@@ -131,10 +130,20 @@ def align_your_steps(schedule: Schedule, steps: int, *, family: Literal["sd1", "
     return torch.lerp(known[low], known[low + 1], at - low).exp()
 
 
-_IN_T = (leading, linspace, trailing, sgm_uniform, simple, beta_spacing, lcm_spacing)
-_IN_SIGMA = (karras, exponential, polyexponential, kl_optimal, align_your_steps)
-
-SPACINGS: dict[str, Callable[..., Tensor]] = {spacing.__name__.removesuffix("_spacing"): spacing for spacing in (*_IN_T, *_IN_SIGMA)}
+SPACINGS: dict[str, Callable[..., Tensor]] = {
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+    "sgm_uniform": sgm_uniform,
+    "simple": simple,
+    "beta": beta_spacing,
+    "lcm": lcm_spacing,
+    "karras": karras,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "kl_optimal": kl_optimal,
+    "align_your_steps": align_your_steps,
+}
 
 
 def get_sigmas(
@@ -173,18 +182,6 @@ def get_sigmas(
     if terminal == "exact" and schedule.sigmas[-1].isinf() and torch.isclose(sigmas[0], schedule.finite_sigmas[-1]):
         sigmas[0] = schedule.sigmas[-1]
     return sigmas
-
-
-def subdivide(sigmas: Tensor, parts: int = 2) -> Tensor:
-    """The grid with every step divided into `parts`, even in ln σ; a last step to 0 stays whole.
-
-    This gives the single-step solvers (`dpm_solver_2s`, `dpm_solver_3s`, …) the inner points of their papers. (parts·N + 1,) or less.
-    """
-    pieces = [
-        torch.linspace(high.log(), low.log(), parts + 1, dtype=torch.float64)[:-1].exp() if low > 0 else high.reshape(1)
-        for high, low in pairwise(sigmas)
-    ]
-    return torch.cat([*pieces, sigmas[-1:]])
 
 
 def midpoints(schedule: Schedule, sigmas: Tensor) -> Tensor:

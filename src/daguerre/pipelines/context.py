@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.conditioning import GuidedConditions
 from daguerre.diffusion import (
     Conditioning,
     Denoise,
     SamplerConfig,
     generators,
     parse_sampler_name,
+    parse_spacing_name,
     randn_per_image,
     scale_initial_noise,
-    spacing_name,
 )
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -27,8 +28,6 @@ from daguerre.pipelines.request import Request
 from daguerre.runtime.overflow import retry_in_float32
 
 DEFAULT_SPACING = "trailing"  # the one that is right under zero terminal SNR, and good elsewhere
-
-GuidedConditions = tuple[list[Conditioning], list[float]]  # as `diffusion.guide` takes them
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class GenerationContext:
     def of(cls, model: LatentDiffusion, request: Request) -> "GenerationContext":
         """Settle a request. Raises DaguerreError for a sampler or a spacing that there is not."""
         choice = parse_sampler_name(request.sampler)
-        spacing = spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
+        spacing = parse_spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
         guidance = model.default_guidance if request.guidance_scale is None else request.guidance_scale
         request = replace(request, sampler=choice.sampler.name, spacing=spacing, guidance_scale=guidance)
         options = {} if request.eta is None else {"eta": request.eta}
@@ -184,7 +183,7 @@ def add_conditioning(context: GenerationContext, **more: Tensor) -> Callable[[Gu
         batch = max(cond.batch or 1, *map(len, more.values()))
         return replace(cond.expand(batch), **{name: value.expand(batch, *value.shape[1:]) for name, value in more.items()})
 
-    return lambda voices: ([told(cond) for cond in voices[0]], voices[1])
+    return lambda guided: GuidedConditions([told(cond) for cond in guided.conditions], guided.weights)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.conditioning import Conditioner, PromptSchedule
+from daguerre.conditioning import Conditioner, GuidedConditions, PromptSchedule
 from daguerre.data.images import to_image
 from daguerre.diffusion import Denoise, Denoiser, classifier_free_guidance, to_variance_preserving
 from daguerre.diffusion.samplers.registry import check_grid
@@ -137,7 +137,9 @@ def _build_denoiser(context: GenerationContext, each: Pass) -> Denoise:
     denoiser = Denoiser(one_at_a_time(network) if request.low_memory else network, model.schedule, model.prediction, model.dtype)
     prompts = [prompt for prompt, _ in request.items]
     if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words
-        return each.wrap_denoiser(classifier_free_guidance(denoiser, *each.edit_conditions(([model.conditioner(prompts)], [1.0]))))
+        return each.wrap_denoiser(
+            classifier_free_guidance(denoiser, *each.edit_conditions(GuidedConditions([model.conditioner(prompts)], [1.0])))
+        )
     (width, height), steps = each.size, each.step_offset + len(sigmas) - 1 + each.steps_after
     plan = PromptSchedule(model.conditioner.with_size(height, width), prompts, [request.negative_prompt] * len(prompts), steps)
     levels = sigmas[1:-1].tolist()

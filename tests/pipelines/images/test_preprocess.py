@@ -93,7 +93,7 @@ def test_noise_stays_normal_on_its_way_to_another():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "apart"), [("heun", True), ("pndm", True), ("DPM-Solver-2", True), ("dpmpp_2m", False), ("euler", False)]
+    ("sampler", "apart"), [("heun", True), ("pndm_prk", True), ("DPM-Solver-2", True), ("dpmpp_2m", False), ("euler", False)]
 )
 def test_samplers_that_would_magnify_the_first_step_take_it_apart(tiny_model: LatentDiffusion, sampler: str, apart: bool):
     stage = GenerationContext.of(tiny_model, Request(sampler=sampler, spacing="trailing", steps=8))

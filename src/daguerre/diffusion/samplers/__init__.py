@@ -1,6 +1,6 @@
 """Samplers: pure generator functions over (denoise, x, sigmas), each yielding (x, x0) after every step.
 
-`get_sampler` gives them by name, with their input checked; the functions themselves trust what they get.
+`SAMPLERS` holds them by name and checks their inputs; the functions themselves do not.
 """
 
 from daguerre.diffusion.samplers.consistency import lcm, tcd

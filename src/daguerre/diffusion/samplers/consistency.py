@@ -20,16 +20,16 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler) -> 
 
 
 def tcd(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler | None = None, gamma: float = 0.3, downs: Tensor | None = None
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler | None = None, gamma: float = 0.3, targets: Tensor | None = None
 ) -> SamplerSteps:
     """Jump along the trajectory below the next σ, then noise up to it (Zheng et al. 2024, arXiv:2402.19159, strategic stochastic sampling).
 
-    gamma: 0 draws no noise (Euler), 1 is `lcm`. The jump ends at (1 − γ)·σ_next, or where `downs` (N,) from `spacing.tcd_downs` says.
+    gamma: 0 draws no noise (Euler), 1 is `lcm`. The jump ends at (1 − γ)·σ_next, or where `targets` (N,) from `tcd_targets`.
     """
-    downs = (1 - gamma) * sigmas[1:] if downs is None else downs
-    for (sigma, sigma_next), down in zip(pairwise(sigmas), downs, strict=True):
+    targets = (1 - gamma) * sigmas[1:] if targets is None else targets
+    for (sigma, sigma_next), target in zip(pairwise(sigmas), targets, strict=True):
         x0 = denoise(x, sigma)
-        x = x0 + (x - x0) * (down / sigma)
-        if noise is not None and sigma_next > down:
-            x = x + (sigma_next**2 - down**2).sqrt() * noise(x, sigma, sigma_next)
+        x = x0 + (x - x0) * (target / sigma)
+        if noise is not None and sigma_next > target:
+            x = x + (sigma_next**2 - target**2).sqrt() * noise(x, sigma, sigma_next)
         yield x, x0

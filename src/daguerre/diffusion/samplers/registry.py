@@ -191,7 +191,7 @@ _ROWS = (
     Sampler("lms", linear_multistep.lms, 4, aliases=("LMS",)),
     Sampler("deis", linear_multistep.deis, 3, aliases=("DEIS",)),
     Sampler("plms", linear_multistep.plms, 2, min_steps=2, aliases=("PLMS",), exact_first_step=True),
-    Sampler("pndm", linear_multistep.pndm, 2, min_steps=4, exact_first_step=True),
+    Sampler("pndm_prk", linear_multistep.pndm, 2, min_steps=4, exact_first_step=True),
     Sampler("ipndm", linear_multistep.ipndm, 2),
     Sampler("lcm", consistency.lcm, 1, stochastic=True, aliases=("LCM",)),
     Sampler("tcd", consistency.tcd, 1, stochastic=True, aliases=("TCD",)),

@@ -163,9 +163,9 @@ def _fitting(field: str, value: Any) -> Any:
     if field == "sampler":
         return _sampler(str(value))
     if field == "spacing":
-        from daguerre.diffusion import spacing_name
+        from daguerre.diffusion import parse_spacing_name
 
-        return None if str(value).lower() in ("automatic", "native", "simple") else spacing_name(str(value))
+        return None if str(value).lower() in ("automatic", "native", "simple") else parse_spacing_name(str(value))
     return str(value)
 
 

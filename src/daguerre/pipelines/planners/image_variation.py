@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.conditioning import GuidedConditions
 from daguerre.conditioning.class_map_image import ImageConditioner
 from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
@@ -29,8 +30,8 @@ def image_variation(context: GenerationContext, task: ImageVariation) -> Samplin
         context = seer.encode_image(clip_pixels(flatten_input(task.image), seer.encoder.config.size))  # (1, 1, D)
     B = len(request.items)
     seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (context, torch.zeros_like(context)))
-    voices = [seen, unseen], [context.guidance, 1 - context.guidance]
-    return SamplingPlan((Pass(context.image_size, context.sigmas(), from_noise(context), edit_conditions=lambda _: voices),))
+    guided = GuidedConditions([seen, unseen], [context.guidance, 1 - context.guidance])
+    return SamplingPlan((Pass(context.image_size, context.sigmas(), from_noise(context), edit_conditions=lambda _: guided),))
 
 
 def clip_pixels(image: Image.Image, side: int) -> Tensor:

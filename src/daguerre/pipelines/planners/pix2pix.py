@@ -9,9 +9,10 @@ so the weights are s_T on (instruction, picture), s_I − s_T on (negative, pict
 import torch
 from torch import Tensor
 
+from daguerre.conditioning import GuidedConditions
 from daguerre.data.images import to_tensor
 from daguerre.models.autoencoder_kl import AutoencoderKL
-from daguerre.pipelines.context import GenerationContext, GuidedConditions, Pass, SamplingPlan, add_conditioning, from_noise
+from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_noise
 from daguerre.pipelines.images.preprocess import flatten_input, resize
 from daguerre.pipelines.tasks import InstructPix2Pix
 
@@ -45,5 +46,5 @@ def pix2pix_guidance(context: GenerationContext, voices: GuidedConditions, z: Te
     """The voices of a prompt, the last being its negative, all shown the latent z; then the negative shown nothing. scale: s_I."""
     conditions, weights = voices
     seen, _ = add_conditioning(context, concat=z)(voices)
-    (blind,), _ = add_conditioning(context, concat=torch.zeros_like(z))(([conditions[-1]], [1.0]))
-    return [*seen, blind], [*weights[:-1], weights[-1] - (1 - scale), 1 - scale]
+    (blind,), _ = add_conditioning(context, concat=torch.zeros_like(z))(GuidedConditions([conditions[-1]], [1.0]))
+    return GuidedConditions([*seen, blind], [*weights[:-1], weights[-1] - (1 - scale), 1 - scale])

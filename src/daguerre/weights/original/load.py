@@ -146,7 +146,9 @@ def _conditioner(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], 
     """The way from prompts to conditions of each family."""
     texts = about.texts
 
-    def tower(part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True, cut_layers: int = 0) -> TextConditioner:
+    def tower(
+        part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True, cut_layers: int = 0
+    ) -> TextConditioner:
         beside = about.file.path / part.replace("text_encoder", "tokenizer")
         tokenizer = Tokenizer.from_folder(beside) if beside.is_dir() else Tokenizer.clip(pad=pad)
         with shapes_only():
