@@ -27,9 +27,9 @@ def image_variation(context: GenerationContext, task: ImageVariation) -> Samplin
     if any(request.prompts) or request.negative_prompt:
         raise DaguerreError(f"The model {context.model.name!r} hears no words, only the picture; leave the prompts out.")
     with torch.no_grad():
-        context = seer.encode_image(clip_pixels(flatten_input(task.image), seer.encoder.config.size))  # (1, 1, D)
+        embedding = seer.encode_image(clip_pixels(flatten_input(task.image), seer.encoder.config.size))  # (1, 1, D)
     B = len(request.items)
-    seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (context, torch.zeros_like(context)))
+    seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (embedding, torch.zeros_like(embedding)))
     guided = GuidedConditions([seen, unseen], [context.guidance, 1 - context.guidance])
     return SamplingPlan((Pass(context.image_size, context.sigmas(), from_noise(context), edit_conditions=lambda _: guided),))
 
