@@ -17,6 +17,7 @@ from daguerre.conditioning.prompt import Prompt, PromptLine
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 
+
 class RowLabel(NamedTuple):
     """What a row of a batch of conditions encodes: a prompt line of one of the images (see `Conditioning.row_labels`)."""
 
