@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
-from daguerre.nn.attention import AttentionBlock, SpatialTransformer
+from daguerre.nn.attention import AttentionBlock, SpatialTransformer, repeat_to_batch
 from daguerre.nn.blocks import DownBlock, MidBlock, UpBlock
 from daguerre.nn.embeddings import EmbeddingMLP, sinusoidal
 from daguerre.nn.norm import GroupNormSiLU
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
-from daguerre.nn.voices import repeat_to_batch
 
 
 @dataclass(frozen=True)
@@ -234,9 +233,7 @@ class UNet(nn.Module):
         batch = len(x)
         emb = self._embed(t.expand(batch), cond, x.dtype)  # (B, E)
         x = x if cond.concat is None else torch.cat([x, cond.concat], dim=1)
-        h = self.conv_in(
-            x[: batch // self._shared_branches(cond)]
-        )  # (B, C_0, H, W), or one condition's rows up to the first cross-attention
+        h = self.conv_in(x[: batch // self._shared_branches(cond)])  # (B, C_0, H, W), or (B/n, …) up to the first cross-attention
         skips = [h]
         for block in self.down_blocks:
             h = block(h, emb, cond.context, skips)  # (B, C_i, H/2^i, W/2^i)

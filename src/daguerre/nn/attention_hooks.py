@@ -1,4 +1,4 @@
-"""Watching a network's cross-attentions from outside: what they ask and what they are offered, while they answer as ever."""
+"""Read the queries and keys of a network's cross-attentions without changing its results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,52 +9,51 @@ from torch import Tensor, nn
 
 from daguerre.nn.attention import Attention, SpatialTransformer, TransformerBlock, attention
 
-GridSize = tuple[int, int]
-AttentionCallback = Callable[[GridSize, Tensor, Tensor], None]  # (H, W) of the feature map, q (B, heads, H·W, d), k (B, heads, M, d)
+GridSize = tuple[int, int]  # (height, width) of a feature map
+AttentionCallback = Callable[[GridSize, Tensor, Tensor], None]  # (H, W), q (B, heads, H·W, d), k (B, heads, M, d)
 
 
 @contextmanager
-def capture_cross_attention(network: nn.Module, see: AttentionCallback) -> Iterator[None]:
-    """Within this context `see` is shown the queries and keys of every cross-attention; the answers stay bit-identical."""
-    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+def capture_cross_attention(network: nn.Module, callback: AttentionCallback) -> Iterator[None]:
+    """Within this context, call `callback` with the queries and keys of every cross-attention; results stay bit-identical."""
     hooks, changed = [], []
     try:
-        for transformer in transformers:
-            look = _AttentionProbe(see)
-            hooks.append(transformer.register_forward_pre_hook(look.enter))
+        for transformer in [module for module in network.modules() if isinstance(module, SpatialTransformer)]:
+            probe = _AttentionProbe(callback)
+            hooks.append(transformer.register_forward_pre_hook(probe.remember_size))
             for block in transformer.transformer_blocks:
-                for attention in cross_attentions(block):
-                    attention.attend = look
-                    changed.append(attention)
+                for layer in cross_attentions(block):
+                    layer.attend = probe
+                    changed.append(layer)
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for attention in changed:
-            del attention.attend  # the instance's; the class's shows again
+        for layer in changed:
+            del layer.attend  # removes the override; the method of the class remains
 
 
 def attention_probs(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(QKᵀ / √d), the mean over the heads, for what `See` is shown: (B, H·W, M) float32."""
+    """softmax(QKᵀ / √d), averaged over the heads, of the arguments of an AttentionCallback: (B, H·W, M) float32."""
     return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32).mean(1)
 
 
 def cross_attentions(block: nn.Module) -> list[Attention]:
-    """The attentions of a block that look at the context."""
+    """The cross-attention layers of a transformer block."""
     assert isinstance(block, TransformerBlock)
     return [block.attn1, block.attn2] if block.cross_only else [block.attn2]
 
 
 @dataclass
 class _AttentionProbe:
-    """Stands for `attend` in one spatial transformer, whose feature map's size only the transformer itself knows."""
+    """Replaces `Attention.attend` inside one spatial transformer, whose input gives the size of the feature map."""
 
-    see: AttentionCallback
+    callback: AttentionCallback
     size: GridSize = (0, 0)
 
-    def enter(self, _transformer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def remember_size(self, _transformer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.size = inputs[0].shape[2], inputs[0].shape[3]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.see(self.size, q, k)
+        self.callback(self.size, q, k)
         return attention(q, k, v)

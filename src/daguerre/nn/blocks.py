@@ -1,6 +1,6 @@
-"""The levels of a U-shaped network or an autoencoder: residual blocks, each perhaps followed by attention, then a change of resolution.
+"""The levels of a UNet or an autoencoder: residual blocks, each optionally followed by attention, then a change of resolution.
 
-The attribute names are those of the field's folder layout, so that saved models need no table of names.
+The attribute names are those of the diffusers folder layout, so saved models need no name mapping.
 """
 
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from daguerre.nn.attention import repeat_to_batch
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
-from daguerre.nn.voices import repeat_to_batch
 
 
 class DownBlock(nn.Module):
-    """Residual blocks on the way down. attentions: as many as residual blocks, or none."""
+    """Residual blocks, then downsampling. attentions: as many as residual blocks, or none."""
 
     def __init__(self, resnets: Iterable[ResBlock], attentions: Iterable[nn.Module], downsampler: Downsample | ResBlock | None) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([downsampler] if downsampler is not None else [])
 
     def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None, skips: list[Tensor] | None = None) -> Tensor:
-        """x: (B, C, H, W). Puts every state that the way up will need on the stack `skips`, where there is one."""
+        """x: (B, C, H, W). Appends every state that the up blocks need to the stack `skips`, if given."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, emb)  # (B, C_out, H, W)
             if self.attentions:
@@ -53,7 +53,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks on the way up. attentions: as many as residual blocks, or none."""
+    """Residual blocks, then upsampling. attentions: as many as residual blocks, or none."""
 
     def __init__(self, resnets: Iterable[ResBlock], attentions: Iterable[nn.Module], upsampler: Upsample | ResBlock | None) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([upsampler] if upsampler is not None else [])
 
     def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None, skips: list[Tensor] | None = None) -> Tensor:
-        """x: (B, C, H, W). Takes one state from the stack `skips`, where there is one, for every residual block."""
+        """x: (B, C, H, W). Pops one state from the stack `skips`, if given, for every residual block."""
         for i, resnet in enumerate(self.resnets):
             if skips is not None:
                 x = torch.cat([x, repeat_to_batch(skips.pop(), len(x))], dim=1)  # (B, C + C_skip, H, W)

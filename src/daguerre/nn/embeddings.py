@@ -1,4 +1,4 @@
-"""Numbers as waves: emb(t) = [cos(ω_i t), sin(ω_i t)], ω_i = 10000^(−i / (W/2 − shift))
+"""Sinusoidal embeddings of numbers: emb(t) = [cos(ω_i t), sin(ω_i t)], ω_i = 10000^(−i / (W/2 − shift))
 
 Vaswani et al. 2017, arXiv:1706.03762, §3.5; Ho et al. 2020, arXiv:2006.11239, appendix B.
 """
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 def sinusoidal(t: Tensor, width: int, *, cos_first: bool = True, frequency_shift: int = 0) -> Tensor:
-    """Embed numbers as waves of falling frequency.
+    """Embed numbers as sine and cosine waves of falling frequency.
 
-    t: (B,), any real numbers (diffusion times 0 … 999; SDXL's picture sizes in pixels). Returns (B, width) in float32.
+    t: (B,), any real numbers (timesteps 0 … 999; SDXL's image sizes in pixels). Returns (B, width) in float32.
     DDPM puts the sines first and shifts by 1; latent diffusion puts the cosines first and does not shift.
     """
     half = width // 2
@@ -24,7 +24,7 @@ def sinusoidal(t: Tensor, width: int, *, cos_first: bool = True, frequency_shift
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, SiLU, Linear: from waves (or SDXL's vector) to the embedding that every residual block receives."""
+    """Linear, SiLU, Linear: from the sinusoidal embedding (or SDXL's vector) to the embedding that every residual block receives."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()

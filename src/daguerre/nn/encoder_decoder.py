@@ -1,6 +1,7 @@
-"""The convolutional encoder and decoder that every autoencoder of the lineage shares (Esser et al. 2021, arXiv:2012.09841, table 7).
+"""The convolutional encoder and decoder of all autoencoders here (Esser et al. 2021, arXiv:2012.09841, table 7).
 
-Between pictures (B, 3, H, W) and latents (B, Z, H/f, W/f), f = 2^(levels − 1); KL and vector-quantised ones differ only in between.
+They convert between images (B, 3, H, W) and latents (B, Z, H/f, W/f), f = 2^(levels − 1). KL and vector-quantised autoencoders differ only
+in what lies between the two.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from daguerre.nn.attention import AttentionBlock
 from daguerre.nn.blocks import DownBlock, MidBlock, UpBlock
-from daguerre.nn.chunked_conv import empty_feature_map, level_inplace, norm_conv, should_chunk
+from daguerre.nn.chunked_conv import CHUNK_ELEMENTS, empty_feature_map, level_inplace, norm_conv, should_chunk
 from daguerre.nn.norm import GroupNormSiLU
 from daguerre.nn.resample import Downsample, Upsample
 from daguerre.nn.resblock import ResBlock
@@ -28,9 +29,9 @@ def _mid_block(channels: int, groups: int, attention: bool) -> MidBlock:
 
 
 class Encoder(nn.Module):
-    """Pictures to latents.
+    """Images to latents.
 
-    channels: of each level, from the full resolution down. blocks: residual blocks a level. attention_levels: indices of the levels
+    channels: of each level, from the full resolution down. blocks: residual blocks per level. attention_levels: indices of the levels
     whose residual blocks are followed by attention. mid_attention: attention at the lowest resolution. groups: of every norm.
     """
 
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W). Returns (B, Z, H/f, W/f). Large pictures without gradients are done in little memory."""
+        """x: (B, 3, H, W). Returns (B, Z, H/f, W/f). Large images without gradients are processed in chunks."""
         return self.forward_chunked(x) if should_chunk(self.conv_in.out_channels, x.shape[2] * x.shape[3]) else self.forward_full(x)
 
     def forward_full(self, x: Tensor) -> Tensor:
@@ -69,16 +70,16 @@ class Encoder(nn.Module):
             x = block(x)  # (B, C_i, H/2^(i+1), W/2^(i+1)); the last (B, C, H/f, W/f)
         return self.conv_out(self.conv_norm_out(self.mid_block(x)))  # (B, Z, H/f, W/f)
 
-    def forward_chunked(self, x: Tensor) -> Tensor:
-        """The same, with no map alive that is not needed any more, and norms and convolutions some rows at a time (see `nn.rows`)."""
+    def forward_chunked(self, x: Tensor, chunk: int = CHUNK_ELEMENTS) -> Tensor:
+        """The same in little memory: some rows at a time, in the memory of earlier maps (see `nn.chunked_conv`)."""
         x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         for block in self.down_blocks:
-            x = level_inplace(block, x)
+            x = level_inplace(block, x, chunk)
         return self.conv_out(self.conv_norm_out(self.mid_block(x)))
 
 
 class Decoder(nn.Module):
-    """Latents to pictures: the encoder's levels in reverse, with one residual block more in each. The options are the encoder's."""
+    """Latents to images: the encoder's levels in reverse, each with one more residual block. The options are the encoder's."""
 
     def __init__(
         self,
@@ -105,9 +106,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: (B, Z, H/f, W/f). Returns (B, 3, H, W). Large pictures without gradients are done in little memory."""
-        places = z.shape[2] * z.shape[3] * 4 ** (len(self.up_blocks) - 1)
-        return self.forward_chunked(z) if should_chunk(self.conv_out.in_channels, places) else self.forward_full(z)
+        """z: (B, Z, H/f, W/f). Returns (B, 3, H, W). Large images without gradients are processed in chunks."""
+        positions = z.shape[2] * z.shape[3] * 4 ** (len(self.up_blocks) - 1)
+        return self.forward_chunked(z) if should_chunk(self.conv_out.in_channels, positions) else self.forward_full(z)
 
     def forward_full(self, z: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z))  # (B, C_last, H/f, W/f)
@@ -115,9 +116,9 @@ class Decoder(nn.Module):
             x = block(x)  # (B, C_i, 2H_i, 2W_i); the last (B, C_0, H, W)
         return self.conv_out(self.conv_norm_out(x))  # (B, 3, H, W)
 
-    def forward_chunked(self, z: Tensor) -> Tensor:
-        """The same, as the encoder does it."""
+    def forward_chunked(self, z: Tensor, chunk: int = CHUNK_ELEMENTS) -> Tensor:
+        """The same in little memory, as in the encoder."""
         x = self.mid_block(self.conv_in(z)).contiguous(memory_format=torch.channels_last)
         for block in self.up_blocks:
-            x = level_inplace(block, x)
-        return norm_conv(self.conv_norm_out, self.conv_out, x, empty_feature_map(x, self.conv_out.out_channels))
+            x = level_inplace(block, x, chunk)
+        return norm_conv(self.conv_norm_out, self.conv_out, x, empty_feature_map(x, self.conv_out.out_channels), chunk=chunk)

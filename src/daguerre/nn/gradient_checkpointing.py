@@ -1,4 +1,4 @@
-"""Gradient checkpointing: forget the inner states of blocks in the forward pass, compute them again in the backward pass.
+"""Gradient checkpointing: discard the activations inside blocks in the forward pass, recompute them in the backward pass.
 
 Chen et al. 2016, arXiv:1604.06174.
 """
@@ -17,10 +17,10 @@ from daguerre.nn.resblock import ResBlock
 
 @contextmanager
 def checkpointed(network: nn.Module) -> Iterator[None]:
-    """Within this context the network's residual and attention blocks keep only their inputs; gradients stay bit-identical.
+    """Within this context, the network's residual and attention blocks save only their inputs; gradients stay bit-identical.
 
-    Costs one more forward pass for roughly a third of the memory. The backward pass must also happen inside. Autocast keeps no weights in
-    half precision meanwhile, which would be half as large as the network: each block needs its own for a moment only.
+    It costs one more forward pass and saves about two thirds of the memory. The backward pass must happen inside the context, too.
+    Autocast's weight cache is off meanwhile; it would hold a half-precision copy of the whole network.
     """
     blocks = [block for block in network.modules() if isinstance(block, ResBlock | AttentionBlock | SpatialTransformer)]
     for block in blocks:
@@ -32,4 +32,4 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
     finally:
         torch.set_autocast_cache_enabled(cached)
         for block in blocks:
-            del block.forward  # the instance's; the class's shows again
+            del block.forward  # removes the override; the method of the class remains

@@ -1,4 +1,4 @@
-"""Networks without values: build on the meta device, then assign tensors with every name and shape accounted for."""
+"""Build networks on the meta device, then assign their tensors after checking every name and shape."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from daguerre.errors import DaguerreError, join_names
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Modules built in this block have shapes and names but no values and no memory, until `fill` gives them tensors."""
+    """Modules built in this context have names and shapes but no values, and use no memory until `fill` assigns tensors."""
     with torch.device("meta"), _NoInit():
         yield
 
 
 class _NoInit(TorchFunctionMode):
-    """Leaves out `torch.nn.init`, whose `normal_` on the meta device imports the compiler: more than a second for no value at all."""
+    """Skips `torch.nn.init`, whose `normal_` on the meta device imports the compiler, which takes more than a second."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -32,23 +32,23 @@ class _NoInit(TorchFunctionMode):
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Give a module built on the meta device its tensors, none copied, every name and shape accounted for.
+    """Assign tensors to a module built on the meta device, without copying them.
 
     Raises:
-        DaguerreError: a name is missing, unknown, or of another shape; lists all of them, and the module is left as it was.
+        DaguerreError: names are missing or unknown, or shapes differ; the message lists them and the module is unchanged.
     """
-    wanted = module.state_dict()
-    faults = _faults(wanted, tensors)
-    if faults:
-        raise DaguerreError(f"'{where}' does not fit a {type(module).__name__} of this configuration: {'; '.join(faults)}.")
+    expected = module.state_dict()
+    errors = _errors(expected, tensors)
+    if errors:
+        raise DaguerreError(f"'{where}' does not fit a {type(module).__name__} of this configuration: {'; '.join(errors)}.")
     module.load_state_dict(dict(tensors), strict=True, assign=True)
 
 
-def _faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _errors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     shapes = [
         f"{name} is {list(given[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in given and given[name].shape != tensor.shape
     ]
-    found = {"missing": wanted.keys() - given.keys(), "unknown": given.keys() - wanted.keys(), "of another shape": shapes}
+    found = {"missing": expected.keys() - given.keys(), "unknown": given.keys() - expected.keys(), "of another shape": shapes}
     return [f"{len(names)} {kind} ({join_names(names)})" for kind, names in found.items() if names]

@@ -12,14 +12,14 @@ from daguerre.nn.norm import GroupNorm, GroupNormSiLU
 
 
 def add_maybe_inplace(h: Tensor, x: Tensor) -> Tensor:
-    """h + x, in the memory of h where no gradient and no wider dtype needs another; h belongs to the caller alone."""
+    """h + x, written to h unless a gradient or a wider dtype forbids it; the caller must own h."""
     return h + x if h.requires_grad or x.requires_grad or h.dtype != x.dtype else h.add_(x)
 
 
 class ResBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut.
+    """Two 3×3 convolutions with a residual connection.
 
-    emb_width: width of the embedding of time (and class, and vector); None where the network has none (autoencoders).
+    emb_width: width of the embedding of time (and class, and vector); None for networks without one (autoencoders).
     scale_shift: the embedding scales and shifts the second norm's output, norm(h)·(1 + s) + b, instead of being added before it.
     resample: halve or double the resolution inside the block.
     """
@@ -48,9 +48,9 @@ class ResBlock(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); emb: (B, E), before its activation, or more rows, of which the first B are x's (see `nn.voices`).
+        """x: (B, C, H, W); emb: (B, E), before its activation; further rows are ignored (see `nn.attention.repeat_to_batch`).
 
-        Returns (B, C_out, H, W), H and W halved or doubled where it resamples.
+        Returns (B, C_out, H, W), H and W halved or doubled if the block resamples.
         """
         h = self.norm1(x)
         if self.resample == "down":

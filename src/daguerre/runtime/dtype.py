@@ -1,4 +1,4 @@
-"""The dtype to compute in where none is asked for: half precision where this machine is quicker with it."""
+"""The default dtype of a device: half precision if that is faster on this machine."""
 
 import time
 from functools import cache
@@ -6,26 +6,28 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-TRIES = 4  # of which the quickest counts, as other programs only ever slow one down
-CHANNELS, SIDE = 128, 32  # of the convolution that is tried: three milliseconds of one core in float32
+from daguerre.nn.cpu.torch_private import cpu_has
+
+TRIES = 4  # the fastest counts, because other programs only ever slow one down
+CHANNELS, SIDE = 128, 32  # of the convolution that is timed: three milliseconds of one core in float32
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """float16 on a GPU; on a CPU bfloat16 where it multiplies that natively and is measured to be quicker with it, else float32."""
+    """float16 on a GPU; on a CPU bfloat16 if the processor has instructions for it and they measure faster, else float32."""
     if device.type == "cpu":
-        return torch.bfloat16 if has_native_bfloat16() and _quicker_in_bfloat16() else torch.float32
+        return torch.bfloat16 if has_native_bfloat16() and _bfloat16_is_faster() else torch.float32
     return torch.float16
 
 
 def has_native_bfloat16() -> bool:
-    """Whether there are instructions for it; without them trying it alone takes long."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """True if the processor has bfloat16 instructions."""
+    return cpu_has("avx512_bf16") or cpu_has("amx_tile")
 
 
 @cache
 @torch.no_grad()
-def _quicker_in_bfloat16() -> bool:
-    """Whether a convolution of the networks' kind is, tried in turns once a process."""
+def _bfloat16_is_faster() -> bool:
+    """Time a typical convolution in both dtypes, once per process."""
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     x, weight = torch.ones(1, CHANNELS, SIDE, SIDE), torch.ones(CHANNELS, CHANNELS, 3, 3)
     cases = {dtype: tuple(y.to(dtype, memory_format=torch.channels_last) for y in (x, weight)) for dtype in best}

@@ -1,4 +1,4 @@
-"""Many small steps are taken only where threads that wait do not keep the processor from those that work."""
+"""OpenMP threads wait passively if there is only one, or if the environment asks for it."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from daguerre.nn.cpu.threads import omp_wait_is_passive
 
 
 @pytest.mark.parametrize(
-    ("threads", "told", "calm"),
+    ("threads", "variables", "passive"),
     [(1, {}, True), (2, {}, False), (2, {"GOMP_SPINCOUNT": "10000"}, True), (2, {"OMP_WAIT_POLICY": "PASSIVE"}, True)],
 )
-def test_one_thread_is_calm_and_several_are_when_told(monkeypatch: pytest.MonkeyPatch, threads: int, told: dict[str, str], calm: bool):
+def test_wait_policy(monkeypatch: pytest.MonkeyPatch, threads: int, variables: dict[str, str], passive: bool):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert omp_wait_is_passive() is calm
+    assert omp_wait_is_passive() is passive

@@ -1,83 +1,168 @@
-"""A twin of a network for many calls on a CPU without gradients, that computes in the quickest ways and does once what is always the same.
+"""Prepack a network for many calls on a CPU without gradients: the fastest algorithms, and weights reordered once.
 
-Products: see `nn.products`.
-Convolutions: oneDNN multiplies directly; in float32, large 3×3 ones take half the time by Winograd's way (`nn.winograd`), and those behind
-an enlargement two thirds or less by nine products (`nn.doubling`).
-Weights: oneDNN reads them in blocks, and lays them out anew at every call, which on maps of few places takes a sixth of the time.
-Weights in half precision, while the network computes in float32: they stay as they are and are converted where they are used, in memory
-that all layers share. That takes a twentieth of a call, half the memory, and none of the time in which a network becomes float32.
-Keys and values of the text: they depend on the context alone, which stays the same from step to step.
+Matrix products: see `nn.cpu.linear`.
+Convolutions: large 3×3 ones in float32 take half the time with `nn.cpu.winograd`, and those after an upsampling two thirds or less with
+`nn.cpu.upsample_conv`. All others use oneDNN.
+Weights: oneDNN reads them in blocks. Reordering them at every call takes a sixth of the time on small feature maps.
+Half-precision weights of a network that computes in float32: each layer converts its own into memory that all layers share. That takes a
+twentieth of a call and half the memory, and saves the time to convert the whole network.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from daguerre.nn.attention import GEGLU, FeedForward, TransformerBlock
-from daguerre.nn.attention_hooks import cross_attentions
+from daguerre.nn.attention import GEGLU, FeedForward
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu import upsample_conv, winograd
-from daguerre.nn.cpu.module_view import M, shallow_copy
+from daguerre.nn.cpu import torch_private, upsample_conv, winograd
 from daguerre.nn.resample import Upsample, is_exact_2x
 
-MOST_BYTES = 1 << 28  # of weights that are laid out once: that takes a second copy, and on the maps of larger networks gains little
-CONVERT_ELEMENTS = 1 << 21  # numbers inside of a feed-forward block that are worked on at a time
-FEW_ROWS = 512  # for fewer, reading the weights once more takes longer than it gains
-NOTHING = torch.empty(0)
-W = TypeVar("W")
+MAX_COPY_BYTES = 1 << 28  # of weights that are reordered once: that takes a second copy, and gains little in larger networks
+HIDDEN_PER_CHUNK = 1 << 21  # hidden activations of a feed-forward block computed at a time
+MIN_ROWS_PER_CHUNK = 512  # below, reading the weights once more costs more than it gains
+M = TypeVar("M", bound=nn.Module)
 
 
 def prepack(network: M, *, copies: bool = True) -> M:
-    """A twin of a network whose answers differ by rounding alone; the network itself where no quicker way is known.
+    """A copy of a network that shares its weights and gives the same results up to rounding; the network itself if nothing is faster.
 
-    It is made for one run: the weights may be those of its first call.
+    Use it for one run: reordered weights are those of the first call.
 
-    copies: lay the weights out once where they are few; otherwise they are read as they are.
+    copies: reorder the weights of a small network once; otherwise they are read as they are.
     """
     weights = list(network.parameters())
     dtypes = {weight.dtype for weight in weights}
-    computed = torch.float32 if torch.float32 in dtypes else next(iter(dtypes), torch.float32)
-    if not all(weight.device.type in ("cpu", "meta") for weight in weights) or not cpu_linear.supports(computed):
-        return network  # on the meta device are those that are read when the network begins
-    copies = copies and fits_copy_budget(weights, computed)
-    scratch = _Scratch()
-    second = shallow_copy(network, lambda module: _forward(module, scratch, copies))
-    names = frozenset(f"{name}.weight" for name, module in network.named_modules() if not copies and _is_plain_layer(module))
-    for block in second.modules():
-        block.__dict__["converts"] = names
-        for attention in cross_attentions(block) if isinstance(block, TransformerBlock) else ():
-            for layer in (attention.get_submodule("to_k"), attention.get_submodule("to_v")):
-                layer.forward = memoize_last_input(layer.forward)
-    return second
+    dtype = torch.float32 if torch.float32 in dtypes else next(iter(dtypes), torch.float32)
+    if not all(weight.device.type in ("cpu", "meta") for weight in weights) or not cpu_linear.supports(dtype):
+        return network  # weights on the meta device are offloaded, and loaded when the network is called
+    packing = _Prepacking(network, copies and fits_copy_budget(weights, dtype))
+    packed = shallow_copy(network, packing.forward)
+    for module in packed.modules():
+        setattr(module, _PREPACKING, packing)
+    return packed
 
 
 def fits_copy_budget(weights: Iterable[Tensor], dtype: torch.dtype) -> bool:
-    """Whether a network's weights are so few that they are laid out once for a run."""
-    return sum(weight.numel() for weight in weights) * dtype.itemsize <= MOST_BYTES
+    """True if a network is so small that its weights are reordered once for a run."""
+    return sum(weight.numel() for weight in weights) * dtype.itemsize <= MAX_COPY_BYTES
 
 
 def upcast_on_use(module: nn.Module) -> frozenset[str]:
-    """The weights of a network that this twin of it, or of a part of it, takes in half precision, too, where it computes in float32."""
-    return module.__dict__.get("converts", frozenset())
+    """Weight names, in the whole network, that may be half precision while it computes in float32; empty if it is not prepacked.
+
+    module: a prepacked network, or any part of one.
+    """
+    packing = getattr(module, _PREPACKING, None)
+    return packing.upcast if isinstance(packing, _Prepacking) else frozenset()
 
 
-class _Scratch:
-    """Memory in which weights become what a layer computes with, one after the other."""
+def shallow_copy(network: M, forward: Callable[[nn.Module], Callable[..., Tensor] | None]) -> M:
+    """A copy of a network that shares its weights and hooks, so that the original stays as it is.
 
-    def __init__(self) -> None:
-        self.memory = NOTHING
+    Weights assigned to the original later appear in the copy, too.
 
-    def wide(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-        """The weights themselves where they are of this dtype, else copies, kernels channels last, that last until the next ones."""
+    forward: returns another `forward` for a module of the copy, whose children are not copied yet, or None to keep its own.
+    """
+    duplicate = copy.copy(network)  # shares the dictionaries of parameters and hooks
+    replacement = forward(duplicate)
+    duplicate._modules = {name: None if child is None else shallow_copy(child, forward) for name, child in network._modules.items()}
+    if replacement is not None:
+        duplicate.forward = replacement
+    return duplicate
+
+
+_PREPACKING = "prepacking"  # attribute of every module of a prepacked network
+
+
+class _Prepacking:
+    """How one prepacked network computes its layers: its settings, its reordered weights and the memory that its layers share.
+
+    upcast: names of the weights that may be half precision while the network computes in float32.
+    """
+
+    def __init__(self, network: nn.Module, copies: bool) -> None:
+        self.copies = copies
+        self.upcast = frozenset(f"{name}.weight" for name, module in network.named_modules() if not copies and _is_plain_layer(module))
+        self._reordered: dict[nn.Module, tuple[torch.dtype, Sequence[Tensor]]] = {}
+        self._memory = torch.empty(0)
+
+    def forward(self, module: nn.Module) -> Callable[..., Tensor] | None:
+        """The fast `forward` of a module, or None if there is none."""
+        if type(module) is FeedForward:
+            return partial(self._feed_forward, module)
+        if type(module) is GEGLU and _is_plain_layer(module.proj):
+            return partial(self._geglu, module.proj)
+        if type(module) is Upsample and _is_plain_layer(module.conv):
+            return partial(self._upsample, module, module.forward)
+        if not _is_plain_layer(module):
+            return None
+        return partial(self._conv2d, module) if isinstance(module, nn.Conv2d) else partial(self._linear, cast("nn.Linear", module))
+
+    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        (weight,) = self._linear_weights(layer, x, 1)
+        return cpu_linear.linear(x, weight, layer.bias)
+
+    def _geglu(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        value, gate = self._linear_weights(layer, x, 2)
+        value_bias, gate_bias = (None, None) if layer.bias is None else layer.bias.chunk(2)
+        return cpu_linear.geglu(x, value, gate, value_bias, gate_bias)
+
+    def _linear_weights(self, layer: nn.Linear, x: Tensor, parts: int) -> Sequence[Tensor]:
+        weights = layer.weight.chunk(parts)
+        if self.copies:
+            return self._reorder_once(layer, x, lambda: [cpu_linear.reorder_weight(weight, x) for weight in weights])
+        return self._upcast(weights, x.dtype)
+
+    def _feed_forward(self, block: FeedForward, x: Tensor) -> Tensor:
+        """Some positions at a time, so that the hidden activations, four times as wide, stay in the cache."""
+        step, rows = max(MIN_ROWS_PER_CHUNK, HIDDEN_PER_CHUNK // block.inner), x.flatten(0, -2)
+        if len(rows) <= step:
+            return block.net(x)
+        y = torch.empty_like(rows)
+        for part, out in zip(rows.split(step), y.split(step), strict=True):
+            out.copy_(block.net(part))
+        return y.view(x.shape)
+
+    def _upsample(self, upsample: Upsample, plain: Callable[..., Tensor], x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        if not is_exact_2x(x, size) or not upsample_conv.upsample_conv_is_faster(x, upsample.conv.weight):
+            return plain(x, size)
+        (weight,) = self._upcast([upsample.conv.weight], x.dtype)
+        return upsample_conv.upsample_conv2d(x, weight, upsample.conv.bias)
+
+    def _conv2d(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        padding, stride, dilation, groups = cast("tuple[int, int]", conv.padding), conv.stride, conv.dilation, conv.groups
+        (weight,) = self._upcast([conv.weight], x.dtype)
+        if (dilation, groups) == ((1, 1), 1):
+            if not self.copies and cpu_linear.im2col_is_faster(x, weight, stride):
+                return cpu_linear.im2col_conv2d(x, weight, conv.bias, stride, padding)
+            if (conv.kernel_size, padding, stride) == ((3, 3), (1, 1), (1, 1)) and winograd.winograd_is_faster(x, weight):
+                return winograd.winograd_conv2d(x, weight, conv.bias)
+        options = stride, padding, dilation, groups
+        if self.copies:
+            (weight,) = self._reorder_once(conv, x, lambda: [torch_private.reorder_conv2d_weight(conv.weight, x.shape, *options)])
+        return torch_private.conv2d(x, weight, conv.bias, *options)
+
+    def _reorder_once(self, layer: nn.Module, x: Tensor, reorder: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """The reordered weights of a layer, kept while the dtype stays the same; it changes if half precision overflows."""
+        dtype, weights = self._reordered.get(layer, (None, ()))
+        if dtype != x.dtype:
+            weights = reorder()
+            self._reordered[layer] = x.dtype, weights
+        return weights
+
+    def _upcast(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+        """The weights themselves if they have this dtype, else copies, kernels channels last, that are valid until the next call."""
         if all(weight.dtype == dtype for weight in weights):
             return weights
-        size = sum(weight.numel() for weight in weights)
-        if self.memory.dtype != dtype or len(self.memory) < size:
-            self.memory = torch.empty(size, dtype=dtype)
-        places = self.memory[:size].split([weight.numel() for weight in weights])
-        return [_view_channels_last(place, weight.shape).copy_(weight) for place, weight in zip(places, weights, strict=True)]
+        sizes = [weight.numel() for weight in weights]
+        if self._memory.dtype != dtype or len(self._memory) < sum(sizes):
+            self._memory = torch.empty(sum(sizes), dtype=dtype)
+        parts = self._memory[: sum(sizes)].split(sizes)
+        return [_view_channels_last(part, weight.shape).copy_(weight) for part, weight in zip(parts, weights, strict=True)]
 
 
 def _view_channels_last(memory: Tensor, shape: torch.Size) -> Tensor:
@@ -87,109 +172,6 @@ def _view_channels_last(memory: Tensor, shape: torch.Size) -> Tensor:
     return memory.view(N, H, W, C).permute(0, 3, 1, 2)
 
 
-def memoize_last_input(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A call that answers from memory while it is asked the very same tensor, unchanged; of inference tensors nothing tells that."""
-    asked, version, answer = NOTHING, 0, NOTHING
-
-    def remembered(x: Tensor) -> Tensor:
-        nonlocal asked, version, answer
-        if x.is_inference():
-            return call(x)
-        if x is not asked or x._version != version:
-            asked, version, answer = x, x._version, call(x)
-        return answer
-
-    return remembered
-
-
 def _is_plain_layer(module: nn.Module) -> bool:
-    """Whether a module is a plain layer, that does nothing of its own already."""
-    return type(module) in (nn.Conv2d, nn.Linear) and "forward" not in module.__dict__
-
-
-def _forward(module: nn.Module, scratch: _Scratch, copies: bool) -> Callable[..., Tensor] | None:
-    if type(module) is FeedForward:
-        return _chunked_feed_forward(module)
-    if type(module) is GEGLU and "forward" not in module.__dict__ and type(module.proj) is nn.Linear:
-        return _product(module.proj, 2, scratch, copies)
-    if type(module) is Upsample and "forward" not in module.__dict__ and type(module.conv) is nn.Conv2d:
-        return _enlargement(module, scratch)
-    if not _is_plain_layer(module):
-        return None
-    if isinstance(module, nn.Conv2d):
-        return _convolution(module, scratch, copies)
-    assert isinstance(module, nn.Linear)
-    return _product(module, 1, scratch, copies)
-
-
-def _convolution(conv: nn.Conv2d, scratch: _Scratch, copies: bool) -> Callable[[Tensor], Tensor]:
-    padding, stride = conv.padding, conv.stride
-    assert not isinstance(padding, str)
-    shape = padding, stride, conv.dilation, conv.groups
-    plain = (conv.dilation, conv.groups) == ((1, 1), 1)
-    small = plain and (conv.kernel_size, padding, stride) == ((3, 3), (1, 1), (1, 1))
-    laid_out = _cache_per_dtype(lambda x: torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *shape, x.shape))
-
-    def forward(x: Tensor) -> Tensor:
-        (weight,) = scratch.wide([conv.weight], x.dtype)
-        if plain and not copies and cpu_linear.im2col_is_faster(x, weight, stride):
-            return cpu_linear.im2col_conv2d(x, weight, conv.bias, stride, padding)
-        if small and winograd.winograd_is_faster(x, weight):
-            return winograd.winograd_conv2d(x, weight, conv.bias)
-        return torch.ops.mkldnn._convolution_pointwise(x, laid_out(x) if copies else weight, conv.bias, *shape, "none", [], "")
-
-    return forward
-
-
-def _enlargement(upsample: Upsample, scratch: _Scratch) -> Callable[..., Tensor]:
-    otherwise, conv = upsample.forward, upsample.conv
-
-    def forward(x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        if is_exact_2x(x, size) and upsample_conv.upsample_is_faster(x, conv.weight):
-            (weight,) = scratch.wide([conv.weight], x.dtype)
-            return upsample_conv.upsample_conv2d(x, weight, conv.bias)
-        return otherwise(x, size)
-
-    return forward
-
-
-def _product(linear: nn.Linear, shares: int, scratch: _Scratch, copies: bool) -> Callable[[Tensor], Tensor]:
-    """shares: in which the weight lies; 1 for a linear layer, 2 for the values and gates of a GEGLU."""
-    product = cpu_linear.linear if shares == 1 else cpu_linear.geglu
-    laid_out = _cache_per_dtype(lambda x: [cpu_linear.reorder_weight(share, x) for share in linear.weight.chunk(shares)])
-
-    def forward(x: Tensor) -> Tensor:
-        weights = laid_out(x) if copies else scratch.wide(linear.weight.chunk(shares), x.dtype)
-        biases = [None] * shares if linear.bias is None else linear.bias.chunk(shares)
-        return product(x, *weights, *biases)
-
-    return forward
-
-
-def _chunked_feed_forward(block: FeedForward) -> Callable[[Tensor], Tensor]:
-    """Some places at a time, so that what is four times as wide stays in the cache and is never there as a whole."""
-    most = max(FEW_ROWS, CONVERT_ELEMENTS // block.inner)
-
-    def forward(x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
-        if len(rows) <= most:
-            return block.net(x)
-        y = torch.empty_like(rows)
-        for part, answer in zip(rows.split(most), y.split(most), strict=True):
-            answer.copy_(block.net(part))
-        return y.view(x.shape)
-
-    return forward
-
-
-def _cache_per_dtype(make: Callable[[Tensor], W]) -> Callable[[Tensor], W]:
-    """What `make` makes for the first x of a dtype; it is another at the first call, and where half precision overflowed."""
-    dtype, made = None, None
-
-    def kept(x: Tensor) -> W:
-        nonlocal dtype, made
-        if made is None or dtype != x.dtype:
-            dtype, made = x.dtype, make(x)
-        return made
-
-    return kept
+    """True for a convolution or linear layer of PyTorch, unless an instance has another `forward` (circular padding)."""
+    return type(module) in (nn.Conv2d, nn.Linear) and "forward" not in vars(module)

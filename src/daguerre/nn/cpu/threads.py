@@ -1,4 +1,4 @@
-"""What a network may ask of the threads of a CPU."""
+"""How the OpenMP threads of this process wait for each other."""
 
 import os
 
@@ -6,10 +6,11 @@ import torch
 
 
 def omp_wait_is_passive() -> bool:
-    """Whether a thread that waits for others leaves them the processor: there is none, or OpenMP was told so before it was loaded.
+    """True if idle OpenMP threads sleep instead of spinning: a single thread, OMP_WAIT_POLICY=passive or GOMP_SPINCOUNT set.
 
-    If not, and another program has one of two cores, what is made of many small steps crawls: a convolution of 70 ms takes five seconds
-    by the some 300 of `nn.winograd`.
+    Algorithms made of many small steps need this. With spinning threads and another program on one of two cores, a Winograd convolution
+    of 70 ms takes five seconds. So these environment variables also select the convolution and attention algorithm in float32, and results
+    with different settings differ by rounding.
     """
-    told = "GOMP_SPINCOUNT" in os.environ or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    return told or torch.get_num_threads() == 1
+    passive = "GOMP_SPINCOUNT" in os.environ or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    return passive or torch.get_num_threads() == 1
