@@ -1,15 +1,21 @@
-# Everything runs in .venv, which the first target that needs it makes. Only git, make and Python 3.11 or later are assumed.
+# Everything runs in .venv, which the first target that needs it creates. Requires only git, make and Python 3.11 or later.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format docs bench bench-parity clean
+.PHONY: demo test test-isa check-long lint format docs bench bench-parity clean
 
-demo: $(VENV)/runtime  ## set up and make a picture from a prompt
+demo: $(VENV)/runtime  ## set up and generate images from prompts
 	$(BIN)/daguerre txt2img "a red apple" "a cat face" "a blue apple" "a red apple on a green background" --out out/demo.png
 
 test: $(VENV)/dev  ## set up and run the tests
 	$(BIN)/pytest -n auto --dist loadfile
+
+test-isa: $(VENV)/dev  ## run the numerical tests at every instruction set of this processor
+	.ci/isa
+
+check-long: $(VENV)/dev  ## run the tests that take minutes, which `make test` leaves out
+	$(BIN)/pytest -n auto -m long
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -23,13 +29,13 @@ format: $(VENV)/dev
 docs: $(VENV)/dev  ## build the documentation site with its API reference: out/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-bench: $(VENV)/dev  ## side by side with the peers, on this machine
+bench: $(VENV)/dev  ## compare with other libraries on this machine
 	$(BIN)/python -m benchmarks.road
 	$(BIN)/python -m benchmarks.lineage
 	test -d out/sd15 || $(BIN)/python -m benchmarks.random_models out/sd15
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checkpoints out/sd15
 
-bench-parity: $(VENV)/dev  ## the networks in their full sizes equal the reference's: minutes, and up to 13 GB of memory
+bench-parity: $(VENV)/dev  ## compare full-size networks with their references: takes minutes and up to 13 GB of memory
 	$(BIN)/python -m benchmarks.parity
 
 $(VENV)/runtime: pyproject.toml constraints.txt

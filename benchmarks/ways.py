@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measuring import noise, row
-from daguerre.nn import attention
+from daguerre.nn.attention import attention
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu import upsample_conv, winograd
+from daguerre.nn.cpu import torch_private, upsample_conv, winograd
+from daguerre.nn.cpu.attention import chunked_attention, onednn_attention
 from daguerre.nn.cpu.prepack import prepack
 from daguerre.nn.resample import Upsample
 
@@ -38,9 +39,9 @@ def attentions(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
                 f"{L} queries, {M} keys, heads of {d}",
                 {
                     "PyTorch's, fused": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
-                    "the formula in parts": lambda q=q, k=k, v=v: attention._attend_in_parts(q, k, v),
-                    "the same by oneDNN": lambda q=q, k=k, v=v: attention._attend_by_onednn(q, k, v),
-                    "taken": lambda q=q, k=k, v=v: attention.attention(q, k, v),
+                    "the formula in parts": lambda q=q, k=k, v=v: chunked_attention(q, k, v),
+                    "the same by oneDNN": lambda q=q, k=k, v=v: onednn_attention(q, k, v),
+                    "taken": lambda q=q, k=k, v=v: attention(q, k, v),
                 },
             )
 
@@ -53,7 +54,7 @@ def linear(dtype: torch.dtype) -> Iterator[tuple[str, Ways]]:
             f"{rows} × {C} × {N}",
             {
                 "PyTorch's": lambda x=x, layer=layer: layer(x),
-                "oneDNN": lambda x=x, layer=layer: torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], ""),
+                "oneDNN": lambda x=x, layer=layer: torch_private.onednn_linear(x, layer.weight, layer.bias),
                 "taken": lambda x=x, taken=taken: taken(x),
             },
         )

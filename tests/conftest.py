@@ -1,6 +1,6 @@
-"""One thread a process: the networks here are tiny, and threads that wait for each other cost more than they save.
+"""Settings and fixtures for all tests: one thread per process, and a tiny random latent diffusion model.
 
-And a whole latent diffusion model, tiny and random, for every test that needs one.
+The networks are so small that several threads cost more than they save.
 """
 
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would ask the hub fails instead
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that accesses the hub fails
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.runtime.allocator import tune_malloc
 
-tune_malloc()  # as each command does for its process, so that the order of the tests changes nothing
+tune_malloc()  # as every command does, so that the order of the tests does not matter
 
 CAPTIONS = ["a red apple", "a blue apple", "a green circle on a white background", "two cats to the left of a pizza"] * 8
 
 
 @pytest.fixture(scope="session")
 def make_tiny_model() -> Callable[..., LatentDiffusion]:
-    """A builder of models of 32×32 pictures: `make_tiny_model(prediction="v", zero_terminal_snr=True, seed=0)`."""
+    """Build a model of 32×32 images: `make_tiny_model(prediction="v", zero_terminal_snr=True, seed=0)`."""
 
     def make(prediction: Prediction = "v", *, zero_terminal_snr: bool = True, seed: int = 0) -> LatentDiffusion:
         with torch.random.fork_rng():
@@ -48,10 +48,10 @@ def make_tiny_model() -> Callable[..., LatentDiffusion]:
                 name="tiny",
                 sample_size=32,
             )
-            # A fresh UNet answers zero, and a fresh decoder a grey picture; random ends make every difference visible.
-            for end in [module for module in model.unet.modules() if getattr(module, "bias", None) is not None]:
-                if not torch.count_nonzero(end.weight):
-                    torch.nn.init.normal_(end.weight, std=0.05)
+            # A fresh UNet predicts zero and a fresh decoder grey images; random last layers make every difference visible.
+            for layer in [module for module in model.unet.modules() if getattr(module, "bias", None) is not None]:
+                if not torch.count_nonzero(layer.weight):
+                    torch.nn.init.normal_(layer.weight, std=0.05)
             torch.nn.init.normal_(model.autoencoder.decoder.conv_out.weight, std=0.2)
         for module in model.modules:
             module.eval()
@@ -62,5 +62,5 @@ def make_tiny_model() -> Callable[..., LatentDiffusion]:
 
 @pytest.fixture(scope="session")
 def tiny_model(make_tiny_model: Callable[..., LatentDiffusion]) -> LatentDiffusion:
-    """A tiny model that predicts v under zero terminal SNR, as the embedded one does. Not to be changed."""
+    """A tiny model with v-prediction and zero terminal SNR, like the embedded one. Do not modify it."""
     return make_tiny_model()

@@ -1,7 +1,7 @@
 """Tolerances from error bounds, so that tests pass on every processor.
 
-Rounding differs between instruction sets, so a tolerance never comes from what one processor gave. It is a small factor times the error that
-n rounded terms leave, ε·√n, or times the error of a reference in the same dtype, both measured against float64.
+Rounding differs between instruction sets, so a tolerance never comes from what one processor gave. It is a small factor times the error
+of n rounded terms, ε·√n, or times the error of a reference in the same dtype, measured against float64.
 """
 
 import torch

@@ -29,15 +29,15 @@ SIGMA = SCHEDULE.sigmas[700]
 
 
 class Network:
-    """Answers from its input and its context, and counts."""
+    """Computes from its input and context, and records the batch of every call."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.voices: list[int] = []
+        self.num_conditions: list[int] = []
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         self.batches.append(len(x))
-        self.voices.append(cond.num_conditions)
+        self.num_conditions.append(cond.num_conditions)
         assert cond.context is not None
         return torch.tanh(x * 1.3) * 0.5 + cond.context.mean(1)[:, :, None, None] * x.roll(1, -1)
 
@@ -51,54 +51,54 @@ def test_guidance_is_the_weighted_sum_in_one_call(prediction):
     network = Network()
     guided = classifier_free_guidance(Denoiser(network, SCHEDULE, prediction), [PROMPT, NEGATIVE], [7.5, -6.5])(X, SIGMA)
     assert network.batches == [4]
-    assert network.voices == [2]
+    assert network.num_conditions == [2]
     expected = alone(prediction, NEGATIVE) + 7.5 * (alone(prediction, PROMPT) - alone(prediction, NEGATIVE))
     torch.testing.assert_close(guided, expected)
 
 
 def test_three_weights_are_the_two_scales_of_instruct_pix2pix():
-    text, picture, nothing = (Conditioning(context=torch.randn(2, 5, 4, dtype=torch.float64)) for _ in range(3))
-    s_text, s_picture = 7.5, 1.5
-    guided = classifier_free_guidance(
-        Denoiser(Network(), SCHEDULE, "v"), [text, picture, nothing], [s_text, s_picture - s_text, 1 - s_picture]
-    )(X, SIGMA)
-    a, b, c = (alone("v", each) for each in (text, picture, nothing))
-    torch.testing.assert_close(guided, c + s_picture * (b - c) + s_text * (a - b))
+    text, image, empty = (Conditioning(context=torch.randn(2, 5, 4, dtype=torch.float64)) for _ in range(3))
+    s_text, s_image = 7.5, 1.5
+    guided = classifier_free_guidance(Denoiser(Network(), SCHEDULE, "v"), [text, image, empty], [s_text, s_image - s_text, 1 - s_image])(
+        X, SIGMA
+    )
+    a, b, c = (alone("v", each) for each in (text, image, empty))
+    torch.testing.assert_close(guided, c + s_image * (b - c) + s_text * (a - b))
 
 
-def test_a_condition_of_no_weight_costs_nothing():
+def test_a_condition_with_weight_zero_is_not_evaluated():
     network = Network()
     guided = classifier_free_guidance(Denoiser(network, SCHEDULE, "v"), [PROMPT, NEGATIVE], [1.0, 0.0])(X, SIGMA)
     assert network.batches == [2]
     torch.testing.assert_close(guided, alone("v", PROMPT))
 
 
-def test_a_part_of_what_is_told_no_longer_holds_the_same_pictures_again():
-    told = replace(Conditioning.cat([PROMPT, PROMPT]), num_conditions=2)
-    assert told.to(dtype=torch.float32).num_conditions == 2
-    assert told[1:3].num_conditions == told.repeat(2).num_conditions == Conditioning.cat([told, told]).num_conditions == 1
+def test_num_conditions_is_reset_where_the_batch_changes():
+    joined = replace(Conditioning.cat([PROMPT, PROMPT]), num_conditions=2)
+    assert joined.to(dtype=torch.float32).num_conditions == 2
+    assert joined[1:3].num_conditions == joined.repeat(2).num_conditions == Conditioning.cat([joined, joined]).num_conditions == 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("amount", [0.3, 0.7, 1.0])
-def test_rescaling_is_that_of_diffusers(prediction, amount: float):
-    """Theirs acts on what the network predicts."""
+def test_rescaling_equals_diffusers(prediction, amount: float):
+    """diffusers rescales the prediction of the network."""
     conditions = [PROMPT.expand(2), NEGATIVE.expand(2)]
     x_in, t = X / (SIGMA**2 + 1).sqrt(), torch.tensor([700.0, 700.0])
     text, negative = (Network()(x_in, t, cond) for cond in conditions)
-    theirs = rescale_noise_cfg(negative + 9 * (text - negative), text, guidance_rescale=amount)
-    expected = Denoiser(lambda *_: theirs, SCHEDULE, prediction)(X, SIGMA)
+    reference = rescale_noise_cfg(negative + 9 * (text - negative), text, guidance_rescale=amount)
+    expected = Denoiser(lambda *_: reference, SCHEDULE, prediction)(X, SIGMA)
     torch.testing.assert_close(
         classifier_free_guidance(Denoiser(Network(), SCHEDULE, prediction), conditions, [9.0, -8.0], rescale=amount)(X, SIGMA), expected
     )
 
 
-def test_guidance_interval_covers_a_share_of_the_steps():
+def test_guidance_interval_covers_a_fraction_of_the_steps():
     assert guidance_interval(7.5, 8, 0.25, 0.75) == [1, 1, 7.5, 7.5, 7.5, 7.5, 1, 1]
     assert guidance_interval(7.5, 3, 0, 1) == [7.5, 7.5, 7.5]
 
 
-def test_cfg_plus_plus_is_its_algorithm():
+def test_cfg_plus_plus_equals_its_algorithm():
     """Guided x0 and unguided ε (Chung et al. 2024, algorithm 2), against one Euler step with the scale of each step."""
     grid, scale = get_sigmas(SCHEDULE, 8), 0.6
     x = X * grid[0]
@@ -110,7 +110,7 @@ def test_cfg_plus_plus_is_its_algorithm():
         torch.testing.assert_close(found, x)
 
 
-@pytest.mark.parametrize(("weights", "message"), [([1.0], "2 conditions were given with 1 weights"), ([7.5, 1.0], "must sum to 1")])
+@pytest.mark.parametrize(("weights", "message"), [([1.0], "Got 2 conditions but 1 weights"), ([7.5, 1.0], "must sum to 1")])
 def test_wrong_weights(weights: list[float], message: str):
     with pytest.raises(DaguerreError, match=message):
         classifier_free_guidance(Denoiser(Network(), SCHEDULE, "v"), [PROMPT, NEGATIVE], weights)
@@ -142,5 +142,5 @@ class TestConditioning:
             Conditioning.cat([Conditioning(context=torch.zeros(1, 77, 4)), Conditioning(context=torch.zeros(1, 154, 4))])
         with pytest.raises(DaguerreError, match="must agree in vector: 1 of 2"):
             Conditioning.cat([Conditioning(vector=torch.zeros(1, 4)), Conditioning()])
-        with pytest.raises(DaguerreError, match="2 conditions were given for 3 pictures"):
+        with pytest.raises(DaguerreError, match="Got 2 conditions for 3 images"):
             Conditioning(label=torch.zeros(2)).expand(3)

@@ -75,7 +75,7 @@ def test_a_large_image_gives_the_same_result_by_default():
     randomize(decoder)
     z = noise(1, 4, 368, 368)
     assert should_chunk(8, (2 * 368) ** 2)
-    assert_as_accurate(decoder(z), decoder.forward_full(z), copy.deepcopy(decoder).double().forward_full(z.double()))
+    assert_rounded(decoder(z), decoder.forward_full(z), 72 * 16)  # sums of 72 terms in 16 layers
 
 
 @torch.no_grad()

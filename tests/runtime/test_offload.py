@@ -129,7 +129,7 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same in float16, and taken for a network so large that no second copy of it is made."""
     if not cpu_linear.supports(torch.float32):
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(prepack, "MOST_BYTES", 0)
+    monkeypatch.setattr(prepack, "MAX_COPY_BYTES", 0)
     convert(folder, folder.with_name("half"), dtype=torch.float16)
     return folder.with_name("half")
 

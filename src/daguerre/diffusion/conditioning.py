@@ -1,4 +1,4 @@
-"""What a network is told besides the noisy picture: text states, a vector, extra channels, a class. Every field is optional."""
+"""The conditions of a network: text states, a vector, extra channels, a class. Every field is optional."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError
 
-PARTS = ("context", "vector", "concat", "label")
+FIELDS = ("context", "vector", "concat", "label")
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditions of a batch of pictures; fields that are given agree in their batch.
+    """The conditions of a batch of images; all given fields have the same batch size.
 
     context: (B, L, D) token states for cross-attention.
     vector:  (B, V) pooled text or size embedding, added to the time embedding.
     concat:  (B, C, H, W) extra input channels (inpainting, depth).
-    label:   (B,) class numbers.
+    label:   (B,) class indices.
     num_conditions: how many conditions of the same images and timesteps the batch holds one after another, as in classifier-free
         guidance. A network may compute once what is equal for all of them.
-    row_labels: one label for each row of the batch, or none at all; says what the row encodes, for those who watch a network.
+    row_labels: what each row of the batch encodes, for code that records attention; empty if unknown.
     """
 
     context: Tensor | None = None
@@ -34,7 +34,7 @@ class Conditioning:
 
     @property
     def batch(self) -> int | None:
-        """The number of pictures spoken of, None where nothing is said."""
+        """The batch size, None if no field is given."""
         return next((len(tensor) for tensor in self._given().values()), None)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
@@ -47,35 +47,35 @@ class Conditioning:
         return replace(repeated, num_conditions=1, row_labels=self.row_labels * times)
 
     def expand(self, batch: int) -> "Conditioning":
-        """One condition spoken to `batch` pictures; a condition that already has this batch stays.
+        """Repeat a single condition for `batch` images; a Conditioning that already has this batch size stays as it is.
 
         Raises:
-            DaguerreError: the conditions are neither one nor as many as the pictures.
+            DaguerreError: the batch size is neither 1 nor `batch`.
         """
         if self.batch in (None, batch):
             return self
         if self.batch != 1:
-            raise DaguerreError(f"{self.batch} conditions were given for {batch} pictures; give one, or one for each.")
+            raise DaguerreError(f"Got {self.batch} conditions for {batch} images; give one, or one for each image.")
         return self.repeat(batch)
 
-    def __getitem__(self, pictures: slice) -> "Conditioning":
-        return replace(self._map(lambda tensor: tensor[pictures]), num_conditions=1, row_labels=self.row_labels[pictures])
+    def __getitem__(self, images: slice) -> "Conditioning":
+        return replace(self._map(lambda tensor: tensor[images]), num_conditions=1, row_labels=self.row_labels[images])
 
     @staticmethod
     def cat(conditions: Sequence["Conditioning"]) -> "Conditioning":
         """Concatenate along the batch.
 
         Raises:
-            DaguerreError: a field is given in one and missing in another, or the shapes differ beyond the batch.
+            DaguerreError: a field is given in one and missing in another, or shapes differ in more than the batch.
         """
         joined: dict[str, Any] = {}
-        for name in PARTS:
+        for name in FIELDS:
             tensors = [tensor for condition in conditions if (tensor := getattr(condition, name)) is not None]
             shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
             if tensors and (len(tensors) < len(conditions) or len(shapes) > 1):
                 raise DaguerreError(
-                    f"Conditions of one call must agree in {name}: {len(tensors)} of {len(conditions)} have it, "
-                    f"with shapes {sorted(shapes)} beyond the batch. Pad the shorter prompt to as many chunks."
+                    f"Conditions evaluated together must agree in {name}: {len(tensors)} of {len(conditions)} have it, "
+                    f"with shapes {sorted(shapes)} without the batch. Pad the shorter prompt to the same number of chunks."
                 )
             if tensors:
                 joined[name] = torch.cat(tensors)
@@ -84,7 +84,7 @@ class Conditioning:
         return Conditioning(**joined)
 
     def _given(self) -> dict[str, Tensor]:
-        return {name: tensor for name in PARTS if (tensor := getattr(self, name)) is not None}
+        return {name: tensor for name in FIELDS if (tensor := getattr(self, name)) is not None}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._given().items()}

@@ -1,13 +1,12 @@
-"""Guidance is a weighted sum of denoised pictures: D = Σ w_i·D(x; σ, c_i), Σ w_i = 1 (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
+"""Guidance is a weighted sum of denoised images: D = Σ w_i·D(x; σ, c_i), Σ w_i = 1 (Ho and Salimans 2022, arXiv:2207.12598, eq. 6).
 
-Classifier-free guidance of scale s is the weights (s, 1−s) over (prompt, negative); the paper's w is s − 1. Because the weights sum to 1,
-the same sum holds for ε and v, so it does not matter what the network predicts.
+Classifier-free guidance of scale s has the weights (s, 1−s) for (prompt, negative prompt); the paper's w is s − 1. Because the weights
+sum to 1, the same sum holds for ε and v, so the prediction type of the network does not matter.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 
 from torch import Tensor
@@ -24,26 +23,22 @@ def classifier_free_guidance(
     *,
     rescale: float = 0.0,
 ) -> Denoise:
-    """One denoiser out of several conditions; a call evaluates them in one batch, those of weight 0 not at all.
+    """One denoiser from several conditions; a call evaluates those with nonzero weight in one batch.
 
     Args:
-        conditions: each for one picture or for the whole batch.
+        conditions: each for one image or for the whole batch.
         weights: one for each condition, summing to 1.
         rescale: 0 to 1, how far the standard deviation of the result moves back to that of the first condition (see `rescale_guidance`).
 
     Raises:
-        DaguerreError: the weights are not as many as the conditions, or do not sum to 1.
+        DaguerreError: the number of weights differs from the number of conditions, or they do not sum to 1.
     """
     _check(conditions, weights)
     used = [i for i, weight in enumerate(weights) if weight != 0 or (i == 0 and rescale)]
 
-    @cache
-    def together(batch: int, *voices: int) -> Conditioning:
-        """The very same object at each call, so that a network may see that it is told nothing new."""
-        return replace(Conditioning.cat([conditions[i].expand(batch) for i in voices]), num_conditions=len(voices))
-
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        x0 = denoiser(x.repeat(len(used), *[1] * (x.ndim - 1)), sigma, together(len(x), *used))  # (len(used)·B, *)
+        joined = replace(Conditioning.cat([conditions[i].expand(len(x)) for i in used]), num_conditions=len(used))
+        x0 = denoiser(x.repeat(len(used), *[1] * (x.ndim - 1)), sigma, joined)  # (len(used)·B, *)
         parts = x0.unflatten(0, (len(used), len(x))).unbind()
         total = weights[used[0]] * parts[0]
         for i, part in zip(used[1:], parts[1:], strict=True):
@@ -53,18 +48,18 @@ def classifier_free_guidance(
     return denoise
 
 
-def rescale_guidance(x: Tensor, x0: Tensor, like: Tensor, sigma: Tensor, amount: float, space: Prediction) -> Tensor:
-    """Give the guided x0 the spread that `like`, of the prompt alone, has for each picture: strong guidance burns pictures out
-    (Lin et al. 2023, arXiv:2305.08891, section 3.4). All (B, *); the spreads are those of F = (x0 − c_skip·x)/c_out in the given space."""
+def rescale_guidance(x: Tensor, x0: Tensor, x0_prompt: Tensor, sigma: Tensor, amount: float, space: Prediction) -> Tensor:
+    """Give the guided x0 the standard deviation that x0_prompt, of the prompt alone, has in each image: high scales overexpose images
+    (Lin et al. 2023, arXiv:2305.08891, section 3.4). All (B, *); measured on F = (x0 − c_skip·x)/c_out in the given space."""
     c_skip, c_out = coefficients(space, sigma)
-    guided, plain = ((each - c_skip * x) / c_out for each in (x0, like))
-    ratio = plain.flatten(1).std(1) / guided.flatten(1).std(1)  # (B,)
+    guided, prompt = ((each - c_skip * x) / c_out for each in (x0, x0_prompt))
+    ratio = prompt.flatten(1).std(1) / guided.flatten(1).std(1)  # (B,)
     ratio = (amount * ratio + 1 - amount).reshape(-1, *[1] * (x.ndim - 1))
     return c_skip * x + c_out * (guided * ratio)
 
 
 def guidance_interval(scale: float, steps: int, low: float, high: float) -> list[float]:
-    """The guidance scale of each step: `scale` from the share `low` of the steps up to `high`, elsewhere 1, which is no guidance
+    """The guidance scale of each step: `scale` from the fraction `low` of the steps up to `high`, elsewhere 1, which disables guidance
     (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
     return [scale if low * steps <= step < high * steps else 1.0 for step in range(steps)]
 
@@ -72,13 +67,13 @@ def guidance_interval(scale: float, steps: int, low: float, high: float) -> list
 def cfg_plus_plus(scale: float, sigmas: Tensor) -> list[float]:
     """The guidance scale of each step of the grid for CFG++ of a scale in [0, 1] (Chung et al. 2024, arXiv:2406.08070, alg. 2).
 
-    CFG++ adds the unguided ε to the guided x0. A step of `euler` from σ to r·σ gives the same with ordinary guidance of scale/(1 − r).
+    CFG++ adds the unguided ε to the guided x0. An `euler` step from σ to r·σ gives the same with ordinary guidance of scale/(1 − r).
     """
     return [scale / (1 - low / high) for high, low in pairwise(sigmas.tolist())]
 
 
 def _check(conditions: Sequence[Conditioning], weights: Sequence[float]) -> None:
     if len(conditions) != len(weights):
-        raise DaguerreError(f"{len(conditions)} conditions were given with {len(weights)} weights; give one weight for each.")
+        raise DaguerreError(f"Got {len(conditions)} conditions but {len(weights)} weights; give one weight for each condition.")
     if not math.isclose(math.fsum(weights), 1, abs_tol=1e-6):
-        raise DaguerreError(f"The weights of guidance must sum to 1, and {list(weights)} sum to {math.fsum(weights):g}.")
+        raise DaguerreError(f"Guidance weights must sum to 1, but {list(weights)} sum to {math.fsum(weights):g}.")

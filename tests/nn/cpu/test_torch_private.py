@@ -29,10 +29,10 @@ def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_linear_layers(shape: tuple[int, ...], biased: bool):
     x, weight, bias, factor = noise(*shape), noise(5, 9), noise(5) if biased else None, noise(*shape[:-1], 5)
     truth = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    assert_rounded(torch_private.linear(x, weight, bias), truth, 9)
-    assert_rounded(torch_private.linear(x, torch_private.reorder_linear_weight(weight, x.numel() // 9), bias), truth, 9)
-    assert_rounded(torch_private.linear(x, weight, bias, gelu=True), F.gelu(truth), 9)
-    assert_rounded(torch_private.linear_mul(x, factor, weight, bias), factor * truth, 9)
+    assert_rounded(torch_private.onednn_linear(x, weight, bias), truth, 9)
+    assert_rounded(torch_private.onednn_linear(x, torch_private.reorder_linear_weight(weight, x.numel() // 9), bias), truth, 9)
+    assert_rounded(torch_private.onednn_linear(x, weight, bias, gelu=True), F.gelu(truth), 9)
+    assert_rounded(torch_private.onednn_linear_mul(x, factor, weight, bias), factor * truth, 9)
 
 
 @pytest.mark.usefixtures("operators")
@@ -41,8 +41,10 @@ def test_linear_layers(shape: tuple[int, ...], biased: bool):
 def test_convolutions(options: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]):
     x, weight, bias = noise(2, 4, 7, 8), noise(6, 4 // options[3], 3, 3), noise(6)
     truth = F.conv2d(x.double(), weight.double(), bias.double(), *options)
-    assert_rounded(torch_private.conv2d(x, weight, bias, *options), truth, 36)
-    assert_rounded(torch_private.conv2d(x, torch_private.reorder_conv2d_weight(weight, x.shape, *options), bias, *options), truth, 36)
+    assert_rounded(torch_private.onednn_conv2d(x, weight, bias, *options), truth, 36)
+    assert_rounded(
+        torch_private.onednn_conv2d(x, torch_private.reorder_conv2d_weight(weight, x.shape, *options), bias, *options), truth, 36
+    )
 
 
 @pytest.mark.usefixtures("operators")

@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b, (*, N), for x (*, C) and weight (N, C)."""
     if _prefers_mkl(x.dtype) and x.numel() > x.shape[-1]:  # for one row, MKL's last bit depends on the alignment of the weight
         return F.linear(x, weight, bias)
-    return torch_private.linear(x, weight, bias)
+    return torch_private.onednn_linear(x, weight, bias)
 
 
 def batched_linear(x: Tensor, weights: Tensor) -> Sequence[Tensor]:
@@ -61,7 +61,7 @@ def geglu(x: Tensor, value: Tensor, gate: Tensor, value_bias: Tensor | None, gat
     if _prefers_mkl(x.dtype):
         gates = torch.ops.aten.gelu_(linear(x, gate, gate_bias))
         return gates.mul_(linear(x, value, value_bias))
-    return torch_private.linear_mul(x, torch_private.linear(x, gate, gate_bias, gelu=True), value, value_bias)
+    return torch_private.onednn_linear_mul(x, torch_private.onednn_linear(x, gate, gate_bias, gelu=True), value, value_bias)
 
 
 def reorder_weight(weight: Tensor, x: Tensor) -> Tensor:

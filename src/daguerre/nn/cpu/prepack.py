@@ -144,7 +144,7 @@ class _Prepacking:
         options = stride, padding, dilation, groups
         if self.copies:
             (weight,) = self._reorder_once(conv, x, lambda: [torch_private.reorder_conv2d_weight(conv.weight, x.shape, *options)])
-        return torch_private.conv2d(x, weight, conv.bias, *options)
+        return torch_private.onednn_conv2d(x, weight, conv.bias, *options)
 
     def _reorder_once(self, layer: nn.Module, x: Tensor, reorder: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
         """The reordered weights of a layer, kept while the dtype stays the same; it changes if half precision overflows."""

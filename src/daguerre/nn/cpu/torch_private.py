@@ -24,7 +24,7 @@ def onednn_supports_bfloat16() -> bool:
     return _has("_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """x·Wᵀ + b, and GELU of it if `gelu`; (*, N) for x (*, C) and weight (N, C), plain or from `reorder_linear_weight`."""
     if _has("_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
@@ -32,8 +32,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     return F.gelu(y) if gelu else y
 
 
-def linear_mul(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(x·Wᵀ + b) ⊙ factor; the arguments are those of `linear`."""
+def onednn_linear_mul(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(x·Wᵀ + b) ⊙ factor; the arguments are those of `onednn_linear`."""
     if _has("_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise.binary(x, factor, weight, bias, "mul")
     return F.linear(x, weight, bias) * factor
@@ -46,7 +46,7 @@ def reorder_linear_weight(weight: Tensor, rows: int) -> Tensor:
     return weight
 
 
-def conv2d(
+def onednn_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
