@@ -198,8 +198,8 @@ def test_learned_words_are_not_torn(small):
     encoder = CLIPText(CLIPTextConfig(len(tokenizer), 32, 32, 1, 2, 48, eos=tokenizer.eos))
     conditioner = TextConditioner(tokenizer, encoder)
     first, second = windows(conditioner, "red " * 28 + "<cat> blue")
-    assert first == tuple(tokenizer.window(small.encode("red " * 28)))
-    assert second == tuple(tokenizer.window([*tokenizer.encode("<cat>"), *small.encode("blue")]))
+    assert first == tuple(tokenizer.with_special_tokens(small.encode("red " * 28)))
+    assert second == tuple(tokenizer.with_special_tokens([*tokenizer.encode("<cat>"), *small.encode("blue")]))
 
 
 def test_captions_are_taken_as_they_are(small, tower):

@@ -1,4 +1,4 @@
-"""Words to numbers: the tokenizer, the prompt language, and the conditions that a network reads."""
+"""Tokenizers, the prompt language, and the encoders that turn prompts into conditions of a network."""
 
 from daguerre.conditioning.chunks import Word
 from daguerre.conditioning.clip import Conditioner, LDMTextConditioner, SizeConditioning, TextConditioner

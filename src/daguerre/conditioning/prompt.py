@@ -1,9 +1,9 @@
-"""A prompt and what it says at each step: weighted pieces of text, in one or several parts that are sampled together.
+"""Parse a prompt and evaluate it at each sampling step, as weighted pieces of text.
 
     a (red:1.3) apple AND a [cat:dog:.5] :0.7
 
-The language is the Stable Diffusion web UI's. A part is one condition; `AND` joins parts by composition (Liu et al. 2022,
-arXiv:2206.01714, eq. 11). `[a:b:when]` and `[a|b]` are settled at each step, then weights are multiplied from the inside out.
+The syntax is that of the Stable Diffusion web UI. `AND` separates parts; each part is one condition, and guidance adds them up (Liu et al.
+2022, arXiv:2206.01714, eq. 11). At each step `[a:b:when]` and `[a|b]` are evaluated first, then nested weights are multiplied.
 """
 
 import re
@@ -28,7 +28,7 @@ from daguerre.conditioning.syntax import (
     parse_weight,
 )
 
-MAX_WEIGHT = 1e6  # a weight beyond this leaves half precision nothing to multiply
+MAX_WEIGHT = 1e6  # larger weights overflow in half precision
 
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*\Z")
@@ -36,41 +36,41 @@ _PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*\Z")
 
 @dataclass(frozen=True)
 class WeightedText:
-    """Text of one weight; 1 is neutral."""
+    """A piece of text and its weight; 1 is neutral."""
 
     text: str
     weight: float
 
 
-PromptLine = tuple[tuple[WeightedText, ...], ...]  # what one part says at one step: stretches of pieces, apart by BREAK; never empty
+PromptLine = tuple[tuple[WeightedText, ...], ...]  # one part at one step: segments between BREAKs; never empty
 
 
 def is_empty(line: PromptLine) -> bool:
-    """Whether a line holds no more than white space."""
-    return not any(piece.text.strip() for stretch in line for piece in stretch)
+    """Whether a line holds only white space."""
+    return not any(piece.text.strip() for segment in line for piece in segment)
 
 
 @dataclass(frozen=True)
 class PromptPart:
-    """One part of a prompt and the weight of its guidance."""
+    """One part of a prompt and its guidance weight."""
 
-    part: Phrase
+    phrase: Phrase
     weight: float
 
     def at(self, step: int, steps: int) -> PromptLine:
-        """What this part says at `step`, counted from 0, of so many steps."""
-        stretches: list[list[WeightedText]] = [[]]
-        for piece in _evaluate(self.part, step, steps):
+        """The weighted text of this part at `step` (from 0) of `steps`."""
+        segments: list[list[WeightedText]] = [[]]
+        for piece in _evaluate(self.phrase, step, steps):
             if piece is None:
-                stretches.append([])
+                segments.append([])
             else:
-                stretches[-1].append(piece)
-        return tuple(tuple(_joined(stretch)) for stretch in stretches)
+                segments[-1].append(piece)
+        return tuple(tuple(_merge_equal_weights(segment)) for segment in segments)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed prompt: its voices, and the slips that its writer may want to see."""
+    """A parsed prompt: its parts, and warnings about likely mistakes."""
 
     source: str
     parts: tuple[PromptPart, ...]
@@ -78,55 +78,55 @@ class Prompt:
 
     @classmethod
     def parse(cls, source: str, *, composed: bool = True) -> "Prompt":
-        """Read a prompt; any text is one.
+        """Parse a prompt; nearly any text is valid.
 
         Args:
-            source: what the user wrote.
-            composed: False for a negative prompt, which is one part; AND is then a word.
+            source: the prompt.
+            composed: whether AND separates parts; False for a negative prompt, in which AND is an ordinary word.
 
         Raises:
-            PromptError: for a weight that is no number and for brackets nested too deep.
+            PromptError: a weight is not a number, or brackets are nested too deeply.
         """
         cuts = list(_AND.finditer(source)) if composed else []
         starts = [0, *(cut.end() for cut in cuts)]
         ends = [*(cut.start() for cut in cuts), len(source)]
-        voices, slips = [], []
+        parts, warnings = [], []
         for start, end in zip(starts, ends, strict=True):
-            text, factor = source[start:end], 1.0
-            # Only beside an AND: else "at 3:30" would be guided thirtyfold.
+            text, weight = source[start:end], 1.0
+            # Only with AND; otherwise "at 3:30" would have a weight of 30.
             if cuts and (found := _PART_WEIGHT.search(text)):
-                text, factor = text[: found.start()].rstrip(), parse_weight(found[1], start + found.start(1))
-            part, noticed = parse(text, start)
-            voices.append(PromptPart(part, factor))
-            slips += noticed
-        return cls(source, tuple(voices), tuple(slips))
+                text, weight = text[: found.start()].rstrip(), parse_weight(found[1], start + found.start(1))
+            phrase, found_warnings = parse(text, start)
+            parts.append(PromptPart(phrase, weight))
+            warnings += found_warnings
+        return cls(source, tuple(parts), tuple(warnings))
 
     def at(self, step: int, steps: int) -> tuple[PromptLine, ...]:
-        """What each voice says at `step`, counted from 0, of so many steps.
+        """The weighted text of each part at `step` (from 0) of `steps`.
 
         Raises:
-            PromptError: if nested weights multiply beyond what can be computed.
+            PromptError: nested weights multiply to more than `MAX_WEIGHT`.
         """
-        return tuple(voice.at(step, steps) for voice in self.parts)
+        return tuple(part.at(step, steps) for part in self.parts)
 
     def tree(self) -> str:
-        """The syntax tree, printed."""
-        names = [f"part {i} of {len(self.parts)}, weight {voice.weight:.4g}" for i, voice in enumerate(self.parts, 1)]
-        trees = [branches(voice.part) for voice in self.parts]
+        """The syntax tree as text."""
+        names = [f"part {i} of {len(self.parts)}, weight {part.weight:.4g}" for i, part in enumerate(self.parts, 1)]
+        trees = [branches(part.phrase) for part in self.parts]
         if len(self.parts) == 1:
             return "\n".join(["prompt", *format_tree(trees[0])])
-        return "\n".join(["prompt, its parts sampled together", *format_tree(list(zip(names, trees, strict=True)))])
+        return "\n".join(["prompt, composed of parts", *format_tree(list(zip(names, trees, strict=True)))])
 
 
-def _joined(stretch: list[WeightedText]) -> Iterator[WeightedText]:
-    """Neighbours of one weight are one text, so that [fe|]male is one word."""
-    for factor, pieces in groupby(stretch, key=lambda piece: piece.weight):
-        yield WeightedText("".join(piece.text for piece in pieces), factor)
+def _merge_equal_weights(segment: list[WeightedText]) -> Iterator[WeightedText]:
+    """Join adjacent pieces of equal weight, so that [fe|]male is one word."""
+    for weight, pieces in groupby(segment, key=lambda piece: piece.weight):
+        yield WeightedText("".join(piece.text for piece in pieces), weight)
 
 
-def _evaluate(part: Phrase, step: int, steps: int) -> Iterator[WeightedText | None]:
-    """The pieces of a part at one step; None is a BREAK."""
-    for node in part:
+def _evaluate(phrase: Phrase, step: int, steps: int) -> Iterator[WeightedText | None]:
+    """The pieces of a phrase at one step; None stands for BREAK."""
+    for node in phrase:
         match node:
             case Text(text):
                 yield WeightedText(text, 1.0)
@@ -141,7 +141,7 @@ def _evaluate(part: Phrase, step: int, steps: int) -> Iterator[WeightedText | No
                 if isinstance(factor, tuple):
                     written = "".join(piece.text for piece in _evaluate(factor[1:], step, steps) if piece)
                     number = looks_like_weight(written)
-                    # A number may turn out to be words; then colon and words are text, as they are in (red:blue).
+                    # If it evaluates to words instead of a number, the colon and the words are text, as in (red:blue).
                     pieces += [] if number else _evaluate(factor, step, steps)
                     factor = parse_weight(number, at) if number else EMPHASIS_FACTOR
                 yield from (_scale_weight(piece, factor, at) for piece in pieces)
@@ -151,5 +151,5 @@ def _scale_weight(piece: WeightedText | None, factor: float, at: int) -> Weighte
     if piece is None:
         return None
     if abs(piece.weight * factor) > MAX_WEIGHT:
-        raise PromptError(at, f" the weights multiply to {piece.weight * factor:g}; stay under {MAX_WEIGHT:g}.")
+        raise PromptError(at, f"the weights multiply to {piece.weight * factor:g}; keep the product below {MAX_WEIGHT:g}.")
     return WeightedText(piece.text, piece.weight * factor)

@@ -1,12 +1,12 @@
-"""The prompt language's grammar, read into a tree.
+"""The grammar of the prompt language, and its parser.
 
-    part      := item*
-    item      := text | BREAK | '(' part ')' | '(' part ':' number ')' | '[' part ']' | switch | alternate
-    switch    := '[' part ':' part ':' number ']' | '[' part ':' number ']'
-    alternate := '[' part ('|' part)+ ']'
+    phrase      := item*
+    item        := text | BREAK | '(' phrase ')' | '(' phrase ':' number ')' | '[' phrase ']' | scheduled | alternating
+    scheduled   := '[' phrase ':' phrase ':' number ']' | '[' phrase ':' number ']'
+    alternating := '[' phrase ('|' phrase)+ ']'
 
-A backslash takes any sign as it is. What fits no rule is text: every prompt has a meaning, and what looks like a slip is noted with
-its place. Brackets nest; one that is never closed reaches to the end of what holds it.
+A backslash escapes the next character. Whatever matches no rule is text, so nearly every prompt is valid; likely mistakes give warnings
+with their position. Brackets nest. A bracket that is never closed ends where its enclosing bracket or the prompt ends.
 """
 
 import math
@@ -18,7 +18,7 @@ from itertools import groupby
 
 from daguerre.errors import DaguerreError
 
-EMPHASIS_FACTOR = 1.1  # what a pair of brackets without a number multiplies or divides by
+EMPHASIS_FACTOR = 1.1  # (text) multiplies the weight by this, [text] divides by it
 MAX_DEPTH = 64
 
 _LEXEMES = re.compile(r"\\.|\\\Z|[()\[\]|:]|[^\\()\[\]|:]+", re.DOTALL)
@@ -28,16 +28,16 @@ _WHEN = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 
 
 class PromptError(DaguerreError):
-    """A prompt that has no meaning; `at` is the place, counted from 0, which the message counts from 1."""
+    """A prompt that cannot be parsed; `at` is the character's index from 0, the message counts from 1."""
 
-    def __init__(self, at: int, says: str) -> None:
-        super().__init__(f"At character {at + 1} of the prompt{says}")
+    def __init__(self, at: int, message: str) -> None:
+        super().__init__(f"Character {at + 1} of the prompt: {message}")
         self.at = at
 
 
 @dataclass(frozen=True)
 class Text:
-    """Words as they are, escapes resolved; `at` is the place in the prompt, counted from 0, here and below."""
+    """Literal text without its escapes; `at`, here and below, is the character's index in the prompt, from 0."""
 
     text: str
     at: int
@@ -45,23 +45,23 @@ class Text:
 
 @dataclass(frozen=True)
 class Break:
-    """What follows begins a new chunk."""
+    """The following text starts a new chunk."""
 
     at: int
 
 
 @dataclass(frozen=True)
 class Emphasis:
-    """A part whose weight is multiplied by a number, or by a number that is itself scheduled: `(word:[1:1.5:.5])`."""
+    """A phrase whose weight is multiplied by a number, which may itself be scheduled: `(word:[1:1.5:.5])`."""
 
-    part: "Phrase"
+    phrase: "Phrase"
     weight: "float | Phrase"
     at: int
 
 
 @dataclass(frozen=True)
 class ScheduledText:
-    """`[before:after:when]`: the first `when` steps say one thing, the others another; a share of all steps where `when` has a point."""
+    """`[before:after:when]`: `before` for the first `when` steps, then `after`. With a decimal point `when` is a fraction of all steps."""
 
     before: "Phrase"
     after: "Phrase"
@@ -69,14 +69,14 @@ class ScheduledText:
     at: int
 
     def first_after(self, steps: int) -> int:
-        """The first of so many steps, counted from 0, that says `after`."""
+        """The first step (from 0) that uses `after`."""
         number = float(self.when) * (steps if "." in self.when else 1)
         return int(min(max(number, 0), steps))
 
 
 @dataclass(frozen=True)
 class AlternatingText:
-    """`[a|b]`: the options in turn, one each step."""
+    """`[a|b]`: cycles through the options, one per step."""
 
     options: tuple["Phrase", ...]
     at: int
@@ -88,7 +88,7 @@ Phrase = tuple[SyntaxNode, ...]
 
 @dataclass(frozen=True)
 class PromptWarning:
-    """Something that has a meaning, but perhaps not the one that was wanted."""
+    """Something that is valid but probably not what the user meant."""
 
     at: int
     message: str
@@ -96,60 +96,60 @@ class PromptWarning:
 
 @dataclass
 class _OpenBracket:
-    """A bracket that waits for its end, with what it has gathered so far, split at its own colons and bars."""
+    """A bracket that is not closed yet, with its content so far, split at its own colons and bars (`separators`)."""
 
     bracket: str
     at: int
     segments: list[list[SyntaxNode]] = field(default_factory=lambda: [[]])
-    marks: list[tuple[str, int]] = field(default_factory=list)
+    separators: list[tuple[str, int]] = field(default_factory=list)
 
     def add(self, *nodes: SyntaxNode) -> None:
         self.segments[-1].extend(nodes)
 
     def literal(self, segments: Sequence[Sequence[SyntaxNode]] | None = None) -> Phrase:
-        """The segments (all unless told) with their colons and bars as text again."""
+        """The segments (all by default) with their colons and bars as literal text."""
         segments = self.segments if segments is None else segments
         nodes = list(segments[0])
-        for (mark, at), segment in zip(self.marks, segments[1:], strict=False):  # a schedule leaves its last segment and mark out
-            nodes += [Text(mark, at), *segment]
+        for (separator, at), segment in zip(self.separators, segments[1:], strict=False):  # `segments` may leave the last ones out
+            nodes += [Text(separator, at), *segment]
         return tuple(nodes)
 
 
 def parse(source: str, start: int = 0) -> tuple[Phrase, tuple[PromptWarning, ...]]:
-    """Read one part (a prompt without AND), found at `start` of the whole prompt, into its tree and the slips noticed on the way.
+    """Parse one part of a prompt (without AND) that begins at index `start` of the prompt; returns its syntax tree and warnings.
 
     Raises:
-        PromptError: for a weight that is made of digits and points and is no number, and for brackets nested too deep.
+        PromptError: a weight made of digits and points is not a number, or brackets are nested deeper than `MAX_DEPTH`.
     """
-    stack, slips = [_OpenBracket("", start)], []
+    stack, warnings = [_OpenBracket("", start)], []
     for lexeme in _LEXEMES.finditer(source):
         at, text = start + lexeme.start(), lexeme[0]
         if text in ("(", "["):
             if len(stack) > MAX_DEPTH:
-                raise PromptError(at, f" brackets are nested deeper than {MAX_DEPTH}; take some away.")
+                raise PromptError(at, f"brackets are nested deeper than {MAX_DEPTH}; remove some.")
             stack.append(_OpenBracket(text, at))
         elif text in (")", "]"):
             opener = "(" if text == ")" else "["
             if opener not in (frame.bracket for frame in stack):
-                slips.append(PromptWarning(at, f"'{text}' closes nothing and is read as text; write '\\{text}' if that is meant"))
+                warnings.append(PromptWarning(at, f"'{text}' has no matching '{opener}' and is taken as text; write '\\{text}' to avoid this warning"))
                 stack[-1].add(Text(text, at))
                 continue
             while stack[-1].bracket != opener:
-                slips.append(_close_unclosed(stack))
+                warnings.append(_close_unclosed(stack))
             frame = stack.pop()
-            stack[-1].add(_round(frame, source, start) if text == ")" else _square(frame))
+            stack[-1].add(_parentheses(frame, source, start) if text == ")" else _square_brackets(frame))
         elif text in (":", "|") and len(stack) > 1:
-            stack[-1].marks.append((text, at))
+            stack[-1].separators.append((text, at))
             stack[-1].segments.append([])
         else:
-            stack[-1].add(*_words(text, at))
+            stack[-1].add(*_plain_text(text, at))
     while len(stack) > 1:
-        slips.append(_close_unclosed(stack))
-    return stack[0].literal(), tuple(sorted(slips, key=lambda slip: slip.at))
+        warnings.append(_close_unclosed(stack))
+    return stack[0].literal(), tuple(sorted(warnings, key=lambda warning: warning.at))
 
 
-def _words(text: str, at: int) -> Iterator[SyntaxNode]:
-    """Plain text, cut at BREAK; an escaped sign loses its backslash, a backslash at the very end vanishes."""
+def _plain_text(text: str, at: int) -> Iterator[SyntaxNode]:
+    """Plain text, split at BREAK. An escaped character loses its backslash; a single backslash at the end is removed."""
     if text.startswith("\\"):
         if len(text) > 1:
             yield Text(text[1:], at)
@@ -165,73 +165,74 @@ def _words(text: str, at: int) -> Iterator[SyntaxNode]:
 
 
 def _close_unclosed(stack: list[_OpenBracket]) -> PromptWarning:
-    """A bracket without its end works to the end of what holds it."""
+    """Close the innermost bracket, which has no closing one, and return a warning."""
     frame = stack.pop()
     stack[-1].add(Emphasis(frame.literal(), EMPHASIS_FACTOR if frame.bracket == "(" else 1 / EMPHASIS_FACTOR, frame.at))
-    return PromptWarning(frame.at, f"'{frame.bracket}' is never closed; write '\\{frame.bracket}' if the sign itself is meant")
+    return PromptWarning(frame.at, f"'{frame.bracket}' is never closed; write '\\{frame.bracket}' for the character itself")
 
 
-def _round(frame: _OpenBracket, source: str, start: int) -> Emphasis:
-    """`(part)` or `(part:number)`; the number is what follows the last colon, and may itself change from step to step."""
-    if frame.marks and frame.marks[-1][0] == ":":
-        part, last = frame.literal(frame.segments[:-1]), tuple(frame.segments[-1])
-        written = _plain(last)
+def _parentheses(frame: _OpenBracket, source: str, start: int) -> Emphasis:
+    """`(phrase)` or `(phrase:number)`; the number follows the last colon and may itself be scheduled."""
+    if frame.separators and frame.separators[-1][0] == ":":
+        phrase, last, colon = frame.literal(frame.segments[:-1]), tuple(frame.segments[-1]), frame.separators[-1][1]
+        written = _literal_text(last)
         if written is None and all(isinstance(node, Text | ScheduledText | AlternatingText) for node in last):
-            return Emphasis(part, (Text(":", frame.marks[-1][1]), *last), frame.at)
+            return Emphasis(phrase, (Text(":", colon), *last), frame.at)
         if written is not None and (number := looks_like_weight(written)):
-            near = source[frame.at - start : frame.at - start + 30]
-            return Emphasis(part, parse_weight(number, frame.marks[-1][1] + 1, near), frame.at)
+            context = source[frame.at - start : frame.at - start + 30]
+            return Emphasis(phrase, parse_weight(number, colon + 1, context), frame.at)
     return Emphasis(frame.literal(), EMPHASIS_FACTOR, frame.at)
 
 
-def _square(frame: _OpenBracket) -> SyntaxNode:
-    """A switch, an alternate, or else a part of less weight."""
-    kinds = {mark for mark, _ in frame.marks}
+def _square_brackets(frame: _OpenBracket) -> SyntaxNode:
+    """Scheduled text, alternating text, or otherwise a phrase of less weight."""
+    kinds = {separator for separator, _ in frame.separators}
     if kinds == {"|"}:
         return AlternatingText(tuple(tuple(segment) for segment in frame.segments), frame.at)
-    if kinds == {":"} and len(frame.marks) <= 2:
-        *said, last = (tuple(segment) for segment in frame.segments)
-        written = _plain(last)
+    if kinds == {":"} and len(frame.separators) <= 2:
+        *phrases, last = (tuple(segment) for segment in frame.segments)
+        written = _literal_text(last)
         if written is not None and (number := _WHEN.fullmatch(written)):
-            before, after = said if len(said) == 2 else ((), said[0])
+            before, after = phrases if len(phrases) == 2 else ((), phrases[0])
             return ScheduledText(before, after, number[1], frame.at)
     return Emphasis(frame.literal(), 1 / EMPHASIS_FACTOR, frame.at)
 
 
-def _plain(part: Sequence[SyntaxNode]) -> str | None:
-    """The text of a part that is nothing but text."""
-    return "".join(node.text for node in part if isinstance(node, Text)) if all(isinstance(node, Text) for node in part) else None
+def _literal_text(phrase: Sequence[SyntaxNode]) -> str | None:
+    """The text of a phrase that consists of literal text only, otherwise None."""
+    texts = [node.text for node in phrase if isinstance(node, Text)]
+    return "".join(texts) if len(texts) == len(phrase) else None
 
 
 def looks_like_weight(text: str) -> str | None:
-    """What stands where a weight may stand, if it is made of digits and points."""
+    """`text` without white space if it consists of digits, points and a sign only, otherwise None."""
     found = _WEIGHT.fullmatch(text)
-    return found[1] if found and any(sign.isdecimal() for sign in found[1]) else None
+    return found[1] if found and any(character.isdecimal() for character in found[1]) else None
 
 
-def parse_weight(written: str, at: int, near: str = "") -> float:
-    """The number that someone wrote.
+def parse_weight(written: str, at: int, context: str = "") -> float:
+    """A weight as a number; `context` is the text around it, for the error message.
 
     Raises:
-        PromptError: if digits and points make no finite number.
+        PromptError: it is not a finite number.
     """
     try:
         number = float(written)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        shown = f", in {near!r}" if near else ""
-        raise PromptError(at, f"{shown}, {written[:20]!r} is no number; write a weight like (word:1.3).")
+        where = f" in {context!r}" if context else ""
+        raise PromptError(at, f"{written[:20]!r}{where} is not a number; write a weight like (word:1.3).")
     return number
 
 
-Branch = tuple[str, list["Branch"]]  # a printed node and what hangs below it
+Branch = tuple[str, list["Branch"]]  # the label of a tree node, and its children
 
 
-def branches(part: Phrase) -> list[Branch]:
-    """A part as a tree of words for people; neighbouring texts are one, and white space alone is left out."""
+def branches(phrase: Phrase) -> list[Branch]:
+    """A phrase as a tree of labels for display; adjacent texts are joined, white space is left out."""
     found: list[Branch] = []
-    for plain, nodes in groupby(part, lambda node: isinstance(node, Text)):
+    for plain, nodes in groupby(phrase, lambda node: isinstance(node, Text)):
         if plain:
             text = "".join(node.text for node in nodes if isinstance(node, Text))
             found += [(repr(text), [])] if text.strip() else []
@@ -245,35 +246,35 @@ def _branch(node: SyntaxNode) -> Branch:
         case Text(text):
             return repr(text), []
         case Break():
-            return "BREAK: what follows begins a new window", []
+            return "BREAK: the following text starts a new chunk", []
         case Emphasis(inner, float(factor)):
             return f"weight × {factor:.4g}", branches(inner)
         case Emphasis(inner, scheduled):
             assert isinstance(scheduled, tuple)
-            return "weight × a number that changes", [("the number", branches(scheduled[1:])), *branches(inner)]
+            return "weight × a scheduled number", [("number", branches(scheduled[1:])), *branches(inner)]
         case ScheduledText(before, after, when):
-            first = f"for the first {when} of all steps" if "." in when else f"for the first {when} steps"
-            return "changes once", [(first, branches(before)), ("then", branches(after))]
+            first = f"first {when} of all steps" if "." in when else f"first {when} steps"
+            return "scheduled", [(first, branches(before)), ("then", branches(after))]
         case AlternatingText(options):
-            return "changes at every step", [(f"{i} of {len(options)}", branches(option)) for i, option in enumerate(options, 1)]
+            return "alternating, one per step", [(f"{i} of {len(options)}", branches(option)) for i, option in enumerate(options, 1)]
 
 
 def format_tree(tree: Sequence[Branch], indent: str = "") -> Iterator[str]:
-    """The lines of a printed tree."""
-    for i, (says, below) in enumerate(tree, 1):
+    """The lines of a tree drawn with box characters."""
+    for i, (label, children) in enumerate(tree, 1):
         last = i == len(tree)
-        yield f"{indent}{'└─ ' if last else '├─ '}{says}"
-        yield from format_tree(below, indent + ("   " if last else "│  "))
+        yield f"{indent}{'└─ ' if last else '├─ '}{label}"
+        yield from format_tree(children, indent + ("   " if last else "│  "))
 
 
-def caret_message(source: str, at: int, says: str, around: int = 60) -> str:
-    """Two lines: the place in a prompt, with what is near it, and below it a caret and what there is to say."""
-    start = max(at - around // 2, 0)
-    near = re.sub(r"\s", " ", source[start : start + around])
-    before, after = "… " if start else "", " …" if start + around < len(source) else ""
-    return f"{before}{near}{after}\n{' ' * (len(before) + _columns(near[: at - start]))}^ {says}"
+def caret_message(source: str, at: int, message: str, width: int = 60) -> str:
+    """Two lines: `width` characters of the prompt around index `at`, and below them a caret at that character with the message."""
+    start = max(at - width // 2, 0)
+    excerpt = re.sub(r"\s", " ", source[start : start + width])
+    before, after = "… " if start else "", " …" if start + width < len(source) else ""
+    return f"{before}{excerpt}{after}\n{' ' * (len(before) + _columns(excerpt[: at - start]))}^ {message}"
 
 
 def _columns(text: str) -> int:
-    """How many columns a terminal gives a text: none to what combines, two to wide signs."""
-    return sum(0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)
+    """The terminal columns of a text: 0 for combining characters, 2 for wide ones."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

@@ -174,7 +174,7 @@ class Tokenizer:
         """Whether a word ends with this id, which it shows itself."""
         return self._names[number].endswith(SUFFIX) or (number in self._groups and number not in self._continued)
 
-    def window(self, ids: Sequence[int]) -> list[int]:
+    def with_special_tokens(self, ids: Sequence[int]) -> list[int]:
         """One window: begin, the ids as far as they fit, end, padding; `max_length` ids in all."""
         ids = [self.bos, *ids[: self.max_length - 2], self.eos]
         return ids + [self.pad] * (self.max_length - len(ids))
@@ -182,7 +182,7 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (B, max_length) of int64 ids, each text cut to the window and padded: what a text tower is trained on."""
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)  # on all cores
-        rows = [self.window(self._all_vectors(each.ids)) for each in encoded]
+        rows = [self.with_special_tokens(self._all_vectors(each.ids)) for each in encoded]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.max_length)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -96,14 +96,14 @@ class WordPiece:
         """Whether a word ends with this id, the other coming after it."""
         return not self.vocab[following].startswith(CONTINUED)
 
-    def window(self, ids: Sequence[int]) -> list[int]:
+    def with_special_tokens(self, ids: Sequence[int]) -> list[int]:
         """One window: begin, the ids as far as they fit, end, padding; `max_length` ids in all."""
         ids = [self.bos, *ids[: self.max_length - 2], self.eos]
         return ids + [self.pad] * (self.max_length - len(ids))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (B, max_length) of int64 ids, each text cut to the window and padded."""
-        return torch.tensor([self.window(self.encode(text)) for text in texts], dtype=torch.int64).reshape(-1, self.max_length)
+        return torch.tensor([self.with_special_tokens(self.encode(text)) for text in texts], dtype=torch.int64).reshape(-1, self.max_length)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, words apart by one space; begin, end and padding are left out."""
