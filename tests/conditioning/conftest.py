@@ -1,4 +1,4 @@
-"""A small vocabulary and text towers of a few thousand weights."""
+"""A small vocabulary and a text encoder with a few thousand weights."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="session")
 def small() -> Tokenizer:
-    """700 tokens at most, a window of 30 and begin and end."""
+    """At most 700 tokens, 30 per chunk plus begin and end."""
     return train_tokenizer(CAPTIONS, 700, 32)
 
 
@@ -28,7 +28,7 @@ def clip() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def tower(small) -> CLIPText:
-    """A text tower for the small vocabulary, every parameter off its start."""
+    """A text encoder for the small vocabulary, with every parameter moved from its initial value."""
     torch.manual_seed(0)
     config = CLIPTextConfig(len(small), length=32, width=32, layers=3, heads=2, mlp_width=64, projection=24, eos=small.eos)
     encoder = CLIPText(config)

@@ -1,4 +1,4 @@
-"""The prompt language: known meanings, and whole grammars against the web UI's way of settling text first and weighing it after."""
+"""The prompt language: known prompts, and generated ones against the web UI's algorithm (first the schedule, then the weights)."""
 
 import contextlib
 import math
@@ -13,18 +13,18 @@ from daguerre.conditioning.chunks import split_into_chunks
 from daguerre.conditioning.prompt import Prompt, is_empty
 from daguerre.errors import DaguerreError
 
-Settle = Callable[[int, int], str]
+Evaluate = Callable[[int, int], str]
 
 
-def said(prompt: str, step: int = 0, steps: int = 10) -> list[list[tuple[str, float]]]:
-    """What the one voice of a prompt says, as plain lists."""
+def evaluate(prompt: str, step: int = 0, steps: int = 10) -> list[list[tuple[str, float]]]:
+    """The weighted text of a prompt of one part, as plain lists."""
     (line,) = Prompt.parse(prompt).at(step, steps)
-    return [[(piece.text, piece.weight) for piece in stretch] for stretch in line]
+    return [[(piece.text, piece.weight) for piece in segment] for segment in line]
 
 
 def texts(prompt: str, steps: int = 10) -> list[str]:
-    """The text at each step, weights left out."""
-    return ["".join(text for stretch in said(prompt, step, steps) for text, _ in stretch) for step in range(steps)]
+    """The text at each step, without weights."""
+    return ["".join(text for segment in evaluate(prompt, step, steps) for text, _ in segment) for step in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def texts(prompt: str, steps: int = 10) -> list[str]:
     ],
 )
 def test_weights(prompt, pieces):
-    (stretch,) = said(prompt)
-    assert stretch == [(text, pytest.approx(weight, rel=1e-12)) for text, weight in pieces]
+    (segment,) = evaluate(prompt)
+    assert segment == [(text, pytest.approx(weight, rel=1e-12)) for text, weight in pieces]
 
 
-def test_break_cuts_a_prompt_and_keeps_weights():
-    assert said("a BREAK b") == [[("a ", 1)], [(" b", 1)]]
-    assert said("(a BREAK b:1.5) c") == [[("a ", 1.5)], [(" b", 1.5), (" c", 1)]]
-    assert said("BREAK BREAK") == [[], [(" ", 1)], []]
+def test_break_splits_a_prompt_and_keeps_weights():
+    assert evaluate("a BREAK b") == [[("a ", 1)], [(" b", 1)]]
+    assert evaluate("(a BREAK b:1.5) c") == [[("a ", 1.5)], [(" b", 1.5), (" c", 1)]]
+    assert evaluate("BREAK BREAK") == [[], [(" ", 1)], []]
 
 
 @pytest.mark.parametrize(
@@ -97,76 +97,76 @@ def test_schedules(prompt, steps, expected):
 
 
 def test_a_weight_can_be_scheduled():
-    assert said("(a:[1:1.5:.5]) b", 0) == [[("a b", 1)]]
-    assert said("(a:[1:1.5:.5]) b", 5) == [[("a", 1.5), (" b", 1)]]
-    assert said("(a:[2|x])", 1) == [[("a:x", 1.1)]]
+    assert evaluate("(a:[1:1.5:.5]) b", 0) == [[("a b", 1)]]
+    assert evaluate("(a:[1:1.5:.5]) b", 5) == [[("a", 1.5), (" b", 1)]]
+    assert evaluate("(a:[2|x])", 1) == [[("a:x", 1.1)]]
 
 
-def test_and_joins_voices_with_weights():
+def test_and_joins_parts_with_weights():
     prompt = Prompt.parse("a cat AND (a dog:1.2) :0.5 AND [x:y:1] : -1.5")
-    assert [voice.weight for voice in prompt.parts] == [1, 0.5, -1.5]
+    assert [part.weight for part in prompt.parts] == [1, 0.5, -1.5]
     assert ["".join(piece.text for piece in line[0]) for line in prompt.at(2, 4)] == ["a cat ", " a dog", " y"]
     assert len(Prompt.parse("a cat AND a dog", composed=False).parts) == 1
-    assert [voice.weight for voice in Prompt.parse("at 3:30 AND dog").parts] == [30, 1]
+    assert [part.weight for part in Prompt.parse("at 3:30 AND dog").parts] == [30, 1]
 
 
-def test_the_tree_is_printed():
+def test_the_syntax_tree_as_text():
     assert Prompt.parse(r"a (red:1.3) [cat:dog:.5] \(BREAK\) AND [x|y] :0.7").tree().splitlines() == [
-        "prompt, its parts sampled together",
+        "prompt, composed of parts",
         "├─ part 1 of 2, weight 1",
         "│  ├─ 'a '",
         "│  ├─ weight × 1.3",
         "│  │  └─ 'red'",
-        "│  ├─ changes once",
-        "│  │  ├─ for the first .5 of all steps",
+        "│  ├─ scheduled",
+        "│  │  ├─ first .5 of all steps",
         "│  │  │  └─ 'cat'",
         "│  │  └─ then",
         "│  │     └─ 'dog'",
         "│  ├─ ' ('",
-        "│  ├─ BREAK: what follows begins a new window",
+        "│  ├─ BREAK: the following text starts a new chunk",
         "│  └─ ') '",
         "└─ part 2 of 2, weight 0.7",
-        "   └─ changes at every step",
+        "   └─ alternating, one per step",
         "      ├─ 1 of 2",
         "      │  └─ 'x'",
         "      └─ 2 of 2",
         "         └─ 'y'",
     ]
     assert Prompt.parse("(a:[1:2:3])").tree().splitlines()[1:4] == [
-        "└─ weight × a number that changes",
-        "   ├─ the number",
-        "   │  └─ changes once",
+        "└─ weight × a scheduled number",
+        "   ├─ number",
+        "   │  └─ scheduled",
     ]
     assert Prompt.parse("").tree() == "prompt\n└─ nothing"
 
 
-def test_slips_are_noted_with_their_places():
+def test_warnings_have_positions():
     prompt = Prompt.parse("a (b AND c) [d")
-    assert [(slip.at, slip.message[:3]) for slip in prompt.warnings] == [(2, "'('"), (10, "')'"), (12, "'['")]
+    assert [(warning.at, warning.message[:3]) for warning in prompt.warnings] == [(2, "'('"), (10, "')'"), (12, "'['")]
     assert not Prompt.parse(r"(a) [b] \( x:y").warnings
 
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("a (red:1.2.3) b", "character 8 .*'1.2.3' is no number"),
-        ("x AND (red:..5)", "character 12 .*'..5' is no number"),
-        (f"(a:{'9' * 400})", "character 4 .*is no number"),
-        ("(" * 66, "character 65 .*deeper"),
+        ("a (red:1.2.3) b", r"Character 8 .*'1.2.3' in '\(red:1.2.3\) b' is not a number"),
+        ("x AND (red:..5)", "Character 12 .*'..5' in .* is not a number"),
+        (f"(a:{'9' * 400})", "Character 4 .*is not a number"),
+        ("(" * 66, "Character 65 .*deeper"),
     ],
 )
-def test_what_cannot_be_meant_is_told_with_its_place(prompt, words):
+def test_errors_give_the_position(prompt, words):
     with pytest.raises(DaguerreError, match=words):
         Prompt.parse(prompt)
 
 
-def test_weights_beyond_measure_are_told():
-    with pytest.raises(DaguerreError, match=r"character 1 .*1e\+08"):
+def test_too_large_weights_are_refused():
+    with pytest.raises(DaguerreError, match=r"Character 1 .*1e\+08"):
         Prompt.parse("((a:10000):10000)").at(0, 1)
 
 
 def webui_weights(text: str) -> list[list[tuple[str, float]]]:
-    """The web UI's second pass over settled text, written from its description: a stack for each kind of bracket."""
+    """The web UI's second pass, over text without schedules, written from its description: a stack for each kind of bracket."""
     pieces: list[list] = []
     stacks: dict[str, list[int]] = {"(": [], "[": []}
 
@@ -188,34 +188,34 @@ def webui_weights(text: str) -> list[list[tuple[str, float]]]:
         else:
             for number, part in enumerate(re.split(r"\bBREAK\b", token)):
                 pieces += [[None, 1.0]] * bool(number) + [[part, 1.0]] * bool(part)
-    stretches: list[list[tuple[str, float]]] = [[]]
-    for said_text, weight in pieces:
-        if said_text is None:
-            stretches.append([])
-        elif stretches[-1] and stretches[-1][-1][1] == weight:
-            stretches[-1][-1] = (stretches[-1][-1][0] + said_text, weight)
+    segments: list[list[tuple[str, float]]] = [[]]
+    for text_piece, weight in pieces:
+        if text_piece is None:
+            segments.append([])
+        elif segments[-1] and segments[-1][-1][1] == weight:
+            segments[-1][-1] = (segments[-1][-1][0] + text_piece, weight)
         else:
-            stretches[-1].append((said_text, weight))
-    return stretches
+            segments[-1].append((text_piece, weight))
+    return segments
 
 
-def joined(parts: list[tuple[str, Settle]]) -> tuple[str, Settle]:
-    return "".join(source for source, _ in parts), lambda step, steps: "".join(settle(step, steps) for _, settle in parts)
+def concatenated(parts: list[tuple[str, Evaluate]]) -> tuple[str, Evaluate]:
+    return "".join(source for source, _ in parts), lambda step, steps: "".join(evaluate_at(step, steps) for _, evaluate_at in parts)
 
 
-def wrapped(before: str, part: tuple[str, Settle], after: str) -> tuple[str, Settle]:
+def wrapped(before: str, part: tuple[str, Evaluate], after: str) -> tuple[str, Evaluate]:
     return before + part[0] + after, lambda step, steps: before + part[1](step, steps) + after
 
 
-def switched(before: tuple[str, Settle], after: tuple[str, Settle], when: str) -> tuple[str, Settle]:
-    def settle(step: int, steps: int) -> str:
+def scheduled(before: tuple[str, Evaluate], after: tuple[str, Evaluate], when: str) -> tuple[str, Evaluate]:
+    def evaluate_at(step: int, steps: int) -> str:
         last = int(float(when) * steps) if "." in when else int(when)
         return before[1](step, steps) if step + 1 <= last else after[1](step, steps)
 
-    return f"[{before[0]}:{after[0]}:{when}]", settle
+    return f"[{before[0]}:{after[0]}:{when}]", evaluate_at
 
 
-def alternated(options: list[tuple[str, Settle]]) -> tuple[str, Settle]:
+def alternating(options: list[tuple[str, Evaluate]]) -> tuple[str, Evaluate]:
     return f"[{'|'.join(source for source, _ in options)}]", lambda step, steps: options[step % len(options)][1](step, steps)
 
 
@@ -227,12 +227,12 @@ WHENS = st.sampled_from(["0", "3", ".5", "0.25", "1.0", "12"])
 PARTS = st.recursive(
     WORDS,
     lambda part: st.one_of(
-        st.lists(part, max_size=4).map(joined),
+        st.lists(part, max_size=4).map(concatenated),
         st.tuples(part).map(lambda p: wrapped("(", p[0], ")")),
         st.tuples(part).map(lambda p: wrapped("[", p[0], "]")),
         st.tuples(part, NUMBERS).map(lambda p: wrapped("(", p[0], f":{p[1]})")),
-        st.tuples(part, part, WHENS).map(lambda p: switched(*p)),
-        st.lists(part, min_size=2, max_size=3).map(alternated),
+        st.tuples(part, part, WHENS).map(lambda p: scheduled(*p)),
+        st.lists(part, min_size=2, max_size=3).map(alternating),
     ),
     max_leaves=12,
 )
@@ -240,29 +240,29 @@ PARTS = st.recursive(
 
 @given(PARTS, st.integers(0, 9))
 @settings(max_examples=400, deadline=None)
-def test_whole_grammars_mean_what_the_web_ui_means(part, step):
-    source, settle = part
-    assert said(source, step, 10) == webui_weights(settle(step, 10))
+def test_generated_prompts_equal_the_web_ui(part, step):
+    source, evaluate_at = part
+    assert evaluate(source, step, 10) == webui_weights(evaluate_at(step, 10))
 
 
-SIGNS = st.lists(st.sampled_from([*"()[]:|\\ a1.-9,日", "AND", " AND ", "BREAK", ":1.2)", ":.5]"]), max_size=60).map("".join)
+CHARACTERS = st.lists(st.sampled_from([*"()[]:|\\ a1.-9,日", "AND", " AND ", "BREAK", ":1.2)", ":.5]"]), max_size=60).map("".join)
 
 
-@given(SIGNS | st.text(max_size=80), st.integers(0, 20))
+@given(CHARACTERS | st.text(max_size=80), st.integers(0, 20))
 @settings(max_examples=500, deadline=None)
-def test_nothing_breaks_it(small, source, step):
-    """Any text is a prompt or a mistake that is told; a prompt prints, says something at each step, and fills whole windows."""
+def test_any_text_is_a_prompt_or_a_clear_error(small, source, step):
+    """A valid prompt has a tree, text at each step and complete chunks."""
     try:
         prompt = Prompt.parse(source)
         lines = prompt.at(step, 20)
     except DaguerreError:
-        assert re.search(r"[.\d]", source), "only a number can be wrong here"
+        assert re.search(r"[.\d]", source), "only numbers can be invalid here"
         return
     assert len(lines) == len(prompt.parts) >= 1
     assert prompt.tree()
-    assert all(0 <= slip.at < len(source) for slip in prompt.warnings)
+    assert all(0 <= warning.at < len(source) for warning in prompt.warnings)
     for line in lines:
-        assert all(piece.text and math.isfinite(piece.weight) for stretch in line for piece in stretch)
+        assert all(piece.text and math.isfinite(piece.weight) for segment in line for piece in segment)
         for chunk in split_into_chunks(small, line):
             assert len(chunk.ids) == len(chunk.weights) == 32
             assert chunk.ids[0] == small.bos
@@ -272,13 +272,13 @@ def test_nothing_breaks_it(small, source, step):
 @pytest.mark.parametrize(
     "source", ["(" * 60 + "a" * 50_000, "[a|" * 20_000, ":" * 50_000, "\\" * 50_001, "1" * 50_000, ":" + " " * 50_000, "AND " * 20_000]
 )
-def test_long_nonsense_is_read_in_linear_time(source):
-    """Quadratic reading of these would take minutes."""
+def test_long_nonsense_is_parsed_in_linear_time(source):
+    """A quadratic parser would take minutes."""
     with contextlib.suppress(DaguerreError):
         Prompt.parse(source).at(0, 1)
 
 
-def test_says_nothing():
+def test_is_empty():
     assert is_empty(Prompt.parse("  ( BREAK )").at(0, 1)[0])
     assert not is_empty(Prompt.parse("[a::1]").at(0, 2)[0])
     assert is_empty(Prompt.parse("[a::1]").at(1, 2)[0])

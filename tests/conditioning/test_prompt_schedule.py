@@ -1,4 +1,4 @@
-"""Plans of prompts over the steps: composition by its formula, pictures of different numbers of parts, and what is read when."""
+"""Prompt schedules: composition by its formula, images with different numbers of parts, and caching."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ SIGMA = torch.tensor(1.0)
 
 
 def denoiser(x, sigma, cond):
-    """Something that tells conditions apart: the sum of each row's states."""
+    """A denoiser whose output depends on the condition: the sum of squares of each row's states."""
     return x + cond.context.square().sum((1, 2))[:, None]
 
 
 def guided(conditioner, prompts, negatives, scale, step=0, steps=4) -> torch.Tensor:
-    voices = PromptSchedule(conditioner, prompts, negatives, steps).at(step)
-    return classifier_free_guidance(denoiser, *voices.with_guidance(scale))(torch.zeros(len(prompts), 1), SIGMA).flatten()
+    conditions = PromptSchedule(conditioner, prompts, negatives, steps).at(step)
+    return classifier_free_guidance(denoiser, *conditions.with_guidance(scale))(torch.zeros(len(prompts), 1), SIGMA).flatten()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_plain_prompt_is_classifier_free_guidance(conditioner):
     torch.testing.assert_close(guided(conditioner, ["red apple"], [""], 5)[0], 5 * cat - 4 * negative, rtol=1e-4, atol=1e-3)
 
 
-def test_pictures_of_one_batch_may_have_different_parts(conditioner):
+def test_images_of_a_batch_may_have_different_parts(conditioner):
     prompts = ["red AND pizza :0.5", "apple :0.5 AND house :0.5 AND x", "white"]
     negatives = ["", "blue", "red AND white"]
     together = guided(conditioner, prompts, negatives, 2.5)
@@ -51,34 +51,31 @@ def test_pictures_of_one_batch_may_have_different_parts(conditioner):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-3)
 
 
-def test_what_does_not_change_is_read_once(conditioner, monkeypatch):
-    plan = PromptSchedule(conditioner, ["a [red:blue:.5] apple"] * 3, [""] * 3, 6)
-    read = []
-    encode = conditioner.encode
-    monkeypatch.setattr(conditioner, "encode", lambda lines, negative=(): read.append(len(lines)) or encode(lines, negative))
-    steps = [plan.at(step) for step in range(6)]
-    assert read == [2, 2], "two different texts, each with its negative, for three pictures"
+def test_steps_with_the_same_text_share_their_conditions(conditioner):
+    schedule = PromptSchedule(conditioner, ["a [red:blue:.5] apple"] * 3, [""] * 3, 6)
+    steps = [schedule.at(step) for step in range(6)]
     assert len({id(step) for step in steps}) == 2
     assert steps[0] is steps[2]
+    assert steps[3] is steps[5]
     torch.testing.assert_close(steps[5].parts[0].context[2:], conditioner(["a blue apple"]).context)
 
 
-def test_all_voices_have_the_length_of_the_longest(conditioner):
-    voices = PromptSchedule(conditioner, ["red " * 40, "blue"], ["", ""], 1).at(0)
-    assert {part.context.shape for part in (*voices.parts, voices.negative)} == {(2, 64, 32)}
+def test_all_parts_have_the_length_of_the_longest(conditioner):
+    conditions = PromptSchedule(conditioner, ["red " * 40, "blue"], ["", ""], 1).at(0)
+    assert {part.context.shape for part in (*conditions.parts, conditions.negative)} == {(2, 64, 32)}
 
 
-def test_an_empty_negative_is_nothing_to_sdxl(small, tower):
+def test_sdxl_zeroes_an_empty_negative_prompt(small, tower):
     conditioner = SDXLConditioner([TextConditioner(small, tower, layer=-2, norm=False)])
-    voices = PromptSchedule(conditioner, ["red", ""], ["", "blue"], 1).at(0)
-    assert voices.negative.context[0].abs().max() == 0
-    assert voices.negative.vector[0, :24].abs().max() == 0
-    assert voices.negative.context[1].abs().max() > 0
-    assert voices.parts[0].context[1].abs().max() > 0
+    conditions = PromptSchedule(conditioner, ["red", ""], ["", "blue"], 1).at(0)
+    assert conditions.negative.context[0].abs().max() == 0
+    assert conditions.negative.vector[0, :24].abs().max() == 0
+    assert conditions.negative.context[1].abs().max() > 0
+    assert conditions.parts[0].context[1].abs().max() > 0
 
 
-def test_mistakes_are_told_before_the_run(conditioner):
-    with pytest.raises(DaguerreError, match="character 7"):
+def test_errors_appear_before_sampling(conditioner):
+    with pytest.raises(DaguerreError, match="Character 7"):
         PromptSchedule(conditioner, ["[a|(b:1..2)]"], [""], 9)
-    with pytest.raises(DaguerreError, match="1 prompts came with 0"):
+    with pytest.raises(DaguerreError, match="There are 1 prompts and 0 negative prompts"):
         PromptSchedule(conditioner, ["a"], [], 9)

@@ -1,4 +1,4 @@
-"""BERT's tokenizer reads every text as transformers' does, and its text tower is told what the reference's is."""
+"""BERT's tokenizer against transformers, and the conditioner that uses it."""
 
 import random
 from pathlib import Path
@@ -24,18 +24,18 @@ def theirs(ours: WordPiece, tmp_path_factory: pytest.TempPathFactory):
     return transformers.BertTokenizerFast(str(folder / "vocab.txt"))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_its_vocabulary_comes_back(ours: WordPiece, tmp_path: Path):
+def test_saving_and_loading_keeps_the_vocabulary(ours: WordPiece, tmp_path: Path):
     ours.save(tmp_path)
     assert len(ours) == 30522
     assert WordPiece.from_folder(tmp_path).vocab == ours.vocab
     (tmp_path / "vocab.txt").write_text("one\ntwo\n")
-    with pytest.raises(DaguerreError, match="not BERT's"):
+    with pytest.raises(DaguerreError, match="a BERT vocabulary has these tokens"):
         WordPiece.from_folder(tmp_path)
-    with pytest.raises(DaguerreError, match=r"neither vocab\.txt nor tokenizer\.json"):
+    with pytest.raises(DaguerreError, match=r"needs vocab\.txt or tokenizer\.json"):
         WordPiece.from_folder(tmp_path / "nowhere")
 
 
-def test_texts_are_read_as_the_reference_reads_them(ours: WordPiece, theirs):
+def test_equals_transformers_on_random_text(ours: WordPiece, theirs):
     rng = random.Random(0)
     alphabet = [*"abcdefgh XYZ 0123 ,.!?'-_#[]() \t\n", *"éüñ ßŁ", *"漢字仮名 한국", *"\u0301\u200b\u00ad\u2028\ufffd\x00", *"😀👩‍🚀"]
     texts = ["", "a painting of a virus monster playing guitar", "Don't [MASK] ##this, naïve façade", "antidisestablishmentarianism " * 40]
@@ -44,13 +44,13 @@ def test_texts_are_read_as_the_reference_reads_them(ours: WordPiece, theirs):
     assert torch.equal(ours(texts), wanted)
 
 
-def test_words_are_kept_whole_and_said_again(ours: WordPiece):
+def test_ids_are_grouped_by_word(ours: WordPiece):
     pieces = ours.groups("a guitarrist, playing")
     assert [ours.decode(group) for group in pieces] == ["a", "guitarrist", ",", "playing"]
     assert max(map(len, pieces)) > 1
 
 
-def test_prompts_reach_the_tower_with_weights_windows_and_words(ours: WordPiece):
+def test_prompts_are_encoded_with_weights_chunks_and_words(ours: WordPiece):
     torch.manual_seed(0)
     tower = LDMBert(LDMBertConfig(width=32, layers=1, heads=2, head_width=8, mlp_width=64)).eval()
     conditioner = LDMTextConditioner(ours, tower).eval()
@@ -66,6 +66,6 @@ def test_prompts_reach_the_tower_with_weights_windows_and_words(ours: WordPiece)
     torch.testing.assert_close(weighted[:, word.positions], 1.5 * plain[:, word.positions])
 
 
-def test_a_tower_that_knows_too_little_is_refused(ours: WordPiece):
-    with pytest.raises(DaguerreError, match="do not belong together"):
+def test_a_text_encoder_with_too_few_tokens_is_refused(ours: WordPiece):
+    with pytest.raises(DaguerreError, match="does not match the text encoder"):
         LDMTextConditioner(ours, LDMBert(LDMBertConfig(vocab_size=8192, width=8, layers=1, mlp_width=8)))

@@ -176,7 +176,7 @@ def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
     told = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
     negative = {f"negative_{name}": value for name, value in told.items()}
     theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
-    size = SizeConditioning(original=(20, 30), target=(16, 32), crop=(3, 7))
+    size = SizeConditioning((20, 30), (16, 32), crop_top_left=(3, 7))
     fixed = model.conditioner.with_size(16, 32, size)
     fixed.with_size = lambda *_: fixed
     close(ours_latents(replace(model, conditioner=fixed), sampler="euler"), theirs)

@@ -1,9 +1,9 @@
-"""Boxes of objects as tokens, as models of layouts are told them (taming-transformers' scenes; Esser et al. 2021, arXiv:2012.09841).
+"""Encode bounding boxes of objects as tokens for layout-to-image models (taming-transformers; Esser et al. 2021, arXiv:2012.09841).
 
-    "25 0.1 0.3 0.6 1; 7 0.5 0 1 0.4"        CLASS LEFT TOP RIGHT BOTTOM; …   in shares of the picture's sides
+    "25 0.1 0.3 0.6 1; 7 0.5 0 1 0.4"        CLASS LEFT TOP RIGHT BOTTOM; …   as fractions of the image's sides
 
-Each object is three tokens, its class and two corners on a square grid of as many places as there are tokens. The last token of all stands
-for no object; the last two of a row are the corners of the crop, here of the whole picture.
+Each object is three tokens: its class and two corners, which are positions on a square grid with as many cells as there are tokens. The
+last token of the vocabulary is padding. The last two tokens of a row are the corners of the crop, here the whole image.
 """
 
 import math
@@ -12,16 +12,16 @@ from daguerre.errors import DaguerreError
 
 
 def layout_tokens(text: str, length: int, vocabulary: int) -> list[int]:
-    """The `length` tokens, below `vocabulary`, of a list of objects, which may be empty.
+    """The `length` tokens of a list of objects, which may be empty; `vocabulary` is the number of tokens.
 
     Raises:
-        DaguerreError: it is no list of objects, or there are too many.
+        DaguerreError: the text is not a list of objects, or has too many.
     """
     objects = [_object(entry, vocabulary) for entry in text.replace("\n", ";").split(";") if entry.strip()]
-    if len(objects) > (most := (length - 2) // 3):
-        raise DaguerreError(f"The layout has {len(objects)} objects; this model is told at most {most}.")
+    if len(objects) > (limit := (length - 2) // 3):
+        raise DaguerreError(f"The layout has {len(objects)} objects; this model allows at most {limit}.")
     padding = [vocabulary - 1] * (length - 2 - 3 * len(objects))
-    return [*(token for each in objects for token in each), *padding, _place(0, 0, vocabulary), _place(1, 1, vocabulary)]
+    return [*(token for each in objects for token in each), *padding, _grid_cell(0, 0, vocabulary), _grid_cell(1, 1, vocabulary)]
 
 
 def _object(entry: str, vocabulary: int) -> tuple[int, int, int]:
@@ -31,12 +31,12 @@ def _object(entry: str, vocabulary: int) -> tuple[int, int, int]:
             raise ValueError
     except ValueError:
         raise DaguerreError(
-            f"{entry.strip()[:60]!r} is no object of a layout; write CLASS LEFT TOP RIGHT BOTTOM, a class number and four shares of "
-            "the picture's sides from 0 to 1, such as '25 0.1 0.3 0.6 1', and ';' between objects."
+            f"{entry.strip()[:60]!r} is not an object of a layout; write CLASS LEFT TOP RIGHT BOTTOM, a class number and four fractions of "
+            "the image's sides from 0 to 1, such as '25 0.1 0.3 0.6 1', with ';' between objects."
         ) from None
-    return int(number), _place(left, top, vocabulary), _place(right, bottom, vocabulary)
+    return int(number), _grid_cell(left, top, vocabulary), _grid_cell(right, bottom, vocabulary)
 
 
-def _place(x: float, y: float, vocabulary: int) -> int:
+def _grid_cell(x: float, y: float, vocabulary: int) -> int:
     side = math.isqrt(vocabulary)
     return round(y * (side - 1)) * side + round(x * (side - 1))

@@ -1,7 +1,7 @@
-"""Prompts to what a network reads: the token states for its cross-attention.
+"""Text conditioners: they encode prompts into hidden states for the cross-attention of a network.
 
-A prompt is parsed, settled at one step, cut into windows, and each window is read by the text tower on its own. The states h of a
-window are multiplied by the weights of their tokens; then, in the original way, scaled so that their mean is what it was:
+A prompt is parsed, evaluated at one step and split into chunks; the text encoder encodes each chunk separately. The hidden states h of a
+chunk are multiplied by the weights w of their tokens and then, as in the Stable Diffusion web UI, rescaled to their original mean:
 
     h <- w h,   h <- h · mean(h before) / mean(h after)
 """
@@ -28,93 +28,93 @@ EmphasisMode = Literal["restore_mean", "keep"]
 
 @dataclass(frozen=True)
 class SizeConditioning:
-    """What SDXL is told of a picture (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+    """SDXL's size conditioning (Podell et al. 2023, arXiv:2307.01952, section 2.2).
 
-    original, target: (height, width) in pixels, before training's resizing and after.
-    crop: (top, left) of training's crop, in pixels.
-    score, negative_score: the refiner's aesthetic score, 0 to 10, for the prompt and for the negative prompt.
+    original_size, target_size: (height, width) in pixels; in training, of an image before and after it was resized.
+    crop_top_left: (top, left) in pixels; in training, of the crop.
+    aesthetic_score, negative_aesthetic_score: 0 to 10, for the prompt and the negative prompt; used by the refiner.
     """
 
-    original: tuple[int, int]
-    target: tuple[int, int]
-    crop: tuple[int, int] = (0, 0)
-    score: float = 6.0
-    negative_score: float = 2.5
+    original_size: tuple[int, int]
+    target_size: tuple[int, int]
+    crop_top_left: tuple[int, int] = (0, 0)
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
 
 
 class Conditioner(nn.Module, ABC):
-    """Prompts to conditions. What the kinds share: parsing, and the same face to pipelines and training."""
+    """Encodes prompts into conditions; the interface that pipelines and training use."""
 
     @abstractmethod
     def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
-        """The conditions of settled lines, all padded to as many windows as the longest needs.
+        """Encode lines, all padded to the number of chunks that the longest needs.
 
         Args:
-            lines: one for each picture.
-            negative: which of them stem from a negative prompt, none unless told; only SDXL minds.
+            lines: one per image.
+            negative: whether each line comes from a negative prompt, by default none; only SDXL distinguishes them.
         """
 
     @abstractmethod
     def words(self, line: PromptLine) -> list[Word]:
-        """The words of a line and where their tokens stand in the context."""
+        """The words of a line and the positions of their tokens in the context."""
 
     def with_size(self, height: int, width: int, size: SizeConditioning | None = None) -> "Conditioner":
-        """This conditioner for pictures of so many pixels; only SDXL's minds, and gives another that shares its text towers."""
+        """A conditioner for images of this size in pixels. Only SDXL depends on it, and returns a copy that shares its text encoders."""
         return self
 
     def with_clip_skip(self, clip_skip: int) -> "Conditioner":
-        """A copy that reads an earlier layer of its CLIP text towers and shares their weights (see `TextConditioner`).
+        """A copy that uses an earlier layer of its CLIP text encoders and shares their weights (see `TextConditioner`).
 
         Raises:
-            DaguerreError: the model has no CLIP text tower, or the tower has no such layer.
+            DaguerreError: the model has no CLIP text encoder, or the encoder has no such layer.
         """
         raise DaguerreError(f"clip_skip = {clip_skip} has no effect: this model has no CLIP text encoder; remove it.")
 
     def forward(self, prompts: Sequence[str], *, step: int = 0, steps: int = 1) -> Conditioning:
-        """The conditions of one prompt for each picture, at one step of so many: context (B, windows · L, D), for SDXL vector (B, V).
+        """Encode one prompt per image at `step` (from 0) of `steps`: context (B, chunks · L, D), for SDXL also vector (B, V).
 
         Raises:
-            DaguerreError: for a prompt that cannot be read, and for one with AND, which is several conditions: see `plan`.
+            DaguerreError: a prompt cannot be parsed, or has parts joined by AND, which need several conditions (see `PromptSchedule`).
         """
         lines = []
         for prompt in prompts:
-            said = Prompt.parse(prompt).at(step, steps)
-            if len(said) > 1:
-                raise DaguerreError(f"{prompt[:60]!r} joins {len(said)} parts with AND, and only one condition fits here; write it as one.")
-            lines += said
+            parts = Prompt.parse(prompt).at(step, steps)
+            if len(parts) > 1:
+                raise DaguerreError(f"{prompt[:60]!r} has {len(parts)} parts joined by AND; only one part is allowed here, so remove AND.")
+            lines += parts
         return self.encode(lines)
 
     def encode_captions(self, texts: Sequence[str]) -> Conditioning:
-        """Texts as they are, brackets being brackets, each cut to one window: what training tells the network."""
+        """Encode training captions: literal texts without prompt syntax, each cut to one chunk."""
         return self.encode([((WeightedText(text, 1.0),),) for text in texts])
 
 
 class ChunkedConditioner(Conditioner):
-    """What conditioners of one tokenizer and one text tower share: windows, joined states, weights of words.
+    """A conditioner with one tokenizer and one text encoder: long prompts in chunks, and token weights.
 
-    `emphasis` says whether the mean of weighted states is restored ("restore_mean", the original way) or not ("keep").
+    emphasis: whether the mean of weighted hidden states is restored ("restore_mean", as in the web UI) or not ("keep").
     """
 
-    def __init__(self, tokenizer: AnyTokenizer, known: int, places: int, *, emphasis: EmphasisMode = "restore_mean") -> None:
-        """known, places: how many tokens the tower knows, and how many it reads at once.
+    def __init__(self, tokenizer: AnyTokenizer, vocab_size: int, max_positions: int, *, emphasis: EmphasisMode = "restore_mean") -> None:
+        """vocab_size, max_positions: of the text encoder.
 
         Raises:
-            DaguerreError: the tower knows fewer tokens than the tokenizer, or has fewer places than its window.
+            DaguerreError: the text encoder has fewer tokens than the tokenizer, or fewer positions than a chunk.
         """
         super().__init__()
         if emphasis not in ("restore_mean", "keep"):
-            raise DaguerreError(f"Weighted prompts are read with emphasis 'restore_mean' or 'keep', not {emphasis!r}.")
-        if len(tokenizer) > known or tokenizer.max_length > places:
+            raise DaguerreError(f"emphasis is {emphasis!r}; it must be 'restore_mean' or 'keep'.")
+        if len(tokenizer) > vocab_size or tokenizer.max_length > max_positions:
             raise DaguerreError(
-                f"The tokenizer has {len(tokenizer)} tokens and a window of {tokenizer.max_length}, the text tower only {known} "
-                f"and {places}: they do not belong together."
+                f"The tokenizer ({len(tokenizer)} tokens, {tokenizer.max_length} per chunk) does not match the text encoder "
+                f"({vocab_size} tokens, {max_positions} positions); use the tokenizer that came with the model."
             )
         self.tokenizer = tokenizer
         self.emphasis: EmphasisMode = emphasis
 
     @abstractmethod
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
+        """The hidden states (B, L, D) and pooled vectors (B, P) of token ids (B, L)."""
 
     def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         return Conditioning(context=self.encode_chunks(self.chunks(lines))[0])
@@ -126,39 +126,40 @@ class ChunkedConditioner(Conditioner):
         return find_words(self.tokenizer, split_into_chunks(self.tokenizer, line))
 
     def chunks(self, lines: Sequence[PromptLine]) -> list[list[Chunk]]:
-        """The windows of each line, not yet padded to the same number."""
+        """The chunks of each line, not yet padded to the same number."""
         return [split_into_chunks(self.tokenizer, line) for line in lines]
 
-    def encode_chunks(self, windows: Sequence[Sequence[Chunk]], count: int = 0) -> tuple[Tensor, Tensor]:
-        """States and pooled vector of each row's windows, padded with empty ones to `count` or the longest.
+    def encode_chunks(self, rows: Sequence[Sequence[Chunk]], count: int = 0) -> tuple[Tensor, Tensor]:
+        """Encode the chunks of each row, padded with empty chunks to `count` or the longest row.
 
-        Returns the joined states (B, windows · L, D) and the first window's pooled vector (B, P), projected where the tower projects.
+        Returns the concatenated hidden states (B, chunks · L, D) and the pooled vector of the first chunk (B, P), projected if the text
+        encoder has a projection.
         """
-        count = max(count, *map(len, windows)) if windows else 1
+        count = max(count, *map(len, rows)) if rows else 1
         empty = Chunk.of(self.tokenizer)
-        padded = [[*row, *[empty] * (count - len(row))] for row in windows]
+        padded = [[*row, *[empty] * (count - len(row))] for row in rows]
         ids = torch.tensor([chunk.ids for row in padded for chunk in row], dtype=torch.int64).reshape(-1, self.tokenizer.max_length)
         weights = torch.tensor([chunk.weights for row in padded for chunk in row]).reshape(ids.shape)
-        states, pooled = self._states(ids)  # (B · windows, L, D), (B · windows, P)
+        states, pooled = self._states(ids)  # (B · chunks, L, D), (B · chunks, P)
         if bool((weights != 1).any()):
-            states = self._weighted(states, weights.to(states.device))
-        return states.reshape(len(windows), -1, states.shape[-1]), pooled[::count]
+            states = self._apply_weights(states, weights.to(states.device))
+        return states.reshape(len(rows), -1, states.shape[-1]), pooled[::count]
 
-    def _weighted(self, states: Tensor, weights: Tensor) -> Tensor:
-        """Token states (N, L, D) times their weights (N, L), each window's mean restored where wanted."""
+    def _apply_weights(self, states: Tensor, weights: Tensor) -> Tensor:
+        """Hidden states (N, L, D) times their weights (N, L); with "restore_mean" each chunk keeps its mean."""
         h = states.float()
         weighted = h * weights[..., None]
         if self.emphasis == "restore_mean":
-            # Per window, so that a picture does not depend on what else is in its batch.
+            # Per chunk, so that an image does not depend on the rest of its batch.
             weighted = weighted * (h.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True))
         return weighted.to(states.dtype)
 
 
 class TextConditioner(ChunkedConditioner):
-    """A tokenizer and one CLIP text tower; the condition is the hidden state of one layer.
+    """A tokenizer and one CLIP text encoder; the condition is the hidden states of one layer.
 
-    Clip skip counts the layers of the published tower from its end: 1 is the last layer, 2 the penultimate. Stable Diffusion 1 was trained
-    with 1 and Stable Diffusion 2 with 2, both with the final norm applied; SDXL was trained with 2 and without the norm.
+    Clip skip counts the layers of the published encoder from the end: 1 is the last layer, 2 the penultimate. Stable Diffusion 1 was
+    trained with 1 and Stable Diffusion 2 with 2, both with the final norm applied; SDXL was trained with 2 and without the norm.
     """
 
     tokenizer: Tokenizer
@@ -173,21 +174,21 @@ class TextConditioner(ChunkedConditioner):
         cut_layers: int = 0,
         emphasis: EmphasisMode = "restore_mean",
     ) -> None:
-        """Combine a tokenizer and a text tower.
+        """Combine a tokenizer and a text encoder.
 
         Args:
-            layer: index into the tower's hidden states, -1 for the last.
-            norm: whether to apply the final norm to the hidden state.
-            cut_layers: how many last layers of the published tower `encoder` lacks; 1 for Stable Diffusion 2, which does not use the last.
+            layer: index into the encoder's hidden states, -1 for the last layer.
+            norm: whether to apply the final norm to the hidden states.
+            cut_layers: how many last layers of the published encoder are missing; 1 for Stable Diffusion 2, which does not use the last.
             emphasis: see `ChunkedConditioner`.
 
         Raises:
-            DaguerreError: the tower has no such layer, has fewer tokens than the tokenizer, or fewer positions than a chunk.
+            DaguerreError: the encoder has no such layer, has fewer tokens than the tokenizer, or fewer positions than a chunk.
         """
-        depth, known = encoder.config.layers, encoder.text_model.embeddings.token_embedding.num_embeddings
-        super().__init__(tokenizer, known, encoder.config.length, emphasis=emphasis)
+        depth, vocab_size = encoder.config.layers, encoder.text_model.embeddings.token_embedding.num_embeddings
+        super().__init__(tokenizer, vocab_size, encoder.config.length, emphasis=emphasis)
         if not -depth - 1 <= layer <= depth:
-            raise DaguerreError(f"The text tower has layers -1 (the last) to {-depth - 1} (before the first), not {layer}.")
+            raise DaguerreError(f"layer is {layer}; this text encoder has -1 (the last layer) to {-depth - 1} (the embeddings).")
         self.encoder, self.layer, self.norm, self.cut_layers = encoder, layer, norm, cut_layers
 
     @property
@@ -205,7 +206,6 @@ class TextConditioner(ChunkedConditioner):
         )
 
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The wanted layer's states (B, L, D) and the pooled vectors (B, P) of rows of ids (B, L)."""
         states = self.encoder(ids.to(self.encoder.text_model.final_layer_norm.weight.device))
         hidden = states.hidden[self.layer]
         hidden = self.encoder.text_model.final_layer_norm(hidden) if self.norm else hidden
@@ -213,11 +213,11 @@ class TextConditioner(ChunkedConditioner):
 
 
 class LDMTextConditioner(ChunkedConditioner):
-    """BERT's tokenizer and the text tower of the first text-to-image latent diffusion."""
+    """BERT's tokenizer and the text encoder of CompVis' text-to-image latent diffusion (LDM)."""
 
     def __init__(self, tokenizer: WordPiece, encoder: LDMBert) -> None:
-        """Join the two. Raises DaguerreError where they do not belong together."""
-        # Its states have means near zero, which no weighted ones could be scaled back to.
+        """Combine the two. Raises DaguerreError if they do not match."""
+        # The means of its hidden states are near zero, so rescaling to them would be unstable.
         super().__init__(tokenizer, encoder.config.vocab_size, encoder.config.length, emphasis="keep")
         self.encoder = encoder
 

@@ -1,4 +1,4 @@
-"""What a prompt says, for people: its tree, what each step says, its tokens and windows, and what looks like a slip."""
+"""Explain how a prompt is read: its syntax tree, its text at each step, its tokens and chunks, and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,23 @@ from daguerre.errors import DaguerreError
 
 @dataclass(frozen=True)
 class StepPrompt:
-    """What one part, counted from 1, says at some steps, counted from 1; windows: the tokens in each, without begin, end and padding."""
+    """The text of one part at some steps, both counted from 1.
+
+    tokens_per_chunk: without begin, end and padding.
+    """
 
     part: int
     steps: tuple[int, ...]
     line: PromptLine
-    chunks: tuple[int, ...]
+    tokens_per_chunk: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PromptExplanation:
-    """A prompt over a run of so many steps. room: the tokens that a window holds. parted: words of several tokens, as their texts."""
+    """How a prompt is read in a run of `steps` steps.
+
+    chunk_length: how many tokens a chunk holds. multi_token_words: words of several tokens, each as the texts of its tokens.
+    """
 
     prompt: Prompt
     steps: int
@@ -32,82 +38,81 @@ class PromptExplanation:
     multi_token_words: tuple[tuple[str, ...], ...]
 
     def text(self) -> str:
-        """For people."""
-        lines = [self.prompt.tree(), "", f"over {self.steps} steps"]
-        for saying in self.step_prompts:
-            part = f"part {saying.part}, " if len(self.prompt.parts) > 1 else ""
-            lines.append(f"  {part}{_ranges(saying.steps)}: {_shown(saying.line)}")
-            tokens, windows = " + ".join(map(str, saying.chunks)), len(saying.chunks)
-            lines.append(
-                f"    {tokens} {_many('token', sum(saying.chunks))} in {windows} {_many('window', windows)} of {self.chunk_length}"
-            )
+        """The explanation as text."""
+        lines = [self.prompt.tree(), "", f"{self.steps} steps"]
+        for entry in self.step_prompts:
+            part = f"part {entry.part}, " if len(self.prompt.parts) > 1 else ""
+            lines.append(f"  {part}{_format_steps(entry.steps)}: {_format_line(entry.line)}")
+            counts = entry.tokens_per_chunk
+            tokens, chunks = _plural("token", sum(counts)), _plural("chunk", len(counts))
+            lines.append(f"    {' + '.join(map(str, counts))} {tokens} in {len(counts)} {chunks} of {self.chunk_length}")
         if self.multi_token_words:
             lines += ["", f"words of several tokens: {', '.join('·'.join(word) for word in self.multi_token_words)}"]
-        for slip in self.prompt.warnings:
-            lines += ["", f"note, character {slip.at + 1}:", caret_message(self.prompt.source, slip.at, slip.message)]
+        for warning in self.prompt.warnings:
+            lines += ["", f"warning, character {warning.at + 1}:", caret_message(self.prompt.source, warning.at, warning.message)]
         return "\n".join(lines)
 
     def json(self) -> dict[str, Any]:
-        """The same as a JSON object."""
-        says = [
+        """The explanation as a JSON object."""
+        step_prompts = [
             {
-                "part": saying.part,
-                "steps": list(saying.steps),
-                "pieces": [{"text": piece.text, "weight": piece.weight} for stretch in saying.line for piece in stretch],
-                "tokens": list(saying.chunks),
+                "part": entry.part,
+                "steps": list(entry.steps),
+                "text": [{"text": piece.text, "weight": piece.weight} for segment in entry.line for piece in segment],
+                "tokens_per_chunk": list(entry.tokens_per_chunk),
             }
-            for saying in self.step_prompts
+            for entry in self.step_prompts
         ]
         return {
             "prompt": self.prompt.source,
-            "weights": [voice.weight for voice in self.prompt.parts],
+            "weights": [part.weight for part in self.prompt.parts],
             "steps": self.steps,
-            "window": self.chunk_length,
-            "says": says,
-            "notes": [{"character": slip.at + 1, "says": slip.message} for slip in self.prompt.warnings],
+            "chunk_length": self.chunk_length,
+            "step_prompts": step_prompts,
+            "warnings": [{"character": warning.at + 1, "message": warning.message} for warning in self.prompt.warnings],
         }
 
 
 def explain(source: str, steps: int, tokenizer: AnyTokenizer) -> PromptExplanation:
-    """Read a prompt as a run of so many steps would.
+    """Parse a prompt for a run of `steps` steps and tokenize it.
 
     Raises:
-        DaguerreError: it has no meaning; below the sentence a caret shows the place.
+        DaguerreError: the prompt cannot be parsed; the message shows the position with a caret.
     """
     try:
         prompt = Prompt.parse(source)
-        said = [prompt.at(step, steps) for step in range(steps)]
+        lines_by_step = [prompt.at(step, steps) for step in range(steps)]
     except PromptError as error:
         raise DaguerreError(f"{error}\n\n{caret_message(source, error.at, 'here')}") from error
     special = {tokenizer.bos, tokenizer.eos, tokenizer.pad}
-    sayings: list[StepPrompt] = []
-    parted: dict[tuple[str, ...], None] = {}  # a set that keeps its order
-    for part, lines in enumerate(zip(*said, strict=True), 1):
+    step_prompts: list[StepPrompt] = []
+    words: dict[tuple[str, ...], None] = {}  # an ordered set
+    for part, lines in enumerate(zip(*lines_by_step, strict=True), 1):
         for line in dict.fromkeys(lines):
             chunks = split_into_chunks(tokenizer, line)
-            windows = tuple(sum(number not in special for number in chunk.ids) for chunk in chunks)
-            sayings.append(StepPrompt(part, tuple(step for step, other in enumerate(lines, 1) if other == line), line, windows))
-            parted |= dict.fromkeys(_multi_token_words(tokenizer, chunks))
-    return PromptExplanation(prompt, steps, tokenizer.max_length - 2, tuple(sayings), tuple(parted))
+            counts = tuple(sum(number not in special for number in chunk.ids) for chunk in chunks)
+            step_prompts.append(StepPrompt(part, tuple(step for step, other in enumerate(lines, 1) if other == line), line, counts))
+            words |= dict.fromkeys(_multi_token_words(tokenizer, chunks))
+    return PromptExplanation(prompt, steps, tokenizer.max_length - 2, tuple(step_prompts), tuple(words))
 
 
 def _multi_token_words(tokenizer: AnyTokenizer, chunks: Sequence[Chunk]) -> list[tuple[str, ...]]:
-    """The words of several tokens, as the texts of these."""
+    """The words of several tokens, each as the texts of its tokens."""
     ids = [number for chunk in chunks for number in chunk.ids]
     return [tuple(tokenizer.decode([ids[i]]) for i in word.positions) for word in find_words(tokenizer, chunks) if len(word.positions) > 1]
 
 
-def _shown(line: PromptLine) -> str:
-    stretches = (
+def _format_line(line: PromptLine) -> str:
+    segments = (
         " ".join(
-            repr(piece.text.strip()) + (f" × {piece.weight:.4g}" if piece.weight != 1 else "") for piece in stretch if piece.text.strip()
+            repr(piece.text.strip()) + (f" × {piece.weight:.4g}" if piece.weight != 1 else "") for piece in segment if piece.text.strip()
         )
-        for stretch in line
+        for segment in line
     )
-    return " BREAK ".join(stretch or "nothing" for stretch in stretches)
+    return " BREAK ".join(segment or "nothing" for segment in segments)
 
 
-def _ranges(steps: Sequence[int]) -> str:
+def _format_steps(steps: Sequence[int]) -> str:
     """Steps in words: "step 1", "steps 1 to 10", "steps 1, 3, 5 … 19"."""
     if len(steps) == 1:
         return f"step {steps[0]}"
@@ -119,5 +124,5 @@ def _ranges(steps: Sequence[int]) -> str:
     return f"steps {', '.join(map(str, steps))}"
 
 
-def _many(name: str, count: int) -> str:
+def _plural(name: str, count: int) -> str:
     return name if count == 1 else f"{name}s"

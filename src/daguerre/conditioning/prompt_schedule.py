@@ -1,7 +1,7 @@
-"""What a whole run says, step by step: prompts that change and prompts in parts, as conditions and the weights of their guidance.
+"""Prompt scheduling: the conditions of every sampling step, and their guidance weights.
 
-For parts c_i of weight w_i and a negative n, guidance of scale s is  D = D(n) + s Σ w_i (D(c_i) − D(n))  (Liu et al. 2022,
-arXiv:2206.01714, eq. 11): the weights s·w_i, and 1 − s Σ w_i on the negative.
+For parts c_i of weight w_i and a negative prompt n, guidance of scale s is  D = D(n) + s Σ w_i (D(c_i) − D(n))  (Liu et al. 2022,
+arXiv:2206.01714, eq. 11), which is a weighted sum: s·w_i for each part and 1 − s Σ w_i for the negative prompt.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ class RowLabel(NamedTuple):
     image: int
 
 
-PromptState = tuple[PromptLine, bool]  # a line, and whether it stems from a negative prompt
+PromptState = tuple[PromptLine, bool]  # a line, and whether it comes from a negative prompt
 
 
 class GuidedConditions(NamedTuple):
@@ -54,61 +54,61 @@ class PromptConditions:
 
 
 class PromptSchedule:
-    """Prompts and negative prompts of a batch of pictures over the steps of a run.
+    """The prompts and negative prompts of a batch of images over all steps of a run.
 
-    What a step says is encoded when it is first asked for and kept, so a prompt that does not change is read once. Pictures may have
-    different numbers of parts: where one has fewer, its negative stands in, which changes nothing in the sum above.
+    Conditions are encoded when a step first needs them, then cached, so a prompt that does not change is encoded once. Images may have
+    different numbers of parts; an image with fewer uses its negative prompt in their place, which leaves the sum above unchanged.
     """
 
     def __init__(self, conditioner: Conditioner, prompts: Sequence[str], negatives: Sequence[str], steps: int) -> None:
-        """Parse everything, so that mistakes are told before a run begins.
+        """Parse all prompts, so that errors appear before sampling starts.
 
         Raises:
-            DaguerreError: if a prompt cannot be read, or if there is not one negative for each prompt.
+            DaguerreError: a prompt cannot be parsed, or the numbers of prompts and negative prompts differ.
         """
         if len(prompts) != len(negatives) or not prompts:
-            raise DaguerreError(f"{len(prompts)} prompts came with {len(negatives)} negative prompts; give one of each for each picture.")
+            raise DaguerreError(f"There are {len(prompts)} prompts and {len(negatives)} negative prompts; give one of each per image.")
         self.conditioner, self.steps = conditioner, steps
         self.prompts = [Prompt.parse(prompt) for prompt in prompts]
         self.negatives = [Prompt.parse(negative, composed=False) for negative in negatives]
-        self.weights = _merge_weights([[voice.weight for voice in prompt.parts] for prompt in self.prompts])
-        self._read: dict[tuple[PromptState, ...], PromptConditions] = {}
-        self.said = tuple(self._said(step) for step in range(steps))
+        self.weights = _merge_weights([[part.weight for part in prompt.parts] for prompt in self.prompts])
+        self._cache: dict[tuple[PromptState, ...], PromptConditions] = {}
+        self.states = tuple(self._states(step) for step in range(steps))
 
     def at(self, step: int) -> PromptConditions:
-        """The conditions of a step, counted from 0; the same object as long as nothing changes."""
-        said = self.said[step]
-        if said not in self._read:
-            self._read[said] = self._encode(said)
-        return self._read[said]
+        """The conditions of a step, counted from 0; the same object for all steps with the same text."""
+        states = self.states[step]
+        if states not in self._cache:
+            self._cache[states] = self._encode(states)
+        return self._cache[states]
 
-    def _said(self, step: int) -> tuple[PromptState, ...]:
-        """The lines of a step: one for each picture, for each weight in turn, and then for the negatives."""
+    def _states(self, step: int) -> tuple[PromptState, ...]:
+        """The lines of a step: for each weight one per image, then the negative prompts."""
         negatives = [(prompt.at(step, self.steps)[0], True) for prompt in self.negatives]
         columns = []
         for prompt, negative in zip(self.prompts, negatives, strict=True):
-            waiting = [(voice.weight, line) for voice, line in zip(prompt.parts, prompt.at(step, self.steps), strict=True)]
+            remaining = [(part.weight, line) for part, line in zip(prompt.parts, prompt.at(step, self.steps), strict=True)]
             column: list[PromptState] = []
             for weight in self.weights:
-                found = next((entry for entry in waiting if entry[0] == weight), None)
+                found = next((entry for entry in remaining if entry[0] == weight), None)
                 if found:
-                    waiting.remove(found)
+                    remaining.remove(found)
                 column.append((found[1], False) if found else negative)
             columns.append([*column, negative])
-        return tuple(said for row in zip(*columns, strict=True) for said in row)
+        return tuple(state for row in zip(*columns, strict=True) for state in row)
 
-    def _encode(self, said: tuple[PromptState, ...]) -> PromptConditions:
-        """Read each different line once, all in one call, and hand them out."""
-        different = list(dict.fromkeys(said))
-        read = self.conditioner.encode([line for line, _ in different], [negative for _, negative in different])
-        place = {entry: number for number, entry in enumerate(different)}
+    def _encode(self, states: tuple[PromptState, ...]) -> PromptConditions:
+        """Encode each distinct line once, all in one call, and distribute the results."""
+        distinct = list(dict.fromkeys(states))
+        encoded = self.conditioner.encode([line for line, _ in distinct], [negative for _, negative in distinct])
+        index = {state: i for i, state in enumerate(distinct)}
         B = len(self.prompts)
-        rows = [said[i : i + B] for i in range(0, len(said), B)]
-        picks = [torch.tensor([place[entry] for entry in row]) for row in rows]
+        rows = [states[i : i + B] for i in range(0, len(states), B)]
+        picks = [torch.tensor([index[state] for state in row]) for row in rows]
         *parts, negative = (
             Conditioning(
-                context=_rows(read.context, pick),
-                vector=_rows(read.vector, pick),
+                context=_select_rows(encoded.context, pick),
+                vector=_select_rows(encoded.vector, pick),
                 row_labels=tuple(RowLabel(line, negative, image) for image, (line, negative) in enumerate(row)),
             )
             for row, pick in zip(rows, picks, strict=True)
@@ -117,12 +117,12 @@ class PromptSchedule:
 
 
 def _merge_weights(weights: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """The fewest weights that hold each picture's: every weight as often as the picture that has it most often."""
-    most: Counter[float] = Counter()
+    """The smallest multiset that contains every image's weights."""
+    union: Counter[float] = Counter()
     for row in weights:
-        most |= Counter(row)
-    return tuple(most.elements())
+        union |= Counter(row)
+    return tuple(union.elements())
 
 
-def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+def _select_rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if tensor is None else tensor[rows.to(tensor.device)]

@@ -131,7 +131,7 @@ def parse(source: str, start: int = 0) -> tuple[Phrase, tuple[PromptWarning, ...
         elif text in (")", "]"):
             opener = "(" if text == ")" else "["
             if opener not in (frame.bracket for frame in stack):
-                warnings.append(PromptWarning(at, f"'{text}' has no matching '{opener}' and is taken as text; write '\\{text}' to avoid this warning"))
+                warnings.append(PromptWarning(at, f"'{text}' has no matching '{opener}' and is taken as text; write '\\{text}' instead"))
                 stack[-1].add(Text(text, at))
                 continue
             while stack[-1].bracket != opener:

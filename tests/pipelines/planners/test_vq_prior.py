@@ -153,24 +153,24 @@ def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("prefix", "request_", "message"),
     [
-        (EmptyPrefix(), Request(prompt="a cat"), "not told by words"),
-        (EmptyPrefix(), Request(task=MapToImage(Image.new("RGB", (16, 16)))), "not told by a map"),
+        (EmptyPrefix(), Request(prompt="a cat"), "takes no prompt, so 'a cat'"),
+        (EmptyPrefix(), Request(task=MapToImage(Image.new("RGB", (16, 16)))), "takes no condition map"),
         (EmptyPrefix(), Request(width=18), "18 is not a multiple of 4"),
         (EmptyPrefix(), Request(task=ImageToImage(Image.new("RGB", (16, 16)))), "cannot do img2img"),
         (EmptyPrefix(), Request(task=Completion(Image.new("RGB", (16, 16))), width=8, height=8), "16×16 pixels or more, not 8×8"),
         (EmptyPrefix(), Request(temperature=-1.0), "temperature is -1.0"),
-        (ClassPrefix(("cat", "dog")), Request(), "No class is named; this prior knows cat, dog"),
-        (ClassPrefix(("cat", "dog")), Request(prompt="dogg"), "no class 'dogg'; this prior knows cat, dog. Did you mean 'dog'"),
+        (ClassPrefix(("cat", "dog")), Request(), "prompt is empty, but this prior needs a class name; the classes are cat, dog"),
+        (ClassPrefix(("cat", "dog")), Request(prompt="dogg"), "Unknown class 'dogg'; the classes are cat, dog. Did you mean 'dog'"),
         (MapPrefix(first_stage(5), "semantic", PALETTE), Request(), "give one with --map"),
         (
             MapPrefix(first_stage(5), "semantic", PALETTE),
             Request(task=MapToImage(Image.new("RGB", (16, 16), (9, 0, 0)))),
-            r"100% of the map's pixels, such as \(9, 0, 0\), stand for no class; its colours must be #000000, #ff0000",
+            r"100% of the map's pixels, such as \(9, 0, 0\), have no class; the colours must be #000000, #ff0000",
         ),
         (
             MapPrefix(first_stage(5), "semantic", PALETTE),
             Request(task=MapToImage(Image.new("RGB", (16, 16))), width=32),
-            "map is 16×16 pixels; it must be as large as the picture, 32×16",
+            "map has 16×16 pixels; it must be as large as the image, 32×16",
         ),
     ],
 )  # fmt: skip

@@ -53,10 +53,10 @@ def test_sdxl_and_its_refiner_open_with_their_towers(tmp_path):
     assert isinstance(model.conditioner, SDXLConditioner)
     assert [tower.tokenizer.pad for tower in model.conditioner.towers] == [49407, 0]
     assert [(tower.layer, tower.norm) for tower in model.conditioner.towers] == [(-2, False)] * 2
-    assert (model.conditioner.scored, model.conditioner.zero_empty, model.sample_size) == (False, True, 1024)
+    assert (model.conditioner.uses_aesthetic_score, model.conditioner.zero_empty, model.sample_size) == (False, True, 1024)
     assert model.autoencoder.config.scaling_factor == 0.13025
     refiner = load_single_file(checkpoints.write(tmp_path / "refiner.safetensors", checkpoints.refiner()))
-    assert (len(refiner.conditioner.towers), refiner.conditioner.scored, refiner.conditioner.zero_empty) == (1, True, False)
+    assert (len(refiner.conditioner.towers), refiner.conditioner.uses_aesthetic_score, refiner.conditioner.zero_empty) == (1, True, False)
     for each in (model, refiner):
         cond = each.conditioner(["a red apple"])
         with torch.inference_mode():

@@ -130,7 +130,7 @@ def _sdxl_files(conditioner: SDXLConditioner) -> ConditionerFiles:
         raise DaguerreError("SDXL's folder layout has no words for text towers that are read elsewhere than at the last layer but one.")
     names = ("", "_2")[-len(towers) :]
     options: dict[str, Any] = {"force_zeros_for_empty_prompt": conditioner.zero_empty}
-    if conditioner.scored:
+    if conditioner.uses_aesthetic_score:
         options["requires_aesthetics_score"] = True
     return ConditionerFiles(
         {f"text_encoder{name}": _text(tower.tokenizer, tower.encoder) for name, tower in zip(names, towers, strict=True)},

@@ -170,7 +170,7 @@ def _conditioner(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], 
         towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
         refiner, index = about.family.name == "sdxl-refiner", about.stored_configs.get("model_index", {})
         scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
-        return SDXLConditioner(towers, scored=scored, zero_empty=zero_empty).eval()
+        return SDXLConditioner(towers, uses_aesthetic_score=scored, zero_empty=zero_empty).eval()
     return _without_clip(about, give)
 
 
