@@ -66,4 +66,4 @@ def test_its_card_is_there_with_its_measure():
     card = (FOLDER / "README.md").read_text()
     report = json.loads((FOLDER / "report.json").read_text())
     assert "R-precision" in card
-    assert report["judge"]
+    assert report["scorer"]

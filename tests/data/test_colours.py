@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daguerre.data.colours import HUES, NAMES, PAINTS, classify, colour_of, hue_turn, main_hue, shade, turn_hues
+from daguerre.data.colours import HUES, NAMES, PAINTS, classify, colour_of, hue_rotation, main_hue, rotate_hues, shade
 
 
 def flat(rgb: tuple[int, int, int]) -> Image.Image:
@@ -51,7 +51,7 @@ def test_a_turn_moves_its_hue_to_the_target_and_leaves_the_opposite_one(target: 
     source = main_hue(image)
     assert source is not None
     assert min(source, 360 - source) < 2
-    turned = turn_hues(image, hue_turn(source, HUES[target]))
+    turned = rotate_hues(image, hue_rotation(source, HUES[target]))
     r, g, b, alpha = (int(v) for v in np.asarray(turned)[6, 4])
     hue, saturation, value = colorsys.rgb_to_hsv(r / 255, g / 255, b / 255)
     assert abs((hue * 360 - HUES[target] + 180) % 360 - 180) < 3

@@ -98,7 +98,7 @@ def test_a_loose_image_does_not_undo_the_classes(tmp_path: Path):
         FolderDataset(tmp_path, 16)
     source = FolderDataset(tmp_path, 16, skip_bad=True)
     assert [caption for _, caption in source.items] == ["cat", "dog"]
-    assert [path.name for path, _ in source.bad] == ["loose.png"]
+    assert [path.name for path, _ in source.skipped] == ["loose.png"]
 
 
 def test_a_image_whose_text_is_missing_is_no_class(tmp_path: Path):
@@ -211,7 +211,7 @@ def test_a_truncated_image_is_named_skipped_and_counted(tmp_path: Path, kind: st
         FolderDataset(tmp_path, 16)
     source = FolderDataset(tmp_path, 16, skip_bad=True)
     assert len(source) == 1
-    assert [path for path, _ in source.bad] == [bad]
+    assert [path for path, _ in source.skipped] == [bad]
 
 
 def test_every_bad_image_is_counted(tmp_path: Path):
@@ -220,7 +220,7 @@ def test_every_bad_image_is_counted(tmp_path: Path):
     classes(tmp_path, "whole.png", encoded("PNG"))
     with pytest.raises(DaguerreError, match=r"0\.png is not an image.* 2 more of 4"):
         FolderDataset(tmp_path, 16)
-    assert len(FolderDataset(tmp_path, 16, skip_bad=True).bad) == 3
+    assert len(FolderDataset(tmp_path, 16, skip_bad=True).skipped) == 3
 
 
 def test_nothing_but_bad_images_is_an_error_even_when_skipping(tmp_path: Path):

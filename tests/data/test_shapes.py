@@ -91,10 +91,10 @@ def test_words_tell_places_counts_sizes_and_colours(source: ShapesDataset):
         if scene.kind == "count":
             assert f"{COUNTS[len(masks)]} " in scene.caption
             seen[len(masks)] += 1
-        if scene.place:
-            assert scene.place in scene.caption
+        if scene.position:
+            assert scene.position in scene.caption
             for word, holds in {"left": x < 0.38, "right": x > 0.62, "top": y < 0.38, "bottom": y > 0.62}.items():
-                assert (word in scene.place) == holds, scene.caption
+                assert (word in scene.position) == holds, scene.caption
             seen["place"] += 1
         for size, (low, high) in SIZES.items():
             if f"{size} " in scene.caption:

@@ -5,7 +5,7 @@ import torch
 
 from daguerre.errors import DaguerreError
 from daguerre.metrics import psnr
-from daguerre.metrics.codecs import OPTIONS, encode_with_codec
+from daguerre.metrics.codecs import CODECS, encode_with_codec
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -16,8 +16,8 @@ def images(count: int = 5) -> torch.Tensor:
     return (across * slope[None, None, None, :] + down * slope[None, None, :, None]).clamp(-1, 1)
 
 
-@pytest.mark.parametrize("codec", OPTIONS)
-def test_it_fits_and_every_image_comes_back_in_its_place(codec: str):
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoding_fits_the_budget_and_keeps_the_order_of_images(codec: str):
     x = images()
     small, large = (encode_with_codec(x, codec, budget) for budget in (750, 6000))
     assert small is not None
@@ -29,8 +29,8 @@ def test_it_fits_and_every_image_comes_back_in_its_place(codec: str):
     assert psnr(x, small.x).mean() < psnr(x, large.x).mean()
 
 
-@pytest.mark.parametrize("codec", OPTIONS)
-def test_what_does_not_fit_at_any_quality_is_coded_smaller(codec: str):
+@pytest.mark.parametrize("codec", CODECS)
+def test_small_budgets_use_downscaled_images(codec: str):
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(4, 3, 64, 64, generator=generator) - 0.5) * 2  # noise, which no codec makes small
     tight = encode_with_codec(x, codec, 900)
@@ -39,7 +39,7 @@ def test_what_does_not_fit_at_any_quality_is_coded_smaller(codec: str):
     assert tight.x.shape == x.shape
 
 
-def test_too_few_bytes_give_none_and_too_many_images_are_told():
+def test_impossible_budget_gives_none_and_too_many_images_raise():
     assert encode_with_codec(images(), "JPEG", 10) is None
     with pytest.raises(DaguerreError, match="sheet of more than"):
         encode_with_codec(torch.zeros(2, 3, 8, 9000), "JPEG", 1000)

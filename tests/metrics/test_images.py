@@ -55,7 +55,7 @@ def test_ssim_of_flat_images_is_the_luminance_term():
     assert ssim(x, y).item() == pytest.approx((2 * 0.125 + c1) / (0.25 + 0.0625 + c1), abs=1e-12)
 
 
-def test_ssim_is_one_for_equals_symmetric_and_falls_with_noise():
+def test_ssim_is_one_for_equal_images_symmetric_and_decreases_with_noise():
     x, noise = images(1, 3, 24, 24), images(1, 3, 24, 24, seed=3)
     assert ssim(x, x).item() == pytest.approx(1.0, abs=1e-12)
     scores = [ssim(x, x + a * noise).item() for a in (0.1, 0.3, 1.0)]
@@ -64,13 +64,13 @@ def test_ssim_is_one_for_equals_symmetric_and_falls_with_noise():
     assert ssim(x, x + noise).item() == pytest.approx(ssim(x + noise, x).item(), abs=1e-14)
 
 
-def test_a_negative_has_the_opposite_structure():
+def test_ssim_of_a_negative_has_the_opposite_sign():
     board = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).mul(2.0).sub(1).expand(1, 1, 32, 32)  # means near 0 in every window
     assert ssim(board, -board).item() == pytest.approx(-1, abs=0.01)
 
 
-def test_what_cannot_be_compared_is_said():
-    with pytest.raises(DaguerreError, match=r"11×11 window.*8×16"):
+def test_invalid_images_raise():
+    with pytest.raises(DaguerreError, match=r"11×11 pixels; got 8×16"):
         ssim(torch.zeros(1, 3, 16, 8), torch.zeros(1, 3, 16, 8))
     with pytest.raises(DaguerreError, match="one shape"):
         psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))

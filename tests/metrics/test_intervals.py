@@ -27,13 +27,13 @@ def test_bootstrap_of_another_statistic():
     assert got.high - got.low == pytest.approx(2 * 1.96 * 50 / 101**0.5, rel=0.15)
 
 
-def test_the_seed_decides_the_interval():
+def test_seed_determines_the_bootstrap_interval():
     values = torch.rand(30, generator=torch.Generator().manual_seed(0))
     assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
     assert bootstrap(values, seed=1) != bootstrap(values, seed=2)
 
 
-def test_bootstrap_holds_the_truth_as_often_as_it_says():
+def test_bootstrap_interval_has_the_stated_coverage():
     draws = torch.randn(400, 60, generator=torch.Generator().manual_seed(2))
     held = sum(i.low <= 0 <= i.high for i in (bootstrap(row, level=0.9, resamples=400) for row in draws)) / 400
     assert held == pytest.approx(0.9, abs=0.05)  # 400 trials: a standard error of 0.015, and 60 values fall 0.01 short
@@ -47,11 +47,11 @@ def test_proportion_against_scipy(yes: int, n: int, level: float):
     assert (got.value, got.low, got.high) == pytest.approx((yes / n, wanted.low, wanted.high), abs=1e-12)
 
 
-def test_an_interval_of_nothing_is_refused():
+def test_interval_of_no_values_raises():
     for measure in (bootstrap, proportion):
-        with pytest.raises(DaguerreError, match="at least one"):
+        with pytest.raises(DaguerreError, match="N of 1 or more"):
             measure(torch.zeros(0))
 
 
-def test_it_prints_as_a_table_shows_it():
+def test_interval_formatting():
     assert str(proportion(torch.ones(20))) == "1.000 [0.839, 1.000]"

@@ -46,7 +46,7 @@ def test_nearer_is_the_mann_whitney_u():
     assert copying(generated, held_out).nearer == pytest.approx(u / (60 * 45), abs=1e-12)
 
 
-def test_a_copier_and_an_honest_generator_are_told_apart():
+def test_copying_is_distinguished_from_new_samples():
     training = normal(500, 8)
     held_out = nearest_neighbours(normal(400, 8, seed=1), training).distance[:, 0]
     honest = copying(nearest_neighbours(normal(400, 8, seed=2), training).distance[:, 0], held_out)
@@ -66,8 +66,8 @@ def test_quantiles_are_those_of_the_distances():
     assert report.copied == 1
 
 
-def test_what_cannot_be_searched_is_said():
+def test_invalid_search_raises():
     with pytest.raises(DaguerreError, match="3 neighbours"):
         nearest_neighbours(torch.zeros(1, 4), torch.zeros(2, 4), k=3)
-    with pytest.raises(DaguerreError, match="corpus of"):
+    with pytest.raises(DaguerreError, match="in a corpus"):
         nearest_neighbours(torch.zeros(1, 4), torch.zeros(2, 5))

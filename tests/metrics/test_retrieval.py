@@ -12,12 +12,12 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_ranks_counted_by_hand():
+def test_ranks_match_hand_counts():
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.9, 0.1, 0.5], [0.9, 0.1, 0.5]])
     assert ranks(scores, torch.tensor([0, 1, 2])).tolist() == [0, 2, 1]
 
 
-def test_a_judge_that_sees_no_difference_is_given_nothing():
+def test_constant_scores_rank_last():
     truth = torch.zeros(2, dtype=torch.long)
     assert ranks(torch.ones(2, 100), truth).tolist() == [99, 99]
     assert ranks(torch.full((2, 100), math.nan), truth).tolist() == [99, 99]
@@ -30,7 +30,7 @@ def test_precision_by_chance_is_k_in_m():
         assert recall_at(got, k).mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / 3000) ** 0.5)
 
 
-def test_cosine_is_the_cosine():
+def test_cosine_equals_torch():
     x, y = normal(4, 7), normal(5, 7, seed=1)
     for i in range(4):
         for j in range(5):

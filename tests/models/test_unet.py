@@ -297,7 +297,7 @@ def test_wrong_conditioning_raises(config: UNetConfig, channels: int, cond: Cond
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"heads": (2,)}, "2, 2 and 1"), ({"context_width": None, "mid_depth": 2}, "depth 0 or 1")]
+    ("change", "message"), [({"heads": (2,)}, "2, 2 and 1"), ({"context_width": None, "mid_depth": 2}, "depth must be 0 or 1")]
 )
 def test_contradictory_config_raises(change: dict[str, object], message: str):
     with pytest.raises(DaguerreError, match=message):

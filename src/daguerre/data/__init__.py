@@ -1,4 +1,4 @@
-"""Images and captions in, batches out; the order is a pure function of (seed, step). Knows nothing of models."""
+"""Datasets of images with captions, and a loader whose batches are a pure function of (seed, step)."""
 
 from daguerre.data.dataset import Dataset, Sample, is_held_out
 from daguerre.data.emoji.dataset import EmojiDataset, EmojiMix

@@ -1,7 +1,7 @@
-"""Colour words and pixels: which word a pixel deserves, which one a whole image deserves, and how to give it another.
+"""Colour words: classify pixels and whole images, and recolour images.
 
-Words follow hue, saturation and value as people use them (a dark orange is brown, a pale red is pink); between two words lies a zone that
-gets none, so a caption never names a colour on which two people would disagree.
+Words follow hue, saturation and value as people use them (a dark orange is brown, a pale red is pink). Ambiguous colours between two words
+have none, so that captions name only clear colours.
 """
 
 from functools import cache
@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-# Names that hue rotation can reach, each with the hue (degrees) at its heart.
+# Colours that hue rotation can produce, with their central hue in degrees.
 HUES: dict[str, float] = {"red": 0, "orange": 27, "yellow": 51, "green": 120, "blue": 220, "purple": 276, "pink": 328}
-# Flat colours for backgrounds and drawn shapes, uint8 RGB.
+# Colours of backgrounds and drawn shapes, uint8 RGB.
 PAINTS: dict[str, tuple[int, int, int]] = {
     "red": (220, 38, 38),
     "orange": (249, 135, 22),
@@ -25,15 +25,15 @@ PAINTS: dict[str, tuple[int, int, int]] = {
     "gray": (140, 140, 142),
     "white": (255, 255, 255),
 }
-NAMES = ("", *PAINTS, "")  # a pixel's class is its place here; the first has no clear colour, the last one without a word
-_WORDLESS = len(NAMES) - 1
-_OPAQUE = 100  # alpha from which a pixel counts
-_DOMINANT = 0.5  # share of an image's opaque pixels that must have the colour it is called by
-_RIVAL = 0.35  # no other hue may have more than this share of the pixels the named one has
+NAMES = ("", *PAINTS, "")  # class names by index; class 0 is no clear colour, the last class is a vivid colour without a word
+_UNNAMED = len(NAMES) - 1
+_MIN_ALPHA = 100  # pixels with less alpha are ignored
+_MIN_SHARE = 0.5  # of the opaque pixels that must have the colour of an image
+_MAX_RIVAL = 0.35  # of that share, at most, for any other hue
 
 
 def classify(rgb: np.ndarray) -> np.ndarray:
-    """The class of each colour, uint8 (*), an index into NAMES, of uint8 RGB (*, 3)."""
+    """Colour classes uint8 (*), indices into NAMES, of RGB pixels uint8 (*, 3)."""
     r, g, b = (rgb[..., i].astype(np.float32) / 255 for i in range(3))
     value, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
     chroma = np.maximum(value - low, 1e-6)
@@ -59,46 +59,46 @@ def classify(rgb: np.ndarray) -> np.ndarray:
     classes = np.zeros(rgb.shape[:-1], dtype=np.uint8)
     for name, holds in rules.items():
         classes[(classes == 0) & holds] = NAMES.index(name)
-    classes[(classes == 0) & vivid] = _WORDLESS
+    classes[(classes == 0) & vivid] = _UNNAMED
     return classes
 
 
 def shade(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
-    """A paint a little lighter or darker each time, uint8 RGB; white stays white."""
+    """A random variation in brightness of a colour of PAINTS, uint8 RGB; white stays white."""
     factor = 1.0 if colour == "white" else rng.uniform(0.92, 1.06)
     r, g, b = (min(round(channel * factor), 255) for channel in PAINTS[colour])
     return r, g, b
 
 
 @cache
-def _table() -> np.ndarray:
-    """`classify` for every RGB of five bits a channel, uint8 (32768,)."""
+def _class_table() -> np.ndarray:
+    """`classify` for every RGB colour with five bits per channel, uint8 (32768,)."""
     levels = np.arange(32, dtype=np.uint8) * 8 + 4
     return classify(np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)).reshape(-1)
 
 
 def colour_shares(rgba: Image.Image) -> np.ndarray:
-    """Share of an RGBA image's opaque pixels in each class of NAMES, float (len(NAMES),)."""
+    """Fraction of the opaque pixels of an RGBA image in each class of NAMES, float (len(NAMES),)."""
     pixels = np.asarray(rgba).reshape(-1, 4)
-    pixels = pixels[pixels[:, 3] > _OPAQUE] >> 3
+    pixels = pixels[pixels[:, 3] > _MIN_ALPHA] >> 3
     index = (pixels[:, 0].astype(np.intp) << 10) | (pixels[:, 1].astype(np.intp) << 5) | pixels[:, 2]
-    return np.bincount(_table()[index], minlength=len(NAMES)) / max(len(pixels), 1)
+    return np.bincount(_class_table()[index], minlength=len(NAMES)) / max(len(pixels), 1)
 
 
 def colour_of(rgba: Image.Image) -> str | None:
-    """The word for an RGBA image's colour, or None where no single one dominates."""
+    """The colour word of an RGBA image, or None if no single colour dominates."""
     shares = colour_shares(rgba)
-    first = int(shares[1:_WORDLESS].argmax()) + 1
-    rivals = [i for i in (*map(NAMES.index, HUES), _WORDLESS) if i != first]
-    if shares[first] < _DOMINANT or shares[rivals].max() > _RIVAL * shares[first]:
+    first = int(shares[1:_UNNAMED].argmax()) + 1
+    rivals = [i for i in (*map(NAMES.index, HUES), _UNNAMED) if i != first]
+    if shares[first] < _MIN_SHARE or shares[rivals].max() > _MAX_RIVAL * shares[first]:
         return None
     return NAMES[first]
 
 
 def main_hue(rgba: Image.Image) -> float | None:
-    """The circular mean hue in degrees of the vivid pixels around the commonest hue; None where fewer than 4 in 10 pixels are vivid."""
+    """The circular mean hue in degrees of the vivid pixels near the most common hue; None if fewer than 40 % of the pixels are vivid."""
     hsv = np.asarray(rgba.convert("RGB").convert("HSV")).reshape(-1, 3)
-    opaque = np.asarray(rgba.getchannel("A")).reshape(-1) > _OPAQUE
+    opaque = np.asarray(rgba.getchannel("A")).reshape(-1) > _MIN_ALPHA
     vivid = opaque & (hsv[:, 1] > 70) & (hsv[:, 2] > 80)
     if vivid.sum() < 0.4 * opaque.sum() or not vivid.any():
         return None
@@ -107,25 +107,25 @@ def main_hue(rgba: Image.Image) -> float | None:
     around = np.real(np.fft.ifft(np.fft.fft(counts) * np.fft.fft(near.astype(np.float64))))
     centre = int(around.argmax())
     offset = (np.arange(256) - centre + 128) % 256 - 128
-    kept = counts * (abs(offset) <= 14)
-    return float((centre + (kept * offset).sum() / kept.sum()) * 360 / 256 % 360)
+    weights = counts * (abs(offset) <= 14)
+    return float((centre + (weights * offset).sum() / weights.sum()) * 360 / 256 % 360)
 
 
-def hue_turn(source: float, target: float) -> list[int]:
-    """A table for Pillow's 8-bit hue channel that turns the hues around `source` to `target` (degrees).
+def hue_rotation(source: float, target: float) -> list[int]:
+    """A lookup table for Pillow's 8-bit hue channel that rotates hues near `source` to `target` (degrees).
 
-    Hues within 40° move whole, those beyond 75° stay, so that an apple's leaf stays green when the apple turns blue.
+    Hues within 40° rotate fully, those beyond 75° do not change, so that the leaf of an apple stays green when the apple turns blue.
     """
     hues = np.arange(256)
     distance = abs((hues * 360 / 256 - source + 180) % 360 - 180)
     weight = np.clip((75 - distance) / 35, 0, 1)
-    turn = ((target - source + 180) % 360 - 180) * 256 / 360
-    return [int(h) for h in np.rint(hues + weight * turn) % 256]
+    rotation = ((target - source + 180) % 360 - 180) * 256 / 360
+    return [int(h) for h in np.rint(hues + weight * rotation) % 256]
 
 
-def turn_hues(rgba: Image.Image, table: list[int]) -> Image.Image:
-    """Apply a hue table to an RGBA image; lightness, saturation and alpha stay."""
+def rotate_hues(rgba: Image.Image, table: list[int]) -> Image.Image:
+    """Apply a hue table to an RGBA image; value, saturation and alpha do not change."""
     hue, saturation, value = rgba.convert("RGB").convert("HSV").split()
-    turned = Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
-    turned.putalpha(rgba.getchannel("A"))
-    return turned
+    rotated = Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
+    rotated.putalpha(rgba.getchannel("A"))
+    return rotated

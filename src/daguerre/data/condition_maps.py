@@ -1,11 +1,11 @@
-"""Maps of images, drawn from the same (index, rng) as the images themselves, so that batches of both lie side by side.
+"""Condition maps of images, from the same (index, rng) as the images, so that batches of both correspond.
 
-    semantic    which class each pixel shows, as a colour of a palette
-    depth       how far away each pixel is
-    edges       how much the brightness changes
-    small       the image with an eighth of its sides, enlarged again
+    semantic    the class of each pixel, as a colour of a palette
+    depth       the depth of each pixel
+    edges       the gradient of the brightness
+    small       the image, downsampled to 1/8 of its sides and enlarged again
 
-Semantic maps are known of drawn shapes; those of a folder's images, and maps of depth, are read from files.
+Semantic maps of shapes are computed; semantic and depth maps of a folder's images are read from files.
 """
 
 import hashlib
@@ -39,54 +39,56 @@ SHAPES_PALETTE: tuple[RGBColour, ...] = (  # the background, then SHAPES in orde
     (240, 50, 230),
     (250, 250, 250),
 )
-SHAPES_NOUNS: Mapping[str, int] = {noun: SHAPES.index(shape) + 1 for shape in SHAPES for noun in (shape, plural(shape))}  # -> place there
-MOST_CLASSES = 256  # of a folder's semantic maps
+SHAPES_NOUNS: Mapping[str, int] = {
+    noun: SHAPES.index(shape) + 1 for shape in SHAPES for noun in (shape, plural(shape))
+}  # -> index in SHAPES_PALETTE
+MAX_CLASSES = 256  # of a folder's semantic maps
 
 
 class ConditionMaps(NamedTuple):
-    """source: the maps, sample for sample, without captions. palette: the only colours that they have, where that is so."""
+    """source: a dataset of the maps, with the indices of the images and without captions. palette: their colours, if limited."""
 
     source: Subset
     palette: tuple[RGBColour, ...] = ()
 
 
 def load_condition_maps(source: Dataset, kind: MapKind, folder: Path | None = None) -> ConditionMaps:
-    """The maps of a source; semantic and depth maps of a folder's images lie in `folder`, under the images' names and of their sizes.
+    """The condition maps of a dataset. `folder` has semantic or depth maps of a `FolderDataset`, with the names and sizes of its images.
 
     Raises:
-        DaguerreError: nobody knows such maps of this source, a map is missing, of another size than its image, or, where it is semantic,
-            of too many colours.
+        DaguerreError: there are no such maps of this dataset; a map is missing or has another size than its image; a semantic map has too
+            many colours.
     """
     if folder is not None:
         if isinstance(source, FolderDataset) and kind in ("semantic", "depth"):
             return _from_folder(source, kind, folder)
-        raise DaguerreError(f"Maps of kind {kind!r} of such images are not read from files; leave out the folder of maps.")
+        raise DaguerreError(f"{kind!r} maps of these images are computed, not read from files; leave out --maps.")
     if kind == "semantic" and isinstance(source, ShapesDataset):
-        drawn = _view(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
-        return ConditionMaps(drawn, SHAPES_PALETTE)
+        semantic = _subset(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
+        return ConditionMaps(semantic, SHAPES_PALETTE)
     if kind in ("edges", "small"):
-        change = edges if kind == "edges" else downsample
-        return ConditionMaps(_view(source, lambda index, rng: change(source.sample(index, rng).image), f"{kind} of {source.key}"))
+        transform = edges if kind == "edges" else downsample
+        return ConditionMaps(_subset(source, lambda index, rng: transform(source.sample(index, rng).image), f"{kind} of {source.key}"))
     raise DaguerreError(
-        f"The {kind} maps of these images are not known: of a folder's images give the folder of their maps with --maps; of drawn "
-        "shapes there are semantic ones, of any images edges or small."
+        f"There are no {kind!r} maps of these images. For a folder of images, give the folder of their semantic or depth maps with --maps; "
+        "for shapes, use semantic; for any images, use edges or small."
     )
 
 
 def edges(image: Image.Image) -> Image.Image:
-    """How much the brightness changes at each pixel of an RGB image, white on black."""
+    """The magnitude of the brightness gradient of an RGB image, white on black."""
     down, right = np.gradient(np.asarray(ImageOps.grayscale(image), dtype=np.float32))
     return Image.fromarray((2 * np.hypot(down, right)).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def downsample(image: Image.Image) -> Image.Image:
-    """The image with an eighth of its sides, enlarged again pixel by pixel."""
+    """The image, downsampled to 1/8 of its sides and enlarged again with nearest-neighbour interpolation."""
     small = image.resize([max(1, side // SHRINK) for side in image.size], Image.Resampling.BOX)
     return small.resize(image.size, Image.Resampling.NEAREST)
 
 
 def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
-    """Which shape covers most of each pixel of a scene, in the colours of SHAPES_PALETTE."""
+    """The shape that covers at least half of each pixel of a scene, in the colours of SHAPES_PALETTE."""
     classes = np.zeros((source.size, source.size), dtype=np.int64)
     for drawn, mask in zip(scene.shapes, source.masks(scene), strict=True):
         classes[mask > 0.5] = 1 + SHAPES.index(drawn.shape)
@@ -94,43 +96,45 @@ def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
 
 
 def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> ConditionMaps:
-    """Maps in files: `folder/a/b.png` is that of the image `a/b.jpg`."""
+    """Read maps from files: `folder/a/b.png` belongs to the image `a/b.jpg`."""
     paths = [folder / path.relative_to(source.folder).with_suffix(".png") for path, _ in source.items]
     colours: set[RGBColour] = set()
-    for path, (image, _) in zip(paths, source.items, strict=True):
+    for path, (image_path, _) in zip(paths, source.items, strict=True):
         if not path.is_file():
-            raise DaguerreError(f"There is no map '{path}' of the image '{image}'; each image needs one, a PNG of the same name.")
-        image = open_image(path)
-        with Image.open(image) as original:
-            if image.size != ImageOps.exif_transpose(original).size:
-                raise DaguerreError(f"'{path}' is {image.width}×{image.height}, not the size of its image '{image}'.")
+            raise DaguerreError(f"There is no map '{path}' for the image '{image_path}'; each image needs a PNG map of the same name.")
+        condition_map = open_image(path)
+        with Image.open(image_path) as original:
+            if condition_map.size != ImageOps.exif_transpose(original).size:
+                raise DaguerreError(
+                    f"'{path}' has {condition_map.width}×{condition_map.height} pixels; it must have the size of its image '{image_path}'."
+                )
         if kind == "semantic":
-            colours |= _classes(image, path)
-    if len(colours) > MOST_CLASSES:
+            colours |= _classes(condition_map, path)
+    if len(colours) > MAX_CLASSES:
         raise _too_many(folder)
     resample = Image.Resampling.NEAREST if kind == "semantic" else Image.Resampling.LANCZOS
 
-    def draw(index: int, rng: np.random.Generator) -> Image.Image:
-        along = rng.random() if source.crop == "random" else 0.5  # as the image is cut
-        return resize_and_crop(open_image(paths[index]), source.size, along, resample)
+    def read(index: int, rng: np.random.Generator) -> Image.Image:
+        position = rng.random() if source.crop == "random" else 0.5  # the same crop as the image's
+        return resize_and_crop(open_image(paths[index]), source.size, position, resample)
 
     palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
     digest = hashlib.sha256(json.dumps([palette, files]).encode()).hexdigest()[:16]
-    return ConditionMaps(_view(source, draw, f"{kind} {digest} of {source.key}"), palette)
+    return ConditionMaps(_subset(source, read, f"{kind} {digest} of {source.key}"), palette)
 
 
-def _classes(map: Image.Image, path: Path) -> set[RGBColour]:
-    found = map.getcolors(MOST_CLASSES)
+def _classes(condition_map: Image.Image, path: Path) -> set[RGBColour]:
+    found = condition_map.getcolors(MAX_CLASSES)
     if found is None:
         raise _too_many(path)
     return {cast(RGBColour, colour) for _, colour in found}
 
 
-def _view(source: Dataset, draw: Callable[[int, np.random.Generator], Image.Image], key: str) -> Subset:
-    return Subset(source.size, key, lambda index, rng: Sample(draw(index, rng), ""), range(len(source)))
+def _subset(source: Dataset, make_map: Callable[[int, np.random.Generator], Image.Image], key: str) -> Subset:
+    return Subset(source.size, key, lambda index, rng: Sample(make_map(index, rng), ""), range(len(source)))
 
 
-def _too_many(where: Path) -> DaguerreError:
+def _too_many(path: Path) -> DaguerreError:
     return DaguerreError(
-        f"The semantic maps in '{where}' have more than {MOST_CLASSES} colours; each class is one colour, saved as PNG without smoothing."
+        f"The semantic maps in '{path}' have more than {MAX_CLASSES} colours; save them as PNG with one colour per class and no smoothing."
     )

@@ -1,7 +1,6 @@
-"""What every source of training images gives, and how a combination of words is kept for measuring.
+"""The interface of a dataset, and which combinations of words are held out for evaluation.
 
-A source is a numbered set; `sample(index, rng)` is a pure function of its arguments, so whoever fixes the order and the generators
-(`batches.py`) has fixed every byte.
+`sample(index, rng)` is a pure function of its arguments, so the order and the generators of `loader.py` determine every batch.
 """
 
 import hashlib
@@ -13,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 Split = Literal["train", "all"]
-HELD_OUT = 0.1  # share of combinations that training never sees
+HELD_OUT = 0.1  # fraction of combinations that training never shows
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, RGB, square, and what is said of it.
+    """A square RGB image and its caption.
 
-    `meaning` is the same for captions that say the same in other words; `contrary`, if any, is a caption much like it that is not true.
+    `label_key` is equal for captions that describe the same content in other words; `hard_negative` is a similar but false caption, or "".
     """
 
     image: Image.Image
@@ -30,32 +29,32 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """A numbered set of images with captions, possibly drawn anew each time."""
+    """An indexed set of images with captions; samples of one index may differ by random augmentation."""
 
     @property
     def size(self) -> int:
-        """Pixels a side of the images it gives."""
+        """Side of the images in pixels."""
         ...
 
     @property
     def key(self) -> str:
-        """A short text that changes when the samples would: for caches and checkpoints."""
+        """A short text that changes when the samples change: identifies the dataset in caches and checkpoints."""
         ...
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """The image and caption of one index, 0 ≤ index < len; everything left to chance is drawn from `rng`."""
+        """The image and caption of an index, 0 ≤ index < len; all randomness comes from `rng`."""
         ...
 
     def captions(self, count: int, seed: int) -> list[str]:
-        """`count` captions as training would meet them, without drawing an image: for vocabularies and previews."""
+        """`count` captions as in training, without the images: for vocabularies and previews."""
         ...
 
 
 @dataclass(frozen=True)
 class Subset:
-    """A source of what is made of another one's samples, or of some of them: number n is `draw(indices[n], rng)`."""
+    """A dataset derived from some indices of another one: sample n is `sample_item(indices[n], rng)`."""
 
     size: int
     key: str
@@ -72,13 +71,13 @@ class Subset:
         return sample_captions(lambda index, rng: self.sample(index, rng).caption, len(self), count, seed)
 
 
-def sample_captions(say: Callable[[int, np.random.Generator], str], length: int, count: int, seed: int) -> list[str]:
-    """`count` captions of any of the indices 0 ≤ index < length, as `say(index, rng)` gives them."""
+def sample_captions(caption: Callable[[int, np.random.Generator], str], length: int, count: int, seed: int) -> list[str]:
+    """`count` captions `caption(index, rng)` of random indices 0 ≤ index < length."""
     order = np.random.default_rng(seed)
-    return [say(int(order.integers(length)), np.random.default_rng([seed, i])) for i in range(count)]
+    return [caption(int(order.integers(length)), np.random.default_rng([seed, i])) for i in range(count)]
 
 
 def is_held_out(kind: str, *parts: str) -> bool:
-    """Whether a combination, such as `("colour", "apple", "blue")`, is kept for measuring: a stable hash, about one in ten."""
+    """Whether a combination such as ("colour", "apple", "blue") is held out from training: by a stable hash, about one in ten."""
     digest = hashlib.blake2b("\0".join((kind, *parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < HELD_OUT

@@ -1,11 +1,11 @@
-"""A folder of anyone's images with captions, each image's where the first of these three holds it:
+"""A folder of images with captions. The caption of an image comes from the first of these that has one:
 
-    metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} a line, paths relative to the folder
-    a.png, a.txt        the caption beside each image, in this folder or the ones below
-    red_apple/a.png     one folder per class, whose name is the caption of its images if none of them has one of its own
+    metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} per line, paths relative to the folder
+    a.png, a.txt        a text file next to each image, in this folder or its subfolders
+    red_apple/a.png     one subfolder per class; its name is the caption if none of its images has its own
 
-Hidden files and folders, such as the `._a.png` of a Mac, are nobody's images. Everything is checked once when the source is made, so that
-training never stops at image 40,000.
+Hidden files and folders, such as the `._a.png` of macOS, are ignored. All files are checked when the dataset is opened, so that training
+does not stop at image 40,000.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from daguerre.data.images import SUFFIXES, open_image, resize_and_crop
 from daguerre.errors import DaguerreError
 from daguerre.limits import MAX_PIXELS
 
-ImageEntry = tuple[Path, str | None, str]  # image, caption or None, where the caption should have been
+ImageEntry = tuple[Path, str | None, str]  # image file, caption or None, description of where the caption is expected
 
 
 class FolderDataset:
-    """The images of a folder as squares of `size` pixels: the shorter side is fitted, the longer one cut.
+    """The images of a folder as squares of `size` pixels: the shorter side is resized, the longer one cropped.
 
-    `crop` "random" cuts anywhere along the longer side, "center" in its middle. Where not `captioned`, what has no caption has an empty
-    one. `bad` lists (file, why) of what `skip_bad` left out.
+    `crop`: "random" crops at a random position of the longer side, "center" in the middle. If not `captioned`, missing captions are empty.
+    `skipped` lists (file, problem) of the images that `skip_bad` leaves out.
 
-    Raises DaguerreError if the folder is missing or has no images, or, unless `skip_bad`, naming the first image that is damaged, too
+    Raises DaguerreError if the folder is missing or has no usable image, or, unless `skip_bad`, for the first image that is damaged, too
     large or without a caption.
     """
 
@@ -47,19 +47,19 @@ class FolderDataset:
         max_pixels: int = MAX_PIXELS,
     ):
         if size < 1:
-            raise DaguerreError(f"Image size {size} is not positive.")
+            raise DaguerreError(f"size is {size}; it must be 1 or more.")
         self.folder, self.size, self.crop, self.max_pixels = Path(folder), size, crop, max_pixels
-        entries = [(path, text if captioned else text or "", place) for path, text, place in _entries(self.folder)]
+        entries = [(path, text if captioned else text or "", expected) for path, text, expected in _entries(self.folder)]
         self._captioned = captioned
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = list(pool.map(self._problem, entries))
-        self.bad = [(path, problem) for (path, _, _), problem in zip(entries, problems, strict=True) if problem]
-        if self.bad and not skip_bad:
-            more = f" {len(self.bad) - 1} more of {len(entries)} are bad too." if len(self.bad) > 1 else ""
-            raise DaguerreError(f"{self.bad[0][1]}{more} Mend them, or use --skip-bad to go on without.")
+        self.skipped = [(path, problem) for (path, _, _), problem in zip(entries, problems, strict=True) if problem]
+        if self.skipped and not skip_bad:
+            more = f" {len(self.skipped) - 1} more of {len(entries)} images have problems." if len(self.skipped) > 1 else ""
+            raise DaguerreError(f"{self.skipped[0][1]}{more} Fix them, or leave them out with --skip-bad.")
         self.items = [(path, text) for (path, text, _), bad in zip(entries, problems, strict=True) if text is not None and not bad]
         if not self.items:
-            raise DaguerreError(f"None of the {len(entries)} images in {self.folder} can be used; the first: {self.bad[0][1]}")
+            raise DaguerreError(f"None of the {len(entries)} images in {self.folder} is usable. The first problem: {self.skipped[0][1]}")
 
     @property
     def key(self) -> str:
@@ -72,29 +72,29 @@ class FolderDataset:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         path, text = self.items[index]
-        along = rng.random() if self.crop == "random" else 0.5
-        return Sample(resize_and_crop(open_image(path, at_least=self.size, max_pixels=self.max_pixels), self.size, along), text)
+        position = rng.random() if self.crop == "random" else 0.5
+        return Sample(resize_and_crop(open_image(path, min_side=self.size, max_pixels=self.max_pixels), self.size, position), text)
 
     def captions(self, count: int, seed: int) -> list[str]:
         order = np.random.default_rng(seed).permutation(len(self))
         return [self.items[int(order[i % len(self)])][1] for i in range(count)]
 
     def _problem(self, entry: ImageEntry) -> str | None:
-        """What is wrong with an entry; decoding is the only way to know that a file is whole."""
-        path, text, place = entry
+        """The problem with an entry, or None; only decoding shows that a file is complete."""
+        path, text, expected = entry
         if self._captioned and not (text and text.strip()):
-            return f"{path} has no caption; {place} should hold it."
+            return f"{path} has no caption; write it in {expected}."
         try:
-            open_image(path, at_least=self.size, max_pixels=self.max_pixels)
+            open_image(path, min_side=self.size, max_pixels=self.max_pixels)
         except DaguerreError as error:
             return str(error)
         return None
 
 
 def _entries(folder: Path) -> list[ImageEntry]:
-    """Every image of a folder with its caption: first those of metadata.jsonl in its order, then the others by path."""
+    """All images of a folder with captions: first those of metadata.jsonl in its order, then the others by path."""
     if not folder.is_dir():
-        raise DaguerreError(f"There is no folder {folder}; give one with images and captions.")
+        raise DaguerreError(f"There is no folder {folder}; give a folder of images with captions.")
     metadata = folder / "metadata.jsonl"
     entries = [
         entry if entry[1] is not None else _from_text(entry[0], entry[2])
@@ -104,24 +104,24 @@ def _entries(folder: Path) -> list[ImageEntry]:
     entries += [_from_text(path, str(path.with_suffix(".txt"))) for path in _images(folder) if path not in listed]
     if not entries:
         raise DaguerreError(
-            f"No images in {folder}; put some there ({', '.join(sorted(SUFFIXES))}) with captions in .txt files beside them."
+            f"No images in {folder}; add some ({', '.join(sorted(SUFFIXES))}) with captions in .txt files of the same names."
         )
-    told = {path.parent for path, text, _ in entries if text is not None} | {folder}
-    return [entry if entry[0].parent in told else _from_class(entry[0]) for entry in entries]
+    captioned = {path.parent for path, text, _ in entries if text is not None} | {folder}
+    return [entry if entry[0].parent in captioned else _from_class(entry[0]) for entry in entries]
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a folder and those below it that are not hidden."""
+    """The images in a folder and its subfolders, without hidden ones."""
     visible = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _from_text(path: Path, place: str) -> ImageEntry:
+def _from_text(path: Path, expected: str) -> ImageEntry:
     text = path.with_suffix(".txt")
     try:
-        return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, place
+        return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, expected
     except UnicodeDecodeError:
-        return path, "", f"{text}, in UTF-8,"
+        return path, "", f"{text} in UTF-8"
 
 
 def _from_class(path: Path) -> ImageEntry:
@@ -132,7 +132,7 @@ def _from_metadata(source: Path) -> Iterator[ImageEntry]:
     folder = source.parent
     lines = source.read_bytes().decode("utf-8", errors="replace").splitlines()
     if not any(line.strip() for line in lines):
-        raise DaguerreError(f'{source} is empty; each line should look like {{"file_name": "a.png", "text": "a red apple"}}.')
+        raise DaguerreError(f'{source} is empty; each line must look like {{"file_name": "a.png", "text": "a red apple"}}.')
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -143,6 +143,6 @@ def _from_metadata(source: Path) -> Iterator[ImageEntry]:
             raise DaguerreError(f'{source}, line {number}, is not of the form {{"file_name": …, "text": …}} ({error!r}).') from error
         path = folder / str(name)
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise DaguerreError(f"{source}, line {number}: {name!r} lies outside the folder; images must be inside it.")
+            raise DaguerreError(f"{source}, line {number}: {name!r} is outside the folder; images must be inside it.")
         text = entry.get("text")
-        yield path, text.strip() if isinstance(text, str) else None, f'"text" in {source}, line {number},'
+        yield path, text.strip() if isinstance(text, str) else None, f'"text" in {source}, line {number}'

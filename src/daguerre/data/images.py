@@ -1,4 +1,4 @@
-"""Read anyone's image as upright, opaque RGB: EXIF rotation, transparency, palettes, CMYK and 16 bits; never more pixels than allowed."""
+"""Read image files as upright, opaque RGB (EXIF rotation, transparency, palettes, CMYK, 16 bits) with a pixel limit; convert to tensors."""
 
 import struct
 import warnings
@@ -15,51 +15,53 @@ from daguerre.limits import MAX_PIXELS
 
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-# What Pillow's decoders raise on damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+# Exceptions that Pillow's decoders raise for damaged files.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
-def open_image(file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """Decode an image to upright RGB on white; arguments and errors as in `decoded`."""
-    return flatten_alpha(decode_image(file, at_least=at_least, max_pixels=max_pixels, name=name)[0])
+def open_image(file: Path | BinaryIO, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """Decode an image to upright RGB on white; arguments and errors as in `decode_image`."""
+    return flatten_alpha(decode_image(file, min_side=min_side, max_pixels=max_pixels, name=name)[0])
 
 
 def decode_image(
-    file: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
+    file: Path | BinaryIO, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> tuple[Image.Image, int]:
-    """Decode an image upright, in whatever mode it has: its first frame, and how many there are.
+    """Decode the first frame of an image upright, in its own mode. Returns it and the number of frames.
 
-    `at_least`: the caller needs no more than this many pixels on the shorter side, so a JPEG may be decoded smaller (much faster).
-    Raises DaguerreError, naming the file (or `name`), if it is missing, not an image of READABLE_FORMATS, damaged, or has more than `max_pixels`.
+    `min_side`: a JPEG may be decoded at a reduced size (much faster) with at least this many pixels on the shorter side.
+
+    Raises:
+        DaguerreError: the file (called `name` in the message) is missing, damaged, in another format, or has more than `max_pixels`.
     """
     name = name or (str(file) if isinstance(file, Path) else "the image")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own pixel warning; ours is an error
+            warnings.simplefilter("ignore")  # Pillow warns about many pixels; this function raises
             image = Image.open(file, formats=READABLE_FORMATS)
         with image:
             if image.width * image.height > max_pixels:
                 raise DaguerreError(
-                    f"{name} is {image.width} x {image.height}, more than {max_pixels / 1e6:.3g} million pixels; make it smaller."
+                    f"{name} has {image.width}×{image.height} pixels; at most {max_pixels / 1e6:.3g} million are allowed. Resize it."
                 )
-            if at_least is not None:
-                image.draft("RGB", (at_least, at_least))
+            if min_side is not None:
+                image.draft("RGB", (min_side, min_side))
             image.load()
             return ImageOps.exif_transpose(image), getattr(image, "n_frames", 1)
     except FileNotFoundError as error:
         raise DaguerreError(f"{name} does not exist.") from error
     except Image.DecompressionBombError as error:
-        raise DaguerreError(f"{name} has more than {max_pixels / 1e6:.3g} million pixels; make it smaller.") from error
+        raise DaguerreError(f"{name} has more than {max_pixels / 1e6:.3g} million pixels; resize it.") from error
     except Image.UnidentifiedImageError as error:
-        raise DaguerreError(f"{name} is not an image; {', '.join(READABLE_FORMATS)} can be read.") from error
-    except _DAMAGED as error:
-        raise DaguerreError(f"{name} is damaged or cut short ({error}); replace or remove it.") from error
+        raise DaguerreError(f"{name} is not an image in a supported format ({', '.join(READABLE_FORMATS)}).") from error
+    except _DECODE_ERRORS as error:
+        raise DaguerreError(f"{name} is damaged or incomplete ({error}); replace or remove it.") from error
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; clear parts show white."""
+    """Convert an image of any mode to RGB on a white background."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_gray(image)
+        return _gray_to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -67,8 +69,8 @@ def flatten_alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_gray(image: Image.Image) -> Image.Image:
-    """Gray of 16 or more bits: integers are read as shares of 65535, floats as shares of 1."""
+def _gray_to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert gray of 16 or more bits: integers have the range 0 … 65535, floats 0 … 1."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64)) / (1 if image.mode == "F" else 65535)
     return Image.fromarray(np.uint8(np.rint(values.clip(0, 1) * 255))).convert("RGB")
 
@@ -89,11 +91,11 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def resize_and_crop(
-    image: Image.Image, size: int, along: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
+    image: Image.Image, size: int, position: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """Resize so that the shorter side is `size`, and cut a square out of the longer one: at its start (0), middle (0.5) or end (1)."""
+    """Resize the shorter side to `size` and crop the longer one to a square, at its start (position 0), middle (0.5) or end (1)."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = round((width - size) * along), round((height - size) * along)
+    left, top = round((width - size) * position), round((height - size) * position)
     box = (left / scale, top / scale, min((left + size) / scale, image.width), min((top + size) / scale, image.height))
     return image.resize((size, size), resample, box=box)

@@ -1,7 +1,7 @@
-"""Batches whose every byte is a function of (source, seed, step): a run that was stopped goes on as if it never had been.
+"""Batches that are a pure function of (dataset, seed, step), so that a resumed run continues exactly as without interruption.
 
-Position p of the endless row of samples belongs to epoch p // N and place p % N; each epoch has its own permutation of the N indices, and
-each sample a generator of its own, seeded by (seed, epoch, index). Who draws it, and when, changes nothing.
+Position p of the endless sequence of samples belongs to epoch p // N. Each epoch has its own permutation of the N indices, and each sample
+its own generator with seed (seed, epoch, index). Which worker loads it, and when, does not matter.
 """
 
 from collections import deque
@@ -25,10 +25,11 @@ from daguerre.errors import DaguerreError
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x (B, 3, H, W) float32 in [-1, 1] (or scaled latents (B, Z, h, w) in any precision, if `latent`) and their B captions.
+    """Images x (B, 3, H, W) float32 in [−1, 1], or if `latent` scaled latents (B, Z, h, w) in any precision, and their B captions.
 
-    Captions of one meaning say the same; empty `meanings` are the captions themselves. `contraries` are nearly the captions, but not true;
-    "" where there is none. `covered`, where it is known: the share of each latent's place that each class of thing covers, (B, K, h, w).
+    label_keys: captions with equal keys describe the same content; if empty, the captions are the keys. hard_negatives: false captions
+    that differ little from the true ones, "" for none. coverage: fraction of each latent position that each object class covers,
+    (B, K, h, w), if known.
     """
 
     x: Tensor
@@ -42,8 +43,8 @@ class Batch:
         return len(self.captions)
 
     def __getitem__(self, part: slice) -> "Batch":
-        covered = None if self.coverage is None else self.coverage[part]
-        return Batch(self.x[part], self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], covered)
+        coverage = None if self.coverage is None else self.coverage[part]
+        return Batch(self.x[part], self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], coverage)
 
 
 @lru_cache(maxsize=8)
@@ -57,7 +58,7 @@ def epoch_index(seed: int, position: int, length: int) -> int:
 
 
 def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
-    """Yield `batch(start)`, `batch(start + 1)`, … for ever, so many of them made ahead by threads."""
+    """Yield `batch(start)`, `batch(start + 1)`, … without end; threads compute up to `ahead` of them in advance."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
     try:
         waiting = deque(pool.submit(batch, start + i) for i in range(ahead))
@@ -72,16 +73,16 @@ def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int
 
 
 class BatchLoader(TorchDataset[Batch]):
-    """Batches of a source. `siblings` > 1 puts that many samples of each index next to each other, each drawn anew."""
+    """Batches of a dataset. With `repeats` > 1 each index gives that many adjacent samples with different generators."""
 
     def __init__(self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1):
-        """`size`: pixels a side; images of another size are resized. Raises DaguerreError for an empty source or impossible sizes."""
+        """Images of another side than `size` pixels are resized. Raises DaguerreError for an empty dataset or invalid numbers."""
         if batch_size < 1 or repeats < 1 or batch_size % repeats:
-            raise DaguerreError(f"batch_size {batch_size} must be a positive multiple of repeats {repeats}.")
+            raise DaguerreError(f"batch_size is {batch_size}; it must be a positive multiple of repeats ({repeats}).")
         if len(source) == 0:
-            raise DaguerreError("The source of images is empty; training needs at least one.")
+            raise DaguerreError("The dataset has no images; training needs at least one.")
         if seed < 0:
-            raise DaguerreError(f"seed {seed} is negative; use 0 or more.")
+            raise DaguerreError(f"seed is {seed}; it must be 0 or more.")
         self.source, self.batch_size, self.seed, self.repeats = source, batch_size, seed, repeats
         self.size = size or source.size
 
@@ -89,7 +90,7 @@ class BatchLoader(TorchDataset[Batch]):
         return self.batch(step)
 
     def batch(self, step: int) -> Batch:
-        """The batch of step 0, 1, 2, …; the last one of an epoch takes the first samples of the next."""
+        """The batch of step 0, 1, 2, …; a batch may contain the last samples of one epoch and the first of the next."""
         first = step * self.batch_size
         samples = [self._sample(position) for position in range(first, first + self.batch_size)]
         return Batch(
@@ -100,14 +101,14 @@ class BatchLoader(TorchDataset[Batch]):
         )
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:
-        """Yield the batches of steps start, start + 1, … for ever, drawn ahead by background workers; `workers` = 0 draws them here.
+        """Yield the batches of steps start, start + 1, … without end, loaded by background workers, or in the caller if `workers` is 0.
 
-        Threads share one interpreter and keep up with a CPU; `processes` keep up with a fast GPU, at the price of memory and start-up.
+        Threads are enough for training on a CPU; worker `processes` keep up with a fast GPU, but need more memory and start-up time.
         """
         if workers == 0:
             yield from map(self.batch, count(start))
         elif processes:
-            # A generator of its own, or the loader would draw from (and shift) the global one.
+            # Without its own generator the DataLoader would advance torch's global one.
             yield from DataLoader(self, None, sampler=count(start), num_workers=workers, prefetch_factor=2, generator=torch.Generator())
         else:
             yield from prefetch(self.batch, start, workers, max(ahead, workers))

@@ -1,7 +1,7 @@
-"""Prompts for measuring what a model of drawn shapes learned, as `trials` has them for emoji: each with its true render and 99 others.
+"""Evaluation prompts for models of drawn shapes, like `prompts_emoji`: each with a true render and 99 distractors.
 
-The others are first all that differ in one thing, the colour, the shape, the background or the number, then others said in the same way.
-So a judge must see every one of these things to tell the prompt. Sizes, places and pairs are not asked for.
+The distractors are first all prompts that differ in exactly one property (colour, shape, background or count), then others of the same
+kind. So a scorer must recognise every property. Sizes, positions and pairs are not tested.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from daguerre.data.captions import article, on_background
 from daguerre.data.colours import PAINTS
 from daguerre.data.dataset import is_held_out
 from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, ShapesDataset, ShapesMix
-from daguerre.evaluation.prompts_emoji import DISTRACTORS, WHOLE, Candidate, EvalPrompt
+from daguerre.evaluation.prompts_emoji import DISTRACTORS, FULL_IMAGE, Candidate, EvalPrompt
 
-_LEAST = 0.3  # of the image's side: a shape of fewer pixels could be any
+_MIN_SIDE = 0.3  # of a shape, as a fraction of the image side: smaller shapes are hard to recognise
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """So many shapes of one kind and colour on a background."""
+class _ShapesPrompt:
+    """`count` equal shapes of one colour on a background."""
 
     colour: str
     shape: str
@@ -29,15 +29,15 @@ class _Asked:
     count: int = 1
 
     @property
-    def claim(self) -> Candidate:
+    def candidate(self) -> Candidate:
         named = f"{self.colour} {self.shape}"
         phrase = article(named) if self.count == 1 else f"{COUNTS[self.count]} {named}{'es' if named.endswith('s') else 's'}"
         prompt = phrase + ("" if self.background == "white" else on_background(self.background))
-        return Candidate(prompt, ((WHOLE, prompt),))
+        return Candidate(prompt, ((FULL_IMAGE, prompt),))
 
     @property
     def kind(self) -> str:
-        """What of it training never shows, the first that applies, or "known"."""
+        """The first held-out combination that it contains, or "known"."""
         if is_held_out("shape colour", self.colour, self.shape):
             return "colour"
         if is_held_out("shape background", self.shape, self.background):
@@ -48,44 +48,48 @@ class _Asked:
 
 
 def shapes_prompts(size: int, count: int, seed: int) -> list[EvalPrompt]:
-    """`count` prompts that training knows, of one shape on white, and of each kind that `split="train"` never shows: a shape in a colour,
-    on a background, in a number. Where there are fewer of a kind they come again, with another true render."""
+    """`count` known prompts of one shape on white, and `count` of each held-out kind: shape and colour, shape and background, shape and
+    number. If a kind has fewer combinations they repeat with other true renders."""
     rng = np.random.default_rng(seed)
-    plain = [_Asked(colour, shape) for colour in COLOURS for shape in SHAPES]
-    grounds = [replace(asked, background=ground) for asked in plain for ground in PAINTS if ground not in (asked.colour, "white")]
-    counts = [replace(asked, count=many) for asked in plain for many in COUNTS]
-    spaces = {"known": plain, "colour": plain, "background": grounds, "count": counts}
-    trials = []
-    for kind, space in spaces.items():
-        asked = [each for each in space if each.kind == kind]
-        orders = [i for _ in range(-(-count // len(asked))) for i in rng.permutation(len(asked))]
-        trials += [_trial(asked[int(i)], kind, space, size, rng) for i in orders[:count]]
-    return trials
+    single = [_ShapesPrompt(colour, shape) for colour in COLOURS for shape in SHAPES]
+    backgrounds = [
+        replace(prompt, background=background) for prompt in single for background in PAINTS if background not in (prompt.colour, "white")
+    ]
+    counts = [replace(prompt, count=number) for prompt in single for number in COUNTS]
+    by_kind = {"known": single, "colour": single, "background": backgrounds, "count": counts}
+    prompts = []
+    for kind, candidates in by_kind.items():
+        found = [prompt for prompt in candidates if prompt.kind == kind]
+        order = [i for _ in range(-(-count // len(found))) for i in rng.permutation(len(found))]
+        prompts += [_eval_prompt(found[int(i)], kind, candidates, size, rng) for i in order[:count]]
+    return prompts
 
 
-def _trial(asked: _Asked, kind: str, space: list[_Asked], size: int, rng: np.random.Generator) -> EvalPrompt:
-    near = dict.fromkeys(_differing_once(asked))
-    far = [each for each in space if each != asked and each not in near]
-    chosen = rng.permutation(len(far))[: DISTRACTORS - len(near)]
-    others = [*near, *(far[int(i)] for i in chosen)]
-    return EvalPrompt(asked.claim, _render(asked, size, rng), kind, tuple(other.claim for other in others))
+def _eval_prompt(prompt: _ShapesPrompt, kind: str, candidates: list[_ShapesPrompt], size: int, rng: np.random.Generator) -> EvalPrompt:
+    near = dict.fromkeys(_differing_once(prompt))
+    far = [each for each in candidates if each != prompt and each not in near]
+    selected = rng.permutation(len(far))[: DISTRACTORS - len(near)]
+    others = [*near, *(far[int(i)] for i in selected)]
+    return EvalPrompt(prompt.candidate, _render(prompt, size, rng), kind, tuple(other.candidate for other in others))
 
 
-def _differing_once(asked: _Asked) -> Iterator[_Asked]:
-    """All that differ in one thing; a background is not left out, for what is said without it stays true."""
-    yield from (replace(asked, colour=colour) for colour in COLOURS if colour not in (asked.colour, asked.background))
-    yield from (replace(asked, shape=shape) for shape in SHAPES if shape != asked.shape)
-    if asked.count == 1:
-        yield from (replace(asked, background=ground) for ground in PAINTS if ground not in (asked.colour, asked.background, "white"))
-    yield from (replace(asked, count=count) for count in (1, *COUNTS) if count != asked.count)
+def _differing_once(prompt: _ShapesPrompt) -> Iterator[_ShapesPrompt]:
+    """All prompts that differ in one property. The background is never removed: the prompt without it would be true as well."""
+    yield from (replace(prompt, colour=colour) for colour in COLOURS if colour not in (prompt.colour, prompt.background))
+    yield from (replace(prompt, shape=shape) for shape in SHAPES if shape != prompt.shape)
+    if prompt.count == 1:
+        yield from (
+            replace(prompt, background=background) for background in PAINTS if background not in (prompt.colour, prompt.background, "white")
+        )
+    yield from (replace(prompt, count=count) for count in (1, *COUNTS) if count != prompt.count)
 
 
-def _render(asked: _Asked, size: int, rng: np.random.Generator) -> Image.Image:
-    """An image of it, in sizes and places as the source draws them, but none too small to tell."""
-    source = ShapesDataset(size, split="all", mix=ShapesMix(count=float(asked.count > 1), pair=0, background=0))
-    index = source.things.index((asked.colour, asked.shape))
+def _render(prompt: _ShapesPrompt, size: int, rng: np.random.Generator) -> Image.Image:
+    """A true render: a random scene of the dataset without shapes that are too small."""
+    source = ShapesDataset(size, split="all", mix=ShapesMix(count=float(prompt.count > 1), pair=0, background=0))
+    index = source.things.index((prompt.colour, prompt.shape))
     while True:
         scene = source.scene(index, rng)
         sides = [right - left for left, _, right, _ in (drawn.box for drawn in scene.shapes)]
-        if len(scene.shapes) == asked.count and min(sides) >= _LEAST * size:
-            return source.render(replace(scene, background=asked.background, paint=PAINTS[asked.background]))
+        if len(scene.shapes) == prompt.count and min(sides) >= _MIN_SIDE * size:
+            return source.render(replace(scene, background=prompt.background, paint=PAINTS[prompt.background]))

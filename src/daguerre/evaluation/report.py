@@ -1,39 +1,42 @@
-"""What an evaluation found: typed values, as JSON for programs and as Markdown tables for the model card."""
+"""The results of an evaluation, as JSON for programs and as Markdown tables for the model card."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from daguerre.atomic_io import check_writable
+from daguerre.errors import DaguerreError
 from daguerre.metrics import Copying, Interval
 from daguerre.pipelines import Request
 
-TRUSTED = 0.95  # the share of true renders that a judge must recognise before its word on generated images counts
-EXPLANATION = ("steps", "sampler", "guidance_scale", "seed")  # settings that a card names even where they are the default
+MIN_TRUE_PRECISION = 0.95  # precision on true renders from which a scorer is reliable
+ALWAYS_LISTED = ("steps", "sampler", "guidance_scale", "seed")  # settings that the Markdown report lists even if they are the default
 
 
 @dataclass(frozen=True)
 class KindReport:
-    """How the prompts of one kind fared, each ranked among its candidates; beside it, how the true renders of the same prompts do."""
+    """R-precision, scores and copying for the prompts of one kind, with the same metrics for the true renders of these prompts."""
 
     kind: str
     at_1: Interval  # R-precision of the generated images
     at_5: Interval
-    true_at_1: Interval  # of the true renders, which is what the judge is worth
+    true_at_1: Interval  # of the true renders: the accuracy of the scorer
     true_at_5: Interval
-    score: Interval  # 2.5 × the judge's cosine of image and prompt, or 0 if that is negative: with a CLIP as judge, CLIPScore
+    score: Interval  # 2.5·max(cosine of image and prompt, 0); with a CLIP this is CLIPScore
     true_score: Interval
-    in_features: Copying  # distances to the nearest training image, in the judge's embedding
+    in_features: Copying  # distances to the nearest training image in the scorer's embedding
     in_pixels: Copying
 
     @property
     def trusted(self) -> bool:
-        """Whether the judge recognises enough of the true renders."""
-        return self.true_at_1.value >= TRUSTED
+        """Whether the scorer recognises enough of the true renders."""
+        return self.true_at_1.value >= MIN_TRUE_PRECISION
 
 
 @dataclass(frozen=True)
 class DistanceReport:
-    """A distance between two sets of images, and the same between two sets of true renders of that size: what zero looks like."""
+    """A distance of the generated images to reference renders, and that of the true renders, as a baseline."""
 
     generated: float
     true: float
@@ -41,13 +44,13 @@ class DistanceReport:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """One prompt: its rank among its candidates (0 is first), what the judge took the image for, and how near training is."""
+    """One prompt: its rank among its candidates (0 is best), the best matching candidate, and distances to training images."""
 
     kind: str
     prompt: str
     seed: int
     rank: int
-    taken_for: str
+    best_match: str
     true_rank: int
     nearest_in_features: float
     nearest_in_pixels: float
@@ -55,47 +58,49 @@ class PromptReport:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """All that `evaluate` measures."""
+    """All results of `evaluate`."""
 
     model: str
     scorer: str
-    settings: Mapping[str, Any]  # of the requests: steps, sampler, guidance, …
-    candidates: int  # texts that each image is ranked among
+    settings: Mapping[str, Any]  # of the requests: steps, sampler, guidance_scale, …
+    candidates: int  # number of prompts that are ranked for each image
     kinds: tuple[KindReport, ...]
-    frechet: DistanceReport  # squared Fréchet distance of the judge's embeddings
+    frechet: DistanceReport  # squared Fréchet distance of the scorer's embeddings
     kid: DistanceReport
-    training_images: int  # how many were searched for neighbours
+    training_images: int  # number of images in the neighbour search
     prompts: tuple[PromptReport, ...]
-    seconds: float  # spent sampling
+    seconds: float  # for generating the images
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, the verdict on the judge included."""
+        """As a JSON object, including whether the scorer is reliable for each kind."""
         return {**asdict(self), "trusted": {kind.kind: kind.trusted for kind in self.kinds}}
 
     def markdown(self) -> str:
-        """The tables of a model card, with what is needed to read them."""
+        """The tables of a model card, with explanations."""
         default = Request()
-        given = {name: value for name, value in self.settings.items() if value is not None}
-        made = ", ".join(f"{name} {value}" for name, value in given.items() if name in EXPLANATION or value != getattr(default, name))
-        doubted = [kind.kind for kind in self.kinds if not kind.trusted]
+        settings = {name: value for name, value in self.settings.items() if value is not None}
+        listed = ", ".join(
+            f"{name} {value}" for name, value in settings.items() if name in ALWAYS_LISTED or value != getattr(default, name)
+        )
+        unreliable = [kind.kind for kind in self.kinds if not kind.trusted]
         verdict = (
-            f"The judge recognises fewer than {TRUSTED:.0%} of the true renders of {', '.join(doubted)}: there its numbers for the model "
-            "are not a measurement."
-            if doubted
-            else f"The judge recognises at least {TRUSTED:.0%} of the true renders of every kind."
+            f"The scorer recognises fewer than {MIN_TRUE_PRECISION:.0%} of the true renders of {', '.join(unreliable)}; "
+            "for these kinds its numbers are not reliable."
+            if unreliable
+            else f"The scorer recognises at least {MIN_TRUE_PRECISION:.0%} of the true renders of every kind."
         )
         return "\n\n".join(
             [
-                f"`{self.model}`, measured by `{self.scorer}` ({made}). Brackets are 95 % intervals.",
-                f"R-precision: of {self.candidates} prompts, is an image's own the first, or among the first five, in the judge's order? "
-                "The score is 2.5 × the cosine of image and prompt in the judge's embedding, at least 0.",
+                f"`{self.model}`, measured by `{self.scorer}` ({listed}). Brackets are 95 % intervals.",
+                f"R-precision: how often the scorer ranks the true prompt of an image first, or among the first five of {self.candidates}. "
+                "The score is 2.5 × the cosine of image and prompt in the scorer's embedding, at least 0.",
                 _table(
                     ["prompts", "n", "@1", "@5", "true renders @1", "@5", "score", "of true renders"],
                     [_precision_row(kind) for kind in self.kinds],
                 ),
                 verdict,
-                f"The {len(self.prompts)} generated images against true renders of other prompts of the same kinds, on the judge's "
-                "embeddings; beside it the true renders of the same prompts against those, which is as near to zero as so many come:",
+                f"Distances of the {len(self.prompts)} generated images to true renders of other prompts of the same kinds, on the "
+                "scorer's embeddings. As a baseline, the distances of the true renders of the same prompts:",
                 _table(
                     ["distance", "generated", "true renders"],
                     [
@@ -103,9 +108,9 @@ class EvaluationReport:
                         ["KID × 1000", f"{1000 * self.kid.generated:.3f}", f"{1000 * self.kid.true:.3f}"],
                     ],
                 ),
-                f"Is it copying? The root-mean-square distance of each image to the nearest of {self.training_images} training "
-                "images; how often a generated one is nearer than a true render (0.5 is new, 1 is copied); and how often nearer than "
-                "99 % of the true renders (0.01 by chance). Known things are meant to come near: judge copying by the other kinds.",
+                f"Copying: the root-mean-square distance of each image to the nearest of {self.training_images} training images; how "
+                "often a generated image is nearer than a true render (0.5 means new, 1 means copied); and how often it is nearer than "
+                "99 % of the true renders (0.01 by chance). Known prompts should be near, so the other kinds show copying.",
                 _table(
                     ["prompts, nearest in", "generated, 5 / 50 / 95 %", "true renders, 5 / 50 / 95 %", "nearer", "nearer than 99 %"],
                     [
@@ -116,6 +121,13 @@ class EvaluationReport:
                 ),
             ]
         )
+
+
+def check_out(folder: Path, kind: str, marker: str) -> None:
+    """Raise DaguerreError before the work if the folder cannot be written or is neither empty nor an earlier report with file `marker`."""
+    if folder.exists() and not (folder / marker).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DaguerreError(f"'{folder}' exists and contains no earlier {kind}, so it is not overwritten; give another folder with --out.")
+    check_writable(folder / "report.json")
 
 
 def _precision_row(kind: KindReport) -> list[str]:

@@ -1,17 +1,15 @@
-"""Measures of images, of sets of images, and of images with their texts. They see tensors alone: any feature network will do.
+"""Metrics of images, of sets of images, and of images with texts. They take tensors, so any feature network can be used.
 
-`images` compares an image with an image, `distributions` a set with a set, `retrieval` images with texts, `neighbours` generated
-images with training images, `codecs` gives JPEG and WebP of a given size to compare with, and `intervals` says how sure each number is.
+`images` compares image pairs, `distributions` sets of images, `retrieval` images with texts, `neighbours` generated with training images;
+`codecs` compresses images with JPEG and WebP as a baseline; `intervals` gives confidence intervals.
 """
 
 from daguerre.metrics.distributions import (
     KID,
     Gaussian,
-    features_of,
     frechet,
     frechet_distance,
     kernel_distance,
-    split_half_distance,
     squared_mmd,
 )
 from daguerre.metrics.images import psnr, ssim
@@ -29,7 +27,6 @@ __all__ = [
     "clip_score",
     "copying",
     "cosine",
-    "features_of",
     "frechet",
     "frechet_distance",
     "kernel_distance",
@@ -38,7 +35,6 @@ __all__ = [
     "psnr",
     "ranks",
     "recall_at",
-    "split_half_distance",
     "squared_mmd",
     "ssim",
 ]

@@ -1,4 +1,4 @@
-"""How far one image is from another.
+"""Distances between two images.
 
 PSNR = 10·log₁₀(span² / MSE) in decibels.
 SSIM = ((2·μx·μy + c₁)(2·σxy + c₂)) / ((μx² + μy² + c₁)(σx² + σy² + c₂)), averaged over the windows of an image
@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 from daguerre.errors import DaguerreError
 
-WINDOW = 11  # the paper's window: a circular Gaussian of this width and deviation
-DEVIATION = 1.5
+SSIM_WINDOW = 11  # width of the Gaussian window in the paper, in pixels
+SSIM_SIGMA = 1.5  # its standard deviation
 K1, K2 = 0.01, 0.03
 
 
 def psnr(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of each image, (B, C, H, W) twice -> (B,) float64 in decibels; +inf where they are equal.
+    """Peak signal-to-noise ratio of images x and y (B, C, H, W): (B,) float64 in decibels, +inf if equal.
 
-    `span` is the distance from black to white: 2 for pixels in [-1, 1], 1 for [0, 1], 255 for bytes.
+    `span` is the range from black to white: 2 for pixels in [−1, 1], 1 for [0, 1], 255 for 8 bits.
     """
     _check(x, y)
     error = (x.double() - y.double()).square().flatten(1).mean(1)
@@ -27,16 +27,16 @@ def psnr(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
-    """Structural similarity of each image, (B, C, H, W) twice -> (B,) float64 in [-1, 1]; 1 where they are equal.
+    """Structural similarity of images x and y (B, C, H, W): (B,) float64 in [−1, 1], 1 if equal.
 
-    As in the paper: an 11×11 Gaussian window that stays inside the image, and variances not corrected for the sample. The channels are
-    compared apart and averaged. Raises DaguerreError for images smaller than the window.
+    As in the paper: an 11×11 Gaussian window inside the image and biased variances. Averaged over channels. Raises DaguerreError for images
+    smaller than the window.
     """
     _check(x, y)
     B, C, H, W = x.shape
-    if min(H, W) < WINDOW:
-        raise DaguerreError(f"SSIM looks through a {WINDOW}×{WINDOW} window and was given images of {W}×{H} pixels. Enlarge them first.")
-    # float64, for σ² = E[x²] − E[x]² loses in float32 what smooth images have of variance.
+    if min(H, W) < SSIM_WINDOW:
+        raise DaguerreError(f"SSIM needs images of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels; got {W}×{H}.")
+    # In float32, σ² = E[x²] − E[x]² would lose the small variance of smooth images.
     x, y = x.double().reshape(B * C, 1, H, W), y.double().reshape(B * C, 1, H, W)
     means = _blur(torch.cat([x, y, x * x, y * y, x * y]))  # (5·B·C, 1, H − 10, W − 10)
     mx, my, xx, yy, xy = means.chunk(5)
@@ -47,12 +47,12 @@ def ssim(x: Tensor, y: Tensor, *, span: float = 2.0) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    offset = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
-    weight = (-(offset**2) / (2 * DEVIATION**2)).exp()
+    offset = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
+    weight = (-(offset**2) / (2 * SSIM_SIGMA**2)).exp()
     weight = weight / weight.sum()
     return F.conv2d(F.conv2d(x, weight.view(1, 1, 1, -1)), weight.view(1, 1, -1, 1))
 
 
 def _check(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim != 4:
-        raise DaguerreError(f"Images to compare need one shape (B, C, H, W); given {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise DaguerreError(f"The images must have the same shape (B, C, H, W); got {tuple(x.shape)} and {tuple(y.shape)}.")

@@ -1,8 +1,8 @@
-"""How sure a measured number is.
+"""Confidence intervals.
 
-The bootstrap draws the same count again from the measured values, with replacement, and looks how far the statistic moves (Efron 1979;
-Efron and Tibshirani 1993, chapter 13, the percentile interval). A share of yes and no has an interval in closed form, which stays honest
-where all are yes (Wilson 1927): (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n).
+The bootstrap resamples the values with replacement and takes percentiles of the statistic (Efron 1979; Efron and Tibshirani 1993,
+chapter 13). The Wilson interval of a proportion has a closed form and stays valid for proportions of 0 and 1 (Wilson 1927):
+(p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from daguerre.errors import DaguerreError
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value, and the bounds that hold the true one with probability `level`; of `count` measurements."""
+    """A value measured `count` times, with a confidence interval of probability `level`."""
 
     value: float
     low: float
@@ -35,23 +35,23 @@ def _mean(resampled: Tensor) -> Tensor:
 def bootstrap(
     values: Tensor, statistic: Callable[[Tensor], Tensor] = _mean, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The percentile interval of a statistic of values (N,), drawn `resamples` times. The same seed gives the same interval.
+    """The percentile bootstrap interval of a statistic of values (N,), deterministic for a seed.
 
-    `statistic` maps resampled values (R, N) to (R,); the mean unless another is given.
+    `statistic` maps resampled values (R, N) to (R,); the default is the mean.
     """
-    values = _checked(values)
+    values = _check_values(values)
     generator = torch.Generator().manual_seed(seed)
-    drawn = []
+    samples = []
     for rows in torch.arange(resamples).split(max(1, 2**22 // len(values))):  # at most 32 MB at once
         index = torch.randint(len(values), (len(rows), len(values)), generator=generator)
-        drawn.append(statistic(values[index]))
-    low, high = torch.quantile(torch.cat(drawn), values.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+        samples.append(statistic(values[index]))
+    low, high = torch.quantile(torch.cat(samples), values.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
     return Interval(statistic(values[None]).item(), low, high, len(values), level)
 
 
 def proportion(values: Tensor, *, level: float = 0.95) -> Interval:
-    """Wilson's interval of the share of ones in values (N,) of 0 and 1."""
-    values = _checked(values)
+    """The Wilson interval of the proportion of ones in values (N,) of 0 and 1."""
+    values = _check_values(values)
     n, p = len(values), values.mean().item()
     z = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -59,7 +59,7 @@ def proportion(values: Tensor, *, level: float = 0.95) -> Interval:
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n, level)
 
 
-def _checked(values: Tensor) -> Tensor:
+def _check_values(values: Tensor) -> Tensor:
     if values.ndim != 1 or not len(values):
-        raise DaguerreError(f"An interval needs measured values (N,), at least one; given {tuple(values.shape)}.")
+        raise DaguerreError(f"An interval needs values (N,) with N of 1 or more; got {tuple(values.shape)}.")
     return values.detach().to("cpu", torch.float64)

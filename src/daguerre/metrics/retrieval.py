@@ -1,8 +1,7 @@
-"""Whether images and texts find each other in the space of a CLIP.
+"""Retrieval metrics of images and texts in the embedding space of a CLIP.
 
-All of it rests on the cosine s(i, t) = i·t / (|i|·|t|) between an image's and a text's embedding (Radford et al. 2021, arXiv:2103.00020).
-R-precision: an image made from a text must find that text among others that it was not made from (Xu et al. 2018, arXiv:1711.10485,
-section 4.1: 100 candidates, one of them true).
+They use the cosine s(i, t) = i·t / (|i|·|t|) of an image and a text embedding (Radford et al. 2021, arXiv:2103.00020). R-precision: how
+often the prompt of an image ranks first among candidates (Xu et al. 2018, arXiv:1711.10485, section 4.1: 100 candidates, one true).
 """
 
 from torch import Tensor
@@ -17,19 +16,19 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
 def ranks(scores: Tensor, truth: Tensor) -> Tensor:
     """The rank (N,) of the true candidate `truth` (N,) in scores (N, M); 0 is best.
 
-    A tie counts against the truth, and so does NaN: a judge that calls everything equal has recognised nothing.
+    Ties and NaN count against the true candidate, so that a constant scorer recognises nothing.
     """
     true = scores.gather(1, truth[:, None])  # (N, 1)
-    return (~(true > scores)).sum(1) - 1  # less the truth itself, which never exceeds itself
+    return (~(true > scores)).sum(1) - 1  # minus 1: the true score never exceeds itself
 
 
 def recall_at(ranks: Tensor, k: int) -> Tensor:
-    """1 where a rank (N,) is among the best k, else 0, as (N,) float64; its mean is precision or recall at k."""
+    """1 if a rank (N,) is below k, else 0: (N,) float64; the mean is precision or recall at k."""
     return (ranks < k).double()
 
 
 def clip_score(cosines: Tensor) -> Tensor:
-    """CLIPScore of images with their texts from their cosines (N,): 2.5·max(cos, 0) -> (N,) in [0, 2.5].
+    """CLIPScore from the cosines (N,) of images and their texts: 2.5·max(cos, 0) in [0, 2.5].
 
     Hessel et al. 2021, arXiv:2104.08718, section 3.
     """

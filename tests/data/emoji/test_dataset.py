@@ -224,7 +224,7 @@ def test_a_portrait_is_of_the_thing_named():
 
 
 def test_in_order_the_left_or_upper_thing_is_told_first():
-    source, rng = EmojiDataset(64, mix=EmojiMix(pair=1, recoloured=0, background=0, in_order=True)), np.random.default_rng(0)
+    source, rng = EmojiDataset(64, mix=EmojiMix(pair=1, recoloured=0, background=0, reading_order=True)), np.random.default_rng(0)
     told = [scene for i in range(300) if (scene := source.scene(i, rng)).relation]
     assert {scene.relation for scene in told} == {"left", "above"}
     for scene in told:

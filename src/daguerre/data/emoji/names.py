@@ -1,6 +1,6 @@
-"""What people call the things that Unicode names: "flag: France" is the flag of France, "man: beard" a man with a beard.
+"""Everyday names for Unicode's official emoji names: "flag: France" is the flag of France, "man: beard" a man with a beard.
 
-A thing has one main name, which no other thing has, and sometimes others. Names carry no article; `with_article` adds the right one.
+Each thing has one unique main name and sometimes other names. Names have no article; `with_article` adds it.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from daguerre.data.emoji.archive import EmojiEntry
 
-# Other words for a main name. None of them is another thing's main name.
+# Another name for a main name; none of them is the main name of another thing.
 _SYNONYMS = {
     "red apple": "apple", "red heart": "heart", "automobile": "car", "airplane": "plane", "bicycle": "bike", "motorcycle": "motorbike",
     "hot beverage": "cup of coffee", "pile of poo": "poop", "hot pepper": "chili pepper", "honeybee": "bee", "lady beetle": "ladybug",
@@ -32,7 +32,7 @@ _THE = re.compile(
     r"(.* )?(Islands|Republic|Emirates|Kingdom|States|Territory|Territories|Union|Nations|Sahara|Netherlands|Philippines|Bahamas|Maldives|"
     r"Gambia|Vatican City|Isle of Man|Comoros|Seychelles)"
 )
-# Official names that say how something is, not what it is.
+# Official names that are not nouns.
 _RENAMED = {
     "star-struck": "star-struck face", "rolling on the floor laughing": "face rolling on the floor laughing", "mx claus": "Mx Claus",
     "mount fuji": "Mount Fuji", "breast-feeding": "woman breast-feeding", "dizzy": "dizzy star", "ZZZ": "ZZZ letters",
@@ -48,15 +48,15 @@ _SIGNS = (
 )  # fmt: skip
 COLOUR_WORD = re.compile(r"\b(light blue|red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ea]y) ")
 
-# Words after which nothing counts for the number of a name: "face with tears" is one face.
+# The words before these decide whether a name is plural: "face with tears" is one face.
 _TAIL = re.compile(
     r" (with|without|of|in|on|at|behind|over|holding|wearing|blowing|savoring|screaming|showing|juggling|lifting|gesturing|feeding|"
     r"bouncing|and)\b.*"
 )
 _SINGULAR_S = re.compile(r".*(ss|us|lis|rhinoceros)")
-# Names that begin or end with these are many or a mass, and take no article.
-_MANY_FIRST = ("thumbs", "men", "women", "people", "two", "nail")
-_MASS_LAST = {
+# Names that begin or end with these words are plural or uncountable and have no article.
+_PLURAL_FIRST = ("thumbs", "men", "women", "people", "two", "nail")
+_UNCOUNTABLE_LAST = {
     "bacon", "badminton", "blood", "bowling", "bread", "broccoli", "butter", "camping", "candy", "clothes", "construction", "coral",
     "corn", "cream", "dango", "dna", "fencing", "fog", "fondue", "food", "garlic", "hockey", "ice", "lacrosse", "luggage", "mail",
     "mate", "meat", "milk", "money", "music", "oden", "paper", "polish", "pong", "popcorn", "racing", "rain", "rice", "sake", "salt",
@@ -70,7 +70,7 @@ _PROPER = re.compile(
 
 @dataclass(frozen=True)
 class EmojiName:
-    """A thing's main name, its other names, and the name it keeps when its colour changes ("apple" of a red apple)."""
+    """The main name of a thing, its other names, and its name without a colour word ("apple" for "red apple")."""
 
     main: str
     others: tuple[str, ...]
@@ -78,10 +78,12 @@ class EmojiName:
 
 
 def thing_names(entries: Iterable[EmojiEntry]) -> list[EmojiName]:
-    """The names of every entry. Main names are unique; another name that is someone's main name is left out."""
-    named = [[natural for official in _main_first(entry.names) for natural in _natural(official, entry.subgroup)] for entry in entries]
+    """The names of all entries. Main names are unique; other names that equal a main name are left out."""
+    named = [
+        [everyday for official in _main_first(entry.names) for everyday in _everyday_names(official, entry.subgroup)] for entry in entries
+    ]
     mains = {names[0] for names in named}
-    assert len(mains) == len(named), "two things with one name"
+    assert len(mains) == len(named), "two things have the same main name"
     result = []
     for names in named:
         others = [*names[1:], *([_SYNONYMS[names[0]]] if names[0] in _SYNONYMS else [])]
@@ -91,18 +93,18 @@ def thing_names(entries: Iterable[EmojiEntry]) -> list[EmojiName]:
 
 
 def _main_first(officials: tuple[str, ...]) -> list[str]:
-    """Where several countries fly one flag, the one it is known for comes first."""
+    """If several countries have the same flag, the best-known one comes first."""
     return sorted(officials, key=lambda name: name.removeprefix("flag: ") not in _MAIN_FLAGS)
 
 
-def _natural(official: str, subgroup: str) -> list[str]:
-    """One official name in the words people use, the best first."""
+def _everyday_names(official: str, subgroup: str) -> list[str]:
+    """Everyday names for an official name, the best first."""
     name = official.replace("’", "'").replace("“", "").replace("”", "").replace("&", "and")
     head, _, tail = name.partition(": ")
     if "skin tone" in tail:
         tones = [part for part in tail.split(", ") if "skin tone" in part]
         rest = [part for part in tail.split(", ") if part not in tones]
-        plain = _natural(f"{head}: {', '.join(rest)}" if rest else head, subgroup)[0]
+        plain = _everyday_names(f"{head}: {', '.join(rest)}" if rest else head, subgroup)[0]
         return [f"{plain} {'and' if ' with ' in plain else 'with'} {_listed(tones)}"]
     parts = tail.split(", ")
     if not tail:
@@ -133,18 +135,18 @@ def _listed(words: list[str]) -> str:
 
 
 def with_article(name: str) -> str:
-    """Put "a" or "an" before a name, "the" before a nation's flag, and nothing before many, much, or a proper name."""
+    """Prefix a name with "a" or "an", a flag with "the", and a plural, uncountable or proper name with nothing."""
     if name.startswith("flag of "):
         return f"the {name}"
     head = _TAIL.sub("", name).split()
-    many = head[-1].endswith("s") and not _SINGULAR_S.fullmatch(head[-1])
-    if many or head[0] in _MANY_FIRST or head[-1] in _MASS_LAST or _PROPER.fullmatch(name):
+    plural = head[-1].endswith("s") and not _SINGULAR_S.fullmatch(head[-1])
+    if plural or head[0] in _PLURAL_FIRST or head[-1] in _UNCOUNTABLE_LAST or _PROPER.fullmatch(name):
         return name
     return f"{'an' if _begins_with_vowel(name) else 'a'} {name}"
 
 
 def _begins_with_vowel(name: str) -> bool:
-    """Whether a name is spoken with a vowel first: "an hourglass", "an SOS button", "a unicorn"."""
+    """Whether a name is pronounced with a vowel first: "an hourglass", "an SOS button", "a unicorn"."""
     word = name.split()[0]
     if word in ("SOS", "SUV", "NG", "x-ray") or word.startswith("hour"):
         return True

@@ -1,10 +1,10 @@
-"""Render the emoji that the built-in training set is made of, once, into the archive that ships with the package.
+"""Render the emoji of the built-in dataset into the archive that ships with the package.
 
     python -m daguerre.data.emoji.render            # Debian: fonts-noto-color-emoji, unicode-data, libfribidi0
 
-Sequences and names come from Unicode's `emoji-test.txt` (UTS #51), images from Noto Color Emoji, whose only bitmap size is 109.
-Joined sequences (families, flags, professions) are shaped by raqm; one that the font lacks falls apart into several cells, is wider
-than one, and is left out. Only this file needs the font: training and everything after it read the archive.
+Sequences and names come from Unicode's `emoji-test.txt` (UTS #51), images from Noto Color Emoji, whose only bitmap size is 109 pixels.
+Sequences (families, flags, professions) are shaped by raqm; a sequence that the font lacks becomes several glyphs, is wider than one cell,
+and is left out. Only this file needs the font; everything else reads the archive.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from daguerre.errors import DaguerreError
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_TEST = Path("/usr/share/unicode/emoji/emoji-test.txt")
-FONT_SIZE = 109  # the one bitmap strike the font has
-CELL_SIZE = 136  # its advance: the width of one emoji
+FONT_SIZE = 109  # the only bitmap size of the font
+CELL_SIZE = 136  # advance width of one emoji
 _LINE = re.compile(r"(?P<points>[0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E\d+\.\d+ (?P<name>.+)")
 
 
 @dataclass(frozen=True)
 class EmojiListing:
-    """One line of `emoji-test.txt`: the characters, the official name and where Unicode files it."""
+    """One line of `emoji-test.txt`: characters, official name, group and subgroup."""
 
     text: str
     name: str
@@ -37,9 +37,9 @@ class EmojiListing:
 
 
 def listed_emoji(path: Path, *, skin_tones: bool = False) -> Iterator[EmojiListing]:
-    """Yield the fully-qualified emoji of an `emoji-test.txt`, in its order; with skin tones about twice as many."""
+    """Yield the fully-qualified emoji of an `emoji-test.txt`, in its order; `skin_tones` about doubles their number."""
     if not path.is_file():
-        raise DaguerreError(f"No emoji list at {path}: install Debian's unicode-data, or name another with --emoji-test.")
+        raise DaguerreError(f"There is no emoji list at {path}; install Debian's unicode-data, or give another file with --emoji-test.")
     group = subgroup = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# group: "):
@@ -51,16 +51,16 @@ def listed_emoji(path: Path, *, skin_tones: bool = False) -> Iterator[EmojiListi
 
 
 def open_font(path: Path) -> ImageFont.FreeTypeFont:
-    """Open the colour font with the layout engine that joins sequences."""
+    """Open the colour font with the raqm layout engine, which shapes sequences."""
     if not features.check("raqm") or not features.check("fribidi"):
-        raise DaguerreError("Pillow cannot join emoji sequences here: install Debian's libfribidi0, which its raqm layout loads.")
+        raise DaguerreError("Pillow cannot shape emoji sequences without raqm and fribidi; install Debian's libfribidi0.")
     if not path.is_file():
-        raise DaguerreError(f"No font at {path}: install Debian's fonts-noto-color-emoji, or name another with --font.")
+        raise DaguerreError(f"There is no font at {path}; install Debian's fonts-noto-color-emoji, or give another file with --font.")
     return ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
 
 
 def render(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
-    """Draw one emoji, cropped to what is drawn, RGBA with the font's own pixels; None where the font lacks it."""
+    """Render one emoji as RGBA with the original pixels of the font, cropped; None if the font lacks it."""
     if not 0 < font.getlength(text) <= CELL_SIZE:
         return None
     canvas = Image.new("RGBA", (2 * CELL_SIZE, 2 * CELL_SIZE))
@@ -70,9 +70,9 @@ def render(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
 
 
 def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) -> tuple[list[EmojiEntry], list[Image.Image], list[str]]:
-    """Render every emoji; those with the very same image (the flags of Norway and Bouvet Island) become one entry of several names.
+    """Render every emoji; those with identical images (the flags of Norway and Bouvet Island) become one entry with several names.
 
-    Returns the entries, their images and the official names that the font could not draw.
+    Returns the entries, their images and the official names that the font lacks.
     """
     font = open_font(font_path)
     found: dict[bytes, tuple[list[EmojiListing], Image.Image]] = {}
@@ -88,10 +88,10 @@ def render_all(font_path: Path, list_path: Path, *, skin_tones: bool = False) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Render the emoji archive of the built-in training set.")
+    parser = argparse.ArgumentParser(description="Render the emoji archive of the built-in dataset.")
     parser.add_argument("--font", type=Path, default=FONT)
     parser.add_argument("--emoji-test", type=Path, default=EMOJI_TEST)
-    parser.add_argument("--skin-tones", action="store_true", help="all five skin tones too, about twice as many images")
+    parser.add_argument("--skin-tones", action="store_true", help="Also render all five skin tones, about twice as many images.")
     parser.add_argument("--out", type=Path, default=ARCHIVE)
     options = parser.parse_args()
     try:
@@ -101,7 +101,7 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     print(f"{len(entries)} images, {options.out.stat().st_size / 1e6:.1f} MB: {options.out}")
     if missing:
-        print(f"left out, not in this font: {', '.join(missing)}")
+        print(f"not in this font: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

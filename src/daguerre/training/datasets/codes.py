@@ -20,7 +20,7 @@ from daguerre.training.loop import fingerprint, weights_key
 from daguerre.training.objectives.prior import CodeBatch
 
 HELD_OUT_SHARE = 10  # of a folder's pictures every tenth is kept for measuring
-MOST_CLASSES = 1000
+MAX_CLASSES = 1000
 ENCODE_BATCH = 50  # pictures encoded in one call
 
 
@@ -118,7 +118,7 @@ def shapes_by_class(size: int) -> Subset:
 def shape_classes(source: Dataset) -> tuple[str, ...]:
     """The distinct captions of a source. Raises DaguerreError where there are too many to be classes."""
     captions = {caption for _, caption in source.items} if isinstance(source, FolderDataset) else set(source.captions(4000, 0))
-    if len(captions) > MOST_CLASSES:
+    if len(captions) > MAX_CLASSES:
         raise DaguerreError(
             f"There are {len(captions)} different captions, too many to be classes; put the pictures of each class in a folder of its own, "
             "or take --condition text."

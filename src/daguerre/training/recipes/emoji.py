@@ -114,7 +114,7 @@ GPU = LatentDiffusionPlan(
 # Most things keep one place: a picture of 8×8 latents has little room to learn each thing anew wherever it stands.
 # Hardly half of the things can stand beside another, so that a quarter of all pictures are pairs.
 EMOJI_MIX = EmojiMix(recoloured=0.3, background=0.15, pair=0.5, centred=0.8)
-CURRICULUM = replace(EMOJI_MIX, recoloured=0.15, pair=0.65, in_order=True)
+CURRICULUM = replace(EMOJI_MIX, recoloured=0.15, pair=0.65, reading_order=True)
 PRESETS = {"cpu": CPU, "gpu": GPU}
 EMOJI_PREVIEW_PROMPTS = (
     "a red apple",

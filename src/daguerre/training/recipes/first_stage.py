@@ -107,7 +107,7 @@ def open_dataset(
             f"There is no folder '{data}'; the data is a folder of pictures, or {' or '.join(BUILT_IN_DATASETS)}, which are drawn."
         )
     source = FolderDataset(Path(data), size, crop=crop, captioned=captioned, skip_bad=skip_bad)
-    for path, why in source.bad:
+    for path, why in source.skipped:
         print(f"skipped {path}: {why}", file=sys.stderr)
     return source
 

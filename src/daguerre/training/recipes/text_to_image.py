@@ -35,10 +35,10 @@ def run(recipe: TextToImageRecipe) -> Path:
     if size < 1 or size % autoencoder.downsample_factor:
         raise DaguerreError(f"size is {size}; for {model.name} it must be a multiple of {autoencoder.downsample_factor}.")
     source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad)
-    for _, why in source.bad:
+    for _, why in source.skipped:
         print(f"skipped: {why}", file=sys.stderr)
-    if source.bad:
-        print(f"{len(source.bad)} skipped, {len(source)} pictures left", file=sys.stderr)
+    if source.skipped:
+        print(f"{len(source.skipped)} skipped, {len(source)} pictures left", file=sys.stderr)
     record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
     torch.manual_seed(loop.seed)
     unet = UNet(model.unet.config) if recipe.from_scratch else model.unet.float()
