@@ -1,4 +1,4 @@
-"""Colour words against the pixels, read here by another road: the standard library's HSV and a median."""
+"""Colour words and recolouring, checked with the HSV conversion of the standard library."""
 
 import colorsys
 
@@ -14,7 +14,7 @@ def flat(rgb: tuple[int, int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", PAINTS)
-def test_every_shade_of_a_paint_deserves_its_word(name: str):
+def test_every_shade_is_classified_as_its_colour(name: str):
     rng = np.random.default_rng(0)
     assert {colour_of(flat(shade(rng, name))) for _ in range(100)} == {name}
 
@@ -27,39 +27,39 @@ def test_every_shade_of_a_paint_deserves_its_word(name: str):
         ((255, 255, 0), "yellow"),
         ((101, 67, 33), "brown"),  # a dark orange
         ((255, 192, 203), "pink"),  # a pale red
-        ((128, 128, 0), ""),  # olive: nobody's yellow, nobody's green
+        ((128, 128, 0), ""),  # olive: between yellow and green
         ((0, 255, 255), ""),  # between green and blue
         ((255, 203, 164), ""),  # peach
     ],
 )
-def test_words_follow_people_not_hue_alone(rgb: tuple[int, int, int], word: str):
+def test_classify_known_colours(rgb: tuple[int, int, int], word: str):
     assert NAMES[int(classify(np.array([rgb], dtype=np.uint8))[0])] == word
 
 
-def test_two_colours_of_like_size_have_no_name():
-    half = flat(PAINTS["red"])
-    half.paste((*PAINTS["blue"], 255), (0, 0, 8, 4))
-    assert colour_of(half) is None
-    half.paste((0, 0, 0, 0), (0, 0, 8, 4))  # what is clear does not count
-    assert colour_of(half) == "red"
+def test_image_with_two_equal_colours_has_no_colour():
+    image = flat(PAINTS["red"])
+    image.paste((*PAINTS["blue"], 255), (0, 0, 8, 4))
+    assert colour_of(image) is None
+    image.paste((0, 0, 0, 0), (0, 0, 8, 4))  # transparent pixels are ignored
+    assert colour_of(image) == "red"
 
 
 @pytest.mark.parametrize("target", HUES)
-def test_a_turn_moves_its_hue_to_the_target_and_leaves_the_opposite_one(target: str):
+def test_hue_rotation_moves_the_source_hue_and_keeps_the_opposite_one(target: str):
     image = flat((224, 30, 30))
     image.paste((20, 190, 190, 255), (0, 0, 8, 2))  # the opposite hue, a quarter of the image
     source = main_hue(image)
     assert source is not None
     assert min(source, 360 - source) < 2
-    turned = rotate_hues(image, hue_rotation(source, HUES[target]))
-    r, g, b, alpha = (int(v) for v in np.asarray(turned)[6, 4])
+    rotated = rotate_hues(image, hue_rotation(source, HUES[target]))
+    r, g, b, alpha = (int(v) for v in np.asarray(rotated)[6, 4])
     hue, saturation, value = colorsys.rgb_to_hsv(r / 255, g / 255, b / 255)
     assert abs((hue * 360 - HUES[target] + 180) % 360 - 180) < 3
     assert (saturation, value) == pytest.approx((1 - 30 / 224, 224 / 255), abs=0.02)
     assert alpha == 255
-    assert np.abs(np.asarray(turned)[0, 4].astype(int) - (20, 190, 190, 255)).max() <= 3
+    assert np.abs(np.asarray(rotated)[0, 4].astype(int) - (20, 190, 190, 255)).max() <= 3
 
 
-def test_a_gray_image_has_no_main_hue():
+def test_gray_image_has_no_main_hue():
     assert main_hue(flat((120, 120, 120))) is None
     assert main_hue(Image.new("RGBA", (4, 4))) is None

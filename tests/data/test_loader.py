@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), whatever came before and whoever draws them."""
+"""Batches: a pure function of (seed, step), whatever came before and whoever values them."""
 
 from collections import Counter
 from itertools import islice
@@ -30,38 +30,38 @@ class Numbered:
         return [str(i % self.count) for i in range(count)]
 
 
-def test_a_batch_does_not_depend_on_history_or_workers():
+def test_batches_do_not_depend_on_history_or_workers():
     source = ShapesDataset(32)
-    fresh = {step: BatchLoader(source, 12, 7).batch(step) for step in (9, 3, 20)}
+    expected = {step: BatchLoader(source, 12, 7).batch(step) for step in (9, 3, 20)}
     one = BatchLoader(source, 12, 7)
     for step in (20, 9, 3, 9):
-        assert torch.equal(one.batch(step).x, fresh[step].x)
-        assert one.batch(step).captions == fresh[step].captions
+        assert torch.equal(one.batch(step).x, expected[step].x)
+        assert one.batch(step).captions == expected[step].captions
     before = torch.get_rng_state()
     for workers, processes in ((0, False), (1, False), (3, False), (2, True)):
         streamed = dict(zip(range(3, 24), one.stream(3, workers, processes=processes), strict=False))
-        for step in fresh:
-            assert torch.equal(streamed[step].x, fresh[step].x)
-            assert streamed[step].captions == fresh[step].captions
+        for step in expected:
+            assert torch.equal(streamed[step].x, expected[step].x)
+            assert streamed[step].captions == expected[step].captions
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_epoch_visits_every_index_once_in_another_order():
+def test_every_epoch_is_a_different_permutation():
     batches = BatchLoader(Numbered(10), 4, seed=1)
-    row = [int(caption) for step in range(10) for caption in batches.batch(step).captions]  # four epochs, running on across batches
-    epochs = [row[i : i + 10] for i in range(0, 40, 10)]
+    sequence = [int(caption) for step in range(10) for caption in batches.batch(step).captions]  # four epochs, running on across batches
+    epochs = [sequence[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_each_visit_is_drawn_anew():
+def test_each_epoch_uses_different_generators():
     batches = BatchLoader(Numbered(5), 5, seed=0)
-    draws = {float(batches.batch(epoch).x[i, 1, 0, 0]) for epoch in range(20) for i in range(5)}
-    assert len(draws) > 60  # of 100 draws of a byte
+    values = {float(batches.batch(epoch).x[i, 1, 0, 0]) for epoch in range(20) for i in range(5)}
+    assert len(values) > 60  # of 100 random 8-bit values
     assert not torch.equal(BatchLoader(Numbered(5), 5, seed=1).batch(0).x, batches.batch(0).x)
 
 
-def test_values_are_in_minus_one_to_one():
+def test_pixels_are_scaled_to_minus_one_to_one():
     x = BatchLoader(Numbered(256), 256, seed=0).batch(0).x
     assert x.dtype == torch.float32
     assert x.shape == (256, 3, 4, 4)
@@ -70,7 +70,7 @@ def test_values_are_in_minus_one_to_one():
     assert (x[:, 2] == -1).all()
 
 
-def test_siblings_are_neighbours_of_one_index_drawn_apart():
+def test_repeats_are_adjacent_samples_of_one_index():
     batches = BatchLoader(Numbered(6), 8, seed=2, repeats=4)
     batch = batches.batch(0)
     assert len(set(batch.captions[:4])) == len(set(batch.captions[4:])) == 1
@@ -83,7 +83,7 @@ def test_images_of_another_size_are_resized():
     assert BatchLoader(Numbered(4), 2, 0, 8).batch(0).x.shape == (2, 3, 8, 8)
 
 
-def test_a_batch_can_be_sliced():
+def test_batch_slicing():
     batch = BatchLoader(Numbered(9), 6, 0).batch(0)
     part = batch[2:5]
     assert len(part) == 3
@@ -91,7 +91,7 @@ def test_a_batch_can_be_sliced():
     assert part.captions == batch.captions[2:5]
 
 
-def test_an_error_while_drawing_reaches_the_reader():
+def test_errors_of_workers_reach_the_caller():
     class Broken(Numbered):
         def sample(self, index: int, rng: np.random.Generator) -> Sample:
             raise DaguerreError("image 3 is damaged")
@@ -101,9 +101,9 @@ def test_an_error_while_drawing_reaches_the_reader():
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "seed", "siblings", "said"),
-    [(0, 4, 0, 1, "empty"), (4, 0, 0, 1, "positive multiple"), (4, 6, 0, 4, "positive multiple"), (4, 4, -1, 1, "negative")],
+    ("count", "size", "seed", "repeats", "message"),
+    [(0, 4, 0, 1, "no images"), (4, 0, 0, 1, "positive multiple"), (4, 6, 0, 4, "positive multiple"), (4, 4, -1, 1, "0 or more")],
 )
-def test_impossible_batches_are_refused(count: int, size: int, seed: int, siblings: int, said: str):
-    with pytest.raises(DaguerreError, match=said):
-        BatchLoader(Numbered(count), size, seed, repeats=siblings)
+def test_invalid_arguments_raise(count: int, size: int, seed: int, repeats: int, message: str):
+    with pytest.raises(DaguerreError, match=message):
+        BatchLoader(Numbered(count), size, seed, repeats=repeats)

@@ -22,7 +22,7 @@ def scenes(source: ShapesDataset, count: int) -> list[ShapesScene]:
     return [source.scene(i % len(source), np.random.default_rng(i)) for i in range(count)]
 
 
-def test_the_image_is_composed_of_its_masks(source: ShapesDataset):
+def test_image_is_composed_of_its_masks(source: ShapesDataset):
     """image = Σ paint·mask + (1 − Σ mask)·background, to the rounding of 8 bits; masks do not overlap and lie in their boxes."""
     for scene in scenes(source, 300):
         masks = source.masks(scene)
@@ -53,7 +53,7 @@ def test_the_image_is_composed_of_its_masks(source: ShapesDataset):
         ("cross", 5 / 9),
     ],
 )
-def test_shapes_cover_what_geometry_says(source: ShapesDataset, shape: str, area: float):
+def test_mask_areas_match_geometry(source: ShapesDataset, shape: str, area: float):
     drawn = [
         s
         for s in scenes(source, 2000)
@@ -72,7 +72,7 @@ def test_edges_are_smooth(source: ShapesDataset):
     assert len(np.unique(mask)) > 8
 
 
-def test_words_tell_places_counts_sizes_and_colours(source: ShapesDataset):
+def test_captions_match_the_scenes(source: ShapesDataset):
     seen = Counter()
     for scene in scenes(source, 1500):
         masks = source.masks(scene)
@@ -84,8 +84,8 @@ def test_words_tell_places_counts_sizes_and_colours(source: ShapesDataset):
         assert abs(np.array(scene.paint) - PAINTS[scene.background]).max() < 24
         if scene.kind == "pair":
             gap = centres[1] - centres[0]
-            told = {"left": gap[0], "right": -gap[0], "above": gap[1], "below": -gap[1]}
-            assert told[str(scene.relation)] > 0.15, scene.caption
+            offset = {"left": gap[0], "right": -gap[0], "above": gap[1], "below": -gap[1]}
+            assert offset[str(scene.relation)] > 0.15, scene.caption
             assert any(f" {word} " in scene.caption for word in RELATIONS[str(scene.relation)])
             seen["pair"] += 1
         if scene.kind == "count":
@@ -95,36 +95,36 @@ def test_words_tell_places_counts_sizes_and_colours(source: ShapesDataset):
             assert scene.position in scene.caption
             for word, holds in {"left": x < 0.38, "right": x > 0.62, "top": y < 0.38, "bottom": y > 0.62}.items():
                 assert (word in scene.position) == holds, scene.caption
-            seen["place"] += 1
+            seen["position"] += 1
         for size, (low, high) in SIZES.items():
             if f"{size} " in scene.caption:
                 assert low * 64 - 1 <= first.box[2] - first.box[0] <= high * 64 + 1
                 seen[size] += 1
-    assert min(seen[key] for key in ("pair", "place", *COUNTS, *SIZES)) > 30
+    assert min(seen[key] for key in ("pair", "position", *COUNTS, *SIZES)) > 30
 
 
-def test_held_out_combinations_are_never_said(source: ShapesDataset):
-    """Read as words alone."""
+def test_training_captions_have_no_held_out_combination(source: ShapesDataset):
+    """Parses only the captions."""
     name = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b")
     count = re.compile(rf"\b({'|'.join(COUNTS.values())}) \w+ ({'|'.join(SHAPES)})e?s\b")
-    met = Counter()
+    counts_by_kind = Counter()
     for caption in source.captions(20_000, seed=1):
         named = name.findall(caption)
         assert 1 <= len(named) <= 2, caption
         assert not any(is_held_out("shape colour", *pair) for pair in named), caption
         if ground := re.search(r"(\w+) background", caption):
             assert not any(is_held_out("shape background", shape, ground[1]) for _, shape in named), caption
-            met["background"] += 1
+            counts_by_kind["background"] += 1
         if counted := count.search(caption):
             assert not is_held_out("shape count", *counted.groups()), caption
-            met["count"] += 1
+            counts_by_kind["count"] += 1
         if len(named) == 2:
             assert not is_held_out("shape pair", *sorted(shape for _, shape in named)), caption
-            met["pair"] += 1
-    assert min(met.values()) > 2000
+            counts_by_kind["pair"] += 1
+    assert min(counts_by_kind.values()) > 2000
 
 
-def test_something_of_each_is_held_out():
+def test_every_kind_has_held_out_combinations():
     assert 0 < sum(is_held_out("shape colour", c, s) for c in COLOURS for s in SHAPES) < 20
     assert 0 < sum(is_held_out("shape background", s, c) for c in PAINTS for s in SHAPES) < 25
     assert 0 < sum(is_held_out("shape count", c, s) for c in COUNTS.values() for s in SHAPES) < 8
@@ -133,16 +133,16 @@ def test_something_of_each_is_held_out():
 
 
 @pytest.mark.parametrize("size", [16, 17, 19, 23])
-def test_pairs_fit_into_the_smallest_images(size: int):
+def test_pairs_do_not_overlap_in_small_images(size: int):
     small = ShapesDataset(size, mix=ShapesMix(count=0, pair=1))
     rng = np.random.default_rng(0)
     for scene in (small.scene(i, rng) for i in range(len(small))):
-        assert small.masks(scene).sum(axis=0).max() <= 1 + 1e-6  # none lies on the other
+        assert small.masks(scene).sum(axis=0).max() <= 1 + 1e-6  # no overlap
         assert all(0 <= edge <= size for drawn in scene.shapes for edge in drawn.box)
 
 
-def test_impossible_settings_are_refused():
-    with pytest.raises(DaguerreError, match="16 or more"):
+def test_invalid_settings_raise():
+    with pytest.raises(DaguerreError, match="16 pixels or more"):
         ShapesDataset(4)
     with pytest.raises(DaguerreError, match="at most 1"):
         ShapesMix(count=0.9, pair=0.9)

@@ -7,7 +7,7 @@ from daguerre.data.emoji.names import thing_names, with_article
 
 
 @pytest.mark.parametrize(
-    ("official", "subgroup", "said"),
+    ("official", "subgroup", "expected"),
     [
         ("flag: France", "country-flag", "the flag of France"),
         ("flag: Cook Islands", "country-flag", "the flag of the Cook Islands"),
@@ -40,23 +40,23 @@ from daguerre.data.emoji.names import thing_names, with_article
         ("kiss: person, person, light skin tone, dark skin tone", "family", "two people kissing with light skin tone and dark skin tone"),
     ],
 )
-def test_names_are_said_as_people_say_them(official: str, subgroup: str, said: str):
+def test_everyday_names_with_articles(official: str, subgroup: str, expected: str):
     (name,) = thing_names([EmojiEntry("?", (official,), "group", subgroup)])
-    assert with_article(name.main) == said
+    assert with_article(name.main) == expected
 
 
-def test_the_country_a_flag_is_known_for_comes_first():
+def test_best_known_country_of_a_flag_comes_first():
     (name,) = thing_names([EmojiEntry("?", ("flag: Bouvet Island", "flag: Norway"), "Flags", "country-flag")])
     assert name.main == "flag of Norway"
     assert "Bouvet Island flag" in name.others
 
 
-def test_a_name_of_another_thing_is_nobodys_synonym():
+def test_synonyms_do_not_include_other_main_names():
     apple = EmojiEntry("?", ("red apple",), "g", "s")
     assert thing_names([apple])[0].others == ("apple",)
     assert thing_names([apple, EmojiEntry("?", ("apple",), "g", "s")])[0].others == ()
 
 
 @pytest.mark.parametrize(("name", "base"), [("red apple", "apple"), ("large blue diamond", "large diamond"), ("blackbird", "blackbird")])
-def test_the_base_name_drops_the_colour(name: str, base: str):
+def test_base_name_has_no_colour_word(name: str, base: str):
     assert thing_names([EmojiEntry("?", (name,), "g", "s")])[0].base == base
