@@ -108,7 +108,7 @@ def test_training_moves_the_weights_and_the_loss(tmp_path):
 def test_accumulated_parts_give_the_gradient_of_the_whole(tmp_path):
     """Without noise and dropout, parts of a batch are the batch."""
     results = [without_dropout(tmp_path / str(accumulate), accumulate) for accumulate in (1, 4)]
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
 
 
 def without_dropout(folder: Path, accumulate: int) -> list[torch.Tensor]:
@@ -313,7 +313,7 @@ def test_two_processes_train_as_one_and_stop_as_one(tmp_path):
     both = launch(2, one_or_two, tmp_path / "both")
     assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(one, both, strict=True))
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "both")]
-    assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=2e-6)
+    assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=1e-5)
     with pytest.raises(Interrupted, match="after step 6 of 12"):
         launch(2, told_to_stop, tmp_path / "stopped")
     (kept,) = (path.name for path in checkpoints(tmp_path / "stopped" / "checkpoints")[-1:])

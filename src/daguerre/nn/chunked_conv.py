@@ -1,7 +1,7 @@
 """Convolutional networks over large feature maps with little memory: some rows at a time, results written over what was read.
 
-A norm and its activation are applied to the rows that the next convolution reads, so the map between them never exists as a whole. A
-residual block holds its input and one more map. For inference only, because inputs are overwritten.
+A norm and its activation are applied to the rows that the next convolution reads, so the feature map between them never exists as a whole.
+A residual block holds its input and one more feature map. For inference only, because inputs are overwritten.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,7 +90,8 @@ def double_rows(rows: slice) -> slice:
 def group_moments(norm: nn.GroupNorm, x: Tensor, chunk: int = CHUNK_ELEMENTS) -> tuple[Tensor, Tensor]:
     """Mean and variance of the group of every channel, (C,) each in float32, of x (1, C, H, W).
 
-    Chunks are combined in float64: torch's own norm sums a whole channels-last map in float32, with relative errors above 1e-5 at 512×512.
+    Chunks are combined in float64: torch's own norm sums all positions of a channels-last map in float32, with relative errors above 1e-5
+    at 512×512.
     """
     sums = torch.zeros(2, norm.num_groups, dtype=torch.float64, device=x.device)
     for rows, _, _ in row_chunks(x, chunk):
@@ -117,7 +118,7 @@ def plain_moments(part: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def row_chunks(x: Tensor, chunk: int = CHUNK_ELEMENTS) -> Iterator[tuple[slice, slice, slice]]:
-    """Split the rows of a map: each chunk, the chunk with the neighbours that a 3×3 convolution reads, and its rows within the latter."""
+    """Split the rows of x: each chunk, the chunk with the neighbours that a 3×3 convolution reads, and its rows within the latter."""
     H, step = x.shape[2], max(1, chunk // (x.shape[1] * x.shape[3]))
     for top in range(0, H, step):
         end = min(top + step, H)
@@ -126,13 +127,13 @@ def row_chunks(x: Tensor, chunk: int = CHUNK_ELEMENTS) -> Iterator[tuple[slice, 
 
 
 def empty_feature_map(x: Tensor, channels: int, *, scale: int = 1) -> Tensor:
-    """An uninitialised map with so many channels and `scale` times the height and width of x, channels last."""
+    """An uninitialised feature map with so many channels and `scale` times the height and width of x, channels last."""
     sides = (scale * side for side in x.shape[2:])
     return torch.empty(len(x), channels, *sides, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def view_as_smaller(x: Tensor, shape: torch.Size) -> Tensor:
-    """A map (B, C_out, H, W) in the memory of x (B, C, H, W), both channels last, C_out ≤ C.
+    """A feature map (B, C_out, H, W) in the memory of x (B, C, H, W), both channels last, C_out ≤ C.
 
     Each row starts no later than it did in x, so rows can be written in order while later ones are still read.
     """

@@ -38,6 +38,7 @@ def score(model: LatentDiffusion, folder: Path) -> float:
     return loss.item()
 
 
+@pytest.mark.long
 def test_the_embedded_model_knows_the_pictures_better_afterwards(folder: Path, tmp_path: Path):
     loop = LoopConfig(
         max_train_steps=10, batch_size=4, learning_rate=4e-4, lr_warmup_steps=2, ema_decay=0, mixed_precision="bf16", sample_every=0
