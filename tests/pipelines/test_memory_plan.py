@@ -80,7 +80,7 @@ def test_a_run_that_would_not_fit_is_switched_or_refused(
     assert settled["plenty"] is False
     assert settled["some"] is True
     assert "decoding in tiles" in caplog.text
-    assert "Ask for fewer or smaller pictures" in settled["none"]
+    assert "Generate fewer or smaller images" in settled["none"]
 
 
 class Overflowing(nn.Module):

@@ -20,7 +20,7 @@ from daguerre.nn.cpu import prepack
 from daguerre.pipelines import generate, memory_plan
 from daguerre.pipelines.planners.refiner import with_refiner
 from daguerre.runtime import offload
-from daguerre.runtime.memory_estimate import Way
+from daguerre.runtime.memory_estimate import MemoryPlan
 from daguerre.runtime.offload import SequentialOffload
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.convert import convert
@@ -72,7 +72,7 @@ def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_s
 
 def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """Each fits, but not both: all their parts take turns. With less than one of them needs the run is refused."""
-    run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    run = {"width": 32, "height": 32, "num_images": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
     monkeypatch.setattr(memory_plan, "free_memory", lambda _device: 1 << 40)
     assert memory_plan.plan_offload([folder, folder], **run) is None
     monkeypatch.setattr(memory_plan, "LARGE_MODEL", 0)
@@ -135,7 +135,7 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("seamless", ["none", "both"])
-def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, seamless: str):
+def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, tiling: str):
     model, plain = load_diffusion(half, in_order=True), load_diffusion(half)
     assert (model.dtype, model.unet_offload_dtype, plain.unet_offload_dtype) == (torch.float32, torch.float16, None)
     dtypes: list[set[torch.dtype]] = []
@@ -152,12 +152,12 @@ def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: 
 
 
 def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    run = {"width": 32, "height": 32, "num_images": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
     needs = [memory_plan.plan_from_header(each, **run, low_memory=True).peak for each in (folder, half)]
     assert needs[1] < needs[0]
     for room in (memory_plan,):
         monkeypatch.setattr(room, "free_memory", lambda _device: round(1.12 * needs[1]))
-    assert memory_plan.plan_from_header(half, **run).in_order
+    assert memory_plan.plan_from_header(half, **run).offload
     with pytest.raises(DaguerreError, match="are free"):
         memory_plan.plan_from_header(folder, **run)
     assert generate(load_diffusion(half, in_order=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
@@ -189,14 +189,14 @@ def resident(folder: Path) -> int:
 def test_the_way_is_told_from_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """With memory for the largest part, but not for all, parts take turns; with less a request is refused, and nothing was read."""
     monkeypatch.setattr(memory_plan, "open_tensors", lambda path, open_=memory_plan.open_tensors: _unread(open_(path)))
-    run = {"width": 32, "height": 32, "count": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    run = {"width": 32, "height": 32, "num_images": 1, "conditions": 2, "device": torch.device("cpu"), "dtype": torch.float32}
     monkeypatch.setattr(memory_plan, "free_memory", lambda _device: 1 << 40)
-    assert memory_plan.plan_from_header(folder, **run) == Way()
+    assert memory_plan.plan_from_header(folder, **run) == MemoryPlan()
     least = memory_plan.plan_from_header(folder, **run, low_memory=True).peak
     monkeypatch.setattr(memory_plan, "free_memory", lambda _device: round(1.15 * least))
     switched = memory_plan.plan_from_header(folder, **run)
-    assert switched.in_order
-    assert "one part in memory at a time" in switched.line
+    assert switched.offload
+    assert "one network in memory at a time" in switched.message
     monkeypatch.setattr(memory_plan, "free_memory", lambda _device: least)
     with pytest.raises(DaguerreError, match="are free"):
         memory_plan.plan_from_header(folder, **run)

@@ -103,7 +103,7 @@ def _order(
         paths,
         width=request.width,
         height=request.height,
-        count=len(request.items),
+        num_images=len(request.items),
         conditions=1 if request.guidance_scale == 1 else 2,
         device=device,
         dtype=dtype,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.cpu.prepack import prepack
-from daguerre.runtime.memory_estimate import TILE
+from daguerre.runtime.memory_estimate import TILE_SIZE
 from daguerre.runtime.overflow import retry_in_float32
 
 CALIBRATION_SIDE, CALIBRATION_IMAGES = 16, 4  # the linear map is fitted on 4 latents of 16×16, each with patches of another size
@@ -55,7 +55,7 @@ class LatentDecoder:
         return torch.linalg.lstsq(_append_one(z).flatten(0, 2), colours.movedim(1, -1).flatten(0, 2)).solution
 
 
-def tiled_decode(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int = TILE, overlap: int = TILE_OVERLAP) -> Tensor:
+def tiled_decode(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int = TILE_SIZE, overlap: int = TILE_OVERLAP) -> Tensor:
     """Images (B, 3, H, W) of latents z (B, Z, h, w), decoded one image and one tile of tile × tile latents at a time.
 
     Where tiles overlap, their weights fall towards their edges, so no seam is visible. Group norms are computed per tile, so colours may

@@ -19,7 +19,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.images.preprocess import ImageSize
 from daguerre.pipelines.request import Request
-from daguerre.runtime.memory_estimate import Way, free_memory, way
+from daguerre.runtime.memory_estimate import MemoryPlan, choose_memory_plan, free_memory
 from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.original.detect import detect
 from daguerre.weights.tensors.reader import TensorFile, open_tensors
@@ -39,23 +39,23 @@ def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) 
     """
     if not isinstance(model.autoencoder, AutoencoderKL):
         return request
-    plan = way(
+    plan = choose_memory_plan(
         model.unet.config,
         model.autoencoder.config,
         width=size[0],
         height=size[1],
         free=free_memory(model.device),
-        count=len(request.items),
+        num_images=len(request.items),
         conditions=1 if request.guidance_scale == 1 else 2,
         dtype=model.dtype,
         loaded=0 if model.unet_offload_dtype else sum(_loaded_bytes(part) for part in (model.unet, model.autoencoder)),
         low_memory=request.low_memory,
-        in_order=model.unet_offload_dtype is not None,
-        in_turns=model.unet_offload_dtype,
+        offload=model.unet_offload_dtype is not None,
+        unet_offload_dtype=model.unet_offload_dtype,
     )
-    if plan.line:
-        log.warning(plan.line)
-    return replace(request, low_memory=True) if plan.tiled or plan.guidance_in_turns else request
+    if plan.message:
+        log.warning(plan.message)
+    return replace(request, low_memory=True) if plan.tiled or plan.guidance_one_at_a_time else request
 
 
 def one_at_a_time(network: Network) -> Network:
@@ -92,7 +92,7 @@ def plan_offload(
         ]
     except DaguerreError:  # they do not fit together
         plans = [plan_from_header(path, device=device, dtype=dtype, **run) for path in paths]
-    if any(plan.in_order for plan in plans):
+    if any(plan.offload for plan in plans):
         if len(paths) > 1 and not run.get("low_memory"):
             log.warning("The parts of both models are loaded one at a time, because they do not fit into memory together.")
         return SequentialOffload()
@@ -106,13 +106,13 @@ def plan_from_header(
     *,
     width: int | None,
     height: int | None,
-    count: int,
+    num_images: int,
     conditions: int,
     device: torch.device,
     dtype: torch.dtype,
     low_memory: bool = False,
     other_models: int = 0,
-) -> Way:
+) -> MemoryPlan:
     """The simplest memory plan that fits for generating so many images at once; arguments as in `choose_memory_plan`.
 
     Args:
@@ -124,22 +124,22 @@ def plan_from_header(
     """
     file, free = open_tensors(path), free_memory(device) - other_models
     if not low_memory and free > AMPLE_FACTOR * _model_bytes(file, dtype):
-        return Way()
+        return MemoryPlan()
     about = detect(file)
     if about.unet is None or not isinstance(about.autoencoder, AutoencoderKLConfig) or not about.texts:
-        return Way()
-    return way(
+        return MemoryPlan()
+    return choose_memory_plan(
         about.unet,
         about.autoencoder,
         tuple(about.texts.values()),
         width=width or about.size,
         height=height or about.size,
         free=free,
-        count=count,
+        num_images=num_images,
         conditions=conditions,
         dtype=dtype,
         low_memory=low_memory,
-        in_turns=offload_dtype(about.canonical(about.contents.parts["unet"]).values(), device, dtype),
+        unet_offload_dtype=offload_dtype(about.canonical(about.contents.parts["unet"]).values(), device, dtype),
     )
 
 

@@ -1,36 +1,40 @@
-"""How much memory a run needs, told from configs and the request before anything is loaded.
+"""How much memory a run needs, from the configs and the request, before any weights are loaded; and which plan fits into it.
 
-The peak of a network is found by walking its blocks and summing what is alive at once, in elements: the states kept for the way up,
-what the callers still hold, and the working set of the block. Names of quantities: C channels, N = H·W places of a level.
-`tests/weights/test_estimate.py` compares the walk with the live tensors of real calls.
+The peak of a network is measured: one call on the meta device, where tensors have shapes but no values, counts the elements that are
+alive at the same time.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.nn import chunked_conv
 from daguerre.nn.meta import shapes_only
 
-SLACK = 1.25  # what allocators and the reordered copies inside convolutions add to the live tensors; measured on a CPU
-KEPT_FREE = 0.1  # of the free memory, for everything else
-PLAIN_ATTENTION = 8  # states alive in an attention block: its input, the norm, queries, keys, values and answers, and what they become
-TILE = 64  # latents on a side of a tile, where decoding is cut into tiles
+ACTIVATION_FACTOR = 1.25  # allocators and reordered copies inside convolutions, relative to the live tensors; measured on a CPU
+USABLE_FACTOR = 0.9  # of the free memory; the rest is left to everything else
+TILE_SIZE = 64  # latents on a side of a tile, if decoding is tiled
+TEXT_TOKENS = 77
+
+NetworkConfig = UNetConfig | AutoencoderKLConfig | CLIPTextConfig
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. weights: by part. text, unet, decode: the peak beside the weights in one call of each."""
+    """Bytes. weights: per network. text, unet, decode: the peak of one call of each, without the weights."""
 
     weights: Mapping[str, int]
     text: int
@@ -38,26 +42,30 @@ class Estimate:
     decode: int
 
     @property
-    def together(self) -> int:
-        """The peak with all parts loaded."""
+    def all_loaded(self) -> int:
+        """The peak with all networks in memory."""
         return sum(self.weights.values()) + max(self.text, self.unet, self.decode)
 
     @property
-    def in_order(self) -> int:
-        """The peak where each part is loaded when it is needed and dropped after."""
-        texts = sum(size for part, size in self.weights.items() if part.startswith("text"))
+    def offloaded(self) -> int:
+        """The peak if each network is in memory only while it runs."""
+        texts = sum(size for name, size in self.weights.items() if name.startswith("text"))
         return max(texts + self.text, self.weights["unet"] + self.unet, self.weights["vae"] + self.decode)
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a run is done. guidance_in_turns: one condition a call. tiled: decoding in tiles. in_order: one part in memory at a time."""
+class MemoryPlan:
+    """How a run saves memory.
 
-    guidance_in_turns: bool = False
+    guidance_one_at_a_time: one condition per call of the UNet. tiled: decode in tiles. offload: one network in memory at a time.
+    peak: estimated bytes. message: what to show the user; empty if nothing is saved.
+    """
+
+    guidance_one_at_a_time: bool = False
     tiled: bool = False
-    in_order: bool = False
+    offload: bool = False
     peak: int = 0
-    line: str = ""  # what to tell the user; empty where nothing was switched
+    message: str = ""
 
 
 def estimate(
@@ -67,41 +75,158 @@ def estimate(
     *,
     width: int,
     height: int,
-    count: int = 1,
+    num_images: int = 1,
     conditions: int = 2,
     dtype: torch.dtype = torch.float32,
     tiled: bool = False,
-    stored: torch.dtype | None = None,
+    unet_offload_dtype: torch.dtype | None = None,
 ) -> Estimate:
-    """The memory of a run.
+    """Estimate the memory of a run.
 
     Args:
-        width, height: of the pictures, in pixels.
-        count: pictures at once.
-        conditions: that one call of the UNet holds for each picture; 2 with classifier-free guidance, 1 without.
-        tiled: decode in tiles of 64 latents a side, one after the other.
-        stored: the dtype of the UNet's weights, if it converts them in use.
+        width, height: of the images, in pixels.
+        num_images: images per batch.
+        conditions: per image in one call of the UNet; 2 with classifier-free guidance, 1 without.
+        tiled: decode in tiles of 64×64 latents, one after the other.
+        unet_offload_dtype: dtype of the UNet's weights in memory, if its layers convert them in use. Default: `dtype`.
     """
-    stored = stored or dtype
-    parts = {"unet": _size(unet), "vae": _size(autoencoder)}
-    parts |= {f"text_encoder{f'_{i + 1}' if i else ''}": _size(config) for i, config in enumerate(texts)}
+    stored = unet_offload_dtype or dtype
+    sizes = {"unet": _size(unet), "vae": _size(autoencoder)}
+    sizes |= {f"text_encoder{f'_{i + 1}' if i else ''}": _size(config) for i, config in enumerate(texts)}
     factor = 2 ** (len(autoencoder.channels) - 1)
     h, w = -(-height // factor), -(-width // factor)
-    th, tw, tiles = (min(h, TILE), min(w, TILE), 1) if tiled else (h, w, count)
-    picture = autoencoder.out_channels * count * height * width
-
-    def bytes_of(elements: float, part: str) -> int:
-        # A convolution reorders its weights once more beside them, and what is converted lies there, too.
-        copies = 2 if part == "unet" and stored != dtype else 1
-        return round((elements * SLACK + copies * parts[part].largest) * dtype.itemsize)
-
-    text = max((_text_peak(config) * count * conditions for config in texts), default=0.0)
+    tile_h, tile_w, at_once = (min(h, TILE_SIZE), min(w, TILE_SIZE), 1) if tiled else (h, w, num_images)
+    output = autoencoder.out_channels * num_images * height * width if tiled else 0
+    # A convolution reorders a copy of its weight, and a layer that converts its weight in use holds another one.
+    unet_copies = (1 + (stored != dtype)) * sizes["unet"].largest
+    text = max((text_peak(config) for config in texts), default=0) * num_images * conditions
+    decode = decoder_peak(autoencoder, tile_h, tile_w) * at_once + output
     return Estimate(
-        weights={part: size.parameters * (stored if part == "unet" else dtype).itemsize for part, size in parts.items()},
-        text=round(text * SLACK * dtype.itemsize),
-        unet=bytes_of(unet_peak(unet, h, w) * count * conditions, "unet"),
-        decode=bytes_of(decoder_peak(autoencoder, th, tw) * tiles + (picture if tiled else 0), "vae"),
+        weights={name: size.parameters * (stored if name == "unet" else dtype).itemsize for name, size in sizes.items()},
+        text=round(text * ACTIVATION_FACTOR * dtype.itemsize),
+        unet=round((unet_peak(unet, h, w) * num_images * conditions * ACTIVATION_FACTOR + unet_copies) * dtype.itemsize),
+        decode=round((decode * ACTIVATION_FACTOR + sizes["vae"].largest) * dtype.itemsize),
     )
+
+
+@cache
+def unet_peak(config: UNetConfig, height: int, width: int) -> int:
+    """Elements alive at the same time in a call for one latent (Z, height, width)."""
+    unet = _on_meta(config)
+    x, t = _empty(1, config.in_channels, height, width), _empty(1)
+    cond = Conditioning(
+        context=_empty(1, TEXT_TOKENS, config.context_width) if config.context_width else None,
+        vector=_empty(1, config.vector_width) if config.vector_width else None,
+        label=_empty(1, dtype=torch.long) if config.classes else None,
+    )
+    return peak_elements(unet, lambda: unet(x, t, cond))
+
+
+@cache
+def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> int:
+    """Elements alive at the same time while one latent (Z, height, width) is decoded."""
+    autoencoder, z = _on_meta(config), _empty(1, config.latent_channels, height, width)
+    assert isinstance(autoencoder, AutoencoderKL)
+    return peak_elements(autoencoder, lambda: autoencoder.decode(z))
+
+
+@cache
+def text_peak(config: CLIPTextConfig) -> int:
+    """Elements alive at the same time while one prompt is encoded."""
+    encoder, ids = _on_meta(config), _empty(1, config.length, dtype=torch.long)
+    return peak_elements(encoder, lambda: encoder(ids))
+
+
+def peak_elements(network: nn.Module, call: Callable[[], object]) -> int:
+    """Elements of all tensors alive at the same time during `call` on the meta device, without the network's own."""
+    meter = _Meter(network)
+    with torch.inference_mode(), meter:
+        call()
+    return meter.peak
+
+
+class _Meter(TorchFunctionMode):
+    """Counts the elements of the tensors that torch functions return, as long as they live."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+        self.tensors: dict[int, int] = {}  # storage -> living tensors on it
+        self.now = self.peak = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = _call_on_meta(func, args, kwargs or {})
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self._add(tensor)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, elements = storage._cdata, storage.nbytes() // tensor.itemsize
+        if key in self.own:
+            return
+        if key not in self.tensors:
+            self.tensors[key] = 0
+            self.now += elements
+        self.tensors[key] += 1
+        weakref.finalize(tensor, self._drop, key, elements)
+
+    def _drop(self, key: int, elements: int) -> None:
+        self.tensors[key] -= 1
+        if not self.tensors[key]:
+            del self.tensors[key]
+            self.now -= elements
+
+
+SAME_SHAPE = {"batch_norm", "group_norm", "layer_norm", "silu", "gelu", "sigmoid", "exp", "cos", "sin", "square", "__eq__"}
+BROADCAST = {"add", "sub", "mul", "div"}
+
+
+def _call_on_meta(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """func(*args, **kwargs). Functions that are slow on the meta device, or import the compiler there, only compute their shapes."""
+    name, first = func.__name__, args[0] if args else None
+    if name == "arange":
+        return _empty(len(range(*args)), dtype=kwargs.get("dtype") or torch.long)
+    if name == "stack" and not kwargs:
+        return first[0].new_empty(len(first), *first[0].shape)
+    if name == "cat":
+        shape = [*first[0].shape]
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        shape[dim] = sum(part.shape[dim] for part in first)
+        return first[0].new_empty(shape)
+    if not isinstance(first, Tensor):
+        return func(*args, **kwargs)
+    if name == "add_" or (name in SAME_SHAPE and kwargs.get("inplace")):
+        return first
+    if name in SAME_SHAPE or (name in BROADCAST and getattr(args[1], "shape", first.shape) == first.shape):
+        channels_last = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+        return torch.empty(first.shape, device="meta", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if name in BROADCAST:
+        return first.new_empty(np.broadcast_shapes(first.shape, args[1].shape))
+    if name == "conv2d":
+        weight, _, stride, padding = args[1:5]
+        sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(first.shape[2:], weight.shape[2:], stride, padding, strict=True)]
+        return first.new_empty(len(first), len(weight), *sides)
+    if name == "interpolate":
+        return first.new_empty(*first.shape[:2], *(kwargs.get("size") or [int(n * kwargs["scale_factor"]) for n in first.shape[2:]]))
+    if name == "embedding":
+        return args[1].new_empty(*first.shape, args[1].shape[1])
+    if name == "linear":
+        return first.new_empty(*first.shape[:-1], len(args[1]))
+    if name == "scaled_dot_product_attention":
+        return first.new_empty(*first.shape[:-1], args[2].shape[-1])
+    if name == "var_mean":
+        mean = first.new_empty([n for i, n in enumerate(first.shape) if i not in kwargs["dim"]])
+        return mean, mean.clone()
+    return func(*args, **kwargs)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
 
 
 class _Size(NamedTuple):
@@ -112,114 +237,25 @@ class _Size(NamedTuple):
 
 
 @cache
-def _size(config: UNetConfig | AutoencoderKLConfig | CLIPTextConfig) -> _Size:
-    with shapes_only():
-        match config:
-            case UNetConfig():
-                network: nn.Module = UNet(config)
-            case AutoencoderKLConfig():
-                network = AutoencoderKL(config)
-            case _:
-                network = CLIPText(config)
-    sizes = [parameter.numel() for parameter in network.parameters()]
+def _size(config: NetworkConfig) -> _Size:
+    sizes = [parameter.numel() for parameter in _on_meta(config).parameters()]
     return _Size(sum(sizes), max(sizes))
 
 
-def unet_peak(config: UNetConfig, height: int, width: int) -> float:
-    """Elements alive at once in a call for one latent of this size."""
-    N = [height * width / 4**level for level in range(len(config.channels))]
-    skips = [config.channels[0] * N[0]]
-    held, x, peak = skips[0], config.channels[0], 0.0  # held: what the caller keeps, the input of the level
-
-    def block(level: int, inside: int, out: int, depth: int) -> float:
-        work = _resblock(inside, out, scale_shift=config.scale_shift)
-        if depth:
-            # GEGLU: input, its norm, 8C, and two products of 4C; around it the map and the block's first state.
-            work = max(work, (20 if config.context_width else PLAIN_ATTENTION) * out)
-        return work * N[level]
-
-    for level, out in enumerate(config.channels):
-        for _ in range(config.blocks):
-            peak = max(peak, sum(skips) + block(level, x, out, config.depth[level]))
-            skips.append(out * N[level])
-            x = out
-        if level < len(config.channels) - 1:
-            skips.append(out * N[level + 1])
-        held = out * N[min(level + 1, len(config.channels) - 1)]
-    peak = max(peak, sum(skips) + held + block(len(config.channels) - 1, x, x, config.mid_depth))
-    for level, out in reversed(list(enumerate(config.channels))):
-        for _ in range(config.blocks + 1):
-            skip = skips.pop()
-            peak = max(peak, sum(skips) + held + block(level, x + round(skip / N[level]), out, config.depth[level]))
-            x = out
-        if level:
-            peak = max(peak, sum(skips) + held + out * (N[level] + 2 * N[level - 1]))
-            held = out * N[level - 1]
-    return max(peak, held + 3 * x * N[0])
-
-
-def decoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
-    """Elements alive at once while a latent of this size is decoded."""
-    last = len(config.channels) - 1
-    by_rows = config.channels[0] * height * width * 4**last > chunked_conv.CHUNK_ELEMENTS
-    x, held = config.channels[-1], 0.0
-    peak = float(PLAIN_ATTENTION * x * height * width) if config.mid_attention else 0.0
-    for level in range(last, -1, -1):
-        N = height * width * 4 ** (last - level)
-        out = config.channels[level]
-        if by_rows:
-            peak = max(peak, _by_rows(x, out, N), _enlarged(x, out, N) if level else 0)
-            x = out
-            continue
-        for _ in range(config.blocks + 1):
-            # The level's input stays with the caller; in its first block it is the block's own.
-            peak = max(peak, _resblock(x, out) * N + (held if x == out else 0))
-            x = out
-        if level:
-            peak = max(peak, held + out * (N + 8 * N))
-        held = out * N * (4 if level else 1)
-    return peak
-
-
-def encoder_peak(config: AutoencoderKLConfig, height: int, width: int) -> float:
-    """Elements alive at once while a picture of this size in pixels is encoded."""
-    x, peak = config.channels[0], 0.0
-    by_rows = x * height * width > chunked_conv.CHUNK_ELEMENTS
-    for level, out in enumerate(config.channels):
-        N = height * width / 4**level
-        if by_rows:
-            peak = max(peak, _by_rows(x, out, N))
-        else:
-            first, others = _resblock(x, out), _resblock(out, out) + x  # the level's input stays with the caller
-            peak = max(peak, (max(first, others) if config.blocks > 1 else first) * N)
-        x = out
-    middle = x * height * width / 4 ** (len(config.channels) - 1)
-    return max(peak, PLAIN_ATTENTION * middle) if config.mid_attention else peak
-
-
-def _by_rows(inside: int, out: int, N: float) -> float:
-    """The block's input, the map between its convolutions, another for the answer where it is wider, and what is made of some rows."""
-    maps = inside + out + (out if out > inside else 0)
-    return maps * N + 2 * min(max(inside, out) * N, chunked_conv.CHUNK_ELEMENTS)
-
-
-def _enlarged(stored: int, out: int, N: float) -> float:
-    """The map, in the memory of a wider one, the one of twice its sides, and some rows of that."""
-    return (stored + 4 * out) * N + min(4 * out * N, chunked_conv.CHUNK_ELEMENTS)
-
-
-def _resblock(inside: int, out: int, *, scale_shift: bool = False) -> int:
-    """Its input, the norm of it and the first convolution's output; or its input with states of the output's width."""
-    return max(2 * inside + out, inside + (3 if scale_shift else 2) * out)
-
-
-def _text_peak(config: CLIPTextConfig) -> float:
-    """All hidden states, and the widest layer twice."""
-    return config.length * ((config.layers + 5) * config.width + 2 * config.mlp_width)
+@cache
+def _on_meta(config: NetworkConfig) -> nn.Module:
+    with shapes_only():
+        match config:
+            case UNetConfig():
+                return UNet(config)
+            case AutoencoderKLConfig():
+                return AutoencoderKL(config)
+            case CLIPTextConfig():
+                return CLIPText(config)
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be taken on a device: of the machine, and of the group of processes that this one is limited with."""
+    """Bytes that are free on a device. On a CPU, the limit of this process' control group counts, too."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = []
@@ -236,7 +272,7 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     return max(0, min(limits))
 
 
-def way(
+def choose_memory_plan(
     unet: UNetConfig,
     autoencoder: AutoencoderKLConfig,
     texts: Sequence[CLIPTextConfig] = (),
@@ -244,52 +280,57 @@ def way(
     width: int,
     height: int,
     free: int,
-    count: int = 1,
+    num_images: int = 1,
     conditions: int = 2,
     dtype: torch.dtype = torch.float32,
     loaded: int = 0,
     low_memory: bool = False,
-    in_order: bool | None = None,
-    in_turns: torch.dtype | None = None,
-) -> Way:
-    """The plainest way of doing a run that fits; arguments as for `estimate`.
+    offload: bool | None = None,
+    unet_offload_dtype: torch.dtype | None = None,
+) -> MemoryPlan:
+    """Choose the fastest plan that fits into the free memory; the other arguments are those of `estimate`.
 
     Args:
-        free: bytes that can be taken.
-        loaded: bytes of the model's weights that are in memory already, which the run need not take again.
-        low_memory: take the smallest way, whether it is needed or not.
-        in_order: whether the parts take turns in memory, where that is settled because the model is open; None: as is needed.
-        in_turns: the dtype of the UNet's weights if they do.
+        free: free bytes.
+        loaded: bytes of the model's weights that are in memory already.
+        low_memory: take the plan that needs the least, whether it is necessary or not.
+        offload: whether one network is in memory at a time, if the model is open and this is settled. None: if necessary.
+        unet_offload_dtype: counts only with offload.
 
     Raises:
-        DaguerreError: no way fits; tells what is needed and what there is.
+        DaguerreError: no plan fits; states what is needed and what is free.
     """
-    room = free * (1 - KEPT_FREE) + loaded
-    smallest = Way(guidance_in_turns=conditions > 1, tiled=True, in_order=in_order is not False)
-    orders = [each for each in (False, True) if in_order in (None, each)]
-    ways = [Way(turns, tiled, each) for each in orders for turns, tiled in ((False, False), (False, True), (True, True))]
+    available = free * USABLE_FACTOR + loaded
+    smallest = MemoryPlan(conditions > 1, tiled=True, offload=offload is not False)
+    offloads = [choice for choice in (False, True) if offload in (None, choice)]
+    plans = [MemoryPlan(split, tiled, choice) for choice in offloads for split, tiled in ((False, False), (False, True), (True, True))]
+    run: dict[str, Any] = {"width": width, "height": height, "num_images": num_images, "dtype": dtype}
     peak = 0
-    for plan in [smallest] if low_memory else ways:
-        turns = 1 if plan.guidance_in_turns else conditions
-        run = {"width": width, "height": height, "count": count, "conditions": turns, "dtype": dtype, "tiled": plan.tiled}
-        together = estimate(unet, autoencoder, texts, **run).together
-        peak = estimate(unet, autoencoder, texts, **run, stored=in_turns).in_order if plan.in_order else together
-        if peak <= room:
-            said = plan if low_memory or together > room else replace(plan, in_order=False)
-            return replace(plan, peak=peak, line=_line(said, peak, room, forced=low_memory))
+    for plan in [smallest] if low_memory else plans:
+        run |= {"conditions": 1 if plan.guidance_one_at_a_time else conditions, "tiled": plan.tiled}
+        peak = all_loaded = estimate(unet, autoencoder, texts, **run).all_loaded
+        if plan.offload:
+            peak = estimate(unet, autoencoder, texts, **run, unet_offload_dtype=unet_offload_dtype).offloaded
+        if peak <= available:
+            offload_is_needed = plan.offload and (low_memory or all_loaded > available)
+            reason = "as asked" if low_memory else f"because {_gigabytes(available)} are free"
+            return MemoryPlan(
+                plan.guidance_one_at_a_time, plan.tiled, plan.offload, peak, _message(plan, peak, reason, offload=offload_is_needed)
+            )
     raise DaguerreError(
-        f"{count} × {width}×{height} pixels need about {_gigabytes(peak)} even in the smallest way, and {_gigabytes(room)} are free. "
-        "Ask for fewer or smaller pictures, or for half precision."
+        f"{num_images} × {width}×{height} pixels need about {_gigabytes(peak)} even with all memory savings, and "
+        f"{_gigabytes(available)} are free. Generate fewer or smaller images, or use half precision."
     )
 
 
-def _line(plan: Way, peak: int, room: float, *, forced: bool) -> str:
-    names = {"guidance in turns": plan.guidance_in_turns, "decoding in tiles": plan.tiled, "one part in memory at a time": plan.in_order}
-    switched = [name for name, holds in names.items() if holds]
-    if not switched:
-        return ""
-    reason = "as asked" if forced else f"because {_gigabytes(room)} are free"
-    return f"{', '.join(switched)}: about {_gigabytes(peak)}, {reason}."
+def _message(plan: MemoryPlan, peak: int, reason: str, *, offload: bool) -> str:
+    names = {
+        "guidance one condition at a time": plan.guidance_one_at_a_time,
+        "decoding in tiles": plan.tiled,
+        "one network in memory at a time": offload,
+    }
+    saved = [name for name, is_on in names.items() if is_on]
+    return f"{', '.join(saved)}: about {_gigabytes(peak)}, {reason}." if saved else ""
 
 
 def _gigabytes(size: float) -> str:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "identity",
-    "load_diffusion",
     "load",
     "load_clip",
+    "load_diffusion",
     "load_first_stage",
     "load_prior",
     "load_vae",
