@@ -134,13 +134,13 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.with_name("half")
 
 
-@pytest.mark.parametrize("seamless", ["none", "both"])
+@pytest.mark.parametrize("tiling", ["none", "both"])
 def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, tiling: str):
     model, plain = load_diffusion(half, in_order=True), load_diffusion(half)
     assert (model.dtype, model.unet_offload_dtype, plain.unet_offload_dtype) == (torch.float32, torch.float16, None)
     dtypes: list[set[torch.dtype]] = []
     model.unet.register_forward_hook(lambda *_: dtypes.append({weight.dtype for weight in model.unet.parameters()}))
-    request = {"prompt": "a red apple", "steps": 3, "seed": 5, "tiling": seamless}
+    request = {"prompt": "a red apple", "steps": 3, "seed": 5, "tiling": tiling}
     pictures = [generate(each, **request)[0].image for each in (model, plain)]
     assert np.abs(np.asarray(pictures[0], dtype=int) - np.asarray(pictures[1], dtype=int)).max() <= 1
     assert dtypes == [{torch.float16, torch.float32}] * 3

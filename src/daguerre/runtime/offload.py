@@ -1,10 +1,10 @@
-"""Networks that take turns in memory: each is there while it works, and gone when another begins.
+"""Sequential offload: networks that share memory, each loaded when it runs and unloaded when another one runs.
 
-Only what is large comes and goes; biases and norms stay, so a network always tells its device and dtype. What goes is read again from its
-file when it is needed, so nothing may have changed it: such networks are for making pictures, not for training.
+Only large tensors are offloaded; biases and norms stay resident, so `.device` and `.dtype` keep working. Offloaded tensors are read
+again from their file, so nothing may change them: such networks are for generating, not for training.
 
-What a packed twin converts in use (see `nn.packing`) is not even read: half precision stays in the map of its file where the network
-computes in float32.
+Weights that a prepacked network converts in use (see `nn.cpu.prepack`) are not copied: if the network computes in float32, they stay in
+half precision in the memory map of their file.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -19,92 +19,91 @@ from daguerre.nn.cpu.prepack import fits_copy_budget, upcast_on_use
 from daguerre.nn.meta import fill
 from daguerre.runtime.allocator import trim_heap
 
-SMALL = 1 << 16  # elements of a tensor that stays
+MAX_RESIDENT_ELEMENTS = 1 << 16  # larger tensors are offloaded
 
 
 def stays_half(stored: torch.dtype, computed: torch.dtype) -> bool:
-    """Whether weights stay as they are in their file where a network converts them in use."""
+    """Whether weights keep the dtype of their file if the network converts them in use."""
     return computed == torch.float32 and stored in (torch.float16, torch.bfloat16)
 
 
 def offload_dtype(weights: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the large ones of a UNet's weights in memory, where it takes turns and computes in `dtype`."""
+    """The dtype in memory of the large weights of an offloaded UNet that computes in `dtype`."""
     weights = list(weights)
-    stored, *others = {weight.dtype for weight in weights if weight.numel() > SMALL} or {dtype}
+    stored, *others = {weight.dtype for weight in weights if weight.numel() > MAX_RESIDENT_ELEMENTS} or {dtype}
     converted = device.type == "cpu" and cpu_linear.supports(dtype) and not fits_copy_budget(weights, dtype)
     return stored if converted and not others and stays_half(stored, dtype) else dtype
 
 
 class SequentialOffload:
-    """Holds at most one of its networks whole, be they of one model or of several that are opened with it.
+    """Keeps the large tensors of at most one of its networks in memory. The networks may belong to several models.
 
-    stay: the parts that take no turns; they are in memory all the time, and the others go when they begin.
+    keep_loaded: names of parts that always stay in memory; the others are unloaded when one of these runs.
     """
 
-    def __init__(self, stay: Container[str] = ()) -> None:
-        self.keep_loaded = stay
-        self._resident: tuple[_Offloaded | None, frozenset[str]] = (None, frozenset())
+    def __init__(self, keep_loaded: Container[str] = ()) -> None:
+        self.keep_loaded = keep_loaded
+        self._active: tuple[_Offloaded | None, frozenset[str]] = (None, frozenset())
 
     def add(
         self,
         network: nn.Module,
         tensors: Mapping[str, Tensor],
-        place: Callable[[Tensor], Tensor],
+        convert: Callable[[Tensor], Tensor],
         release: Callable[[Tensor], None],
         where: str | Path,
     ) -> None:
-        """Give a network built on the meta device its small tensors, and the others whenever it or a layer of it is called.
+        """Fill a network built on the meta device: small tensors now, large ones whenever it or one of its children is called.
 
         Args:
-            tensors: all of them, as maps of a file, not in memory.
-            place: makes of a tensor what the network computes with.
-            release: is told of each tensor when its network goes.
-            where: they come from.
+            tensors: all tensors of the network, as memory maps of a file.
+            convert: moves a tensor to the device, dtype and layout of the computation.
+            release: called with each large tensor when the network is unloaded.
+            where: the source, for error messages.
 
         Raises:
             DaguerreError: names or shapes do not fit.
         """
-        large = {name: tensor for name, tensor in tensors.items() if tensor.numel() > SMALL}
-        small = {name: place(tensor) for name, tensor in tensors.items() if name not in large}
+        large = {name: tensor for name, tensor in tensors.items() if tensor.numel() > MAX_RESIDENT_ELEMENTS}
+        small = {name: convert(tensor) for name, tensor in tensors.items() if name not in large}
         dtype = next((tensor.dtype for tensor in small.values()), None)
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
-        lent = _Offloaded(network, large, empty, place, release)
-        for part in (network, *network.children()):  # an autoencoder is asked by its methods, which call its parts
-            part.register_forward_pre_hook(lambda begins, _: self._activate(lent, upcast_on_use(begins)))
+        offloaded = _Offloaded(network, large, empty, convert, release)
+        for module in (network, *network.children()):  # callers use an autoencoder's methods, which call its children
+            module.register_forward_pre_hook(lambda called, _: self._activate(offloaded, upcast_on_use(called)))
 
     def register_resident(self, network: nn.Module) -> None:
-        """Tell a network that stays, and so has its tensors, to send the others away when it is called."""
+        """Unload the other networks whenever this one, which stays in memory, is called."""
         network.register_forward_pre_hook(lambda *_: self._activate(None))
 
-    def _activate(self, lent: "_Offloaded | None", converted: frozenset[str] = frozenset()) -> None:
-        before, _ = here = self._resident
-        if here == (lent, converted):
+    def _activate(self, offloaded: "_Offloaded | None", upcast: frozenset[str] = frozenset()) -> None:
+        if self._active == (offloaded, upcast):
             return
-        if before is not None:
-            before.unload()
-        self._resident = lent, converted
-        if lent is not None:
-            lent.load(converted)
+        if self._active[0] is not None:
+            self._active[0].unload()
+        self._active = offloaded, upcast
+        if offloaded is not None:
+            offloaded.load(upcast)
 
 
 @dataclass(frozen=True, eq=False)
 class _Offloaded:
-    """A network, where its large tensors are, what stands for them meanwhile, and how they are laid out."""
+    """A network, its large tensors in the file, and the meta tensors that replace them while it is unloaded."""
 
     network: nn.Module
     large: Mapping[str, Tensor]
     empty: Mapping[str, Tensor]
-    place: Callable[[Tensor], Tensor]
+    convert: Callable[[Tensor], Tensor]
     release: Callable[[Tensor], None]
 
-    def load(self, converted: Container[str]) -> None:
-        """converted: what may stay as it is in the file, if that is half precision for float32."""
+    def load(self, upcast: Container[str]) -> None:
+        """Assign the large tensors. upcast: names that the network converts in use, which may stay in half precision."""
 
         def stays(name: str, tensor: Tensor) -> bool:
-            return name in converted and stays_half(tensor.dtype, self.empty[name].dtype)
+            return name in upcast and stays_half(tensor.dtype, self.empty[name].dtype)
 
-        self._assign({name: tensor if stays(name, tensor) else self.place(tensor) for name, tensor in self.large.items()})
+        self._assign({name: tensor if stays(name, tensor) else self.convert(tensor) for name, tensor in self.large.items()})
 
     def unload(self) -> None:
         self._assign(self.empty)
@@ -113,5 +112,5 @@ class _Offloaded:
         trim_heap()
 
     def _assign(self, tensors: Mapping[str, Tensor]) -> None:
-        # Not strict, for the small ones stay; that these names and shapes are the network's was seen when it was filled.
+        # strict=False because the small tensors stay; `fill` has checked these names and shapes.
         self.network.load_state_dict(dict(tensors), strict=False, assign=True)
