@@ -51,7 +51,7 @@ def unet(who: str, folder: Path, dtype: torch.dtype) -> Iterator[Call]:
         from daguerre.weights import load_diffusion
 
         yield lambda: torch.empty(0)
-        network = prepack(load_diffusion(folder, dtype=dtype, in_order=True).unet)  # what every run makes of it
+        network = prepack(load_diffusion(folder, dtype=dtype, offload=True).unet)  # what every run makes of it
         yield lambda: network(x, t, Conditioning(context=context))
         return
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -92,7 +92,7 @@ def vae(who: str, folder: Path, dtype: torch.dtype, side: int) -> Iterator[Call]
         from daguerre.weights import load_diffusion
 
         yield lambda: torch.empty(0)
-        autoencoder: Any = load_diffusion(folder, dtype=dtype, in_order=True).autoencoder
+        autoencoder: Any = load_diffusion(folder, dtype=dtype, offload=True).autoencoder
         if dtype == torch.float32:  # as a run decodes
             autoencoder = prepack(autoencoder, copies=False)
         yield lambda: autoencoder.decode(z)

@@ -37,7 +37,7 @@ def ours(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Mak
     from daguerre.pipelines.tasks import ImageToImage, TextToImage
     from daguerre.weights import load_diffusion
 
-    model = load_diffusion(folder, dtype=dtype, in_order=True)
+    model = load_diffusion(folder, dtype=dtype, offload=True)
     what, times = (TextToImage(), 1) if task == "txt2img" else (ImageToImage(InputImage.from_any(given), strength=0.5), 2)
     request = {"prompt": PROMPT, "guidance": GUIDANCE, "sampler": "dpmpp_2m", "width": given.width, "height": given.height, "task": what}
     return lambda steps: generate(model, steps=times * steps, **request)

@@ -1,4 +1,4 @@
-"""What the system is told of allocator, seen in what it does: the pages that a process asks for."""
+"""The effect of allocator hints, measured by the page faults of a process."""
 
 import os
 import subprocess
@@ -6,71 +6,53 @@ import sys
 
 import pytest
 
-from daguerre.cli import main
-from daguerre.runtime import allocator
-
-LOOP = """
+SCRIPT = """
 import ctypes, resource, sys
-from daguerre.runtime.allocator import give_freed_back, keep_freed
+from daguerre.runtime.allocator import trim_heap, tune_malloc
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 library.memset.argtypes, library.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 
-def asked():
+def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    maps = [library.malloc(24 << 20) for _ in range(4)]
-    for place in maps:
-        library.memset(place, 1, 24 << 20)
-    for place in reversed(maps):
-        library.free(place)
+    blocks = [library.malloc(24 << 20) for _ in range(4)]
+    for block in blocks:
+        library.memset(block, 1, 24 << 20)
+    for block in reversed(blocks):
+        library.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-if sys.argv[1] == "kept":
-    keep_freed()
-asked()
-again = asked()
-give_freed_back()
-print(again, asked())
+if sys.argv[1] == "tuned":
+    tune_malloc()
+page_faults()
+again = page_faults()
+trim_heap()
+print(again, page_faults())
 """
-START = """
-import subprocess, sys
-from daguerre.runtime.allocator import keep_freed
-
-keep_freed()
-subprocess.run([sys.executable, "-c", sys.argv[1], "plain"], check=True)
-"""
-SAID = {"MALLOC_TRIM_THRESHOLD_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=0"}
-PAGES = 4 * (24 << 20) // os.sysconf("SC_PAGE_SIZE")  # of what is in use at a time
-glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="only glibc is told")
+CONFIGURED = {"MALLOC_TRIM_THRESHOLD_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=0"}
+PAGES = 4 * (24 << 20) // os.sysconf("SC_PAGE_SIZE")  # in use at the same time
+VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="needs glibc")
 
 
-def pages_asked_for(how: str, **environment: str) -> tuple[int, int]:
-    """For maps of as many bytes as were freed just before; and again, after all that was freed was given back."""
-    plain = {name: value for name, value in os.environ.items() if name not in (*allocator.POLICY, "GLIBC_TUNABLES")}
-    command = [sys.executable, "-c", LOOP, how] if how != "started" else [sys.executable, "-c", START, LOOP]
-    done = subprocess.run(command, capture_output=True, text=True, env=plain | environment, check=True)
-    again, anew = done.stdout.split()
-    return int(again), int(anew)
+def page_faults(mode: str, **environment: str) -> tuple[int, int]:
+    """Page faults for as much memory as was just freed; and again after the heap was trimmed."""
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    command = [sys.executable, "-c", SCRIPT, mode]
+    result = subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=True)
+    again, after_trim = result.stdout.split()
+    return int(again), int(after_trim)
 
 
 @glibc
-@pytest.mark.parametrize("how", ["kept", "started"])  # by a process that keeps what it frees
-def test_what_is_freed_is_kept_until_it_is_given_back(how: str):
-    again, anew = pages_asked_for(how)
+def test_tuned_malloc_keeps_freed_memory_until_the_heap_is_trimmed():
+    again, after_trim = page_faults("tuned")
     assert again < PAGES / 10
-    assert anew > PAGES * 0.9
+    assert after_trim > PAGES * 0.9
 
 
 @glibc
-@pytest.mark.parametrize(("how", "environment"), [("plain", {}), *(("kept", said) for said in SAID)])
-def test_otherwise_and_where_the_environment_says_so_it_is_not_kept(how: str, environment: dict[str, str]):
-    assert pages_asked_for(how, **environment)[0] > PAGES * 0.9
-
-
-def test_every_command_keeps_what_it_freed(monkeypatch: pytest.MonkeyPatch):
-    calls = []
-    monkeypatch.setattr(main, "tune_malloc", lambda: calls.append(1))
-    assert main.main(["models", "--samplers"]) == 0
-    assert main.main(["--version"]) == 0
-    assert len(calls) == 1
+@pytest.mark.parametrize(("mode", "environment"), [("plain", {}), *(("tuned", variables) for variables in CONFIGURED)])
+def test_untuned_malloc_and_a_configured_environment_keep_nothing(mode: str, environment: dict[str, str]):
+    assert page_faults(mode, **environment)[0] > PAGES * 0.9

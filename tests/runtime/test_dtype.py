@@ -1,23 +1,18 @@
-"""The default dtype of a device."""
+"""The default dtype of a machine."""
 
-import pytest
 import torch
 
-from daguerre.runtime import dtype as dtype_choice
-
-CPU = torch.device("cpu")
+from daguerre.runtime.dtype import default_dtype, has_native_bfloat16
 
 
-def test_a_processor_without_bfloat16_instructions_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dtype_choice, "has_native_bfloat16", lambda: False)
-    assert dtype_choice.default_dtype(CPU) == torch.float32
+def test_a_cpu_uses_bfloat16_only_with_native_instructions():
+    chosen = default_dtype(torch.device("cpu"))
+    assert chosen in ({torch.bfloat16, torch.float32} if has_native_bfloat16() else {torch.float32})
 
 
-def test_the_choice_stays_the_same_in_a_process():
-    choices = {dtype_choice.default_dtype(CPU) for _ in range(3)}
-    assert len(choices) == 1
-    assert choices <= {torch.float32, torch.bfloat16}
+def test_the_choice_is_stable_within_a_process():
+    assert len({default_dtype(torch.device("cpu")) for _ in range(3)}) == 1
 
 
-def test_a_gpu_computes_in_float16():
-    assert dtype_choice.default_dtype(torch.device("cuda")) == torch.float16
+def test_a_gpu_uses_float16():
+    assert default_dtype(torch.device("cuda")) == torch.float16

@@ -30,7 +30,7 @@ from daguerre.weights.tensors.reader import TensorFile
 
 @pytest.fixture
 def folder(tmp_path: Path, make_tiny_model: Callable[..., LatentDiffusion], monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(offload, "SMALL", 2000)  # of a tiny model, too, some tensors go
+    monkeypatch.setattr(offload, "MAX_RESIDENT_ELEMENTS", 2000)  # of a tiny model, too, some tensors go
     return save(make_tiny_model(prediction="epsilon", zero_terminal_snr=False), tmp_path / "tiny-v1.5")
 
 
@@ -40,7 +40,7 @@ def whole(network: nn.Module) -> bool:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, low_memory: bool):
-    model = load_diffusion(folder, in_order=True)
+    model = load_diffusion(folder, offload=True)
     parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
     assert not any(whole(part) for part in parts)
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
@@ -57,7 +57,7 @@ def test_the_picture_is_the_same_and_one_part_at_a_time_is_there(folder: Path, l
 
 
 def test_beside_a_unet_that_stays_the_others_take_turns_and_the_picture_is_the_same(folder: Path):
-    model = load_diffusion(folder, in_order=SequentialOffload(keep_loaded=("unet",)))
+    model = load_diffusion(folder, offload=SequentialOffload(keep_loaded=("unet",)))
     assert (model.unet_offload_dtype, model.name) == (None, "tiny-v1.5")
     parts = model.unet, model.autoencoder, model.conditioner.encoder  # type: ignore[attr-defined]
     there = []
@@ -86,8 +86,8 @@ def test_a_model_and_its_refiner_take_turns_in_one_order(folder: Path, monkeypat
     assert order is not None
     assert order.keep_loaded == ()
     assert "parts of both models are loaded one at a time" in caplog.text
-    model = load_diffusion(folder, in_order=order)
-    both = with_refiner(model, load_diffusion(folder, in_order=order))
+    model = load_diffusion(folder, offload=order)
+    both = with_refiner(model, load_diffusion(folder, offload=order))
     assert both.refiner is not None
     there = []
     for unet in (both.unet, both.refiner.unet):
@@ -116,7 +116,7 @@ def test_a_film_of_a_model_in_turns_is_the_film_of_the_model(tmp_path: Path, mon
 
 
 def test_a_part_that_is_dropped_is_read_again_as_it_was(folder: Path):
-    model, plain = load_diffusion(folder, in_order=True, dtype=torch.bfloat16), load_diffusion(folder, dtype=torch.bfloat16)
+    model, plain = load_diffusion(folder, offload=True, dtype=torch.bfloat16), load_diffusion(folder, dtype=torch.bfloat16)
     z, told = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16(), ["a red apple"]
     for _ in range(2):
         with torch.no_grad():
@@ -136,7 +136,7 @@ def half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("tiling", ["none", "both"])
 def test_half_precision_stays_in_its_file_while_a_run_computes_in_float32(half: Path, tiling: str):
-    model, plain = load_diffusion(half, in_order=True), load_diffusion(half)
+    model, plain = load_diffusion(half, offload=True), load_diffusion(half)
     assert (model.dtype, model.unet_offload_dtype, plain.unet_offload_dtype) == (torch.float32, torch.float16, None)
     dtypes: list[set[torch.dtype]] = []
     model.unet.register_forward_hook(lambda *_: dtypes.append({weight.dtype for weight in model.unet.parameters()}))
@@ -160,7 +160,7 @@ def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: 
     assert memory_plan.plan_from_header(half, **run).offload
     with pytest.raises(DaguerreError, match="are free"):
         memory_plan.plan_from_header(folder, **run)
-    assert generate(load_diffusion(half, in_order=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
+    assert generate(load_diffusion(half, offload=True), prompt="a red apple", steps=1)[0].image.size == (32, 32)
     bfloat16 = {**run, "dtype": torch.bfloat16}
     assert (
         memory_plan.plan_from_header(half, **bfloat16, low_memory=True).peak
@@ -172,7 +172,7 @@ def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: 
 def test_a_folder_in_another_dtype_gives_the_pages_of_its_files_back(folder: Path, monkeypatch: pytest.MonkeyPatch):
     size, seen = sum(file.stat().st_size for file in folder.glob("*/*.safetensors")), []
     monkeypatch.setattr(reader, "is_finite", lambda tensor, of=reader.is_finite: (of(tensor), seen.append(resident(folder)))[0])
-    model = load_diffusion(folder, in_order=True, dtype=torch.bfloat16)
+    model = load_diffusion(folder, offload=True, dtype=torch.bfloat16)
     assert len(seen) > 100
     assert max(*seen, resident(folder)) < size / 2
     model.unet.conv_in(torch.zeros(1, model.unet.config.in_channels, 8, 8).bfloat16())

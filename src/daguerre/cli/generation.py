@@ -26,6 +26,7 @@ from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Task, TextToImage
 from daguerre.progress import spinner, track_steps
+from daguerre.runtime.allocator import tune_malloc
 
 if TYPE_CHECKING:
     from daguerre.models.latent_diffusion import LatentDiffusion
@@ -120,6 +121,7 @@ def generate_and_save(options: GenerationOptions, request: Request, wordless: Pa
     named = wordless if wordless and not any(request.prompts) else Path(f"{slug(request.prompts[0])}-{request.seed}.png")
     out = options.out or named
     check_outputs(output_paths(options, out), request)
+    tune_malloc()
     model = open_for(options, request)
     warn_prompt(model, request)
     for path in write_outputs(model, options, request, out):

@@ -11,7 +11,6 @@ from importlib import import_module
 
 import daguerre
 from daguerre.errors import DaguerreError, nearest
-from daguerre.runtime.allocator import tune_malloc
 
 COMMANDS = {
     "txt2img": "make pictures from words",
@@ -67,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _print_error(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported, which only commands do
-    tune_malloc()
     try:
         import_module(f"daguerre.cli.commands.{name}").main(rest)
     except SystemExit as stop:  # the argument parser has said what it had to say

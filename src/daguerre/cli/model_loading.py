@@ -62,7 +62,7 @@ def open_any(
     told = PREDICTIONS_BY_FLAG[prediction]
     computed = default_dtype(default_device(device)) if dtype == "auto" else dtype_by_name(dtype)
     order = None if request is None else _order(name, refiner, request, stay, default_device(device), computed, offline)
-    more = {} if order is None else {"in_order": order}
+    more = {} if order is None else {"offload": order}
     model = load(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
     if vae is None and refiner is None:
         return model

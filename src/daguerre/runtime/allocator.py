@@ -1,7 +1,4 @@
-"""What the system is told of a process' memory: which pages it needs no more, which had better be large, and that it keeps what it freed.
-
-Each is advice that changes no number. Where the system has no such call, nothing is told.
-"""
+"""Hints to the operating system's allocator: release pages, trim the heap, keep freed memory. They do nothing where they do not exist."""
 
 import ctypes
 import mmap
@@ -14,52 +11,40 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGE_PAGE = 1 << 21  # bytes; Linux on x86 and most ARM gives such pages where it is asked, elsewhere the question has no effect
-KEPT = 1 << 30  # bytes that are free at the end of the heap before the C library gives them back
-SINGLE = 1 << 25  # bytes from which a block is mapped by itself, and goes back at once; the most that all versions of glibc take
-POLICY = {"MALLOC_TRIM_THRESHOLD_": (-1, KEPT), "MALLOC_MMAP_THRESHOLD_": (-3, SINGLE)}  # mallopt(3): variable, parameter and value
+TRIM_THRESHOLD = 1 << 30  # bytes free at the end of the heap before glibc returns them to the system
+MMAP_THRESHOLD = 1 << 25  # bytes from which a block is mapped on its own and returned at once; the maximum of all glibc versions
+# mallopt(3): environment variable, parameter, value.
+MALLOC_OPTIONS = (("MALLOC_TRIM_THRESHOLD_", -1, TRIM_THRESHOLD), ("MALLOC_MMAP_THRESHOLD_", -3, MMAP_THRESHOLD))
 
 
 def tune_malloc() -> None:
-    """Keep freed blocks for the next ones that are asked for, in this process and those it starts, unless the environment tells glibc.
+    """Make glibc keep freed memory in this process, unless the environment configures it.
 
-    A network frees maps of some megabytes all the time and asks for as many. The C library gives them back to the system in between, and
-    new ones come page by page: of 100 steps of a VQ-VAE's training that took 13 s of the system's time, of which 1 s is left.
+    A network allocates and frees blocks of some megabytes all the time. By default glibc returns them to the system in between, and each
+    new block is filled page by page.
     """
-    mallopt, told = _call("mallopt"), POLICY.keys() & os.environ.keys() or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
-    if mallopt is None or told:
-        return
-    for variable, (parameter, value) in POLICY.items():
-        mallopt(parameter, value)
-        os.environ[variable] = str(value)  # which is read when a process starts
+    configured = any(variable in os.environ for variable, _, _ in MALLOC_OPTIONS) or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if not configured and (mallopt := _libc_function("mallopt")) is not None:
+        for _, parameter, value in MALLOC_OPTIONS:
+            mallopt(parameter, value)
 
 
 def trim_heap() -> None:
-    """Give the system what was freed, which the C library keeps for itself otherwise."""
-    if (malloc_trim := _call("malloc_trim")) is not None:
+    """Return freed memory to the system."""
+    if (malloc_trim := _libc_function("malloc_trim")) is not None:
         malloc_trim(0)
 
 
 def release_pages(tensor: "Tensor") -> None:
-    """Drop the pages of a file's map that hold nothing but this tensor; they are read again."""
-    if tensor.is_contiguous():
-        _advise(tensor, mmap.PAGESIZE, "MADV_DONTNEED")
-
-
-def advise_hugepages(tensor: "Tensor") -> None:
-    """Have the memory of a new tensor come in large pages; otherwise it comes page by page when it is written."""
-    _advise(tensor, LARGE_PAGE, "MADV_HUGEPAGE")
-
-
-def _advise(tensor: "Tensor", page: int, advice: str) -> None:
-    """Tell how the pages are used that hold nothing but this tensor."""
-    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    first, last = -(-start // page) * page, end // page * page
-    if first < last and (madvise := _call("madvise")) is not None:
-        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice))
+    """Drop the memory pages that hold only this tensor of a memory-mapped file; they are read again on use."""
+    if not tensor.is_contiguous() or (madvise := _libc_function("madvise")) is None:
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 @cache
-def _call(name: str) -> Callable[..., int] | None:
-    """A function of Linux' C library, None where there is none of that name."""
+def _libc_function(name: str) -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""The default dtype of a device: half precision if that is faster on this machine."""
+"""The default dtype of computation: half precision if this machine is faster with it."""
 
 import time
 from functools import cache
@@ -6,34 +6,32 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from daguerre.nn.cpu.torch_private import cpu_has
-
-TRIES = 4  # the fastest counts, because other programs only ever slow one down
-CHANNELS, SIDE = 128, 32  # of the convolution that is timed: three milliseconds of one core in float32
+ATTEMPTS = 4  # the fastest counts, because other programs only slow one down
+CHANNELS, SIDE = 128, 32  # of the timed convolution: three milliseconds of one core in float32
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """float16 on a GPU; on a CPU bfloat16 if the processor has instructions for it and they measure faster, else float32."""
+    """float16 on a GPU. On a CPU, bfloat16 if it has instructions for it and a measurement shows that they are faster, else float32."""
     if device.type == "cpu":
         return torch.bfloat16 if has_native_bfloat16() and _bfloat16_is_faster() else torch.float32
     return torch.float16
 
 
 def has_native_bfloat16() -> bool:
-    """True if the processor has bfloat16 instructions."""
-    return cpu_has("avx512_bf16") or cpu_has("amx_tile")
+    """True if the CPU has instructions for bfloat16. Without them, even the measurement would take long."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @cache
 @torch.no_grad()
 def _bfloat16_is_faster() -> bool:
-    """Time a typical convolution in both dtypes, once per process."""
+    """Time a typical convolution in both dtypes, alternately, once per process."""
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     x, weight = torch.ones(1, CHANNELS, SIDE, SIDE), torch.ones(CHANNELS, CHANNELS, 3, 3)
-    cases = {dtype: tuple(y.to(dtype, memory_format=torch.channels_last) for y in (x, weight)) for dtype in best}
-    for _ in range(TRIES):
-        for dtype, (states, kernel) in cases.items():
+    inputs = {dtype: tuple(y.to(dtype, memory_format=torch.channels_last) for y in (x, weight)) for dtype in best}
+    for _ in range(ATTEMPTS):
+        for dtype, (features, kernel) in inputs.items():
             start = time.perf_counter()
-            F.conv2d(states, kernel, padding=1)
+            F.conv2d(features, kernel, padding=1)
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     return best[torch.bfloat16] < best[torch.float32]

@@ -104,6 +104,9 @@ class _Offloaded:
             return name in upcast and stays_half(tensor.dtype, self.empty[name].dtype)
 
         self._assign({name: tensor if stays(name, tensor) else self.convert(tensor) for name, tensor in self.large.items()})
+        resident = {tensor.dtype for name, tensor in self.network.named_parameters() if name not in self.large}
+        if resident == {torch.float32} and not upcast:
+            self.network.float()  # it overflowed in half precision (see `runtime.overflow`)
 
     def unload(self) -> None:
         self._assign(self.empty)

@@ -1,6 +1,6 @@
-"""Half precision watched: what a network answers is finite, or it is asked again in float32.
+"""Overflow guard: a network whose result is not finite in half precision computes in float32 from then on.
 
-float16 ends at 65504; the decoder of SDXL and UNets under unusual weights pass it. Weights go to float32 and back unchanged.
+float16 ends at 65504. The autoencoder of SDXL exceeds that, and so do UNets with unusual weights.
 """
 
 import logging
@@ -17,22 +17,28 @@ P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 
-def retry_in_float32(module: object, call: Callable[P, Tensor], what: str) -> Callable[P, Tensor]:
-    """`call`, which computes with `module`, done again in float32 where half precision overflows; `what` names the module in the log."""
+def retry_in_float32(module: object, call: Callable[P, Tensor], name: str) -> Callable[P, Tensor]:
+    """Wrap `call`, which computes with `module`: after an overflow, convert the module to float32 for good and call it again.
 
-    def watched(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        answer = call(*args, **kwargs)
-        dtype = answer.dtype
-        if not isinstance(module, nn.Module) or dtype not in (torch.float16, torch.bfloat16) or bool(answer.isfinite().all()):
-            return answer
-        log.warning("The %s overflowed in %s; this call is done again in float32.", what, str(dtype).removeprefix("torch."))
+    name: of the module, for the log.
+    """
+    if not isinstance(module, nn.Module):
+        return call
+
+    def call_float32(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return call(*map(_to_float32, args), **{key: _to_float32(value) for key, value in kwargs.items()})  # type: ignore[arg-type]
+
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if any(parameter.dtype == torch.float32 for parameter in module.parameters()):
+            return call_float32(*args, **kwargs)
+        result = call(*args, **kwargs)
+        if result.dtype not in (torch.float16, torch.bfloat16) or bool(result.isfinite().all()):
+            return result
+        log.warning("The %s overflowed in %s; it computes in float32 from now on.", name, str(result.dtype).removeprefix("torch."))
         module.float()
-        try:
-            return call(*map(_to_float32, args), **{name: _to_float32(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
-        finally:
-            module.to(dtype)
+        return call_float32(*args, **kwargs)
 
-    return watched
+    return guarded
 
 
 def _to_float32(value: object) -> object:

@@ -57,7 +57,7 @@ def load_diffusion(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
-    in_order: "bool | SequentialOffload" = False,
+    offload: "bool | SequentialOffload" = False,
 ) -> LatentDiffusion:
     """Open a diffusion model.
 
@@ -70,8 +70,8 @@ def load_diffusion(
         prediction, heads: what the network predicts, and the UNet's heads (one number or one a level), where the files do not say.
         ema: of a file with both, read the running average of the weights in their place.
         variant: of a folder's files, such as "fp16".
-        in_order: its parts take turns in memory, read from the files each time; for making pictures with little memory. An `InOrder` tells
-            which of them stay, and may be another model's, too.
+        offload: keep one network in memory at a time, read from the files each time it runs (sequential offload). A SequentialOffload also
+            states which ones stay loaded, and may be shared with another model.
 
     Raises:
         DaguerreError: there is no such model, or its files are not whole; says what is missing.
@@ -82,12 +82,12 @@ def load_diffusion(
     if _is_latent_prior(path):
         raise DaguerreError(f"'{path}' is a prior over codes, where a diffusion model is needed; `daguerre sample {path}` draws from it.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
-    told = bool(in_order) or any(option is not None for option in (prediction, heads, ema, variant))
+    told = bool(offload) or any(option is not None for option in (prediction, heads, ema, variant))
     if not isinstance(kind, str) or told or (kind not in PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.original.load import load_single_file  # a quick start needs none of it
 
         return load_single_file(
-            path, device=place, dtype=dtype, prediction=prediction, heads=heads, ema=ema, variant=variant, in_order=in_order
+            path, device=place, dtype=dtype, prediction=prediction, heads=heads, ema=ema, variant=variant, offload=offload
         )
     return load_folder(path, device=place, dtype=dtype)
 

@@ -57,7 +57,7 @@ def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_requ
     model = daguerre.load(daguerre.save(replace(tiny_model, default_guidance=2.5), tmp_path / "own"))
     assert model.default_guidance == 2.5
     assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).default_guidance == tiny_model.default_guidance == 5.0
-    assert load_single_file(tmp_path / "own", in_order=True).default_guidance == 2.5
+    assert load_single_file(tmp_path / "own", offload=True).default_guidance == 2.5
     single = detect(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
     assert (
         own_guidance(single.stored_configs["model_index"]) == 2.5

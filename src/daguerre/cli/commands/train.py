@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from daguerre.errors import DaguerreError, nearest
+from daguerre.runtime.allocator import tune_malloc
 from daguerre.training.recipes import RECIPES
 
 PROCESSES = "--processes"
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from daguerre.training.processes import is_distributed, launch, rank
 
+    tune_malloc()
     run = RECIPES[name].run
     path = run(recipe) if processes == 1 or is_distributed() else launch(processes, run, recipe)
     if rank() == 0:

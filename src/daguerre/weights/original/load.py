@@ -48,7 +48,7 @@ def load_single_file(
     heads: int | tuple[int, ...] | None = None,
     ema: bool | None = None,
     variant: str | None = None,
-    in_order: bool | SequentialOffload = False,
+    offload: bool | SequentialOffload = False,
 ) -> LatentDiffusion:
     """Open a model that lies in one file, in shards with an index, or in a folder of parts.
 
@@ -57,7 +57,7 @@ def load_single_file(
         heads: of the UNet, one number or one per level, where its family has no rule.
         ema: read the running average of the UNet's weights; None: only where there is nothing else.
         variant: of a folder's files, such as "fp16".
-        in_order: the parts take turns in memory, all of them or as such an order has it.
+        offload: keep one network in memory at a time; a SequentialOffload also states which ones stay loaded.
 
     Raises:
         DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
@@ -67,7 +67,7 @@ def load_single_file(
     _check_whole(about)
     if about.prediction is None:
         raise unknown_prediction_error(path)
-    order = SequentialOffload() if in_order is True else in_order or None
+    order = SequentialOffload() if offload is True else offload or None
     files = weight_files(file.path, variant)
     mapped = _mapped(files)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.errors import DaguerreError
-from daguerre.runtime.allocator import advise_hugepages, release_pages
+from daguerre.runtime.allocator import release_pages
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -173,12 +173,11 @@ def to_compute_layout(tensor: Tensor, device: torch.device | str, dtype: torch.d
 
 
 def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor itself where it is laid out already, else a copy, in large pages."""
+    """The tensor itself if it has this layout already, else a copy."""
     order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
     if tensor.dtype == dtype and tensor.is_contiguous(memory_format=order):
         return tensor
     there = torch.empty(tensor.shape, dtype=dtype, memory_format=order)
-    advise_hugepages(there)
     _convert(tensor, there)
     return there
 
