@@ -30,7 +30,9 @@ from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.nn.cpu.prepack import prepack
 from daguerre.nn.meta import shapes_only
-from daguerre.weights.diffusers.configs import autoencoder_json, text_json, unet_json
+from daguerre.weights.diffusers.clip_config import clip_text_json
+from daguerre.weights.diffusers.unet_config import unet_json
+from daguerre.weights.diffusers.vae_config import autoencoder_json
 
 LARGEST = 1e-5
 BOS, EOS = 49406, 49407
@@ -104,7 +106,7 @@ def text(config: CLIPTextConfig, pad: int) -> Part:
     ids[:, 0] = BOS
     for line, end in zip(ids, (9, config.length - 1), strict=True):
         line[end], line[end + 1 :] = EOS, pad
-    given = text_json(config, bos=BOS, pad=pad)
+    given = clip_text_json(config, bos=BOS, pad=pad)
     kind: Any = transformers.CLIPTextModel if config.projection is None else transformers.CLIPTextModelWithProjection
 
     def ask(network: CLIPText) -> Answers:

@@ -1,7 +1,11 @@
 """A layer imports only from the layers below it, and no module imports itself through others."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import daguerre
 
@@ -53,7 +57,45 @@ def test_every_layer_imports_only_from_layers_below():
     assert not wrong, wrong
 
 
-def test_the_references_stay_in_the_tests():
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes, including those inside functions, except under `if TYPE_CHECKING`."""
+    if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from run_time_nodes(child)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Each module of daguerre and those that it imports, at its top or inside its functions."""
+    sources = {module_name(path): path.read_text() for path in PACKAGE.rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        imported: set[str] = set()
+        for node in run_time_nodes(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                imported |= {name if name in sources else str(node.module) for name in names}
+        graph[module] = imported & sources.keys()
+    return graph
+
+
+def test_no_module_imports_itself_through_others():
+    graph = import_graph()
+    assert any(graph.values())
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_only_the_tests_import_reference_libraries():
     for path in PACKAGE.rglob("*.py"):
         roots = {n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)}
         roots |= {a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names}

@@ -113,7 +113,7 @@ def test_rejects_image_sides_that_are_not_multiples_of_f():
 
 @pytest.mark.parametrize(
     ("preset", "millions"),
-    # VQ-f4 and VQ-f8 as in diffusers' copies of the published weights; f16 as in the manifest of the faces model.
+    # VQ-f4 as in diffusers' copy of the published weights; f16 as in the manifest of the faces model.
     [("VQ_F4", 55.3), ("VQGAN_F16_1024", None)],
 )
 def test_presets_have_the_published_sizes(preset: str, millions: float | None):

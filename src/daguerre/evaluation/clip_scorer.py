@@ -13,7 +13,7 @@ from daguerre.conditioning import Tokenizer
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP
 from daguerre.weights import load_clip
-from daguerre.weights.diffusers.clip import CONFIG
+from daguerre.weights.diffusers.folder_names import CONFIG
 
 SCORE_BATCH = 128  # images or texts per call
 T = TypeVar("T", Tensor, Sequence[str])

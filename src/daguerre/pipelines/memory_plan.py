@@ -96,7 +96,7 @@ def plan_offload(
         if len(paths) > 1 and not run.get("low_memory"):
             log.warning("The parts of both models are loaded one at a time, because they do not fit into memory together.")
         return SequentialOffload()
-    if device.type == "cpu" and sum(sizes) > LARGE_MODEL and all(detect(file).texts for file in files):
+    if device.type == "cpu" and sum(sizes) > LARGE_MODEL and all(detect(file).text_encoders for file in files):
         return SequentialOffload(keep_loaded)
     return None
 
@@ -126,14 +126,14 @@ def plan_from_header(
     if not low_memory and free > AMPLE_FACTOR * _model_bytes(file, dtype):
         return MemoryPlan()
     about = detect(file)
-    if about.unet is None or not isinstance(about.autoencoder, AutoencoderKLConfig) or not about.texts:
+    if about.unet is None or not isinstance(about.autoencoder, AutoencoderKLConfig) or not about.text_encoders:
         return MemoryPlan()
     return choose_memory_plan(
         about.unet,
         about.autoencoder,
-        tuple(about.texts.values()),
-        width=width or about.size,
-        height=height or about.size,
+        tuple(about.text_encoders.values()),
+        width=width or about.sample_size,
+        height=height or about.sample_size,
         free=free,
         num_images=num_images,
         conditions=conditions,

@@ -25,14 +25,17 @@ from daguerre.diffusion.denoiser import Prediction
 from daguerre.errors import DaguerreError, join_names
 from daguerre.models.ldm_bert import LDMBert
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers import configs
-from daguerre.weights.diffusers.index import LATENT_DIFFUSION, UPSCALER, model_index, pipeline_of
-from daguerre.weights.diffusers.layout import ALIASES, PARTS
-from daguerre.weights.diffusers.load import CONFIG, SCHEDULER_CONFIG, check_overwrite, write_part
-from daguerre.weights.diffusers.save import class_of, tokenizer_class
-from daguerre.weights.diffusers.vae import first_stage_json
+from daguerre.weights.diffusers.clip_config import clip_text_json, ldm_bert_json
+from daguerre.weights.diffusers.config_fields import Json
+from daguerre.weights.diffusers.folder_names import CONFIG, PART_ALIASES, PARTS, SCHEDULER_CONFIG
+from daguerre.weights.diffusers.index import LDM_PIPELINES, UPSCALE_PIPELINE, model_index, pipeline_class
+from daguerre.weights.diffusers.load import check_overwrite, write_part
+from daguerre.weights.diffusers.save import class_name, tokenizer_class
+from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
+from daguerre.weights.diffusers.unet_config import unet_json
+from daguerre.weights.diffusers.vae_config import first_stage_json
 from daguerre.weights.original.components import Component, ema_weights, split_components
-from daguerre.weights.original.detect import DetectedModel, detect, stored_config_texts, with_file_schedule
+from daguerre.weights.original.detect import DetectedModel, detect, read_stored_configs, with_file_schedule
 from daguerre.weights.original.families import unknown_prediction_error
 from daguerre.weights.original.key_map import (
     KeyTable,
@@ -44,7 +47,7 @@ from daguerre.weights.original.key_map import (
     rule,
     unet_rules,
 )
-from daguerre.weights.original.load import BLANK
+from daguerre.weights.original.load import OPEN_CLIP_PAD
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors
 from daguerre.weights.tensors.safetensors import read_safetensors, write_json, write_safetensors
 
@@ -94,7 +97,7 @@ def convert(
     if target.suffix == ".safetensors":
         names = _single_file_tables(about)
         tensors = {name: tensor for part, table in names.items() for name, tensor in _to_original(table, parts[part], about).items()}
-        kept = stored_config_texts(file.metadata)
+        kept = read_stored_configs(file.metadata)
         if (unread := Path(source) / EXTRA_TENSORS).is_file():
             tensors |= read_safetensors(unread)
             kept.pop("text_encoder", None)  # it describes the tower without its last block
@@ -142,7 +145,7 @@ def _single_file_tables(about: DetectedModel) -> dict[str, KeyTable]:
     family = about.family.name if about.family else ""
     if (words := about.networks.get("text_encoder")) and isinstance(words, LDMBert):
         tables["text_encoder"] = _prefixed("cond_stage_model.transformer." if whole else "", ldm_text_rules(words.config.layers))
-    for part, config in about.texts.items():
+    for part, config in about.text_encoders.items():
         open_clip = family.startswith("sd2") or part == "text_encoder_2"
         place = "conditioner.embedders.0" if part == "text_encoder" or family == "sdxl-refiner" else "conditioner.embedders.1"
         place = place if family.startswith("sdxl") else "cond_stage_model" if whole else ""
@@ -162,7 +165,7 @@ def _write_folder(target: Path, parts: Mapping[str, Component], about: DetectedM
     if about.file.container == "folder" and target.exists() and target.samefile(about.file.path):
         raise DaguerreError(f"'{target}' would be written over itself; name another folder.")
     check_overwrite(target, INDEX if about.unet else CONFIG)
-    pipeline = pipeline_of(about.family, about.unet, parts) if about.family and about.unet else None
+    pipeline = pipeline_class(about.family, about.unet, parts) if about.family and about.unet else None
     if lost := [part for part in parts.values() if part.name not in PARTS]:
         raise _no_layout_error(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in lost)}")
     if not parts:
@@ -174,7 +177,7 @@ def _write_folder(target: Path, parts: Mapping[str, Component], about: DetectedM
     with atomic_path(target) as beside:
         for name, config in written.items():
             tensors = about.canonical(parts[name])
-            if name in about.texts:
+            if name in about.text_encoders:
                 tensors, left = _read_of_text(tensors, config)
                 unread |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_original(left)[0].items()}
             write_part(beside / _place(name, pipeline) if about.unet else beside, config, tensors, dtype)
@@ -199,39 +202,39 @@ def _no_layout_error(what: str) -> DaguerreError:
 
 def _place(part: str, pipeline: str | None) -> str:
     """The folder of a part, as the field's pipelines call it."""
-    return ALIASES.get(part, part) if pipeline in LATENT_DIFFUSION.values() else part
+    return PART_ALIASES.get(part, part) if pipeline in LDM_PIPELINES.values() else part
 
 
-def _schedulers(about: DetectedModel, pipeline: str) -> dict[str, configs.Json]:
+def _schedulers(about: DetectedModel, pipeline: str) -> dict[str, Json]:
     assert about.family is not None
     assert about.prediction is not None
-    kept = stored_config_texts(about.file.metadata)
-    found = {"scheduler": kept.get("scheduler") or configs.schedule_json(about.schedule, about.prediction)}
-    if pipeline == UPSCALER:
-        found["low_res_scheduler"] = kept.get("low_res_scheduler") or configs.low_resolution_json(about.family.schedule)
+    kept = about.stored_configs
+    found = {"scheduler": kept.get("scheduler") or schedule_json(about.schedule, about.prediction)}
+    if pipeline == UPSCALE_PIPELINE:
+        found["low_res_scheduler"] = kept.get("low_res_scheduler") or low_res_schedule_json(about.family.schedule)
     return found
 
 
-def _config(part: str, about: DetectedModel) -> configs.Json:
+def _config(part: str, about: DetectedModel) -> Json:
     """The config.json of a part: the one it came with, or one made from its shapes."""
-    kept = stored_config_texts(about.file.metadata)
+    kept = about.stored_configs
     if part in kept:
         return kept[part]
     if part == "unet" and about.unet is not None:
         factor = 2 ** (len(about.autoencoder.channels) - 1) if about.autoencoder else 8
         try:
-            return configs.unet_json(about.unet, about.size // factor)
+            return unet_json(about.unet, about.sample_size // factor)
         except DaguerreError as error:
             raise DaguerreError(f"{str(error).removesuffix('.')}; {AS_ONE_FILE}") from error
     if part == "vae" and about.autoencoder is not None:
-        return first_stage_json(about.autoencoder, about.size)
+        return first_stage_json(about.autoencoder, about.sample_size)
     tokenizer, words = _tokenizer(part, about), about.networks[part]
     if isinstance(words, LDMBert):
-        return configs.ldm_text_json(words.config, tokenizer.pad)
-    config = about.texts[part]
+        return ldm_bert_json(words.config, tokenizer.pad)
+    config = about.text_encoders[part]
     if about.family is not None and about.family.name.startswith("sd2") and config.projection is not None:
         config = replace(config, layers=config.layers - 1, projection=None)  # readers of a folder always read the last block
-    return configs.text_json(config, bos=tokenizer.bos, pad=tokenizer.pad)
+    return clip_text_json(config, bos=tokenizer.bos, pad=tokenizer.pad)
 
 
 def _read_of_text(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -256,16 +259,14 @@ def _tokenizer(part: str, about: DetectedModel) -> Tokenizer | WordPiece:
     if folder.is_dir():
         return Tokenizer.from_folder(folder)
     blank = part == "text_encoder_2" or (about.family is not None and about.family.name.startswith("sd2"))
-    return Tokenizer.clip(pad=BLANK if blank else EOS)
+    return Tokenizer.clip(pad=OPEN_CLIP_PAD if blank else EOS)
 
 
-def _index(
-    about: DetectedModel, pipeline: str, written: Mapping[str, configs.Json], schedulers: Mapping[str, configs.Json]
-) -> dict[str, Any]:
+def _index(about: DetectedModel, pipeline: str, written: Mapping[str, Json], schedulers: Mapping[str, Json]) -> dict[str, Any]:
     """model_index.json: the one it came with, without the parts that are not here, or one made from what it holds."""
-    if kept := stored_config_texts(about.file.metadata).get("model_index"):
+    if kept := about.stored_configs.get("model_index"):
         there = {*(_place(part, pipeline) for part in written), *(TOKENIZERS[part] for part in written if part in TOKENIZERS), *schedulers}
         return {name: [None, None] if isinstance(entry, list) and name not in there else entry for name, entry in kept.items()}
-    classes = {_place(part, pipeline): class_of(config) for part, config in written.items()}
+    classes = {_place(part, pipeline): class_name(config) for part, config in written.items()}
     classes |= {TOKENIZERS[part]: tokenizer_class(_tokenizer(part, about)) for part in written if part in TOKENIZERS}
-    return model_index(pipeline, classes | {name: class_of(config) for name, config in schedulers.items()})
+    return model_index(pipeline, classes | {name: class_name(config) for name, config in schedulers.items()})

@@ -19,7 +19,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
-from daguerre.weights.diffusers.load import CONFIG
+from daguerre.weights.diffusers.folder_names import CONFIG
 from daguerre.weights.hashing import file_hash, files_hash
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, detect
@@ -154,21 +154,20 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
 
 def _latent_prior(folder: Path, hashed: bool) -> InspectReport:
     """Of a first stage with a prior over its codes (see `latent_priors`), whose parts are networks of ours."""
-    from daguerre.weights.diffusers.latent_prior import FIRST_STAGE, MAPS, PRIOR
     from daguerre.weights.diffusers.load import modernize_key
-    from daguerre.weights.diffusers.prior import build_untrained
-    from daguerre.weights.diffusers.vae import vq_config
+    from daguerre.weights.diffusers.prior import FIRST_STAGE_FOLDER, MAP_FOLDER, PRIOR_FOLDER, build_untrained
+    from daguerre.weights.diffusers.vae_config import vq_config
 
     faults: dict[str, list[str]] = {"missing": [], "unmatched": [], "of another shape": []}
     parts: dict[str, PartReport] = {}
     shapes: dict[str, Tensor] = {}
-    for part in (FIRST_STAGE, PRIOR, MAPS):
-        if part == MAPS and not (folder / part).is_dir():
+    for part in (FIRST_STAGE_FOLDER, PRIOR_FOLDER, MAP_FOLDER):
+        if part == MAP_FOLDER and not (folder / part).is_dir():
             continue
         where = folder / part / CONFIG
         given = read_json(where)
         with config_errors(where), shapes_only():
-            wanted = (build_untrained(given, where) if part == PRIOR else VQModel(vq_config(given, where))).state_dict()
+            wanted = (build_untrained(given, where) if part == PRIOR_FOLDER else VQModel(vq_config(given, where))).state_dict()
         found = {modernize_key(name): tensor for name, tensor in open_tensors(weights_in(folder / part)).shapes.items()}
         faults["missing"] += [f"{part}/{name}" for name in wanted.keys() - found.keys()]
         faults["unmatched"] += [f"{part}/{name}" for name in found.keys() - wanted.keys()]

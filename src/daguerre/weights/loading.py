@@ -11,7 +11,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR, find, may_be_on_the_hub
-from daguerre.weights.diffusers.load import PIPELINES, load_folder
+from daguerre.weights.diffusers.load import LOADABLE_PIPELINES, load_folder
 from daguerre.weights.tensors.safetensors import read_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load(
         from daguerre.weights.original.taming import load_taming
 
         return load_taming(taming, device=place, dtype=dtype or torch.float32)
-    from daguerre.weights.diffusers.latent_prior import load_latent_prior
+    from daguerre.weights.diffusers.prior import load_latent_prior
 
     return load_latent_prior(path, device=place, dtype=dtype or torch.float32)
 
@@ -83,7 +83,7 @@ def load_diffusion(
         raise DaguerreError(f"'{path}' is a prior over codes, where a diffusion model is needed; `daguerre sample {path}` draws from it.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
     told = bool(offload) or any(option is not None for option in (prediction, heads, ema, variant))
-    if not isinstance(kind, str) or told or (kind not in PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
+    if not isinstance(kind, str) or told or (kind not in LOADABLE_PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.original.load import load_single_file  # a quick start needs none of it
 
         return load_single_file(
@@ -133,7 +133,7 @@ def save(model: LatentDiffusion | LatentPrior, folder: str | Path, *, dtype: tor
         from daguerre.weights.diffusers.save import save_folder
 
         return save_folder(model, folder, dtype=dtype)
-    from daguerre.weights.diffusers.latent_prior import save_latent_prior
+    from daguerre.weights.diffusers.prior import save_latent_prior
 
     return save_latent_prior(model, folder)
 

@@ -17,8 +17,9 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.weights.catalog import embedded, find
 from daguerre.weights.convert import convert
-from daguerre.weights.diffusers import configs
-from daguerre.weights.diffusers.index import own_guidance
+from daguerre.weights.diffusers.index import stored_guidance
+from daguerre.weights.diffusers.unet_config import unet_config, unet_json
+from daguerre.weights.diffusers.vae_config import autoencoder_config, autoencoder_json
 from daguerre.weights.original.detect import detect
 from daguerre.weights.original.load import load_single_file
 from daguerre.weights.tensors.reader import open_tensors
@@ -60,7 +61,7 @@ def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_requ
     assert load_single_file(tmp_path / "own", offload=True).default_guidance == 2.5
     single = detect(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
     assert (
-        own_guidance(single.stored_configs["model_index"]) == 2.5
+        stored_guidance(single.stored_configs["model_index"]) == 2.5
     )  # a file has no place for the small vocabulary, so it is not opened whole
     (own,) = daguerre.generate(model, prompt="a red apple", steps=2)
     (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance_scale=2.5)
@@ -255,7 +256,7 @@ def test_the_catalogue_finds_by_name_and_suggests(saved: Path, monkeypatch: pyte
 
 def test_the_head_counts_of_published_configs_are_read_as_such():
     """SD 1 writes 8 heads, SD 2 counts per level, both under `attention_head_dim`; SDXL gives depths per level."""
-    assert configs.unet_config({"attention_head_dim": 8, "cross_attention_dim": 768}, "x").heads == (8, 8, 8, 8)
+    assert unet_config({"attention_head_dim": 8, "cross_attention_dim": 768}, "x").heads == (8, 8, 8, 8)
     sdxl = {
         "attention_head_dim": [5, 10, 20],
         "block_out_channels": [320, 640, 1280],
@@ -269,7 +270,7 @@ def test_the_head_counts_of_published_configs_are_read_as_such():
     }
     from daguerre.models import unet
 
-    assert configs.unet_config(sdxl, "x") == unet.SDXL
+    assert unet_config(sdxl, "x") == unet.SDXL
 
 
 def presets() -> list[object]:
@@ -277,7 +278,7 @@ def presets() -> list[object]:
 
     return [
         *(getattr(unet, name) for name in ("SD1", "SD1_INPAINTING", "SD2", "SD2_DEPTH", "SD2_UPSCALER", "SDXL", "SDXL_REFINER")),
-        *(getattr(autoencoder_kl, name) for name in ("SD", "SDXL", "UPSCALER", "KL_F16")),
+        *(getattr(autoencoder_kl, name) for name in ("VAE_SD", "VAE_SDXL", "VAE_UPSCALER", "KL_F16")),
     ]
 
 
@@ -286,9 +287,9 @@ def test_configs_survive_the_way_there_and_back(config: object):
     from daguerre.models.unet import UNetConfig
 
     if isinstance(config, UNetConfig):
-        assert configs.unet_config(json.loads(json.dumps(configs.unet_json(config, 64))), "x") == config
+        assert unet_config(json.loads(json.dumps(unet_json(config, 64))), "x") == config
     else:
-        assert configs.autoencoder_config(json.loads(json.dumps(configs.autoencoder_json(config, 512))), "x") == config
+        assert autoencoder_config(json.loads(json.dumps(autoencoder_json(config, 512))), "x") == config
 
 
 @pytest.mark.parametrize(
@@ -303,4 +304,4 @@ def test_a_network_without_words_in_the_layout_is_not_written(change: dict[str, 
     from daguerre.models.unet import SD1
 
     with pytest.raises(DaguerreError, match=message):
-        configs.unet_json(replace(SD1, **change), 64)
+        unet_json(replace(SD1, **change), 64)

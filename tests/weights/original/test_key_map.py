@@ -18,12 +18,13 @@ from transformers import CLIPTextModelWithProjection as ReferenceText
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models import unet as unets
-from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.autoencoder_kl import VAE_SD, VAE_SDXL, AutoencoderKL
+from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H
 from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from daguerre.models.transformer_prior import TransformerPrior
+from daguerre.models.transformer_prior import PRIOR_FACES, TransformerPrior
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.models.vq_model import VQModel
+from daguerre.models.vq_model import VQ_F4, VQ_F4_NOATTN, VQGAN_F16_1024, VQModel
 from daguerre.nn.meta import fill, shapes_only
 from daguerre.weights.original.components import COMPONENT_KINDS, IGNORED, Component, restore_dots, split_components
 from daguerre.weights.original.detect import detect
@@ -70,6 +71,31 @@ def test_each_tensor_of_a_real_file_has_its_place_and_each_of_ours_its_tensor(na
     assert about.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
     assert len(about.contents.ignored) == ignored
     assert sum(len(part.original) for part in about.contents.parts.values()) + ignored == len(tensors)
+
+
+PUBLISHED_CONFIGS = {
+    "cin256": {"vae": VQ_F4},
+    "ffhq256": {"vae": VQ_F4},
+    "inpainting_big": {"vae": VQ_F4_NOATTN},
+    "sd1": {"vae": VAE_SD, "text_encoder": CLIP_L},
+    "sd2": {"vae": VAE_SD, "text_encoder": OPENCLIP_H},
+    "sdxl_base": {"vae": VAE_SDXL, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG},
+    "taming_faceshq_transformer": {"transformer": PRIOR_FACES},
+    "taming_faceshq_vqgan": {"vae": VQGAN_F16_1024},
+    "text2img256": {"vae": VAE_SD},
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_presets_equal_the_configs_inferred_from_published_files(name):
+    tensors = manifest(name)
+    detected = detect(TensorFile(Path(name), "safetensors", tensors, {}, tensors.__getitem__))
+    configs = dict(detected.text_encoders)
+    if detected.autoencoder is not None:
+        configs["vae"] = detected.autoencoder
+    if "transformer" in detected.contents.parts:
+        configs["transformer"] = prior_from_shapes(detected.canonical(detected.contents.parts["transformer"]))
+    assert configs == PUBLISHED_CONFIGS[name]
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

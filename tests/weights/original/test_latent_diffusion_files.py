@@ -43,8 +43,9 @@ from daguerre.models.unet import UNetConfig
 from daguerre.pipelines.tasks import Inpaint, MapToImage, Upscale
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.convert import convert
-from daguerre.weights.diffusers.configs import autoencoder_json, schedule_json, unet_json
-from daguerre.weights.diffusers.vae import vq_json
+from daguerre.weights.diffusers.scheduler_config import schedule_json
+from daguerre.weights.diffusers.unet_config import unet_json
+from daguerre.weights.diffusers.vae_config import autoencoder_json, vq_json
 from daguerre.weights.inspect import inspect
 from tests.weights import checkpoints
 

@@ -250,7 +250,7 @@ def test_the_tasks_of_the_input_channels():
         "SD1_INPAINTING": "inpainting",
         "PIX2PIX": "instruct-pix2pix",
         "SD2_DEPTH": "depth",
-        "SD2_UPSCALER": "upscaler",
+        "SD2_UPSCALER": "upscaling",
     }
     for name, task in tasks.items():
         config = getattr(unets, name)

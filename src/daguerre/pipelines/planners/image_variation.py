@@ -17,7 +17,7 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, from_noise
 from daguerre.pipelines.images.preprocess import flatten_input
 from daguerre.pipelines.tasks import ImageVariation
-from daguerre.weights.diffusers.clip import IMAGE_MEAN, IMAGE_STD
+from daguerre.weights.diffusers.clip_config import IMAGE_MEAN, IMAGE_STD
 
 
 def image_variation(context: GenerationContext, task: ImageVariation) -> SamplingPlan:

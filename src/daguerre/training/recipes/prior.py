@@ -32,7 +32,7 @@ from daguerre.training.recipes.first_stage import open_dataset
 from daguerre.training.recipes.latent_diffusion import record_run
 from daguerre.training.recipes.stages import learned_tokenizer
 from daguerre.weights import load_first_stage, save
-from daguerre.weights.diffusers.latent_prior import codebook
+from daguerre.weights.diffusers.prior import require_codebook
 
 MAP_CODES, MAP_STEPS = 64, 600
 COORDINATE_TOKENS = 1024  # numbers that coordinates are told by
@@ -46,7 +46,7 @@ def run(recipe: PriorRecipe) -> Path:
     Raises:
         DaguerreError: there are no pictures, a size does not fit, or `out` holds another run.
     """
-    first_stage = codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
+    first_stage = require_codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
     require_multiple(recipe.resolution, first_stage.downsample_factor, "this first stage")
     material, seed, key = open_prior_dataset(recipe), recipe.loop.seed, weights_key(first_stage)
     plan = {"first stage": key, **recipe.network}
@@ -99,7 +99,7 @@ def build_prefix(recipe: PriorRecipe, material: PriorDataset, first_stage: VQMod
 def train_map_stage(recipe: PriorRecipe, maps: ConditionMaps, like: VQModel) -> VQModel:
     """The first stage of maps: the one that is named, or a small one with the f of another one, trained in the run's folder."""
     if recipe.map_stage is not None:
-        return codebook(load_first_stage(recipe.map_stage), recipe.map_stage)
+        return require_codebook(load_first_stage(recipe.map_stage), recipe.map_stage)
     source, seed = maps.source, recipe.loop.seed
     torch.manual_seed(seed)
     network = VQModel(replace(like.config, quantizer=replace(like.config.quantizer, codes=MAP_CODES, kind="ema", dead_code_threshold=0.1)))

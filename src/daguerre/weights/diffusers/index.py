@@ -1,4 +1,4 @@
-"""`model_index.json`: the pipeline of the field that opens a folder, and the class of each part."""
+"""`model_index.json`: the diffusers pipeline that opens a folder, and the class of each part."""
 
 from collections.abc import Collection, Mapping
 from math import isfinite
@@ -7,89 +7,86 @@ from typing import Any
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNetConfig
-from daguerre.weights.diffusers.configs import Json
+from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.original.families import Family, task_of
 
-GUIDANCE = "_guidance_scale"  # ours; other programs pass over what begins with an underscore
+GUIDANCE_KEY = "_guidance_scale"  # not a field of diffusers, which ignores names with an underscore
 
-VARIATIONS = "StableDiffusionImageVariationPipeline"  # told pictures in the place of words
-REFINER = "StableDiffusionXLImg2ImgPipeline"
-UPSCALER = "StableDiffusionUpscalePipeline"
-DEPTH = "StableDiffusionDepth2ImgPipeline"
-PIPELINE_BY_TASK = {
+IMAGE_VARIATION_PIPELINE = "StableDiffusionImageVariationPipeline"
+REFINER_PIPELINE = "StableDiffusionXLImg2ImgPipeline"
+UPSCALE_PIPELINE = "StableDiffusionUpscalePipeline"
+DEPTH_PIPELINE = "StableDiffusionDepth2ImgPipeline"
+SD_PIPELINES = {
     "text-to-image": "StableDiffusionPipeline",
     "inpainting": "StableDiffusionInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
-    "depth": DEPTH,
-    "upscaling": UPSCALER,
+    "depth": DEPTH_PIPELINE,
+    "upscaling": UPSCALE_PIPELINE,
 }
-XL_PIPELINES = {
+SDXL_PIPELINES = {
     "text-to-image": "StableDiffusionXLPipeline",
     "inpainting": "StableDiffusionXLInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionXLInstructPix2PixPipeline",
 }
-LATENT_DIFFUSION = {
-    "text2img": "LDMTextToImagePipeline",
-    "unconditional": "LDMPipeline",
-    "churches": "LDMPipeline",
-    "super-resolution": "LDMSuperResolutionPipeline",
+LDM_PIPELINES = {  # by family
+    "ldm-text2img": "LDMTextToImagePipeline",
+    "ldm-text2img-vq": "LDMTextToImagePipeline",
+    "ldm-unconditional": "LDMPipeline",
+    "ldm-churches": "LDMPipeline",
+    "ldm-super-resolution": "LDMSuperResolutionPipeline",
 }
-LIBRARIES = {
-    "CLIP": "transformers",
-    "Bert": "transformers",
-    "LDMBert": "latent_diffusion",
-}  # by the first letters of a class; else diffusers
-CHECKED = ("safety_checker", "feature_extractor")
+# The library of a class, by the start of its name; other classes belong to diffusers.
+LIBRARIES = {"CLIP": "transformers", "Bert": "transformers", "LDMBert": "latent_diffusion"}
 
 
-def pipeline_of(family: Family, unet: UNetConfig, parts: Collection[str]) -> str | None:
-    """The class that opens a model of these parts, by what its UNet is shown; None where the field has none."""
-    task = task_of(family, unet)
+def pipeline_class(family: Family, unet: UNetConfig, parts: Collection[str]) -> str | None:
+    """The diffusers pipeline for a model with these parts; None if diffusers has none."""
     if "image_encoder" in parts:
-        return VARIATIONS
-    if family.name.startswith("ldm"):
-        return LATENT_DIFFUSION.get(task)
+        return IMAGE_VARIATION_PIPELINE
     if family.name == "sdxl-refiner":
-        return REFINER
-    return (XL_PIPELINES if family.name == "sdxl" else PIPELINE_BY_TASK).get(task)
+        return REFINER_PIPELINE
+    if family.name.startswith("ldm"):
+        return LDM_PIPELINES.get(family.name)
+    return (SDXL_PIPELINES if family.name == "sdxl" else SD_PIPELINES).get(task_of(family, unet))
 
 
-def own_guidance(index: Mapping[str, Any]) -> float:
-    """The guidance that an index says suits its model; the usual one where it says none.
+def stored_guidance(index: Mapping[str, Any]) -> float:
+    """The default guidance scale that an index stores, or the usual one.
 
     Raises:
-        DaguerreError: it is no finite number.
+        DaguerreError: it is not a finite number.
     """
-    told = index.get(GUIDANCE, LatentDiffusion.default_guidance)
-    if isinstance(told, bool) or not isinstance(told, int | float) or not isfinite(told):
-        raise DaguerreError(f"The model's index says {GUIDANCE} is {told!r}; it is a number such as {LatentDiffusion.default_guidance:g}.")
-    return float(told)
+    guidance = index.get(GUIDANCE_KEY, LatentDiffusion.default_guidance)
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not isfinite(guidance):
+        raise DaguerreError(
+            f"The model's index sets {GUIDANCE_KEY} to {guidance!r}; give a number such as {LatentDiffusion.default_guidance:g}."
+        )
+    return float(guidance)
 
 
 def model_index(pipeline: str, parts: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Json:
-    """The index of a folder.
+    """The content of `model_index.json`.
 
     Args:
-        parts: the class of each part that is there.
-        options: of the pipeline, where they are not the usual ones.
+        parts: the class of each part.
+        options: of the pipeline, if they are not its defaults.
     """
-    absent: dict[str, Any] = {}
-    if pipeline == REFINER:
-        absent = {"text_encoder": [None, None], "tokenizer": [None, None]}
-        usual: dict[str, Any] = {"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}
-    elif pipeline in XL_PIPELINES.values():
-        usual = {"force_zeros_for_empty_prompt": True}
-    elif pipeline == UPSCALER:
-        usual = {"max_noise_level": 350}
-    elif pipeline == DEPTH:
-        absent, usual = {"depth_estimator": [None, None], "feature_extractor": [None, None]}, {}
-    elif pipeline in LATENT_DIFFUSION.values():
-        usual = {}
-    else:
-        absent, usual = {name: [None, None] for name in CHECKED}, {"requires_safety_checker": False}
-    there = {part: [_library(kind), kind] for part, kind in parts.items()}
-    return {"_class_name": pipeline, "_diffusers_version": "0.35.0", **usual, **(options or {}), **absent, **there}
+    absent: tuple[str, ...] = ()
+    defaults: dict[str, Any] = {}
+    if pipeline == REFINER_PIPELINE:
+        absent = ("text_encoder", "tokenizer")
+        defaults = {"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}
+    elif pipeline in SDXL_PIPELINES.values():
+        defaults = {"force_zeros_for_empty_prompt": True}
+    elif pipeline == UPSCALE_PIPELINE:
+        defaults = {"max_noise_level": 350}
+    elif pipeline == DEPTH_PIPELINE:
+        absent = ("depth_estimator", "feature_extractor")
+    elif pipeline not in LDM_PIPELINES.values():
+        absent, defaults = ("safety_checker", "feature_extractor"), {"requires_safety_checker": False}
+    classes = {name: [None, None] for name in absent} | {part: [_library(name), name] for part, name in parts.items()}
+    return {"_class_name": pipeline, "_diffusers_version": "0.35.0", **defaults, **(options or {}), **classes}
 
 
-def _library(kind: str) -> str:
-    return next((library for start, library in LIBRARIES.items() if kind.startswith(start)), "diffusers")
+def _library(class_name: str) -> str:
+    return next((library for start, library in LIBRARIES.items() if class_name.startswith(start)), "diffusers")

@@ -1,4 +1,4 @@
-"""Models in the field's folder layout: `model_index.json` names the parts, each part is a folder with its config and its tensors.
+"""Load models in the diffusers folder layout: `model_index.json` names the parts, each a folder with its config and its tensors.
 
     model_index.json
     unet/ vae/               config.json, diffusion_pytorch_model.safetensors
@@ -6,8 +6,8 @@
     tokenizer/               vocab.json, merges.txt, tokenizer_config.json
     scheduler/               scheduler_config.json
 
-Our parameters carry the names of this layout, so tensors go straight into modules built on the meta device. The class names in the
-files select from the tables below; nothing is imported by name.
+Parameters have the same names here as in this layout, so tensors are assigned directly to modules built on the meta device. Class
+names in the files select from tables; nothing is imported by name.
 """
 
 import re
@@ -28,43 +28,42 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.meta import fill, shapes_only
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers.clip import vision_config
-from daguerre.weights.diffusers.configs import Json, autoencoder_config, schedule_config, text_config, unet_config
-from daguerre.weights.diffusers.index import VARIATIONS, own_guidance
+from daguerre.weights.diffusers.clip_config import clip_text_config, clip_vision_config
+from daguerre.weights.diffusers.config_fields import Json
+from daguerre.weights.diffusers.folder_names import CONFIG, DIFFUSERS_WEIGHTS, SCHEDULER_CONFIG, TRANSFORMERS_WEIGHTS
+from daguerre.weights.diffusers.index import IMAGE_VARIATION_PIPELINE, stored_guidance
+from daguerre.weights.diffusers.scheduler_config import schedule_config
+from daguerre.weights.diffusers.unet_config import unet_config
+from daguerre.weights.diffusers.vae_config import autoencoder_config
+from daguerre.weights.original.key_map import OLD_ATTENTION_NAMES
 from daguerre.weights.tensors.reader import open_tensors, weight_files, weights_in
 from daguerre.weights.tensors.safetensors import read_json, with_config_errors, write_json, write_safetensors
 
-CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
-NETWORK_WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
-PIPELINES = ("StableDiffusionPipeline", VARIATIONS)
-TEXT_ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}  # whether it has a projection
-
-# Autoencoders saved before these layers were renamed, and text encoders that were saved with the positions 0, 1, 2, … .
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-OLD_ATTENTION_NAME = re.compile(rf"(.*\.attentions\.\d+\.)({'|'.join(OLD_ATTENTION)})(\.\w+)")
-IGNORED_TEXT = "embeddings.position_ids"
+LOADABLE_PIPELINES = ("StableDiffusionPipeline", IMAGE_VARIATION_PIPELINE)
+TEXT_ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}  # class → whether it has a projection
+POSITION_IDS = "embeddings.position_ids"  # a constant that older versions of transformers saved
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @with_config_errors
 def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
-    """Read a whole model; its name is the folder's.
+    """Load a complete model; it has the name of the folder.
 
     Raises:
-        DaguerreError: a part is missing, is of a kind that there is not here, or does not fit its config.
+        DaguerreError: a part is missing, is not supported, or does not match its config.
     """
     index = read_json(folder / INDEX)
-    kind = index.get("_class_name")
-    if kind not in PIPELINES:
-        raise DaguerreError(f"'{folder}' holds a {kind}; a folder that can be opened holds a {' or '.join(PIPELINES)}.")
+    pipeline = index.get("_class_name")
+    if pipeline not in LOADABLE_PIPELINES:
+        raise DaguerreError(f"'{folder}' holds a {pipeline}; supported here are {' and '.join(LOADABLE_PIPELINES)}.")
     where = folder / "scheduler" / SCHEDULER_CONFIG
     schedule, prediction = schedule_config(read_json(where), where)
-    guidance = own_guidance(index)
-    unet, size = load_unet(folder / "unet", device=device, dtype=dtype)
+    guidance = stored_guidance(index)
+    unet, latent_size = load_unet(folder / "unet", device=device, dtype=dtype)
     autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
     files = weight_files(folder)
-    if kind == VARIATIONS:
+    if pipeline == IMAGE_VARIATION_PIPELINE:
         conditioner = ImageConditioner(load_image_encoder(folder / "image_encoder", device=device, dtype=dtype))
         files += weight_files(folder / "image_encoder")
     else:
@@ -77,32 +76,31 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
         schedule=Schedule(schedule),
         prediction=prediction,
         name=folder.resolve().name,
-        sample_size=size * autoencoder.downsample_factor,
+        sample_size=latent_size * autoencoder.downsample_factor,
         default_guidance=guidance,
         files=files,
     )
 
 
-def check_overwrite(folder: Path, mark: str) -> None:
-    """Raise DaguerreError where something stands that a saved model must not replace: anything but a model of this `mark`, a file in it, or
-    an empty folder."""
-    if folder.exists() and not (folder / mark).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+def check_overwrite(folder: Path, required_file: str) -> None:
+    """Raise DaguerreError unless the folder is new, empty, or a saved model, which holds `required_file`."""
+    if folder.exists() and not (folder / required_file).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
 
 
 def write_part(folder: Path, config: Json, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write one network in place, for use inside an `atomic_path`; raises OSError where the disk is full.
+    """Write one network inside an `atomic_path`; raises OSError if the disk is full.
 
-    dtype: of its floating-point tensors; None keeps each as it is.
+    dtype: of the floating-point tensors; None keeps their own.
     """
     folder.mkdir(parents=True)
     write_json(folder / CONFIG, config)
-    name = NETWORK_WEIGHTS if "_class_name" in config else TEXT_WEIGHTS
+    name = DIFFUSERS_WEIGHTS if "_class_name" in config else TRANSFORMERS_WEIGHTS
     write_safetensors(folder / name, {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()})
 
 
 def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[UNet, int]:
-    """The UNet of a part's folder, and the side of the latents it was trained on."""
+    """The UNet of a folder, and the side of the latents it was trained on."""
     given = read_json(folder / CONFIG)
     size = given.get("sample_size") or 64
     unet = build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, device=device, dtype=dtype))
@@ -111,54 +109,54 @@ def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -
 
 @with_config_errors
 def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder of a part's folder, with old or new names of its attention.
+    """The KL autoencoder of a folder, with old or new names of its attention layers.
 
     Raises:
-        DaguerreError: there is none, or it does not fit its config.
+        DaguerreError: the folder has none, or it does not match its config.
     """
-    tensors = read_first_stage(folder, device=device, dtype=dtype)
+    tensors = read_autoencoder_tensors(folder, device=device, dtype=dtype)
     return build(AutoencoderKL, autoencoder_config(read_json(folder / CONFIG), folder / CONFIG), folder, tensors)
 
 
-def read_first_stage(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of an autoencoder's folder under today's names. Raises DaguerreError where a file is missing or cut short."""
+def read_autoencoder_tensors(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of an autoencoder's folder under today's names. Raises DaguerreError if a file is missing or truncated."""
     return {modernize_key(name): tensor for name, tensor in read_part(folder, device=device, dtype=dtype).items()}
 
 
 @with_config_errors
 def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPText:
-    """The text tower of a part's folder, with or without the level `text_model.` in its names.
+    """The CLIP text encoder of a folder, with or without the prefix `text_model.` in its names.
 
     Raises:
-        DaguerreError: there is none, or it does not fit its config.
+        DaguerreError: the folder has none, or it does not match its config.
     """
     given = read_json(folder / CONFIG)
     kind = next(iter(given.get("architectures") or ["CLIPTextModel"]))
     if kind not in TEXT_ENCODERS:
-        raise DaguerreError(f"'{folder}' holds a {kind}; a text encoder that can be opened is a {' or '.join(TEXT_ENCODERS)}.")
-    config = text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
-    tensors = {_with_level(name): t for name, t in read_part(folder, device=device, dtype=dtype).items()}
-    return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
+        raise DaguerreError(f"'{folder}' holds a {kind}; supported text encoders are {' and '.join(TEXT_ENCODERS)}.")
+    config = clip_text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
+    tensors = {_add_text_model_prefix(name): t for name, t in read_part(folder, device=device, dtype=dtype).items()}
+    return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(POSITION_IDS)})
 
 
 def load_image_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> CLIPVision:
-    """The vision tower of a part's folder, with its projection. Raises DaguerreError where there is none, or it does not fit."""
-    config = vision_config(read_json(folder / CONFIG), folder / CONFIG)
+    """The CLIP vision encoder of a folder, with its projection. Raises DaguerreError if it is missing or does not match its config."""
+    config = clip_vision_config(read_json(folder / CONFIG), folder / CONFIG)
     tensors = read_part(folder, device=device, dtype=dtype)
-    return build(CLIPVision, config, folder, {name: t for name, t in tensors.items() if not name.endswith(IGNORED_TEXT)})
+    return build(CLIPVision, config, folder, {name: t for name, t in tensors.items() if not name.endswith(POSITION_IDS)})
 
 
 def read_part(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of one part: of one file, its half-precision variant, or the shards that an index lists.
+    """The tensors of one part: from one file, its half-precision variant, or the shards that an index lists.
 
     Raises:
-        DaguerreError: a file is missing or cut short, or holds numbers that are not finite.
+        DaguerreError: a file is missing or truncated, or holds NaN or infinity.
     """
     return open_tensors(weights_in(folder)).to_compute_layout(device, dtype)
 
 
 def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Mapping[str, Tensor]) -> M:
-    """The network of a config with these tensors, for use. Raises DaguerreError where they do not fit it."""
+    """The network of a config with these tensors, in eval mode. Raises DaguerreError if they do not match the config."""
     with shapes_only():
         module = network(config)
     fill(module, tensors, folder)
@@ -166,10 +164,10 @@ def build(network: Callable[[Any], M], config: object, folder: Path, tensors: Ma
 
 
 def modernize_key(name: str) -> str:
-    """Today's name of an autoencoder's tensor."""
-    match = OLD_ATTENTION_NAME.fullmatch(name)
-    return f"{match[1]}{OLD_ATTENTION[match[2]]}{match[3]}" if match else name
+    """Today's name of an autoencoder's tensor; before 2023 its attention layers were named query, key, value and proj_attn."""
+    match = re.fullmatch(rf"(.*\.attentions\.\d+\.)({'|'.join(OLD_ATTENTION_NAMES)})(\.\w+)", name)
+    return f"{match[1]}{OLD_ATTENTION_NAMES[match[2]]}{match[3]}" if match else name
 
 
-def _with_level(name: str) -> str:
+def _add_text_model_prefix(name: str) -> str:
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name

@@ -1,15 +1,16 @@
-"""Names of published single files and ours: invertible tables, generated from small templates.
+"""Tables that map the tensor names of published single files to the names used here, and back.
 
-Our names are those of the field's folder layout, so a folder needs no table. A single file of CompVis, Stability or OpenCLIP names
-the same tensors after the code that trained them; a `Rule` pairs two prefixes, and a `Table` turns whole dictionaries either way.
-Tensors are only sliced, joined, transposed or reshaped, never computed with: the way back gives the same bytes.
+The names here are those of the diffusers folder layout, so a folder needs no table. A single file of CompVis, Stability AI or OpenCLIP
+uses the names of the code that trained it. A `Rule` pairs an original prefix with a canonical one, and a `KeyTable` renames whole
+dictionaries in both directions. Tensors are only split, joined, transposed or reshaped, never computed with, so a round trip preserves
+every byte.
 
 UNet: openaimodel.py of latent-diffusion; autoencoder: model.py of taming-transformers; OpenCLIP: transformer.py of open_clip;
-text transformer of LDM: x-transformers. `keys_parts.py` says where in a file each network lies.
+text transformer of latent diffusion: x-transformers. `components.py` finds the prefix of each network in a file.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from daguerre.models.unet import UNetConfig
 
+# Names of attention layers in diffusers folders from before 2023.
+OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
 
 class Rule(NamedTuple):
-    """One published prefix and ours; what follows the prefix is the same in both. Several of ours are fused in one of theirs.
+    """An original prefix and its canonical ones; the rest of the name is the same. A fused tensor has several canonical prefixes.
 
-    ones: trailing dimensions of size 1 that their weight has and ours lacks (1×1 convolutions that are linear layers here).
-    transposed: theirs is x·W, ours W·x. heads: in a fused tensor, how many times (q, k, v) of one head follow each other.
+    ones: trailing dimensions of size 1 that only the original weight has (a 1×1 convolution that is a linear layer here).
+    transposed: the original computes x·W, the canonical layer W·x. heads: of a fused tensor whose rows are ordered (q, k, v) per head.
     """
 
     original: str
@@ -33,10 +37,10 @@ class Rule(NamedTuple):
     heads: int = 1
 
     def split(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Their tensor as ours, in the order of `ours`; views of it where the order of rows allows.
+        """The canonical tensors, in the order of `canonical`; views of the original if the order of its rows allows it.
 
         Raises:
-            ValueError: it has another shape than such a tensor can have.
+            ValueError: the tensor has an impossible shape.
         """
         if self.transposed and tensor.ndim == 2:
             return [tensor.t().contiguous()]
@@ -49,7 +53,7 @@ class Rule(NamedTuple):
         return [part.flatten(0, 1) for part in tensor.unflatten(0, (self.heads, len(self.canonical), -1)).unbind(1)]
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Our tensors as their one."""
+        """The original tensor of these canonical ones."""
         tensor = tensors[0]
         if len(tensors) > 1:
             tensor = torch.stack([part.unflatten(0, (self.heads, -1)) for part in tensors], dim=1).flatten(0, 2)
@@ -58,62 +62,63 @@ class Rule(NamedTuple):
         return tensor[(..., *(None,) * self.ones)] if self.ones and tensor.ndim == 2 else tensor
 
 
-def rule(theirs: str, ours: str, ones: int = 0) -> Rule:
-    """A rule for one prefix each."""
-    return Rule(theirs, (ours,), ones)
+def rule(original: str, canonical: str, ones: int = 0) -> Rule:
+    """A rule with one canonical prefix."""
+    return Rule(original, (canonical,), ones)
 
 
 class KeyTable:
-    """Rules, looked up by the longest prefix that ends a dotted or underscored part of a name."""
+    """Rules, looked up by the longest prefix that ends at a dot or an underscore of a name."""
 
     def __init__(self, rules: Iterable[Rule]):
         self.rules = tuple(rules)
-        self._by_theirs = {rule.original: rule for rule in self.rules}
-        self._by_ours = {prefix: (rule, place) for rule in self.rules for place, prefix in enumerate(rule.canonical)}
-        if len(self._by_theirs) != len(self.rules) or len(self._by_ours) != sum(len(rule.canonical) for rule in self.rules):
+        self._by_original = {rule.original: rule for rule in self.rules}
+        self._by_canonical = {prefix: (rule, index) for rule in self.rules for index, prefix in enumerate(rule.canonical)}
+        if len(self._by_original) != len(self.rules) or len(self._by_canonical) != sum(len(rule.canonical) for rule in self.rules):
             raise ValueError("a table of names must be invertible")
-        self._lengths_of_theirs, self._lengths_of_ours = (sorted({*map(len, by)}, reverse=True) for by in (self._by_theirs, self._by_ours))
+        self._original_lengths = sorted({*map(len, self._by_original)}, reverse=True)
+        self._canonical_lengths = sorted({*map(len, self._by_canonical)}, reverse=True)
 
     def to_canonical(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Tensors under their names to tensors under ours, and their names that no rule covers or whose shape does not allow it."""
-        ours, unmatched = {}, []
+        """Rename original tensors. Also returns the names without a rule, or with a shape that their rule does not allow."""
+        canonical, unmatched = {}, []
         for name, tensor in tensors.items():
-            prefix = _longest(name, self._by_theirs, self._lengths_of_theirs)
+            prefix = _longest_prefix(name, self._by_original, self._original_lengths)
             if prefix is None:
                 unmatched.append(name)
                 continue
-            found = self._by_theirs[prefix]
+            found = self._by_original[prefix]
             try:
-                ours.update(zip((o + name[len(prefix) :] for o in found.canonical), found.split(tensor), strict=True))
+                canonical.update(zip((new + name[len(prefix) :] for new in found.canonical), found.split(tensor), strict=True))
             except ValueError:
                 unmatched.append(name)
-        return ours, unmatched
+        return canonical, unmatched
 
     def to_original(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Tensors under our names to tensors under theirs, and our names that no rule covers (or only a part of a fused tensor)."""
+        """Rename canonical tensors. Also returns the names without a rule, and those of an incomplete fused tensor."""
         slots: dict[str, tuple[Rule, dict[int, str]]] = {}
         unmatched = []
         for name in tensors:
-            prefix = _longest(name, self._by_ours, self._lengths_of_ours)
+            prefix = _longest_prefix(name, self._by_canonical, self._canonical_lengths)
             if prefix is None:
                 unmatched.append(name)
                 continue
-            found, place = self._by_ours[prefix]
-            slots.setdefault(found.original + name[len(prefix) :], (found, {}))[1][place] = name
-        theirs = {}
+            found, index = self._by_canonical[prefix]
+            slots.setdefault(found.original + name[len(prefix) :], (found, {}))[1][index] = name
+        original = {}
         for target, (found, names) in slots.items():
             if len(names) == len(found.canonical):
-                theirs[target] = found.join([tensors[names[place]] for place in range(len(names))])
+                original[target] = found.join([tensors[names[index]] for index in range(len(names))])
             else:
                 unmatched += names.values()
-        return theirs, unmatched
+        return original, unmatched
 
 
-def _longest(name: str, prefixes: Collection[str], lengths: Iterable[int]) -> str | None:
-    """The longest prefix that is the name or ends a part of it. lengths: of the prefixes, the longest first."""
+def _longest_prefix(name: str, prefixes: Collection[str], lengths: Iterable[int]) -> str | None:
+    """The longest prefix that is the whole name or ends at a dot or underscore. lengths: of the prefixes, in descending order."""
     for length in lengths:
-        ends = length in (0, len(name)) or (length < len(name) and name[length - 1] in "._")
-        if ends and name[:length] in prefixes:
+        at_boundary = length in (0, len(name)) or (length < len(name) and name[length - 1] in "._")
+        if at_boundary and name[:length] in prefixes:
             return name[:length]
     return None
 
@@ -126,88 +131,90 @@ RESBLOCK = {
 
 @dataclass(frozen=True)
 class UNetLayout:
-    """What decides where a UNet's blocks stand in a CompVis list; per level from the full resolution down."""
+    """The properties of a UNet that determine the indices of its blocks in a CompVis file; levels start at the full resolution."""
 
-    blocks: int  # residual blocks a level on the way down
+    blocks: int  # residual blocks per level of the encoder
     attention: tuple[bool, ...]
-    plain: bool  # self-attention blocks with a fused qkv instead of transformers
+    fused_qkv: bool  # self-attention blocks with a fused qkv tensor instead of transformer blocks
     resblock_resample: bool
-    heads: tuple[int, ...]  # only fused tensors ask for them
+    heads: tuple[int, ...]  # only used for fused tensors
 
     @staticmethod
     def of(config: UNetConfig) -> "UNetLayout":
-        """The layout of a network of ours."""
+        """The layout of a UNet with this config."""
         attention = tuple(depth > 0 for depth in config.depth)
         return UNetLayout(config.blocks, attention, config.context_width is None, config.resample == "resblock", config.heads)
 
     @staticmethod
-    def found(names: Collection[str]) -> "UNetLayout":
-        """The layout of a CompVis list of names. Heads leave no trace in names; they are set to 1."""
+    def infer(names: Collection[str]) -> "UNetLayout":
+        """The layout of a CompVis file with these names. Names do not determine the heads, which are set to 1."""
         submodules: dict[int, set[str]] = {}
         for name in names:
             if found := re.match(r"output_blocks\.(\d+)\.(\d)\.", name):
                 submodules.setdefault(int(found[1]), set()).add(found[2])
-        places = {".".join(name.split(".", 4)[:4]) for name in names}
+        modules = {".".join(name.split(".", 4)[:4]) for name in names}
         count = len(submodules)
-        attended = {n for n in submodules if f"output_blocks.{n}.1.proj_out" in places}
-        # A level ends where something follows the residual block and its attention; it enlarges the picture.
-        ends = [n for n in range(count) if len(submodules.get(n, ())) > 1 + (n in attended)]
-        each = ends[0] + 1 if ends else count
-        levels = [n in attended for n in range(0, count, each)][::-1]
-        resblocks = any(f"output_blocks.{n}.{1 + (n in attended)}.in_layers" in places for n in ends)
-        plain = any(place.endswith(".qkv") for place in places)
-        return UNetLayout(each - 1, tuple(levels), plain, resblocks, (1,) * len(levels))
+        with_attention = {n for n in submodules if f"output_blocks.{n}.1.proj_out" in modules}
+        # The last entry of a level has a further submodule after the residual block and the attention: the upsampler.
+        last_entries = [n for n in range(count) if len(submodules.get(n, ())) > 1 + (n in with_attention)]
+        entries_per_level = last_entries[0] + 1 if last_entries else count
+        attention = tuple(n in with_attention for n in range(0, count, entries_per_level))[::-1]
+        resblock_resample = any(f"output_blocks.{n}.{1 + (n in with_attention)}.in_layers" in modules for n in last_entries)
+        fused_qkv = any(module.endswith(".qkv") for module in modules)
+        return UNetLayout(entries_per_level - 1, attention, fused_qkv, resblock_resample, (1,) * len(attention))
 
 
 def unet_rules(layout: UNetLayout) -> Iterator[Rule]:
-    """CompVis' UNet: input_blocks, middle_block and output_blocks are flat lists over all levels."""
+    """CompVis UNet: input_blocks, middle_block and output_blocks are flat lists over all levels."""
     top = {"time_embed.0.": "time_embedding.linear_1.", "time_embed.2.": "time_embedding.linear_2.", "label_emb.": "class_embedding.",
            "label_emb.0.0.": "add_embedding.linear_1.", "label_emb.0.2.": "add_embedding.linear_2.", "input_blocks.0.0.": "conv_in.",
            "out.0.": "conv_norm_out.", "out.2.": "conv_out."}  # fmt: skip
-    yield from (rule(theirs, ours) for theirs, ours in top.items())
-
-    def resblock(theirs: str, ours: str) -> Iterator[Rule]:
-        yield from (rule(f"{theirs}.{t}", f"{ours}.{o}") for t, o in RESBLOCK.items())
-
-    def attention(theirs: str, ours: str, heads: int) -> Iterator[Rule]:
-        if not layout.plain:
-            yield rule(f"{theirs}.", f"{ours}.")
-            return
-        yield rule(f"{theirs}.norm.", f"{ours}.group_norm.")
-        yield Rule(f"{theirs}.qkv.", tuple(f"{ours}.to_{letter}." for letter in "qkv"), ones=1, heads=heads)
-        yield rule(f"{theirs}.proj_out.", f"{ours}.to_out.0.", ones=1)
-
+    yield from (rule(original, canonical) for original, canonical in top.items())
     last = len(layout.attention) - 1
-    for level, attended in enumerate(layout.attention):
+    for level, has_attention in enumerate(layout.attention):
         for side, blocks, first in (("down", layout.blocks, 1 + level * (layout.blocks + 1)),
                                     ("up", layout.blocks + 1, (last - level) * (layout.blocks + 1))):  # fmt: skip
-            theirs = "input_blocks" if side == "down" else "output_blocks"
-            ours = f"{side}_blocks.{level if side == 'down' else last - level}"
+            original = "input_blocks" if side == "down" else "output_blocks"
+            canonical = f"{side}_blocks.{level if side == 'down' else last - level}"
             for j in range(blocks):
-                yield from resblock(f"{theirs}.{first + j}.0", f"{ours}.resnets.{j}")
-                if attended:
-                    yield from attention(f"{theirs}.{first + j}.1", f"{ours}.attentions.{j}", layout.heads[level])
-            # The sampler is an entry of its own on the way down, and the last part of the level's last entry on the way up.
+                yield from _resblock(f"{original}.{first + j}.0", f"{canonical}.resnets.{j}")
+                if has_attention:
+                    yield from _unet_attention(layout, f"{original}.{first + j}.1", f"{canonical}.attentions.{j}", layout.heads[level])
+            # A downsampler has an entry of its own; an upsampler is the last submodule of the level's last entry.
             if level < last and side == "down":
-                yield from _resampler(layout, resblock, f"{theirs}.{first + blocks}.0", "op", f"{ours}.downsamplers.0")
+                yield from _resampler(layout, f"{original}.{first + blocks}.0", "op", f"{canonical}.downsamplers.0")
             if level > 0 and side == "up":
-                yield from _resampler(layout, resblock, f"{theirs}.{first + blocks - 1}.{1 + attended}", "conv", f"{ours}.upsamplers.0")
-    yield from resblock("middle_block.0", "mid_block.resnets.0")
-    yield from attention("middle_block.1", "mid_block.attentions.0", layout.heads[-1])
-    yield from resblock("middle_block.2", "mid_block.resnets.1")
+                yield from _resampler(layout, f"{original}.{first + blocks - 1}.{1 + has_attention}", "conv", f"{canonical}.upsamplers.0")
+    yield from _resblock("middle_block.0", "mid_block.resnets.0")
+    yield from _unet_attention(layout, "middle_block.1", "mid_block.attentions.0", layout.heads[-1])
+    yield from _resblock("middle_block.2", "mid_block.resnets.1")
 
 
-def _resampler(layout: UNetLayout, resblock: Callable[[str, str], Iterator[Rule]], theirs: str, leaf: str, ours: str) -> Iterator[Rule]:
+def _resblock(original: str, canonical: str) -> Iterator[Rule]:
+    yield from (rule(f"{original}.{old}", f"{canonical}.{new}") for old, new in RESBLOCK.items())
+
+
+def _unet_attention(layout: UNetLayout, original: str, canonical: str, heads: int) -> Iterator[Rule]:
+    if not layout.fused_qkv:
+        yield rule(f"{original}.", f"{canonical}.")
+        return
+    yield rule(f"{original}.norm.", f"{canonical}.group_norm.")
+    yield Rule(f"{original}.qkv.", tuple(f"{canonical}.to_{letter}." for letter in "qkv"), ones=1, heads=heads)
+    yield rule(f"{original}.proj_out.", f"{canonical}.to_out.0.", ones=1)
+
+
+def _resampler(layout: UNetLayout, original: str, conv: str, canonical: str) -> Iterator[Rule]:
     if layout.resblock_resample:
-        yield from resblock(theirs, ours)
+        yield from _resblock(original, canonical)
     else:
-        yield rule(f"{theirs}.{leaf}.", f"{ours}.conv.")
+        yield rule(f"{original}.{conv}.", f"{canonical}.conv.")
 
 
 def autoencoder_rules(levels: int, blocks: int) -> Iterator[Rule]:
-    """CompVis' and taming's encoder and decoder, KL or VQ. Their decoder counts levels from the full resolution, ours from the latent.
+    """KL and VQ autoencoders of CompVis and taming. Their decoder numbers levels from the full resolution, the canonical one from the
+    latents.
 
-    blocks: residual blocks of a decoder's level, one more than of an encoder's.
+    blocks: residual blocks per level of the decoder, one more than in the encoder.
     """
     yield from (rule(name, name) for name in ("quant_conv.", "post_quant_conv.", "quantize."))
     for tower, down, change in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
@@ -217,85 +224,75 @@ def autoencoder_rules(levels: int, blocks: int) -> Iterator[Rule]:
         yield from _autoencoder_resblock(f"{tower}.mid.block_1", f"{tower}.mid_block.resnets.0")
         yield from _autoencoder_resblock(f"{tower}.mid.block_2", f"{tower}.mid_block.resnets.1")
         for level in range(levels):
-            theirs = f"{tower}.{down}.{level}"
-            ours = f"{tower}.{down}_blocks.{level if tower == 'encoder' else levels - 1 - level}"
-            yield rule(f"{theirs}.{change}.conv.", f"{ours}.{change}rs.0.conv.")
+            original = f"{tower}.{down}.{level}"
+            canonical = f"{tower}.{down}_blocks.{level if tower == 'encoder' else levels - 1 - level}"
+            yield rule(f"{original}.{change}.conv.", f"{canonical}.{change}rs.0.conv.")
             for j in range(blocks):
-                yield from _autoencoder_resblock(f"{theirs}.block.{j}", f"{ours}.resnets.{j}")
-                yield from _autoencoder_attention(f"{theirs}.attn.{j}", f"{ours}.attentions.{j}")
+                yield from _autoencoder_resblock(f"{original}.block.{j}", f"{canonical}.resnets.{j}")
+                yield from _autoencoder_attention(f"{original}.attn.{j}", f"{canonical}.attentions.{j}")
 
 
-def _autoencoder_resblock(theirs: str, ours: str) -> Iterator[Rule]:
-    yield rule(f"{theirs}.", f"{ours}.")
-    yield rule(f"{theirs}.nin_shortcut.", f"{ours}.conv_shortcut.")
+def _autoencoder_resblock(original: str, canonical: str) -> Iterator[Rule]:
+    yield rule(f"{original}.", f"{canonical}.")
+    yield rule(f"{original}.nin_shortcut.", f"{canonical}.conv_shortcut.")
 
 
-def _autoencoder_attention(theirs: str, ours: str) -> Iterator[Rule]:
-    yield rule(f"{theirs}.norm.", f"{ours}.group_norm.")
-    yield from (rule(f"{theirs}.{letter}.", f"{ours}.to_{letter}.", ones=2) for letter in "qkv")
-    yield rule(f"{theirs}.proj_out.", f"{ours}.to_out.0.", ones=2)
+def _autoencoder_attention(original: str, canonical: str) -> Iterator[Rule]:
+    yield rule(f"{original}.norm.", f"{canonical}.group_norm.")
+    yield from (rule(f"{original}.{letter}.", f"{canonical}.to_{letter}.", ones=2) for letter in "qkv")
+    yield rule(f"{original}.proj_out.", f"{canonical}.to_out.0.", ones=2)
 
 
-def old_autoencoder_rules(levels: int, blocks: int) -> Iterator[Rule]:
-    """The folder layout before 2023: attention in the autoencoder was named query, key, value, proj_attn."""
+def folder_rules(names: Collection[str]) -> Iterator[Rule]:
+    """Networks of a diffusers folder: names stay, except those of attention layers in folders from before 2023."""
     yield rule("", "")
-    places = [f"{tower}.mid_block.attentions.0" for tower in ("encoder", "decoder")]
-    places += [f"{side}_blocks.{i}.attentions.{j}" for side in ("encoder.down", "decoder.up") for i in range(levels) for j in range(blocks)]
-    for place in places:
-        for theirs, ours in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
-            yield rule(f"{place}.{theirs}.", f"{place}.{ours}.")
-
-
-def folder_unet_rules(names: Collection[str]) -> Iterator[Rule]:
-    """A folder's UNet, whose plain attention has the autoencoder's old names where it is from before 2023."""
-    yield rule("", "")
-    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    found = {match[1] for name in names if (match := re.match(r"(.+\.attentions\.\d+\.)(query|key|value|proj_attn)\.", name))}
-    yield from (rule(f"{place}{theirs}.", f"{place}{ours}.") for place in sorted(found) for theirs, ours in old.items())
+    old = re.compile(rf"(.+\.attentions\.\d+\.)(?:{'|'.join(OLD_ATTENTION_NAMES)})\.")
+    for layer in sorted({found[1] for name in names if (found := old.match(name))}):
+        yield from (rule(f"{layer}{before}.", f"{layer}{after}.") for before, after in OLD_ATTENTION_NAMES.items())
 
 
 def bare_clip_rules() -> Iterator[Rule]:
-    """transformers' CLIP text tower as some early files have it, without its outer level."""
+    """The CLIP text encoder of transformers without its outer module, as in some early files."""
     yield from (rule(name, f"text_model.{name}") for name in ("embeddings.", "encoder.", "final_layer_norm."))
 
 
 def open_clip_rules(layers: int) -> Iterator[Rule]:
-    """OpenCLIP's text tower: q, k and v fused, the projection transposed."""
+    """OpenCLIP's text encoder: q, k and v are fused, and the projection is transposed."""
     yield rule("positional_embedding", "text_model.embeddings.position_embedding.weight")
     yield rule("token_embedding.", "text_model.embeddings.token_embedding.")
     yield rule("ln_final.", "text_model.final_layer_norm.")
     yield Rule("text_projection", ("text_projection.weight",), transposed=True)
     for i in range(layers):
-        theirs, ours = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
-        yield Rule(f"{theirs}.attn.in_proj_", tuple(f"{ours}.self_attn.{letter}_proj." for letter in "qkv"))
-        for t, o in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
-                     ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):  # fmt: skip
-            yield rule(f"{theirs}.{t}.", f"{ours}.{o}.")
+        original, canonical = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
+        yield Rule(f"{original}.attn.in_proj_", tuple(f"{canonical}.self_attn.{letter}_proj." for letter in "qkv"))
+        for old, new in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
+                         ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):  # fmt: skip
+            yield rule(f"{original}.{old}.", f"{canonical}.{new}.")
 
 
 def ldm_text_rules(layers: int) -> Iterator[Rule]:
-    """The text transformer that LDM trained from scratch: attention and feed-forward take turns in one list."""
+    """The text transformer that latent diffusion trained from scratch: attention and feed-forward layers alternate in one list."""
     top = {
         "token_emb.": "model.embed_tokens.",
         "pos_emb.emb.": "model.embed_positions.",
         "norm.": "model.layer_norm.",
         "to_logits.": "to_logits.",
     }
-    yield from (rule(theirs, ours) for theirs, ours in top.items())
+    yield from (rule(original, canonical) for original, canonical in top.items())
     for i in range(layers):
-        attention, forward, ours = f"attn_layers.layers.{2 * i}", f"attn_layers.layers.{2 * i + 1}", f"model.layers.{i}"
-        yield rule(f"{attention}.0.", f"{ours}.self_attn_layer_norm.")
-        yield from (rule(f"{attention}.1.to_{name}.", f"{ours}.self_attn.{name}_proj.") for name in (*"qkv", "out"))
-        yield rule(f"{forward}.0.", f"{ours}.final_layer_norm.")
-        yield rule(f"{forward}.1.net.0.0.", f"{ours}.fc1.")
-        yield rule(f"{forward}.1.net.2.", f"{ours}.fc2.")
+        attention, feed_forward, canonical = f"attn_layers.layers.{2 * i}", f"attn_layers.layers.{2 * i + 1}", f"model.layers.{i}"
+        yield rule(f"{attention}.0.", f"{canonical}.self_attn_layer_norm.")
+        yield from (rule(f"{attention}.1.to_{name}.", f"{canonical}.self_attn.{name}_proj.") for name in (*"qkv", "out"))
+        yield rule(f"{feed_forward}.0.", f"{canonical}.final_layer_norm.")
+        yield rule(f"{feed_forward}.1.net.0.0.", f"{canonical}.fc1.")
+        yield rule(f"{feed_forward}.1.net.2.", f"{canonical}.fc2.")
 
 
 def gpt_rules(layers: int) -> Iterator[Rule]:
-    """taming's GPT: its names are kept but for attention, which is called here as everywhere else in this package."""
+    """The GPT of taming: only the names of attention layers differ."""
     yield from (rule(name, name) for name in ("tok_emb.", "pos_emb", "ln_f.", "head."))
     for i in range(layers):
         block = f"blocks.{i}"
         yield from (rule(f"{block}.{name}.", f"{block}.{name}.") for name in ("ln1", "ln2", "mlp"))
-        yield from (rule(f"{block}.attn.{t}.", f"{block}.attn.{o}.") for t, o in
+        yield from (rule(f"{block}.attn.{old}.", f"{block}.attn.{new}.") for old, new in
                     (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj", "to_out.0")))  # fmt: skip

@@ -1,6 +1,6 @@
-"""A whole model out of one file (or its shards, or a folder of parts).
+"""Load a complete model from one file, its shards, or a folder of parts.
 
-Every name and shape of every part is checked before the first weight is read, so nothing is ever half loaded.
+Every name and shape of every part is checked before the first weight is read, so nothing is ever loaded partially.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,16 +27,34 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.nn.meta import fill, shapes_only
 from daguerre.runtime.allocator import release_pages
 from daguerre.runtime.offload import SequentialOffload, offload_dtype
-from daguerre.weights.diffusers.configs import schedule_config
-from daguerre.weights.diffusers.index import own_guidance
+from daguerre.weights.diffusers.index import stored_guidance
+from daguerre.weights.diffusers.scheduler_config import schedule_config
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, detect, with_file_schedule
 from daguerre.weights.original.families import unknown_prediction_error
 from daguerre.weights.tensors.reader import open_tensors, weight_files
 from daguerre.weights.tensors.safetensors import to_compute_layout
 
-Give = Callable[[nn.Module, str], None]  # a network built on the meta device gets the tensors of a part
-BLANK = "!"  # OpenCLIP's padding token, whose id is 0
+FillPart = Callable[[nn.Module, str], None]  # fills a network on the meta device with the tensors of a part
+OPEN_CLIP_PAD = "!"  # the token with id 0
+# The parts that a model of each family has in addition to the UNet and the autoencoder.
+REQUIRED_PARTS = {
+    "sd1": ("text_encoder",),
+    "sd2": ("text_encoder",),
+    "sd2-upscaler": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+    "sdxl-refiner": ("text_encoder_2",),
+    "ldm-unconditional": (),
+    "ldm-churches": (),
+    "ldm-super-resolution": (),
+    "ldm-inpainting": (),
+    "ldm-class": ("condition",),
+    "ldm-class-f8": ("condition",),
+    "ldm-semantic": ("condition",),
+    "ldm-layout": ("text_encoder",),
+    "ldm-text2img": ("text_encoder",),
+    "ldm-text2img-vq": ("text_encoder",),
+}
 
 
 def load_single_file(
@@ -50,66 +68,67 @@ def load_single_file(
     variant: str | None = None,
     offload: bool | SequentialOffload = False,
 ) -> LatentDiffusion:
-    """Open a model that lies in one file, in shards with an index, or in a folder of parts.
+    """Load a model from one file, from shards with an index, or from a folder of parts.
 
     Args:
-        prediction: what the network predicts, where the file does not say.
-        heads: of the UNet, one number or one per level, where its family has no rule.
-        ema: read the running average of the UNet's weights; None: only where there is nothing else.
+        prediction: what the UNet predicts, if the file does not contain it.
+        heads: of the UNet, one number or one per level, if its family has no rule.
+        ema: use the EMA of the UNet's weights; None uses it only if the file has no other weights.
         variant: of a folder's files, such as "fp16".
         offload: keep one network in memory at a time; a SequentialOffload also states which ones stay loaded.
 
     Raises:
-        DaguerreError: a part is missing or does not fit, or numbers are not finite; lists what and where.
+        DaguerreError: a part is missing or does not fit, or numbers are not finite; lists all of them.
     """
     file = open_tensors(path, variant=variant)
-    about = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
-    _check_whole(about)
-    if about.prediction is None:
+    detected = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
+    _check_complete(detected)
+    if detected.prediction is None:
         raise unknown_prediction_error(path)
-    order = SequentialOffload() if offload is True else offload or None
+    offloader = SequentialOffload() if offload is True else offload or None
     files = weight_files(file.path, variant)
-    mapped = _mapped(files)
+    is_mapped = _memory_map_test(files)
 
-    def place(tensor: Tensor) -> Tensor:
-        return to_compute_layout(tensor, device, dtype, mapped=mapped(tensor))
+    def to_device(tensor: Tensor) -> Tensor:
+        return to_compute_layout(tensor, device, dtype, mapped=is_mapped(tensor))
 
     def release(tensor: Tensor) -> None:
-        if mapped(tensor):
+        if is_mapped(tensor):
             release_pages(tensor)
 
-    names = [name for name in file.shapes if name not in about.contents.ignored]
-    tensors = split_components(file.read(names, None if order is None else release), ema=ema).parts
+    names = [name for name in file.shapes if name not in detected.contents.ignored]
+    components = split_components(file.read(names, None if offloader is None else release), ema=ema).parts
 
-    def give(network: nn.Module, part: str) -> None:
-        wanted = network.state_dict().keys() if isinstance(network, CLIPText) else None  # its highest blocks may be left in the file
-        given = {name: tensor for name, tensor in about.canonical(tensors[part]).items() if wanted is None or name in wanted}
-        if order is not None and part not in order.keep_loaded:
-            order.add(network, given, place, release, path)
+    def fill_part(network: nn.Module, part: str) -> None:
+        tensors = detected.canonical(components[part])
+        if isinstance(network, CLIPText):  # it may have fewer layers than the file
+            tensors = {name: tensors[name] for name in network.state_dict() if name in tensors}
+        if offloader is not None and part not in offloader.keep_loaded:
+            offloader.add(network, tensors, to_device, release, path)
             return
-        fill(network, {name: place(tensor) for name, tensor in given.items()}, path)
-        if order is not None:
-            order.register_resident(network)
+        fill(network, {name: to_device(tensor) for name, tensor in tensors.items()}, path)
+        if offloader is not None:
+            offloader.register_resident(network)
 
-    unet, autoencoder = about.networks["unet"], about.networks["vae"]
+    unet, autoencoder = detected.networks["unet"], detected.networks["vae"]
     assert isinstance(unet, UNet)
     assert isinstance(autoencoder, AutoencoderKL | VQModel)
-    give(unet, "unet")
-    give(autoencoder, "vae")
+    fill_part(unet, "unet")
+    fill_part(autoencoder, "vae")
     return LatentDiffusion(
         unet=unet.eval(),
         autoencoder=autoencoder.eval(),
-        conditioner=_conditioner(about, give),
-        schedule=Schedule(about.schedule),
-        prediction=about.prediction,
+        conditioner=_conditioner(detected, fill_part),
+        schedule=Schedule(detected.schedule),
+        prediction=detected.prediction,
         name=file.path.resolve().name if file.path.is_dir() else file.path.stem,
-        sample_size=about.size,
-        default_guidance=own_guidance(about.stored_configs.get("model_index", {})),
+        sample_size=detected.sample_size,
+        default_guidance=stored_guidance(detected.stored_configs.get("model_index", {})),
         files=files,
-        low_res_schedule=_low_resolution(about),
+        low_res_schedule=_low_res_schedule(detected),
         unet_offload_dtype=None
-        if order is None or "unet" in order.keep_loaded
-        else offload_dtype(about.canonical(tensors["unet"]).values(), torch.device(device), dtype),
+        if offloader is None or "unet" in offloader.keep_loaded
+        else offload_dtype(detected.canonical(components["unet"]).values(), torch.device(device), dtype),
     )
 
 
@@ -120,74 +139,78 @@ def load_first_stage_file(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> AutoencoderKL | VQModel:
-    """The first stage in a file of its own or in a whole model's.
+    """Load the first stage from a file of its own or of a complete model.
 
     Args:
-        scaling_factor: of latents; None: the whole model's, or what is usual.
+        scaling_factor: of latents; None is that of the complete model, or the usual one.
 
     Raises:
-        DaguerreError: there is none, or it does not fit.
+        DaguerreError: the file has no first stage, or it does not fit.
     """
     file = open_tensors(path)
-    about = with_file_schedule(detect(file))
-    part = about.contents.parts.get("vae")
-    if part is None or about.autoencoder is None:
+    detected = with_file_schedule(detect(file))
+    part = detected.contents.parts.get("vae")
+    if part is None or detected.autoencoder is None:
         raise DaguerreError(f"'{path}' holds no autoencoder; give a file that does, such as vae-ft-mse-840000-ema-pruned.safetensors.")
-    config = about.autoencoder if scaling_factor is None else replace(about.autoencoder, scaling_factor=scaling_factor)
+    config = detected.autoencoder if scaling_factor is None else replace(detected.autoencoder, scaling_factor=scaling_factor)
     tensors = split_components(file.read(part.prefix + name for name in part.original)).parts["vae"].canonical()
     with shapes_only():
         autoencoder = VQModel(config) if isinstance(config, VQModelConfig) else AutoencoderKL(config)
-    mapped = _mapped(weight_files(file.path))
-    fill(autoencoder, {name: to_compute_layout(tensor, device, dtype, mapped=mapped(tensor)) for name, tensor in tensors.items()}, path)
+    is_mapped = _memory_map_test(weight_files(file.path))
+    tensors = {name: to_compute_layout(tensor, device, dtype, mapped=is_mapped(tensor)) for name, tensor in tensors.items()}
+    fill(autoencoder, tensors, path)
     return autoencoder.eval()
 
 
-def _conditioner(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], Conditioning]:
-    """The way from prompts to conditions of each family."""
-    texts = about.texts
+def _conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[Sequence[str]], Conditioning]:
+    """The conditioner of the family, with its networks filled."""
+    text_encoders = detected.text_encoders
 
-    def tower(
+    def text_conditioner(
         part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True, cut_layers: int = 0
     ) -> TextConditioner:
-        beside = about.file.path / part.replace("text_encoder", "tokenizer")
-        tokenizer = Tokenizer.from_folder(beside) if beside.is_dir() else Tokenizer.clip(pad=pad)
+        folder = detected.file.path / part.replace("text_encoder", "tokenizer")
+        tokenizer = Tokenizer.from_folder(folder) if folder.is_dir() else Tokenizer.clip(pad=pad)
         with shapes_only():
             encoder = CLIPText(config)
-        give(encoder, part)
+        fill_part(encoder, part)
         return TextConditioner(tokenizer, encoder.eval(), layer=layer, norm=norm, cut_layers=cut_layers)
 
-    assert about.family is not None
-    if about.family.name == "sd1":
-        return tower("text_encoder", texts["text_encoder"]).eval()
-    if about.family.name.startswith("sd2"):
-        # The penultimate layer is read: OpenCLIP's last block and its projection are left in the file.
-        config = texts["text_encoder"]
+    assert detected.family is not None
+    family = detected.family.name
+    if family == "sd1":
+        return text_conditioner("text_encoder", text_encoders["text_encoder"]).eval()
+    if family.startswith("sd2"):
+        # SD 2 uses the penultimate layer of OpenCLIP, so the last layer and the projection are not loaded.
+        config = text_encoders["text_encoder"]
         if config.projection is not None:
             config = replace(config, layers=config.layers - 1, projection=None)
-        return tower("text_encoder", config, BLANK, cut_layers=1).eval()
-    if about.family.name.startswith("sdxl"):
-        towers = [tower("text_encoder", texts["text_encoder"], layer=-2, norm=False)] if "text_encoder" in texts else []
-        towers.append(tower("text_encoder_2", texts["text_encoder_2"], BLANK, layer=-2, norm=False))
-        refiner, index = about.family.name == "sdxl-refiner", about.stored_configs.get("model_index", {})
+        return text_conditioner("text_encoder", config, OPEN_CLIP_PAD, cut_layers=1).eval()
+    if family.startswith("sdxl"):
+        towers = []
+        if "text_encoder" in text_encoders:
+            towers.append(text_conditioner("text_encoder", text_encoders["text_encoder"], layer=-2, norm=False))
+        towers.append(text_conditioner("text_encoder_2", text_encoders["text_encoder_2"], OPEN_CLIP_PAD, layer=-2, norm=False))
+        refiner, index = family == "sdxl-refiner", detected.stored_configs.get("model_index", {})
         scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
         return SDXLConditioner(towers, uses_aesthetic_score=scored, zero_empty=zero_empty).eval()
-    return _without_clip(about, give)
+    return _ldm_conditioner(detected, fill_part)
 
 
-def _without_clip(about: DetectedModel, give: Give) -> Callable[[Sequence[str]], Conditioning]:
-    """The conditioners of latent diffusion before Stable Diffusion."""
+def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[Sequence[str]], Conditioning]:
+    """The conditioner of a latent diffusion model older than Stable Diffusion."""
 
     def filled(part: str) -> nn.Module:
-        give(about.networks[part], part)
-        return about.networks[part].eval()
+        fill_part(detected.networks[part], part)
+        return detected.networks[part].eval()
 
-    assert about.family is not None
-    match about.family.name.split("-")[1]:
+    assert detected.family is not None
+    match detected.family.name.split("-")[1]:
         case "text2img":
-            encoder, beside = filled("text_encoder"), about.file.path / "tokenizer"
+            encoder, folder = filled("text_encoder"), detected.file.path / "tokenizer"
             assert isinstance(encoder, LDMBert)
             length = encoder.config.length
-            tokenizer = WordPiece.from_folder(beside, max_length=length) if beside.is_dir() else WordPiece.bert(max_length=length)
+            tokenizer = WordPiece.from_folder(folder, max_length=length) if folder.is_dir() else WordPiece.bert(max_length=length)
             return LDMTextConditioner(tokenizer, encoder).eval()
         case "layout":
             encoder = filled("text_encoder")
@@ -204,48 +227,28 @@ def _without_clip(about: DetectedModel, give: Give) -> Callable[[Sequence[str]],
     return UnconditionalConditioner()
 
 
-def _low_resolution(about: DetectedModel) -> Schedule | None:
-    """The noise on the small picture of an upscaler: as its folder says, else as the published one has it."""
-    if about.family is None or about.family.name != "sd2-upscaler":
+def _low_res_schedule(detected: DetectedModel) -> Schedule | None:
+    """The noise schedule for an upscaler's low-resolution input: the one of its folder, or that of the published model."""
+    if detected.family is None or detected.family.name != "sd2-upscaler":
         return None
-    given = about.stored_configs.get("low_res_scheduler")
-    return Schedule(schedule_config(given, about.file.path)[0] if given else about.family.schedule)
+    given = detected.stored_configs.get("low_res_scheduler")
+    return Schedule(schedule_config(given, detected.file.path)[0] if given else detected.family.schedule)
 
 
-NEEDS = {
-    "sd1": ("text_encoder",),
-    "sd2": ("text_encoder",),
-    "sd2-upscaler": ("text_encoder",),
-    "sdxl": ("text_encoder", "text_encoder_2"),
-    "sdxl-refiner": ("text_encoder_2",),
-    "ldm-unconditional": (),
-    "ldm-churches": (),
-    "ldm-super-resolution": (),
-    "ldm-inpainting": (),
-    "ldm-class": ("condition",),
-    "ldm-class-f8": ("condition",),
-    "ldm-semantic": ("condition",),
-    "ldm-layout": ("text_encoder",),
-    "ldm-text2img": ("text_encoder",),
-    "ldm-text2img-vq": ("text_encoder",),
-}  # the parts beside UNet and autoencoder
+def _check_complete(detected: DetectedModel) -> None:
+    path, parts = detected.file.path, detected.contents.parts
+    held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no known network"
+    if detected.family is None:
+        raise DaguerreError(f"'{path}' is not a complete model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
+    family = detected.family.name
+    if missing := [name for name in ("vae", *REQUIRED_PARTS[family]) if name not in parts]:
+        raise DaguerreError(f"'{path}' holds only {held}; a complete {family} model also has {', '.join(missing)}.")
+    if errors := {kind: names for kind, names in detected.key_errors().items() if names}:
+        lists = "; ".join(f"{len(names)} {kind} ({join_names(names)})" for kind, names in errors.items())
+        raise DaguerreError(f"'{path}' does not fit the {family} model that it seems to be: {lists}.")
 
 
-def _check_whole(about: DetectedModel) -> None:
-    path, parts = about.file.path, about.contents.parts
-    held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no network that is known here"
-    if about.family is None:
-        raise DaguerreError(f"'{path}' is not a whole model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
-    lost = [name for name in ("vae", *NEEDS[about.family.name]) if name not in parts]
-    if lost:
-        raise DaguerreError(f"'{path}' holds only {held}; a whole {about.family.name} model also has {', '.join(lost)}.")
-    faults = {what: names for what, names in about.key_errors().items() if names}
-    if faults:
-        lists = "; ".join(f"{len(names)} {what} ({join_names(names)})" for what, names in faults.items())
-        raise DaguerreError(f"'{path}' does not fit the {about.family.name} model that it looks like: {lists}.")
-
-
-def _mapped(files: Sequence[Path]) -> Callable[[Tensor], bool]:
-    """Tells whether a tensor lies in the map of one of these files as a whole, and not in memory of its own."""
-    sizes = {each.stat().st_size for each in files}
+def _memory_map_test(files: Sequence[Path]) -> Callable[[Tensor], bool]:
+    """A function that tests whether a tensor is part of the memory map of one of these files, instead of having its own memory."""
+    sizes = {file.stat().st_size for file in files}
     return lambda tensor: tensor.untyped_storage().nbytes() in sizes

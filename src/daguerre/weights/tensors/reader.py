@@ -17,7 +17,7 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers.layout import ALIASES, PART_BY_CLASS, PARTS, SCHEDULERS, STEMS
+from daguerre.weights.diffusers.folder_names import PART_ALIASES, PART_BY_CLASS, PARTS, SCHEDULER_FOLDERS, WEIGHT_STEMS
 from daguerre.weights.tensors.pickle import LEGACY_START, PickledFile, mapped_bytes, typed
 from daguerre.weights.tensors.safetensors import read_json, to_compute_layout, unreadable
 
@@ -228,7 +228,7 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
     if not parts:
         raise DaguerreError(f"'{folder}' is not a model: a model is a folder that holds {', '.join(PARTS)}, each with its config.json.")
     said = {part: read_json(place / "config.json") for part, place in places.items()}
-    beside = {"model_index": folder / INDEX} | {name: folder / name / "scheduler_config.json" for name in SCHEDULERS}
+    beside = {"model_index": folder / INDEX} | {name: folder / name / "scheduler_config.json" for name in SCHEDULER_FOLDERS}
     said |= {name: read_json(path) for name, path in beside.items() if path.is_file()}
     shapes = {f"{part}/{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()}
 
@@ -241,7 +241,7 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
 
 def part_folder(folder: Path, part: str) -> Path:
     """Where a part of a model lies in its folder."""
-    other = folder / ALIASES.get(part, part)
+    other = folder / PART_ALIASES.get(part, part)
     return other if other.is_dir() else folder / part
 
 
@@ -252,11 +252,11 @@ def weights_in(folder: Path, variant: str | None = None) -> Path:
         DaguerreError: there is none of that variant; tells those there are.
     """
     for tail in (f".{variant}",) if variant else ("", ".fp16"):
-        for stem in STEMS:
+        for stem in WEIGHT_STEMS:
             for name in (f"{stem}{tail}.safetensors", f"{stem}.safetensors.index{tail}.json", f"{stem}{tail}.safetensors.index.json"):
                 if (folder / name).is_file():
                     return folder / name
-        for stem in STEMS:
+        for stem in WEIGHT_STEMS:
             if (folder / f"{stem}{tail}.bin").is_file():
                 return folder / f"{stem}{tail}.bin"
     there = join_names(
