@@ -43,7 +43,7 @@ def test_a_single_file_comes_back_from_a_folder_byte_for_byte(tmp_path, name):
     if unread:
         assert len(load_file(folder / EXTRA_TENSORS)) == unread
     back = convert(folder, tmp_path / "back.safetensors")
-    checkpoints.same(back, weights(tensors))
+    checkpoints.assert_file_equals(back, weights(tensors))
     again = convert(back, tmp_path / "again")
     for path in folder.rglob("*.*"):
         assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes(), path
@@ -66,19 +66,19 @@ def test_out_of_pickle_with_all_it_said(tmp_path):
     tensors = checkpoints.sd2()
     torch.save({"state_dict": tensors, "global_step": 875000}, tmp_path / "base.ckpt")
     path = convert(tmp_path / "base.ckpt", tmp_path / "base.safetensors")
-    checkpoints.same(path, tensors)
+    checkpoints.assert_file_equals(path, tensors)
     about = detect(open_tensors(path))
     assert (about.prediction, about.file.metadata["global_step"]) == ("epsilon", "875000")
 
 
 def test_the_average_is_kept_dropped_or_used(tmp_path):
     tensors = checkpoints.sd1()
-    both = checkpoints.with_average(tensors)
+    both = checkpoints.with_ema(tensors)
     path = checkpoints.write(tmp_path / "both.safetensors", both)
-    checkpoints.same(convert(path, tmp_path / "kept.safetensors"), both)
-    checkpoints.same(convert(path, tmp_path / "dropped.safetensors", ema=False), tensors)
+    checkpoints.assert_file_equals(convert(path, tmp_path / "kept.safetensors"), both)
+    checkpoints.assert_file_equals(convert(path, tmp_path / "dropped.safetensors", ema=False), tensors)
     average = {name: tensor + 1 if name.startswith("model.") else tensor for name, tensor in tensors.items()}
-    checkpoints.same(convert(path, tmp_path / "used.safetensors", ema=True), average)
+    checkpoints.assert_file_equals(convert(path, tmp_path / "used.safetensors", ema=True), average)
     used = load_single_file(convert(path, tmp_path / "folder", ema=True))
     assert torch.equal(used.unet.conv_in.weight, tensors["model.diffusion_model.input_blocks.0.0.weight"] + 1)
     only = {name: tensor for name, tensor in both.items() if not name.startswith("model.diffusion_model.")}
@@ -99,7 +99,7 @@ def test_an_autoencoder_alone_becomes_its_part_and_comes_back(tmp_path):
     tensors = checkpoints.autoencoder(prefix="")
     folder = convert(checkpoints.write(tmp_path / "vae.safetensors", tensors), tmp_path / "vae")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
-    checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
+    checkpoints.assert_file_equals(convert(folder, tmp_path / "back.safetensors"), tensors)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     reference = diffusers.AutoencoderKL.from_pretrained(folder)
     with torch.inference_mode():
@@ -129,9 +129,9 @@ def test_nothing_but_a_saved_model_is_written_over(tmp_path):
 
 
 def test_a_quantised_first_stage_alone_becomes_a_folder_and_comes_back(tmp_path):
-    tensors = checkpoints.quantized(prefix="")
+    tensors = checkpoints.vq_model(prefix="")
     folder = convert(checkpoints.write(tmp_path / "vq.safetensors", tensors), tmp_path / "vq")
-    checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
+    checkpoints.assert_file_equals(convert(folder, tmp_path / "back.safetensors"), tensors)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     reference = diffusers.VQModel.from_pretrained(folder)
     with torch.inference_mode():
@@ -140,7 +140,7 @@ def test_a_quantised_first_stage_alone_becomes_a_folder_and_comes_back(tmp_path)
 
 @pytest.mark.parametrize("kind", ["ldm-class", "churches", "discriminator"])
 def test_what_the_field_has_no_folder_for_is_said(tmp_path, kind):
-    tensors = checkpoints.quantized()
+    tensors = checkpoints.vq_model()
     if kind == "ldm-class":
         unet = checkpoints.replace(checkpoints.UNET, in_channels=3, out_channels=3, heads=(1, 1))
         tensors |= checkpoints.unet(unet) | {"cond_stage_model.embedding.weight": torch.randn(11, 64)}
@@ -153,7 +153,7 @@ def test_what_the_field_has_no_folder_for_is_said(tmp_path, kind):
     with pytest.raises(DaguerreError, match=r"folder layout.*; it can be written as one file: give a name that ends in \.safetensors"):
         convert(single, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
-    checkpoints.same(convert(single, tmp_path / "one.safetensors"), tensors)
+    checkpoints.assert_file_equals(convert(single, tmp_path / "one.safetensors"), tensors)
 
 
 # The reference: what it saved, and what it opens.

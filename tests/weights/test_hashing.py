@@ -39,7 +39,7 @@ def test_a_file_is_hashed_anew_only_when_it_changed(tmp_path: Path, monkeypatch:
 
 
 def test_a_networks_hash_is_of_its_values():
-    network = VQModel(checkpoints.QUANTIZED)
+    network = VQModel(checkpoints.VQ_MODEL)
     halved = {name: tensor.half() for name, tensor in network.state_dict().items()}
     assert network_hash(network) == network_hash(dict(reversed(network.state_dict().items())))
     assert network_hash(halved) == network_hash({name: tensor.float() for name, tensor in halved.items()})

@@ -14,7 +14,7 @@ from tests.weights import checkpoints
 
 
 def test_a_whole_file_says_all_that_can_be_known_from_its_header(tmp_path):
-    tensors = checkpoints.with_average({name: tensor.half() for name, tensor in checkpoints.sdxl().items()})
+    tensors = checkpoints.with_ema({name: tensor.half() for name, tensor in checkpoints.sdxl().items()})
     path = checkpoints.write(tmp_path / "x.safetensors", tensors, **{"modelspec.title": "Mine"})
     report = json.loads(inspect(path).json())
     assert (report["family"], report["task"], report["container"], report["dtype"]) == ("sdxl", "text-to-image", "safetensors", "float16")

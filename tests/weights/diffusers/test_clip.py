@@ -1,4 +1,4 @@
-"""A CLIP saved opens here and in transformers, and embeds the same."""
+"""A saved CLIP opens here and in transformers with the same embeddings."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionCon
 from daguerre.weights import load_clip, save_clip
 
 
-def test_it_comes_back_and_transformers_agrees(tmp_path: Path):
+def test_a_saved_clip_loads_identically_and_matches_transformers(tmp_path: Path):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red apple", "a blue apple"] * 4, vocab_size=560, max_length=12)
     text = CLIPTextConfig(len(tokenizer), length=12, width=32, layers=2, heads=2, mlp_width=64, projection=24, eos=tokenizer.eos)
@@ -20,14 +20,14 @@ def test_it_comes_back_and_transformers_agrees(tmp_path: Path):
     clip = CLIP(CLIPConfig(text, vision)).eval()
     folder = save_clip(clip, tokenizer, tmp_path / "clip")
 
-    again, its_tokenizer = load_clip(folder)
-    assert again.config == clip.config
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in clip.state_dict().items())
-    assert its_tokenizer.vocab == tokenizer.vocab
+    loaded, loaded_tokenizer = load_clip(folder)
+    assert loaded.config == clip.config
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in clip.state_dict().items())
+    assert loaded_tokenizer.vocab == tokenizer.vocab
 
     ids, x = tokenizer(["a red apple", "a blue"]), torch.randn(3, 3, 16, 16)
-    theirs = transformers.CLIPModel.from_pretrained(folder)(input_ids=ids, pixel_values=x)
-    torch.testing.assert_close(theirs.logits_per_text, again(ids, x).logits, atol=1e-5, rtol=1e-5)
+    reference = transformers.CLIPModel.from_pretrained(folder)(input_ids=ids, pixel_values=x)
+    torch.testing.assert_close(reference.logits_per_text, loaded(ids, x).logits, atol=1e-5, rtol=1e-5)
 
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(DaguerreError, match="cut short"):

@@ -1,4 +1,4 @@
-"""A model saved is the model loaded, bit for bit; what is wrong with a folder is told in one error."""
+"""A saved model loads bit for bit, and errors list everything that is wrong with a folder."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import daguerre
-from daguerre import atomic_io as disk
+from daguerre import atomic_io
 from daguerre.conditioning import TextConditioner
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
@@ -40,58 +40,57 @@ def parts(model: LatentDiffusion) -> dict[str, torch.nn.Module]:
     return {"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.conditioner.encoder}
 
 
-def test_every_tensor_and_value_comes_back(tiny_model: LatentDiffusion, saved: Path):
-    again = daguerre.load(saved, device="cpu")
+def test_a_saved_model_loads_identically(tiny_model: LatentDiffusion, saved: Path):
+    loaded = daguerre.load(saved, device="cpu")
     for name, part in parts(tiny_model).items():
-        state, other = part.state_dict(), parts(again)[name].state_dict()
+        state, other = part.state_dict(), parts(loaded)[name].state_dict()
         assert state.keys() == other.keys()
         assert all(torch.equal(tensor, other[key]) for key, tensor in state.items())
-        assert part.config == parts(again)[name].config
-    assert again.conditioner.tokenizer.vocab == tiny_model.conditioner.tokenizer.vocab
-    assert again.conditioner.tokenizer.max_length == tiny_model.conditioner.tokenizer.max_length
-    assert again.schedule.config == tiny_model.schedule.config
-    assert (again.prediction, again.name, again.sample_size) == ("v", "tiny", 32)
-    assert not any(module.training for part in again.modules for module in part.modules())
+        assert part.config == parts(loaded)[name].config
+    assert loaded.conditioner.tokenizer.vocab == tiny_model.conditioner.tokenizer.vocab
+    assert loaded.conditioner.tokenizer.max_length == tiny_model.conditioner.tokenizer.max_length
+    assert loaded.schedule.config == tiny_model.schedule.config
+    assert (loaded.prediction, loaded.name, loaded.sample_size) == ("v", "tiny", 32)
+    assert not any(module.training for part in loaded.modules for module in part.modules())
 
 
-def test_the_guidance_that_suits_a_model_comes_back_and_is_what_an_unguided_request_gets(tiny_model: LatentDiffusion, tmp_path: Path):
+def test_the_default_guidance_is_saved_and_used_by_requests_without_one(tiny_model: LatentDiffusion, tmp_path: Path):
     model = daguerre.load(daguerre.save(replace(tiny_model, default_guidance=2.5), tmp_path / "own"))
     assert model.default_guidance == 2.5
     assert daguerre.load(daguerre.save(tiny_model, tmp_path / "usual")).default_guidance == tiny_model.default_guidance == 5.0
     assert load_single_file(tmp_path / "own", offload=True).default_guidance == 2.5
     single = detect(open_tensors(convert(tmp_path / "own", tmp_path / "own.safetensors")))
-    assert (
-        stored_guidance(single.stored_configs["model_index"]) == 2.5
-    )  # a file has no place for the small vocabulary, so it is not opened whole
-    (own,) = daguerre.generate(model, prompt="a red apple", steps=2)
-    (told,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance_scale=2.5)
+    # A single file cannot store the small vocabulary, so the whole model is not opened.
+    assert stored_guidance(single.stored_configs["model_index"]) == 2.5
+    (default,) = daguerre.generate(model, prompt="a red apple", steps=2)
+    (explicit,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance_scale=2.5)
     (other,) = daguerre.generate(model, prompt="a red apple", steps=2, guidance_scale=5)
-    assert own.provenance.request.guidance_scale == 2.5
-    assert own.image.tobytes() == told.image.tobytes()
-    assert own.image.tobytes() != other.image.tobytes()
+    assert default.provenance.request.guidance_scale == 2.5
+    assert default.image.tobytes() == explicit.image.tobytes()
+    assert default.image.tobytes() != other.image.tobytes()
 
 
-@pytest.mark.parametrize("told", ["much", None, True, float("inf")])
-def test_a_guidance_that_is_no_number_is_refused(saved: Path, told: object):
+@pytest.mark.parametrize("guidance", ["much", None, True, float("inf")])
+def test_a_guidance_that_is_not_a_number_is_rejected(saved: Path, guidance: object):
     index = saved / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"_guidance_scale": told}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_guidance_scale": guidance}))
     for load in (daguerre.load, load_single_file):
         with pytest.raises(DaguerreError, match="_guidance_scale"):
             load(saved)
 
 
-def test_half_precision_halves_the_file_and_rounds_only(tiny_model: LatentDiffusion, tmp_path: Path):
+def test_half_precision_only_rounds_the_weights(tiny_model: LatentDiffusion, tmp_path: Path):
     folder = daguerre.save(tiny_model, tmp_path / "half", dtype=torch.float16)
     wanted = {name: tensor.half() for name, tensor in tiny_model.unet.state_dict().items()}
     stored = load_file(folder / "unet" / PARTS["unet"])
     assert all(torch.equal(stored[name], tensor) for name, tensor in wanted.items())
-    again = daguerre.load(folder, device="cpu")
-    assert again.dtype == torch.float32
-    assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in again.unet.state_dict().items())
+    loaded = daguerre.load(folder, device="cpu")
+    assert loaded.dtype == torch.float32
+    assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in loaded.unet.state_dict().items())
     assert daguerre.load(folder, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_shards_variants_old_names_and_bare_text_names_are_read(tiny_model: LatentDiffusion, saved: Path):
+def test_shards_variants_old_names_and_bare_text_names_load(tiny_model: LatentDiffusion, saved: Path):
     unet = load_file(saved / "unet" / PARTS["unet"])
     (saved / "unet" / PARTS["unet"]).unlink()
     shards = {"a.safetensors": sorted(unet)[::2], "b.safetensors": sorted(unet)[1::2]}
@@ -112,36 +111,36 @@ def test_shards_variants_old_names_and_bare_text_names_are_read(tiny_model: Late
     text["embeddings.position_ids"] = torch.arange(16)[None]
     save_file(text, saved / "text_encoder" / PARTS["text_encoder"])
 
-    again = daguerre.load(saved, device="cpu")
+    loaded = daguerre.load(saved, device="cpu")
     for name, part in parts(tiny_model).items():
-        assert all(torch.equal(tensor, parts(again)[name].state_dict()[key]) for key, tensor in part.state_dict().items())
+        assert all(torch.equal(tensor, parts(loaded)[name].state_dict()[key]) for key, tensor in part.state_dict().items())
 
 
-def test_a_lower_layer_is_saved_as_a_shorter_tower(tiny_model: LatentDiffusion, tmp_path: Path):
+def test_a_skipped_last_layer_is_saved_as_a_shorter_text_encoder(tiny_model: LatentDiffusion, tmp_path: Path):
     conditioner = TextConditioner(tiny_model.conditioner.tokenizer, tiny_model.conditioner.encoder, layer=-2)
     folder = daguerre.save(replace(tiny_model, conditioner=conditioner), tmp_path / "skip")
-    again = daguerre.load(folder, device="cpu").conditioner
-    assert again.encoder.config.layers == 1
-    assert torch.equal(again(["a red apple"]).context, conditioner(["a red apple"]).context)
+    loaded = daguerre.load(folder, device="cpu").conditioner
+    assert loaded.encoder.config.layers == 1
+    assert torch.equal(loaded(["a red apple"]).context, conditioner(["a red apple"]).context)
 
 
 @pytest.mark.parametrize("quant_convs", [True, False])
-def test_a_shifted_latent_is_saved_without_the_shift_and_means_the_same(tiny_model: LatentDiffusion, tmp_path: Path, quant_convs: bool):
-    """diffusers' pipeline for this layout does not know the shift, so the biases must carry it."""
+def test_a_latent_shift_is_folded_into_the_biases_without_changing_results(tiny_model: LatentDiffusion, tmp_path: Path, quant_convs: bool):
+    """The pipelines of diffusers for this layout ignore the shift."""
     torch.manual_seed(0)
     config = replace(tiny_model.autoencoder.config, shift_factor=0.4, quant_conv=quant_convs, post_quant_conv=quant_convs)
     autoencoder = AutoencoderKL(config).eval()
-    again = daguerre.load(daguerre.save(replace(tiny_model, autoencoder=autoencoder), tmp_path / "x"), device="cpu").autoencoder
-    assert again.config == replace(config, shift_factor=0.0, post_quant_conv=True)
+    loaded = daguerre.load(daguerre.save(replace(tiny_model, autoencoder=autoencoder), tmp_path / "x"), device="cpu").autoencoder
+    assert loaded.config == replace(config, shift_factor=0.0, post_quant_conv=True)
     x, z = torch.randn(2, 3, 32, 32), torch.randn(2, 6, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(again.encode(x), autoencoder.encode(x), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(again.decode(z), autoencoder.decode(z), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(again.posterior(x).logvar, autoencoder.posterior(x).logvar, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loaded.encode(x), autoencoder.encode(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loaded.decode(z), autoencoder.decode(z), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loaded.posterior(x).logvar, autoencoder.posterior(x).logvar, atol=1e-5, rtol=1e-5)
     assert autoencoder.config.shift_factor == 0.4
 
 
-def test_a_full_disk_leaves_the_model_that_stood_there(
+def test_a_full_disk_leaves_the_old_model_unchanged(
     make_tiny_model: Callable[..., LatentDiffusion], saved: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
@@ -149,14 +148,14 @@ def test_a_full_disk_leaves_the_model_that_stood_there(
     def no_space(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk.os, "fsync", no_space)
+    monkeypatch.setattr(atomic_io.os, "fsync", no_space)
     with pytest.raises(DaguerreError, match="tiny': No space left on device"):
         daguerre.save(make_tiny_model(seed=1), saved)
     assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["tiny"]
 
 
-def test_a_folder_that_is_no_model_is_not_overwritten(tiny_model: LatentDiffusion, tmp_path: Path):
+def test_a_folder_that_is_not_a_model_is_not_overwritten(tiny_model: LatentDiffusion, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     with pytest.raises(DaguerreError, match="is not a saved model, so it is not overwritten"):
@@ -164,7 +163,7 @@ def test_a_folder_that_is_no_model_is_not_overwritten(tiny_model: LatentDiffusio
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_is_missing_or_cut_short_is_named(saved: Path, part: str):
+def test_an_error_names_a_missing_or_truncated_part(saved: Path, part: str):
     file = saved / part / PARTS[part]
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DaguerreError, match=f"{PARTS[part]}' is cut short"):
@@ -175,20 +174,20 @@ def test_a_part_that_is_missing_or_cut_short_is_named(saved: Path, part: str):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_pickled_part_is_read_and_nothing_in_it_is_run(tiny_model: LatentDiffusion, saved: Path, part: str):
+def test_a_pickled_part_loads_without_running_code(tiny_model: LatentDiffusion, saved: Path, part: str):
     file = saved / part / PARTS[part]
     pickled = file.with_name("pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin")
     torch.save(load_file(file), pickled)
     file.unlink()
-    again = parts(daguerre.load(saved, device="cpu"))[part].state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in parts(tiny_model)[part].state_dict().items())
-    torch.save({"conv_out.bias": Path(saved)}, pickled)  # a path is an object that unpickling would have to make
+    loaded = parts(daguerre.load(saved, device="cpu"))[part].state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in parts(tiny_model)[part].state_dict().items())
+    torch.save({"conv_out.bias": Path(saved)}, pickled)  # unpickling a path would run code
     with pytest.raises(DaguerreError, match="is not read as a pickled checkpoint"):
         daguerre.load(saved, device="cpu")
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_with_nan_or_infinity_is_refused_by_name(saved: Path, part: str):
+def test_an_error_names_a_part_with_nan_or_infinity(saved: Path, part: str):
     file = saved / part / PARTS[part]
     tensors = load_file(file)
     name = max(tensors, key=lambda name: tensors[name].numel())
@@ -198,7 +197,7 @@ def test_a_part_with_nan_or_infinity_is_refused_by_name(saved: Path, part: str):
         daguerre.load(saved, device="cpu")
 
 
-def test_missing_unknown_and_misshaped_tensors_are_listed_together(saved: Path):
+def test_one_error_lists_missing_unknown_and_misshapen_tensors(saved: Path):
     file = saved / "unet" / PARTS["unet"]
     tensors = load_file(file)
     del tensors["conv_out.bias"]
@@ -225,14 +224,14 @@ def test_missing_unknown_and_misshaped_tensors_are_listed_together(saved: Path):
         ("vae/config.json", {"block_out_channels": [None]}, "describe no network that can be built"),
     ],
 )
-def test_what_there_is_not_here_is_refused(saved: Path, file: str, change: dict[str, object], message: str):
+def test_unsupported_options_are_rejected(saved: Path, file: str, change: dict[str, object], message: str):
     path = saved / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DaguerreError, match=message):
         daguerre.load(saved, device="cpu")
 
 
-def test_a_path_that_is_no_model_says_what_one_is(tmp_path: Path):
+def test_the_error_for_a_path_without_a_model_explains_what_a_model_is(tmp_path: Path):
     with pytest.raises(DaguerreError, match=r"or a folder with a model_index\.json"):
         daguerre.load(tmp_path)
     with pytest.raises(DaguerreError, match="There is no model 'no-such'"):
@@ -241,7 +240,7 @@ def test_a_path_that_is_no_model_says_what_one_is(tmp_path: Path):
         daguerre.load(tmp_path, device="abacus") if (tmp_path / "model_index.json").write_text("{}") else None
 
 
-def test_the_catalogue_finds_by_name_and_suggests(saved: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_catalogue_finds_models_by_name_and_suggests_similar_names(saved: Path, monkeypatch: pytest.MonkeyPatch):
     assets = saved.parent
     (entry,) = embedded(assets)
     assert (entry.name, entry.folder) == ("tiny", saved)
@@ -254,8 +253,8 @@ def test_the_catalogue_finds_by_name_and_suggests(saved: Path, monkeypatch: pyte
         find(None, assets)
 
 
-def test_the_head_counts_of_published_configs_are_read_as_such():
-    """SD 1 writes 8 heads, SD 2 counts per level, both under `attention_head_dim`; SDXL gives depths per level."""
+def test_attention_head_dim_is_read_as_the_number_of_heads():
+    """SD 1 has one number, SD 2 one per level; SDXL also has depths per level."""
     assert unet_config({"attention_head_dim": 8, "cross_attention_dim": 768}, "x").heads == (8, 8, 8, 8)
     sdxl = {
         "attention_head_dim": [5, 10, 20],
@@ -283,7 +282,7 @@ def presets() -> list[object]:
 
 
 @pytest.mark.parametrize("config", presets(), ids=str)
-def test_configs_survive_the_way_there_and_back(config: object):
+def test_configs_survive_a_round_trip_through_json(config: object):
     from daguerre.models.unet import UNetConfig
 
     if isinstance(config, UNetConfig):
@@ -300,7 +299,7 @@ def test_configs_survive_the_way_there_and_back(config: object):
         ({"mid_depth": 0}, "no attention in the middle"),
     ],
 )
-def test_a_network_without_words_in_the_layout_is_not_written(change: dict[str, object], message: str):
+def test_a_network_that_the_layout_cannot_express_is_not_saved(change: dict[str, object], message: str):
     from daguerre.models.unet import SD1
 
     with pytest.raises(DaguerreError, match=message):

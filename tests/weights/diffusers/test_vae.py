@@ -1,4 +1,4 @@
-"""First stages and priors come back as they were saved, and diffusers opens the first stages."""
+"""Saved first stages and priors load identically, and diffusers opens the first stages."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ VQ = VQModelConfig(
 KL = AutoencoderKLConfig(channels=(32, 64), blocks=1, quant_conv=False, post_quant_conv=False, scaling_factor=0.7, shift_factor=0.1)
 
 
-def drawn(*shape: int) -> Tensor:
+def random_image(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -38,86 +38,88 @@ def vq(config: VQModelConfig = VQ, seed: int = 0) -> VQModel:
 
 
 @pytest.mark.parametrize("kind", ["nearest", "ema", "gumbel"])
-def test_a_codebook_comes_back_with_the_same_codes_and_goes_on_learning(tmp_path: Path, kind):
+def test_a_saved_codebook_gives_the_same_codes_and_continues_to_train(tmp_path: Path, kind):
     network = vq(replace(VQ, quantizer=QuantizerConfig(16, 6, kind, "legacy", dead_code_threshold=0.0 if kind == "gumbel" else 0.1)))
-    again = load_first_stage(save_first_stage(network, tmp_path / "vq", 32))
-    assert isinstance(again, VQModel)
-    assert again.config == network.config
-    x = drawn(2, 3, 32, 32)
+    loaded = load_first_stage(save_first_stage(network, tmp_path / "vq", 32))
+    assert isinstance(loaded, VQModel)
+    assert loaded.config == network.config
+    x = random_image(2, 3, 32, 32)
     codes = network.encode_codes(x)
-    assert torch.equal(again.encode_codes(x), codes)
-    assert torch.equal(again.decode_codes(codes), network.decode_codes(codes))
-    assert network_hash(again) == network_hash(network)
-    assert torch.isfinite(again.train()(x).loss)
+    assert torch.equal(loaded.encode_codes(x), codes)
+    assert torch.equal(loaded.decode_codes(codes), network.decode_codes(codes))
+    assert network_hash(loaded) == network_hash(network)
+    assert torch.isfinite(loaded.train()(x).loss)
 
 
 @pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_diffusers_opens_a_codebook(tmp_path: Path, kind):
     network = vq(replace(VQ, quantizer=QuantizerConfig(16, 6, kind)))
-    theirs: Any = ReferenceVQ.from_pretrained(save_first_stage(network, tmp_path / "vq", 32))
-    x = drawn(1, 3, 32, 32)
+    reference: Any = ReferenceVQ.from_pretrained(save_first_stage(network, tmp_path / "vq", 32))
+    x = random_image(1, 3, 32, 32)
     with torch.no_grad():
-        h = theirs.encode(x).latents
+        h = reference.encode(x).latents
         torch.testing.assert_close(h * network.config.scaling_factor, network.encode(x), atol=1e-5, rtol=0)
-        torch.testing.assert_close(theirs.decode(h).sample, network.decode(network.encode(x)), atol=1e-5, rtol=0)
-    assert theirs.config.sample_size == 32
-    assert theirs.config.scaling_factor == 0.5
+        torch.testing.assert_close(reference.decode(h).sample, network.decode(network.encode(x)), atol=1e-5, rtol=0)
+    assert reference.config.sample_size == 32
+    assert reference.config.scaling_factor == 0.5
 
 
-def test_what_diffusers_saves_opens_here(tmp_path: Path):
+def test_a_vq_model_saved_by_diffusers_opens(tmp_path: Path):
     torch.manual_seed(0)
-    theirs: Any = ReferenceVQ(
+    reference: Any = ReferenceVQ(
         block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         num_vq_embeddings=32,
         vq_embed_dim=4,
     )
-    theirs.save_pretrained(tmp_path)
-    ours = load_first_stage(tmp_path)
-    assert isinstance(ours, VQModel)
-    x = drawn(1, 3, 32, 32)
+    reference.save_pretrained(tmp_path)
+    network = load_first_stage(tmp_path)
+    assert isinstance(network, VQModel)
+    x = random_image(1, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(x).sample, ours.decode(ours.encode(x)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(reference(x).sample, network.decode(network.encode(x)), atol=1e-5, rtol=0)
 
 
-def test_a_kl_autoencoder_comes_back_and_diffusers_opens_it(tmp_path: Path):
+def test_a_saved_kl_autoencoder_loads_identically_and_opens_in_diffusers(tmp_path: Path):
     torch.manual_seed(0)
     network = AutoencoderKL(KL).eval()
     folder = save_first_stage(network, tmp_path / "kl", 32)
-    again = load_first_stage(folder)
-    theirs: Any = ReferenceKL.from_pretrained(folder)
-    assert again.config == KL
-    x = drawn(1, 3, 32, 32)
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
+    loaded = load_first_stage(folder)
+    reference: Any = ReferenceKL.from_pretrained(folder)
+    assert loaded.config == KL
+    x = random_image(1, 3, 32, 32)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
     with torch.no_grad():
-        torch.testing.assert_close(again.encode(x), network.encode(x), atol=1e-5, rtol=0)  # the kernels' layout in memory differs
-        torch.testing.assert_close(theirs.encode(x).latent_dist.mean, network.posterior(x).mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            loaded.encode(x), network.encode(x), atol=1e-5, rtol=0
+        )  # another memory layout
+        torch.testing.assert_close(reference.encode(x).latent_dist.mean, network.posterior(x).mean, atol=1e-5, rtol=0)
 
 
-def test_a_published_file_opens_through_the_same_door(tmp_path: Path):
-    quantized = load_first_stage(checkpoints.write(tmp_path / "vq.safetensors", checkpoints.quantized(prefix="")))
+def test_load_first_stage_opens_published_files(tmp_path: Path):
+    vq_model = load_first_stage(checkpoints.write(tmp_path / "vq.safetensors", checkpoints.vq_model(prefix="")))
     kl = load_first_stage(checkpoints.write(tmp_path / "kl.safetensors", checkpoints.autoencoder(prefix="")))
     whole = load_first_stage(checkpoints.write(tmp_path / "sd1.safetensors", checkpoints.sd1()))
-    assert isinstance(quantized, VQModel)
-    assert quantized.config.scaling_factor == 1
+    assert isinstance(vq_model, VQModel)
+    assert vq_model.config.scaling_factor == 1
     assert isinstance(kl, AutoencoderKL)
     assert network_hash(kl) == network_hash(whole)
 
 
-def test_bad_places_and_configs_are_told(tmp_path: Path):
+def test_wrong_folders_and_configs_are_rejected(tmp_path: Path):
     with pytest.raises(DaguerreError, match="is not a first stage"):
         load_first_stage(tmp_path)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "diary.txt").write_text("mine")
+    (tmp_path / "full" / "diary.txt").write_text("text")
     with pytest.raises(DaguerreError, match="not overwritten"):
         save_first_stage(vq(), tmp_path / "full")
     folder = save_first_stage(vq(), tmp_path / "vq")
     given = read_json(folder / "config.json")
-    for change, words in (({"_class_name": "UNet2DModel"}, "holds a UNet2DModel"), ({"norm_type": "spatial"}, "norm_type"),
+    for change, message in (({"_class_name": "UNet2DModel"}, "holds a UNet2DModel"), ({"norm_type": "spatial"}, "norm_type"),
                           ({"_quantizer": {"speed": 1}}, "sets speed"), ({"num_vq_embeddings": 17}, "of another shape")):  # fmt: skip
         save_json(folder / "config.json", {**given, **change})
-        with pytest.raises(DaguerreError, match=words):
+        with pytest.raises(DaguerreError, match=message):
             load_first_stage(folder)
 
 
@@ -129,17 +131,17 @@ PRIORS = (
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
-def test_a_prior_comes_back_with_the_first_stage_it_was_trained_on_and_no_other(tmp_path: Path, prior):
+def test_a_saved_prior_opens_only_with_its_own_first_stage(tmp_path: Path, prior):
     first_stage = vq()
     folder = save_prior(prior.eval(), tmp_path / "prior", first_stage)
-    again = load_prior(folder, first_stage)
-    assert type(again) is type(prior)
-    assert again.config == prior.config
+    loaded = load_prior(folder, first_stage)
+    assert type(loaded) is type(prior)
+    assert loaded.config == prior.config
     codes, label = torch.randint(16, (2, 4, 4)), torch.tensor([[1], [2]])
     with torch.no_grad():
-        assert torch.equal(again(codes, label), prior(codes, label))
+        assert torch.equal(loaded(codes, label), prior(codes, label))
     with pytest.raises(DaguerreError, match="codes of another first stage"):
         load_prior(folder, vq(seed=1))
     save_json(folder / "config.json", {**read_json(folder / "config.json"), "_class_name": "Gibbon"})
-    with pytest.raises(DaguerreError, match="'Gibbon'; there are 'TransformerPrior'"):
+    with pytest.raises(DaguerreError, match="'Gibbon'; supported are 'TransformerPrior'"):
         load_prior(folder, first_stage)

@@ -1,4 +1,4 @@
-"""Every tensor of real published files has a place in ours, and the other way round."""
+"""Every tensor of a published file maps to one parameter, and back."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from transformers import CLIPTextModelWithProjection as ReferenceText
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models import unet as unets
 from daguerre.models.autoencoder_kl import VAE_SD, VAE_SDXL, AutoencoderKL
-from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H
+from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig
 from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from daguerre.models.transformer_prior import PRIOR_FACES, TransformerPrior
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.unet import UNet, UNetConfig
-from daguerre.models.vq_model import VQ_F4, VQ_F4_NOATTN, VQGAN_F16_1024, VQModel
+from daguerre.models.vq_model import VQ_F4, VQGAN_F16_1024, VQModel
 from daguerre.nn.meta import fill, shapes_only
 from daguerre.weights.original.components import COMPONENT_KINDS, IGNORED, Component, restore_dots, split_components
 from daguerre.weights.original.detect import detect
@@ -62,32 +62,33 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_each_tensor_of_a_real_file_has_its_place_and_each_of_ours_its_tensor(name):
+def test_every_tensor_of_a_published_file_maps_to_one_parameter(name):
     family, parts, ignored = EXPECTED[name]
     tensors = manifest(name)
-    about = detect(TensorFile(Path(name), "safetensors", tensors, {}, tensors.__getitem__))
-    assert (about.family.name if about.family else None) == family
-    assert about.contents.parts.keys() == parts
-    assert about.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
-    assert len(about.contents.ignored) == ignored
-    assert sum(len(part.original) for part in about.contents.parts.values()) + ignored == len(tensors)
+    detected = detect(TensorFile(Path(name), "safetensors", tensors, {}, tensors.__getitem__))
+    assert (detected.family.name if detected.family else None) == family
+    assert detected.contents.parts.keys() == parts
+    assert detected.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
+    assert len(detected.contents.ignored) == ignored
+    assert sum(len(part.original) for part in detected.contents.parts.values()) + ignored == len(tensors)
 
 
+OPENCLIP_H = CLIPTextConfig(width=1024, layers=24, heads=16, mlp_width=4096, activation="gelu", projection=1024)
 PUBLISHED_CONFIGS = {
     "cin256": {"vae": VQ_F4},
     "ffhq256": {"vae": VQ_F4},
-    "inpainting_big": {"vae": VQ_F4_NOATTN},
+    "inpainting_big": {"vae": replace(VQ_F4, mid_attention=False)},
     "sd1": {"vae": VAE_SD, "text_encoder": CLIP_L},
     "sd2": {"vae": VAE_SD, "text_encoder": OPENCLIP_H},
     "sdxl_base": {"vae": VAE_SDXL, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG},
-    "taming_faceshq_transformer": {"transformer": PRIOR_FACES},
+    "taming_faceshq_transformer": {"transformer": TransformerPriorConfig()},
     "taming_faceshq_vqgan": {"vae": VQGAN_F16_1024},
     "text2img256": {"vae": VAE_SD},
 }
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_presets_equal_the_configs_inferred_from_published_files(name):
+def test_the_configs_of_published_files_are_inferred(name):
     tensors = manifest(name)
     detected = detect(TensorFile(Path(name), "safetensors", tensors, {}, tensors.__getitem__))
     configs = dict(detected.text_encoders)
@@ -99,35 +100,35 @@ def test_presets_equal_the_configs_inferred_from_published_files(name):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_the_way_back_gives_the_same_names_and_shapes(name):
+def test_a_round_trip_gives_the_same_names_and_shapes(name):
     tensors = manifest(name)
     contents = split_components(tensors)
     back: dict[str, Tensor] = {}
     for part in contents.parts.values():
-        theirs, lost = part.table().to_original(part.canonical())
-        assert not lost
-        back |= {part.prefix + key: tensor for key, tensor in theirs.items()}
-    kept = {key: tensor.shape for key, tensor in tensors.items() if key not in contents.ignored}
-    assert {key: tensor.shape for key, tensor in back.items()} == kept
+        original, unmatched = part.table().to_original(part.canonical())
+        assert not unmatched
+        back |= {part.prefix + key: tensor for key, tensor in original.items()}
+    expected = {key: tensor.shape for key, tensor in tensors.items() if key not in contents.ignored}
+    assert {key: tensor.shape for key, tensor in back.items()} == expected
 
 
-def test_at_most_five_patterns_are_ignored_on_purpose_and_no_weight_matches_them():
+def test_at_most_five_patterns_are_ignored_and_no_weight_matches_them():
     assert len(IGNORED) <= 5
-    passed = {re.sub(r"\d+", "N", key) for name in MANIFESTS for key in split_components(manifest(name)).ignored}
-    assert passed == {
+    ignored = {re.sub(r"\d+", "N", key) for name in MANIFESTS for key in split_components(manifest(name)).ignored}
+    assert ignored == {
         "cond_stage_model.model.logit_scale",
         "conditioner.embedders.N.model.logit_scale",
         "transformer.blocks.N.attn.mask",
     }
 
 
-def test_what_nobody_knows_is_told():
-    tensors = {**manifest("sd1"), "model.diffusion_model.input_blocks.1.9.weight": torch.empty(1), "sundry": torch.empty(1)}
-    assert split_components(tensors).unmatched == ["model.diffusion_model.input_blocks.1.9.weight", "sundry"]
+def test_unknown_tensors_are_reported():
+    tensors = {**manifest("sd1"), "model.diffusion_model.input_blocks.1.9.weight": torch.empty(1), "unknown": torch.empty(1)}
+    assert split_components(tensors).unmatched == ["model.diffusion_model.input_blocks.1.9.weight", "unknown"]
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl_base", "ffhq256", "inpainting_big"])
-def test_the_average_is_found_under_its_names_without_dots(name):
+def test_the_dots_of_ema_names_are_restored(name):
     names = [key.removeprefix("model.") for key in manifest(name) if key.startswith("model.diffusion_model.")]
     assert [restore_dots(whole.replace(".", "")) for whole in names] == names
 
@@ -136,18 +137,18 @@ PRESETS = [name for name, value in vars(unets).items() if isinstance(value, UNet
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_unet_goes_to_single_file_names_and_back_and_its_shapes_tell_its_config(name):
+def test_the_config_of_a_unet_is_inferred_after_a_round_trip_of_names(name):
     config = getattr(unets, name)
     with shapes_only():
-        ours = UNet(config).state_dict()
-    theirs, lost = KeyTable(unet_rules(UNetLayout.of(config))).to_original(ours)
-    assert not lost
-    part = split_components({f"model.diffusion_model.{key}": tensor for key, tensor in theirs.items()}).parts["unet"]
+        canonical = UNet(config).state_dict()
+    original, unmatched = KeyTable(unet_rules(UNetLayout.of(config))).to_original(canonical)
+    assert not unmatched
+    part = split_components({f"model.diffusion_model.{key}": tensor for key, tensor in original.items()}).parts["unet"]
     back = part.canonical()
-    assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in ours.items()}
-    # A level without attention has no heads and no context to look at.
-    told = [level for level in config.cross_only_levels if config.depth[level]]
-    assert unet_from_shapes(back) == replace(config, heads=(1,) * len(config.heads), cross_only_levels=tuple(told))
+    assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in canonical.items()}
+    # A level without attention has no cross-attention, either.
+    inferable = [level for level in config.cross_only_levels if config.depth[level]]
+    assert unet_from_shapes(back) == replace(config, heads=(1,) * len(config.heads), cross_only_levels=tuple(inferable))
 
 
 def test_a_fused_tensor_splits_by_head_and_joins_to_the_same_bytes():
@@ -160,31 +161,31 @@ def test_a_fused_tensor_splits_by_head_and_joins_to_the_same_bytes():
     assert torch.equal(one.join([q, k, v]), fused)
 
 
-def test_a_part_of_a_fused_tensor_is_not_written_as_if_it_were_whole():
+def test_an_incomplete_fused_tensor_is_reported():
     table = KeyTable([Rule("in_proj_", ("q_proj.", "k_proj.", "v_proj."))])
     assert table.to_original({"q_proj.weight": torch.ones(2, 2)}) == ({}, ["q_proj.weight"])
 
 
-def test_the_longest_prefix_that_ends_a_part_of_a_name_is_taken():
+def test_the_longest_prefix_that_ends_at_a_boundary_is_used():
     table = KeyTable([rule("a.", "x."), rule("a.b.", "y."), rule("a.bc", "z"), rule("q_", "r_")])
     names = {"a.b.c": "y.c", "a.d": "x.d", "a.bc": "z", "a.bcd": "x.bcd", "q_k": "r_k", "a": None, "qu": None, "": None}
-    ours, unmatched = table.to_canonical({name: torch.tensor(i) for i, name in enumerate(names)})
+    canonical, unmatched = table.to_canonical({name: torch.tensor(i) for i, name in enumerate(names)})
     assert unmatched == [name for name, new in names.items() if new is None]
-    assert {name: ours[new].item() for name, new in names.items() if new is not None} == {
+    assert {name: canonical[new].item() for name, new in names.items() if new is not None} == {
         name: i for i, name in enumerate(names) if names[name]
     }
     assert KeyTable([rule("", ""), rule("a.", "x.")]).to_canonical({"b.c": torch.ones(1)})[0].keys() == {"b.c"}
 
 
-def test_a_table_with_two_rules_for_one_name_is_refused():
+def test_a_table_with_two_rules_for_one_name_is_rejected():
     with pytest.raises(ValueError, match="invertible"):
         KeyTable([rule("a.", "x."), rule("b.", "x.")])
 
 
-# diffusers' converters, fed with our single-file names, must give the names and values that we started from.
+# The converters of diffusers turn the single-file names into the same canonical names and values.
 
 
-def test_the_references_unet_converter_agrees():
+def test_the_unet_converter_of_diffusers_gives_the_same_tensors():
     for config, json_of in (
         (checkpoints.SD1, {"attention_head_dim": 8}),
         (
@@ -216,7 +217,7 @@ def test_the_references_unet_converter_agrees():
         network.load_state_dict(found)
 
 
-def test_the_references_autoencoder_converter_agrees():
+def test_the_autoencoder_converter_of_diffusers_gives_the_same_tensors():
     config = checkpoints.AUTOENCODER
     network = ReferenceAutoencoder(
         block_out_channels=config.channels,
@@ -225,24 +226,24 @@ def test_the_references_autoencoder_converter_agrees():
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
-    theirs = checkpoints.autoencoder()
-    found = reference.convert_ldm_vae_checkpoint(theirs, dict(network.config))
-    assert_same(found, split_components(theirs).parts["vae"].canonical())
+    original = checkpoints.autoencoder()
+    found = reference.convert_ldm_vae_checkpoint(original, dict(network.config))
+    assert_same(found, split_components(original).parts["vae"].canonical())
     network.load_state_dict(found)
 
 
-def test_the_references_text_converters_agree():
-    theirs = checkpoints.open_clip()
+def test_the_text_converters_of_diffusers_give_the_same_tensors():
+    original = checkpoints.open_clip()
     config = ReferenceTextConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=1, intermediate_size=128, projection_dim=64)
-    found = reference.convert_open_clip_checkpoint(ReferenceText(config), theirs, prefix="cond_stage_model.model.")
-    ours = split_components(theirs).parts["text_encoder"].canonical()
-    # It leaves out what Stable Diffusion 2 does not read: its list names the last block of 24, which this tower has not.
-    assert found.keys() <= ours.keys()
-    assert_same(found, {name: ours[name] for name in found})
-    assert {name for name in ours if name not in found} <= {"text_projection.weight"}
+    found = reference.convert_open_clip_checkpoint(ReferenceText(config), original, prefix="cond_stage_model.model.")
+    canonical = split_components(original).parts["text_encoder"].canonical()
+    # It omits the last of 24 layers, which Stable Diffusion 2 does not use and which this encoder does not have.
+    assert found.keys() <= canonical.keys()
+    assert_same(found, {name: canonical[name] for name in found})
+    assert {name for name in canonical if name not in found} <= {"text_projection.weight"}
 
-    theirs = checkpoints.clip()
-    assert_same(reference.convert_ldm_clip_checkpoint(theirs), split_components(theirs).parts["text_encoder"].canonical())
+    original = checkpoints.clip()
+    assert_same(reference.convert_ldm_clip_checkpoint(original), split_components(original).parts["text_encoder"].canonical())
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -251,45 +252,45 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-# Published names of stand-alone files, and of files that are a little out of the ordinary.
+# Names in standalone files and in unusual files.
 
 
-def test_an_autoencoder_alone_is_found_under_old_and_new_names():
-    ours = split_components(checkpoints.autoencoder()).parts["vae"].canonical()
+def test_a_standalone_autoencoder_is_found_under_old_and_new_names():
+    canonical = split_components(checkpoints.autoencoder()).parts["vae"].canonical()
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = {}
-    for name, tensor in ours.items():
+    for name, tensor in canonical.items():
         for new_name, old_name in names.items():
             name = name.replace(f".{new_name}.", f".{old_name}.")
         old[name] = tensor
-    assert old.keys() != ours.keys()
-    for tensors in (checkpoints.autoencoder(prefix=""), checkpoints.autoencoder(prefix="vae."), ours, old):
+    assert old.keys() != canonical.keys()
+    for tensors in (checkpoints.autoencoder(prefix=""), checkpoints.autoencoder(prefix="vae."), canonical, old):
         contents = split_components(tensors)
         assert not contents.unmatched
-        assert_same(contents.parts["vae"].canonical(), ours)
+        assert_same(contents.parts["vae"].canonical(), canonical)
 
 
-def test_a_text_tower_without_its_outer_level_is_found():
-    theirs = {name.replace("text_model.", ""): tensor for name, tensor in checkpoints.clip().items()}
+def test_a_text_encoder_without_its_outer_module_is_found():
+    original = {name.replace("text_model.", ""): tensor for name, tensor in checkpoints.clip().items()}
     assert_same(
-        split_components(theirs).parts["text_encoder"].canonical(), split_components(checkpoints.clip()).parts["text_encoder"].canonical()
+        split_components(original).parts["text_encoder"].canonical(), split_components(checkpoints.clip()).parts["text_encoder"].canonical()
     )
 
 
 def test_attention_saved_as_linear_layers_is_found():
-    theirs = checkpoints.autoencoder()
-    linear = {name: tensor.flatten(1) if ".attn_1." in name and tensor.ndim == 4 else tensor for name, tensor in theirs.items()}
-    assert_same(split_components(linear).parts["vae"].canonical(), split_components(theirs).parts["vae"].canonical())
+    original = checkpoints.autoencoder()
+    linear = {name: tensor.flatten(1) if ".attn_1." in name and tensor.ndim == 4 else tensor for name, tensor in original.items()}
+    assert_same(split_components(linear).parts["vae"].canonical(), split_components(original).parts["vae"].canonical())
 
 
-def test_position_ids_are_passed_over_even_as_floats():
+def test_position_ids_are_ignored_even_as_floats():
     name = "cond_stage_model.transformer.text_model.embeddings.position_ids"
     contents = split_components({**checkpoints.clip(), name: torch.arange(77.0)[None]})
     assert contents.ignored == [name]
     assert not contents.unmatched
 
 
-# The original implementations' own outputs, from tiny weights under the published names.
+# Outputs of the original implementations, from tiny weights under the published names.
 
 
 def golden(name: str) -> tuple[dict[str, Component], dict[str, Tensor]]:
@@ -308,7 +309,7 @@ def built(network_of, config, tensors: dict[str, Tensor]):
 
 
 @pytest.mark.parametrize(("name", "heads"), [("sd1_unet_tiny", (4, 4)), ("ldm_unconditional_unet_tiny", (2, 4))])
-def test_the_original_unet_is_ours(name, heads):
+def test_the_unet_matches_the_original_implementation(name, heads):
     parts, io = golden(name)
     tensors = parts["unet"].canonical(heads)
     network = built(UNet, replace(unet_from_shapes(tensors), heads=heads), tensors)
@@ -317,7 +318,7 @@ def test_the_original_unet_is_ours(name, heads):
     torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
 
 
-def test_the_original_kl_autoencoder_is_ours():
+def test_the_kl_autoencoder_matches_the_original_implementation():
     parts, io = golden("ldm_kl_autoencoder_tiny")
     tensors = parts["vae"].canonical()
     network = built(AutoencoderKL, autoencoder_from_shapes(tensors, 1.0), tensors)
@@ -327,7 +328,7 @@ def test_the_original_kl_autoencoder_is_ours():
     torch.testing.assert_close(decoded, io["decoded"], atol=1e-5, rtol=0)
 
 
-def test_the_original_vqgan_is_ours():
+def test_the_vqgan_matches_the_original_implementation():
     parts, io = golden("taming_vqgan_tiny")
     tensors = parts["vae"].canonical()
     network = built(VQModel, vq_from_shapes(tensors), tensors)
@@ -339,7 +340,7 @@ def test_the_original_vqgan_is_ours():
     torch.testing.assert_close(decoded, io["decoded"], atol=1e-5, rtol=0)
 
 
-def test_the_original_transformer_over_codes_is_ours():
+def test_the_transformer_over_codes_matches_the_original_implementation():
     parts, io = golden("taming_gpt_tiny")
     tensors = parts["transformer"].canonical()
     network = built(TransformerPrior, replace(prior_from_shapes(tensors), heads=2), tensors)
@@ -347,7 +348,7 @@ def test_the_original_transformer_over_codes_is_ours():
         torch.testing.assert_close(network.read(io["ids"].long()), io["logits"], atol=1e-5, rtol=0)
 
 
-def test_the_original_text_transformer_is_ours():
+def test_the_text_transformer_matches_the_original_implementation():
     parts, io = golden("ldm_bert_text_tiny")
     tensors = parts["text_encoder"].canonical()
     network = built(LDMBert, ldm_text_from_shapes(tensors), tensors)
@@ -355,7 +356,7 @@ def test_the_original_text_transformer_is_ours():
         torch.testing.assert_close(network(io["ids"].long()), io["out"], atol=1e-5, rtol=0)
 
 
-def test_the_original_discriminator_is_ours():
+def test_the_discriminator_matches_the_original_implementation():
     parts, io = golden("taming_patchgan_tiny")
     with safe_open(FIXTURES / "golden" / "taming_patchgan_tiny.safetensors", "pt") as file:
         layers = json.loads(file.metadata()["config"])["n_layers"]
@@ -364,5 +365,5 @@ def test_the_original_discriminator_is_ours():
         torch.testing.assert_close(network(io["x"]), io["logits"], atol=1e-5, rtol=0)
 
 
-def test_every_family_of_the_published_files_has_a_rule_for_heads():
+def test_every_family_has_a_rule_for_heads():
     assert all(family.heads or family.head_width for family in FAMILIES.values())

@@ -1,5 +1,5 @@
-"""Latent diffusion before Stable Diffusion: every published kind of model opens whole from one file, and makes the pictures that its
-networks make in the reference's hands, composed as the authors composed them."""
+"""Latent diffusion before Stable Diffusion: every published kind of model opens from one file, and its images equal those of the
+reference networks in the pipeline of the authors."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,16 +49,16 @@ from daguerre.weights.diffusers.vae_config import autoencoder_json, vq_json
 from daguerre.weights.inspect import inspect
 from tests.weights import checkpoints
 
-PLAIN = UNetConfig(in_channels=3, out_channels=3, channels=(64, 128), blocks=1, depth=(1, 1), heads=(2, 4), context_width=None)
-TOLD = replace(PLAIN, context_width=48)
+UNCONDITIONAL = UNetConfig(in_channels=3, out_channels=3, channels=(64, 128), blocks=1, depth=(1, 1), heads=(2, 4), context_width=None)
+CONDITIONAL = replace(UNCONDITIONAL, context_width=48)
 F8 = AutoencoderKLConfig(channels=(32, 32, 64, 64), blocks=1)
-WORDS = LDMBertConfig(width=48, layers=2, heads=1, head_width=64, mlp_width=96)
-BOXES = replace(WORDS, vocab_size=101, length=11)
+TEXT = LDMBertConfig(width=48, layers=2, heads=1, head_width=64, mlp_width=96)
+BOXES = replace(TEXT, vocab_size=101, length=11)
 STEPS, SEED, SIZE = 4, 7, 32
 
 
 def opened(folder: Path, tensors: dict[str, Tensor], family: str, **options: Any) -> LatentDiffusion:
-    """A checkpoint written and opened, all of its keys accounted for."""
+    """Write and open a checkpoint, and check that all of its keys are used."""
     path = checkpoints.write(folder / "model.safetensors", tensors)
     report = inspect(path)
     assert report.family == family
@@ -66,8 +66,8 @@ def opened(folder: Path, tensors: dict[str, Tensor], family: str, **options: Any
     return load_diffusion(path, device="cpu", **options)
 
 
-def drawn(model: LatentDiffusion, prompt: str = "", guidance: float = 1.0, size: int | None = SIZE, **changes: Any) -> Tensor:
-    """(3, H, W) in [−1, 1] before it is rounded, and the picture beside it looks the same."""
+def generate(model: LatentDiffusion, prompt: str = "", guidance: float = 1.0, size: int | None = SIZE, **changes: Any) -> Tensor:
+    """The image (3, H, W) in [−1, 1], before rounding."""
     *_, last = daguerre.stream(
         model,
         prompt=prompt,
@@ -93,8 +93,8 @@ def ddim(config: ScheduleConfig) -> Any:
     return DDIMScheduler.from_config(schedule_json(config, "epsilon"))
 
 
-def walked(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, config: ScheduleConfig) -> Tensor:
-    """The original sampler: DDIM without noise."""
+def sample_ddim(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, config: ScheduleConfig) -> Tensor:
+    """DDIM with η = 0, the sampler of the authors."""
     scheduler = ddim(config)
     scheduler.set_timesteps(STEPS)
     with torch.no_grad():
@@ -105,12 +105,12 @@ def walked(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, config: Sched
 
 def reference_unet(model: LatentDiffusion) -> Any:
     config = model.unet.config
-    theirs: Any
+    reference: Any
     if config.context_width is not None:
-        theirs = UNet2DConditionModel.from_config(unet_json(config, 16))
+        reference = UNet2DConditionModel.from_config(unet_json(config, 16))
     else:
         kind = {"resblock": "resnet", "conv": "conv"}[config.resample]
-        theirs = UNet2DModel(
+        reference = UNet2DModel(
             in_channels=config.in_channels,
             out_channels=config.out_channels,
             block_out_channels=config.channels,
@@ -123,37 +123,37 @@ def reference_unet(model: LatentDiffusion) -> Any:
             upsample_type=kind,
             resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         )
-    theirs.load_state_dict(model.unet.state_dict())
-    return theirs.eval()
+    reference.load_state_dict(model.unet.state_dict())
+    return reference.eval()
 
 
 def reference_first_stage(model: LatentDiffusion) -> Any:
     config: Any = model.autoencoder.config  # pyright: ignore[reportAttributeAccessIssue]
     kl = isinstance(config, AutoencoderKLConfig)
-    theirs: Any = ReferenceKL.from_config(autoencoder_json(config, SIZE)) if kl else ReferenceVQ.from_config(vq_json(config, SIZE))
+    reference: Any = ReferenceKL.from_config(autoencoder_json(config, SIZE)) if kl else ReferenceVQ.from_config(vq_json(config, SIZE))
     assert isinstance(model.autoencoder, nn.Module)
-    theirs.load_state_dict(model.autoencoder.state_dict())
-    return theirs.eval()
+    reference.load_state_dict(model.autoencoder.state_dict())
+    return reference.eval()
 
 
-def developed(model: LatentDiffusion, z: Tensor) -> Tensor:
+def decode(model: LatentDiffusion, z: Tensor) -> Tensor:
     scale = model.autoencoder.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         return reference_first_stage(model).decode(z / scale).sample[0]
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
+def assert_close(found: Tensor, wanted: Tensor) -> None:
     assert ((found - wanted).abs().max() / wanted.abs().max()).item() <= 1e-4
 
 
-def guided(unet: Any, x: Tensor, t: Tensor, told: Tensor, untold: Tensor, scale: float) -> Tensor:
-    a, b = (unet(x, t, encoder_hidden_states=each).sample for each in (told, untold))
+def guided_output(unet: Any, x: Tensor, t: Tensor, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    a, b = (unet(x, t, encoder_hidden_states=each).sample for each in (conditional, unconditional))
     return b + scale * (a - b)
 
 
-def test_text_to_image_draws_what_the_references_pipeline_draws(tmp_path: Path):
-    unet = replace(TOLD, in_channels=4, out_channels=4, heads=(8, 8))
-    model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder(F8) | checkpoints.ldm_text(WORDS), "ldm-text2img")
+def test_text_to_image_matches_the_pipeline_of_diffusers(tmp_path: Path):
+    unet = replace(CONDITIONAL, in_channels=4, out_channels=4, heads=(8, 8))
+    model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder(F8) | checkpoints.ldm_text(TEXT), "ldm-text2img")
     assert model.autoencoder.config.scaling_factor == 0.18215  # pyright: ignore[reportAttributeAccessIssue]
     WordPiece.bert().save(tmp_path)
     bert = LDMBertModel(ReferenceBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
@@ -169,47 +169,47 @@ def test_text_to_image_draws_what_the_references_pipeline_draws(tmp_path: Path):
     pipeline.set_progress_bar_config(disable=True)
     prompt = "a virus monster is playing guitar, oil on canvas"
     latents = noise(model)
-    theirs = pipeline(prompt, SIZE, SIZE, STEPS, 5.0, latents=latents, output_type="np").images
-    ours = drawn(model, prompt, 5.0)
-    close((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs[0]).movedim(-1, 0))
+    reference = pipeline(prompt, SIZE, SIZE, STEPS, 5.0, latents=latents, output_type="np").images
+    ours = generate(model, prompt, 5.0)
+    assert_close((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(reference[0]).movedim(-1, 0))
 
 
-def test_text_to_image_over_codes_is_another_family(tmp_path: Path):
-    model = opened(tmp_path, checkpoints.unet(TOLD) | checkpoints.quantized() | checkpoints.ldm_text(WORDS), "ldm-text2img-vq")
+def test_text_to_image_with_a_codebook_is_another_family(tmp_path: Path):
+    model = opened(tmp_path, checkpoints.unet(CONDITIONAL) | checkpoints.vq_model() | checkpoints.ldm_text(TEXT), "ldm-text2img-vq")
     assert (model.unet.config.heads, model.schedule.config.beta_end) == ((2, 4), 0.0195)
 
 
 @pytest.mark.parametrize("first_stage", ["codes", "kl"])
-def test_unconditional_models(tmp_path: Path, first_stage: str):
+def test_unconditional_models_match_the_reference(tmp_path: Path, first_stage: str):
     if first_stage == "codes":
-        tensors, family = checkpoints.unet(PLAIN) | checkpoints.quantized(), "ldm-unconditional"
-    else:  # as the churches: other blocks, another scale
-        churches = replace(PLAIN, in_channels=4, out_channels=4, heads=(8, 8), scale_shift=True, resample="resblock")
+        tensors, family = checkpoints.unet(UNCONDITIONAL) | checkpoints.vq_model(), "ldm-unconditional"
+    else:  # as in the churches model: other blocks, another scale
+        churches = replace(UNCONDITIONAL, in_channels=4, out_channels=4, heads=(8, 8), scale_shift=True, resample="resblock")
         tensors = checkpoints.unet(churches) | checkpoints.autoencoder() | {"scale_factor": torch.tensor(0.2237)}
         family = "ldm-churches"
     model = opened(tmp_path, tensors, family)
     unet = reference_unet(model)
-    z = walked(lambda x, t: unet(x, t).sample, noise(model), model.schedule.config)
-    close(drawn(model), developed(model, z))
+    z = sample_ddim(lambda x, t: unet(x, t).sample, noise(model), model.schedule.config)
+    assert_close(generate(model), decode(model, z))
 
 
-def test_class_conditional(tmp_path: Path):
+def test_a_class_conditional_model_matches_the_reference(tmp_path: Path):
     embedder = nn.Module()
     embedder.embedding = nn.Embedding(11, 48)
-    config = replace(TOLD, heads=(1, 1))
-    model = opened(tmp_path, checkpoints.unet(config) | checkpoints.quantized() | checkpoints.condition(embedder), "ldm-class")
+    config = replace(CONDITIONAL, heads=(1, 1))
+    model = opened(tmp_path, checkpoints.unet(config) | checkpoints.vq_model() | checkpoints.condition(embedder), "ldm-class")
     unet, table = reference_unet(model), embedder.embedding.weight
-    z = walked(lambda x, t: guided(unet, x, t, table[None, 3:4], table[None, 10:], 3.0), noise(model), model.schedule.config)
-    close(drawn(model, "3", 3.0), developed(model, z))
+    z = sample_ddim(lambda x, t: guided_output(unet, x, t, table[None, 3:4], table[None, 10:], 3.0), noise(model), model.schedule.config)
+    assert_close(generate(model, "3", 3.0), decode(model, z))
     with pytest.raises(DaguerreError, match="number from 0 to 9"):
-        drawn(model, "10")
+        generate(model, "10")
 
 
-def test_layout_to_image(tmp_path: Path):
-    tensors = checkpoints.unet(TOLD) | checkpoints.quantized() | checkpoints.ldm_text(BOXES)
+def test_layout_to_image_matches_the_reference(tmp_path: Path):
+    tensors = checkpoints.unet(CONDITIONAL) | checkpoints.vq_model() | checkpoints.ldm_text(BOXES)
     model = opened(tmp_path, tensors, "ldm-layout")
     assert isinstance(model.conditioner, LayoutConditioner)
-    # Ten by ten places in 101 tokens, of which the last stands for nothing: 25 at (0.1·9, 0.3·9), (0.6·9, 9), each rounded, and so on.
+    # 101 tokens: 10×10 positions, and one for no object. Object 25 has corners (0.1·9, 0.3·9) and (0.6·9, 9), rounded, and so on.
     tokens = [25, 3 * 10 + 1, 9 * 10 + 5, 7, 0 * 10 + 5, 4 * 10 + 9, 100, 100, 100, 0, 99]
     prompt = "25 0.1 0.3 0.6 1; 7 0.6 0 1 0.4"
     assert model.conditioner.tokens(prompt.replace("; ", "\n")) == tokens
@@ -222,8 +222,8 @@ def test_layout_to_image(tmp_path: Path):
     with torch.no_grad():
         context = bert(torch.tensor([tokens]))[0]
     unet = reference_unet(model)
-    z = walked(lambda x, t: unet(x, t, encoder_hidden_states=context).sample, noise(model), model.schedule.config)
-    close(drawn(model, prompt), developed(model, z))
+    z = sample_ddim(lambda x, t: unet(x, t, encoder_hidden_states=context).sample, noise(model), model.schedule.config)
+    assert_close(generate(model, prompt), decode(model, z))
     for wrong in ("cat 0 0 1 1", "5 0.5 0 0.4 1", "5 0 0 1", "5 0 0 1 1.2", "100 0 0 1 1"):
         with pytest.raises(DaguerreError, match="no object of a layout"):
             model.conditioner([wrong])
@@ -231,7 +231,7 @@ def test_layout_to_image(tmp_path: Path):
         model.conditioner(["1 0 0 1 1;" * 4])
 
 
-def picture(side: int, seed: int = 3) -> Image.Image:
+def random_image(side: int, seed: int = 3) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
@@ -239,75 +239,77 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).movedim(-1, 0)[None] / 127.5 - 1
 
 
-def test_super_resolution_draws_what_the_references_pipeline_draws(tmp_path: Path):
-    config, first_stage = replace(PLAIN, in_channels=6), checkpoints.quantized()
+def test_super_resolution_matches_the_pipeline_of_diffusers(tmp_path: Path):
+    config, first_stage = replace(UNCONDITIONAL, in_channels=6), checkpoints.vq_model()
     model = opened(tmp_path, checkpoints.unet(config) | first_stage, "ldm-super-resolution")
     pipeline: Any = LDMSuperResolutionPipeline(reference_first_stage(model), reference_unet(model), ddim(model.schedule.config))
     pipeline.set_progress_bar_config(disable=True)
-    small = picture(16)
-    theirs = pipeline(pixels(small), 1, STEPS, generator=torch.Generator().manual_seed(SEED), output_type="np").images
-    ours = drawn(model, size=None, task=Upscale(small))
-    close((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs[0]).movedim(-1, 0))
+    small = random_image(16)
+    reference = pipeline(pixels(small), 1, STEPS, generator=torch.Generator().manual_seed(SEED), output_type="np").images
+    ours = generate(model, size=None, task=Upscale(small))
+    assert_close((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(reference[0]).movedim(-1, 0))
 
 
-def test_inpainting_is_told_what_stands_around_the_hole(tmp_path: Path):
-    config = replace(PLAIN, in_channels=7, resample="resblock", heads=(8, 8))
-    vq = checkpoints.quantized()
-    twice = vq | {
+def test_inpainting_is_conditioned_on_the_masked_image(tmp_path: Path):
+    config = replace(UNCONDITIONAL, in_channels=7, resample="resblock", heads=(8, 8))
+    vq = checkpoints.vq_model()
+    with_second_copy = vq | {
         name.replace("first_stage_model", "cond_stage_model"): tensor.clone() for name, tensor in vq.items()
-    }  # as it was published
-    model = opened(tmp_path, checkpoints.unet(config) | twice, "ldm-inpainting")
-    image, mask = picture(SIZE), Image.new("L", (SIZE, SIZE))
+    }  # as published
+    model = opened(tmp_path, checkpoints.unet(config) | with_second_copy, "ldm-inpainting")
+    image, mask = random_image(SIZE), Image.new("L", (SIZE, SIZE))
     mask.paste(255, (8, 8, 24, 20))
     hole = torch.from_numpy(np.array(mask) > 0).float()[None, None]
     unet, first_stage = reference_unet(model), reference_first_stage(model)
     with torch.no_grad():
-        # The authors' script works in [0, 1], makes the hole 0, and then moves everything to [−1, 1].
+        # The script of the authors sets the hole to 0 in [0, 1], then maps everything to [−1, 1].
         masked = (1 - hole) * (pixels(image) / 2 + 0.5) * 2 - 1
         c = first_stage.encode(masked).latents
         cc = F.interpolate(hole * 2 - 1, size=c.shape[-2:])
-    told = torch.cat([c, cc], dim=1)
-    z = walked(lambda x, t: unet(torch.cat([x, told], dim=1), t).sample, noise(model), model.schedule.config)
-    close(drawn(model, task=Inpaint(image, mask)), developed(model, z))
+    condition = torch.cat([c, cc], dim=1)
+    z = sample_ddim(lambda x, t: unet(torch.cat([x, condition], dim=1), t).sample, noise(model), model.schedule.config)
+    assert_close(generate(model, task=Inpaint(image, mask)), decode(model, z))
 
 
-def test_semantic_synthesis(tmp_path: Path):
-    config = replace(PLAIN, in_channels=6, heads=(8, 8))
+def test_semantic_synthesis_matches_the_reference(tmp_path: Path):
+    config = replace(UNCONDITIONAL, in_channels=6, heads=(8, 8))
     rescaler = SpatialRescaler(SpatialRescalerConfig(classes=9, stages=1))
-    model = opened(tmp_path, checkpoints.unet(config) | checkpoints.quantized() | checkpoints.condition(rescaler), "ldm-semantic")
+    model = opened(tmp_path, checkpoints.unet(config) | checkpoints.vq_model() | checkpoints.condition(rescaler), "ldm-semantic")
     classes = np.random.default_rng(0).integers(0, 9, (SIZE, SIZE), dtype=np.uint8)
     with torch.no_grad():
         shares = F.interpolate(F.one_hot(torch.from_numpy(classes).long()).movedim(-1, 0)[None].float(), scale_factor=0.5, mode="bilinear")
-        told = F.conv2d(shares, rescaler.channel_mapper.weight)
+        condition = F.conv2d(shares, rescaler.channel_mapper.weight)
     unet = reference_unet(model)
-    z = walked(lambda x, t: unet(torch.cat([x, told], dim=1), t).sample, noise(model), model.schedule.config)
-    close(drawn(model, task=MapToImage(Image.fromarray(classes))), developed(model, z))
-    for wrong, words in ((Image.fromarray(classes + 1), "knows 0 to 8"), (picture(SIZE), "has colours")):
+    z = sample_ddim(lambda x, t: unet(torch.cat([x, condition], dim=1), t).sample, noise(model), model.schedule.config)
+    assert_close(generate(model, task=MapToImage(Image.fromarray(classes))), decode(model, z))
+    for wrong, words in ((Image.fromarray(classes + 1), "knows 0 to 8"), (random_image(SIZE), "has colours")):
         with pytest.raises(DaguerreError, match=words):
-            drawn(model, task=MapToImage(wrong))
+            generate(model, task=MapToImage(wrong))
     with pytest.raises(DaguerreError, match=r"of the kind semantic.*does from-map"):
-        drawn(model)
+        generate(model)
 
 
-def test_the_command_places_objects_and_reads_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_layout_command_accepts_objects_and_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     boxes = checkpoints.write(
-        tmp_path / "boxes.safetensors", checkpoints.unet(TOLD) | checkpoints.quantized() | checkpoints.ldm_text(BOXES)
+        tmp_path / "boxes.safetensors", checkpoints.unet(CONDITIONAL) | checkpoints.vq_model() | checkpoints.ldm_text(BOXES)
     )
     rescaler = SpatialRescaler(SpatialRescalerConfig(classes=9, stages=1))
-    semantic = checkpoints.unet(replace(PLAIN, in_channels=6, heads=(8, 8))) | checkpoints.quantized() | checkpoints.condition(rescaler)
+    semantic = (
+        checkpoints.unet(replace(UNCONDITIONAL, in_channels=6, heads=(8, 8))) | checkpoints.vq_model() | checkpoints.condition(rescaler)
+    )
     maps = checkpoints.write(tmp_path / "maps.safetensors", semantic)
     Image.fromarray(np.full((SIZE, SIZE), 4, dtype=np.uint8)).save(tmp_path / "map.png")
     rest = ["--size", str(SIZE), "--steps", "2", "--device", "cpu"]
     assert main(["layout", "25 0 0 1 1", "7 0 0.5 1 1", "--model", str(boxes), "--out", str(tmp_path / "a.png"), *rest]) == 0
     assert main(["layout", "--map", str(tmp_path / "map.png"), "--model", str(maps), "--out", str(tmp_path / "b.png"), *rest]) == 0
     for name in ("a", "b"):
-        with Image.open(tmp_path / f"{name}.png") as made:
-            assert made.size == (SIZE, SIZE)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size == (SIZE, SIZE)
     assert main(["layout", "--model", str(boxes)]) == 1
     assert "by objects such as" in capsys.readouterr().err
 
 
-# The same models in folders, as the reference saves them.
+# The same models in folders that diffusers saved.
 
 
 def saved(pipeline: Any, folder: Path) -> LatentDiffusion:
@@ -317,9 +319,9 @@ def saved(pipeline: Any, folder: Path) -> LatentDiffusion:
     return model
 
 
-def test_a_text_to_image_folder(tmp_path: Path):
-    unet = replace(TOLD, in_channels=4, out_channels=4, heads=(4, 4))  # not what its family has: the config says it
-    model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder() | checkpoints.ldm_text(WORDS), "ldm-text2img", heads=4)
+def test_a_text_to_image_folder_saved_by_diffusers_opens(tmp_path: Path):
+    unet = replace(CONDITIONAL, in_channels=4, out_channels=4, heads=(4, 4))  # differs from the rule of its family; the config stores it
+    model = opened(tmp_path, checkpoints.unet(unet) | checkpoints.autoencoder() | checkpoints.ldm_text(TEXT), "ldm-text2img", heads=4)
     bert = LDMBertModel(ReferenceBertConfig(encoder_layers=2, encoder_ffn_dim=96, encoder_attention_heads=1, d_model=48)).eval()
     bert.load_state_dict(model.conditioner.encoder.state_dict())  # pyright: ignore[reportFunctionMemberAccess]
     WordPiece.bert().save(tmp_path)
@@ -330,68 +332,72 @@ def test_a_text_to_image_folder(tmp_path: Path):
         unet=reference_unet(model),
         scheduler=ddim(model.schedule.config),
     )
-    again = saved(pipeline, tmp_path / "folder")
-    assert again.unet.config.heads == (4, 4)
-    assert again.sample_size == 32
-    assert torch.equal(drawn(again, "a fish", 3.0), drawn(model, "a fish", 3.0))
+    loaded = saved(pipeline, tmp_path / "folder")
+    assert loaded.unet.config.heads == (4, 4)
+    assert loaded.sample_size == 32
+    assert torch.equal(generate(loaded, "a fish", 3.0), generate(model, "a fish", 3.0))
 
 
-def test_folders_without_words_and_with_old_names(tmp_path: Path):
-    model = opened(tmp_path, checkpoints.unet(PLAIN) | checkpoints.quantized(), "ldm-unconditional")
+def test_unconditional_folders_open_under_new_and_old_names(tmp_path: Path):
+    model = opened(tmp_path, checkpoints.unet(UNCONDITIONAL) | checkpoints.vq_model(), "ldm-unconditional")
     pipeline = LDMPipeline(reference_first_stage(model), reference_unet(model), ddim(model.schedule.config))
-    assert torch.equal(drawn(saved(pipeline, tmp_path / "folder")), drawn(model))
+    assert torch.equal(generate(saved(pipeline, tmp_path / "folder")), generate(model))
     for path in ((tmp_path / "folder/unet"), (tmp_path / "folder/vqvae")):
         file = path / "diffusion_pytorch_model.safetensors"
         old = {}
         for name, tensor in load_file(file).items():
-            for new, before in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
-                name = name.replace(f".{new}.", f".{before}.")
+            for new, old_name in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+                name = name.replace(f".{new}.", f".{old_name}.")
             old[name] = tensor
         checkpoints.write(file, old)
-    assert torch.equal(drawn(load_diffusion(tmp_path / "folder", device="cpu")), drawn(model))
+    assert torch.equal(generate(load_diffusion(tmp_path / "folder", device="cpu")), generate(model))
 
 
-def test_a_super_resolution_folder(tmp_path: Path):
-    model = opened(tmp_path, checkpoints.unet(replace(PLAIN, in_channels=6)) | checkpoints.quantized(), "ldm-super-resolution")
+def test_a_super_resolution_folder_saved_by_diffusers_opens(tmp_path: Path):
+    model = opened(tmp_path, checkpoints.unet(replace(UNCONDITIONAL, in_channels=6)) | checkpoints.vq_model(), "ldm-super-resolution")
     pipeline = LDMSuperResolutionPipeline(reference_first_stage(model), reference_unet(model), ddim(model.schedule.config))
-    again = saved(pipeline, tmp_path / "folder")
-    assert torch.equal(*(drawn(each, size=None, task=Upscale(picture(16))) for each in (again, model)))
+    loaded = saved(pipeline, tmp_path / "folder")
+    assert torch.equal(*(generate(each, size=None, task=Upscale(random_image(16))) for each in (loaded, model)))
 
 
-# The same models in folders of ours: by `convert`, which keeps every byte, and by `save`.
+# The same models in folders written by `convert`, which keeps every byte, and by `save`.
 
 PIPELINES = {
-    "LDMPipeline": (PLAIN, checkpoints.quantized, {}),
-    "LDMSuperResolutionPipeline": (replace(PLAIN, in_channels=6), checkpoints.quantized, {}),
+    "LDMPipeline": (UNCONDITIONAL, checkpoints.vq_model, {}),
+    "LDMSuperResolutionPipeline": (replace(UNCONDITIONAL, in_channels=6), checkpoints.vq_model, {}),
     "LDMTextToImagePipeline": (
-        replace(TOLD, in_channels=4, out_channels=4, heads=(8, 8)),
+        replace(CONDITIONAL, in_channels=4, out_channels=4, heads=(8, 8)),
         checkpoints.autoencoder,
-        checkpoints.ldm_text(replace(WORDS, heads=1)),
+        checkpoints.ldm_text(replace(TEXT, heads=1)),
     ),
 }
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
-def test_a_folder_of_ours_opens_in_the_reference_and_comes_back_byte_for_byte(tmp_path: Path, kind: str):
+def test_a_converted_folder_opens_in_diffusers_and_converts_back_to_the_same_bytes(tmp_path: Path, kind: str):
     config, first_stage, words = PIPELINES[kind]
     tensors = checkpoints.unet(config) | first_stage() | words
     single = checkpoints.write(tmp_path / "model.safetensors", tensors)
     folder = convert(single, tmp_path / "folder")
-    checkpoints.same(convert(folder, tmp_path / "back.safetensors"), tensors)
+    checkpoints.assert_file_equals(convert(folder, tmp_path / "back.safetensors"), tensors)
     model = load_diffusion(single, device="cpu")
     for each in (folder, save(model, tmp_path / "saved")):
-        again: Any = load_diffusion(each, device="cpu")
-        assert (again.unet.config, again.autoencoder.config, again.size) == (model.unet.config, model.autoencoder.config, model.sample_size)
-        theirs: Any = DiffusionPipeline.from_pretrained(each)
-        assert type(theirs).__name__ == kind
+        loaded: Any = load_diffusion(each, device="cpu")
+        assert (loaded.unet.config, loaded.autoencoder.config, loaded.sample_size) == (
+            model.unet.config,
+            model.autoencoder.config,
+            model.sample_size,
+        )
+        reference: Any = DiffusionPipeline.from_pretrained(each)
+        assert type(reference).__name__ == kind
         x, t = torch.randn(1, config.in_channels, 8, 8), torch.tensor([300])
-        cond = again.conditioner(["a fish"])
-        told = {} if cond.context is None else {"encoder_hidden_states": cond.context}
+        cond = loaded.conditioner(["a fish"])
+        kwargs = {} if cond.context is None else {"encoder_hidden_states": cond.context}
         with torch.no_grad():
-            torch.testing.assert_close(again.unet(x, t, cond), theirs.unet(x, t, **told).sample, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(loaded.unet(x, t, cond), reference.unet(x, t, **kwargs).sample, atol=1e-4, rtol=1e-4)
             z = torch.randn(1, config.out_channels, 8, 8)
-            wanted = theirs.vqvae.decode(z / again.autoencoder.config.scaling_factor).sample
-            torch.testing.assert_close(again.autoencoder.decode(z), wanted, atol=1e-4, rtol=1e-4)
+            wanted = reference.vqvae.decode(z / loaded.autoencoder.config.scaling_factor).sample
+            torch.testing.assert_close(loaded.autoencoder.decode(z), wanted, atol=1e-4, rtol=1e-4)
             if words:
-                ids = theirs.tokenizer(["a fish"], padding="max_length", max_length=77, return_tensors="pt").input_ids
-                torch.testing.assert_close(cond.context, theirs.bert(ids)[0], atol=1e-4, rtol=1e-4)
+                ids = reference.tokenizer(["a fish"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+                torch.testing.assert_close(cond.context, reference.bert(ids)[0], atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Whole models out of single files: the reference reads the same, and what cannot be known is asked."""
+"""Complete models load from single files, and errors ask for what a file does not determine."""
 
 import random
 import re
@@ -35,20 +35,20 @@ def test_sd1_opens_with_its_conventions(tmp_path):
     assert not any(module.training for module in (model.unet, model.autoencoder, model.conditioner))
 
 
-def test_sd2_reads_the_penultimate_layer_through_the_final_norm(tmp_path):
+def test_sd2_uses_the_penultimate_layer_with_the_final_norm(tmp_path):
     tensors = checkpoints.sd2()
     model = load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors), prediction="v")
     assert (model.prediction, model.sample_size) == ("v", 768)
     assert model.conditioner.tokenizer.pad == 0
-    # The reference: all three blocks, the last but one state, then the norm.
-    whole = checkpoints.CLIPText(checkpoints.OPEN_CLIP)
-    whole.load_state_dict(split_components(tensors).parts["text_encoder"].canonical())
+    # The reference: all three layers, the penultimate hidden state, then the norm.
+    complete = checkpoints.CLIPText(checkpoints.OPEN_CLIP)
+    complete.load_state_dict(split_components(tensors).parts["text_encoder"].canonical())
     ids = model.conditioner.tokenizer(["a red apple"])
-    expected = whole.text_model.final_layer_norm(whole(ids).hidden[-2])
+    expected = complete.text_model.final_layer_norm(complete(ids).hidden[-2])
     torch.testing.assert_close(model.conditioner(["a red apple"]).context, expected)
 
 
-def test_sdxl_and_its_refiner_open_with_their_towers(tmp_path):
+def test_sdxl_and_its_refiner_open_with_their_text_encoders(tmp_path):
     model = load_single_file(checkpoints.write(tmp_path / "base.safetensors", checkpoints.sdxl()))
     assert isinstance(model.conditioner, SDXLConditioner)
     assert [tower.tokenizer.pad for tower in model.conditioner.towers] == [49407, 0]
@@ -73,7 +73,7 @@ def test_a_pickled_file_gives_the_same_model(tmp_path):
         assert all(torch.equal(tensor, checkpoint[name]) for name, tensor in one.state_dict().items())
 
 
-def test_the_wanted_dtype_is_given_and_whole_files_of_half_precision_open(tmp_path):
+def test_half_precision_files_open_in_the_requested_dtype(tmp_path):
     half = {name: tensor.half() for name, tensor in checkpoints.sd1().items()}
     path = checkpoints.write(tmp_path / "x.safetensors", half)
     assert {tensor.dtype for module in load_single_file(path).modules for tensor in module.parameters()} == {torch.float32}
@@ -86,32 +86,32 @@ def first(model) -> Tensor:
     return model.unet.conv_in.weight
 
 
-def test_the_average_is_read_where_it_is_asked_for_or_alone(tmp_path):
+def test_the_ema_is_used_on_request_or_without_other_weights(tmp_path):
     tensors = checkpoints.sd1()
     weight = tensors["model.diffusion_model.input_blocks.0.0.weight"]
-    both = checkpoints.write(tmp_path / "both.safetensors", checkpoints.with_average(tensors))
+    both = checkpoints.write(tmp_path / "both.safetensors", checkpoints.with_ema(tensors))
     assert torch.equal(first(load_single_file(both)), weight)
     assert torch.equal(first(load_single_file(both, ema=True)), weight + 1)
-    only = {name: tensor for name, tensor in checkpoints.with_average(tensors).items() if not name.startswith("model.diffusion_model.")}
+    only = {name: tensor for name, tensor in checkpoints.with_ema(tensors).items() if not name.startswith("model.diffusion_model.")}
     assert torch.equal(first(load_single_file(checkpoints.write(tmp_path / "only.safetensors", only))), weight + 1)
 
 
-def test_an_autoencoder_alone_is_read_from_any_file_that_has_one(tmp_path):
+def test_load_first_stage_file_reads_any_file_with_an_autoencoder(tmp_path):
     alone = checkpoints.write(tmp_path / "vae.safetensors", checkpoints.autoencoder(prefix=""))
-    whole = checkpoints.write(tmp_path / "whole.safetensors", checkpoints.sd1())
-    one, other = load_first_stage_file(alone, scaling_factor=0.13025), load_first_stage_file(whole)
+    complete = checkpoints.write(tmp_path / "complete.safetensors", checkpoints.sd1())
+    one, other = load_first_stage_file(alone, scaling_factor=0.13025), load_first_stage_file(complete)
     assert (one.config.scaling_factor, other.config.scaling_factor) == (0.13025, 0.18215)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
     with pytest.raises(DaguerreError, match="holds no autoencoder"):
         load_first_stage_file(checkpoints.write(tmp_path / "text.safetensors", checkpoints.clip()))
 
 
-# Latent diffusion before Stable Diffusion: unconditional, by class, with either kind of autoencoder.
+# Latent diffusion before Stable Diffusion.
 
 
-def test_an_unconditional_model_with_a_codebook_draws(tmp_path):
+def test_an_unconditional_model_with_a_codebook_runs(tmp_path):
     config = replace(unets.LDM_FACES, channels=(32, 64), depth=(0, 1), heads=(1, 2), blocks=1)
-    tensors = checkpoints.unet(config) | checkpoints.quantized()
+    tensors = checkpoints.unet(config) | checkpoints.vq_model()
     model = load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors))
     assert model.unet.config == config
     assert (model.autoencoder.config.quantizer.codes, model.autoencoder.config.scaling_factor) == (16, 1.0)
@@ -121,10 +121,10 @@ def test_an_unconditional_model_with_a_codebook_draws(tmp_path):
         assert model.autoencoder.decode(z).shape == (1, 3, 16, 16)
 
 
-def test_a_model_by_class_takes_numbers_for_prompts(tmp_path):
+def test_a_class_conditional_model_takes_numbers_as_prompts(tmp_path):
     config = replace(unets.LDM_IMAGENET, channels=(32, 64), depth=(0, 1), heads=(1, 1), blocks=1, context_width=24)
     classes = torch.randn(11, 24)
-    tensors = checkpoints.unet(config) | checkpoints.quantized() | {"cond_stage_model.embedding.weight": classes}
+    tensors = checkpoints.unet(config) | checkpoints.vq_model() | {"cond_stage_model.embedding.weight": classes}
     model = load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors))
     assert model.unet.config == config
     assert torch.equal(model.conditioner(["3", ""]).context, classes[[3, 10], None])
@@ -133,10 +133,10 @@ def test_a_model_by_class_takes_numbers_for_prompts(tmp_path):
             model.conditioner([prompt])
 
 
-# Faults: everything that is wrong in one error, and nothing half loaded.
+# Errors list everything that is wrong, before anything is loaded.
 
 
-def test_missing_unknown_and_misshapen_tensors_of_all_parts_are_listed_at_once(tmp_path):
+def test_one_error_lists_missing_unknown_and_misshapen_tensors_of_all_parts(tmp_path):
     tensors = checkpoints.sd1()
     del tensors["model.diffusion_model.out.2.bias"]
     tensors["model.diffusion_model.middle_block.0.out_layers.0.extra"] = torch.ones(1)
@@ -144,61 +144,61 @@ def test_missing_unknown_and_misshapen_tensors_of_all_parts_are_listed_at_once(t
     tensors["nobody.knows"] = torch.ones(1)
     with pytest.raises(DaguerreError) as caught:
         load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors))
-    for words in (
+    for message in (
         "1 missing (unet/conv_out.bias)",
         "2 unmatched (nobody.knows, unet/mid_block.resnets.0.norm2.extra)",
         "1 of another shape (vae/quant_conv.bias is [9], expected [8])",
         "x.safetensors",
     ):
-        assert words in str(caught.value)
+        assert message in str(caught.value)
 
 
-def test_a_file_that_is_no_whole_model_says_what_it_holds(tmp_path):
-    for tensors, words in (
+def test_the_error_for_an_incomplete_file_lists_what_it_holds(tmp_path):
+    for tensors, message in (
         (checkpoints.autoencoder(), r"holds vae \(autoencoder\)"),
-        (checkpoints.unet(checkpoints.SD1), r"a whole sd1 model also has vae, text_encoder"),
-        ({"a": torch.ones(1)}, "no network that is known here"),
+        (checkpoints.unet(checkpoints.SD1), r"a complete sd1 model also has vae, text_encoder"),
+        ({"a": torch.ones(1)}, "no known network"),
     ):
-        with pytest.raises(DaguerreError, match=words):
+        with pytest.raises(DaguerreError, match=message):
             load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors))
 
 
-def test_a_tensor_of_nan_stops_everything_and_is_named(tmp_path):
+def test_an_error_names_a_tensor_with_nan(tmp_path):
     tensors = checkpoints.sd1()
     tensors["first_stage_model.decoder.conv_in.weight"][:] = float("nan")
     with pytest.raises(DaguerreError, match=r"NaN or infinity in 1 tensors \(first_stage_model\.decoder\.conv_in\.weight\)"):
         load_single_file(checkpoints.write(tmp_path / "x.safetensors", tensors))
 
 
-@pytest.mark.parametrize("make", [checkpoints.sd2, checkpoints.sdxl, checkpoints.quantized])
-def test_whatever_names_and_shapes_a_file_claims_it_is_told_or_refused(make):
+@pytest.mark.parametrize("make", [checkpoints.sd2, checkpoints.sdxl, checkpoints.vq_model])
+def test_forged_names_and_shapes_never_crash_detection(make):
     rng = random.Random(0)
-    whole = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in make().items()}
-    whole |= {"input_blocks.0.0.weight": ((3, 4), torch.float32), "zero_convs.0.0.weight": ((1,), torch.float32)}
-    refused = 0
+    complete = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in make().items()}
+    complete |= {"input_blocks.0.0.weight": ((3, 4), torch.float32), "zero_convs.0.0.weight": ((1,), torch.float32)}
+    rejected = 0
     for _ in range(60):
-        claims = dict(whole)
-        for name in rng.sample(sorted(claims), rng.choice([1, 3, 30, len(claims) // 2])):
-            shape, dtype = claims.pop(name)
+        entries = dict(complete)
+        for name in rng.sample(sorted(entries), rng.choice([1, 3, 30, len(entries) // 2])):
+            shape, dtype = entries.pop(name)
             match rng.randrange(4):
                 case 0:
-                    claims[name] = (tuple(rng.choice([0, 1, 7, 32, 4096]) for _ in range(rng.randrange(5))), dtype)
+                    entries[name] = (tuple(rng.choice([0, 1, 7, 32, 4096]) for _ in range(rng.randrange(5))), dtype)
                 case 1:
-                    claims[re.sub(r"\d+", lambda _: rng.choice(["0", "7", "999999999999"]), name)] = (shape, dtype)
+                    entries[re.sub(r"\d+", lambda _: rng.choice(["0", "7", "999999999999"]), name)] = (shape, dtype)
                 case 2:
-                    claims[name.replace(".weight", "").replace("0", "x")] = (shape, dtype)
-        shapes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in claims.items()}
+                    entries[name.replace(".weight", "").replace("0", "x")] = (shape, dtype)
+        shapes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in entries.items()}
         try:
             detect(TensorFile(Path("x"), "safetensors", shapes, {}, shapes.__getitem__)).key_errors()
         except DaguerreError:
-            refused += 1
-    assert refused > 5
+            rejected += 1
+    assert rejected > 5
 
 
-# What shapes cannot tell.
+# What shapes do not determine.
 
 
-def test_sd2_asks_what_it_predicts_unless_it_is_told(tmp_path):
+def test_sd2_requires_a_prediction_type(tmp_path):
     path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd2())
     with pytest.raises(DaguerreError, match=r"give prediction='v' .* 768 pixels, or prediction='epsilon'"):
         load_single_file(path)
@@ -221,7 +221,7 @@ def test_sd2_asks_what_it_predicts_unless_it_is_told(tmp_path):
         ("sdxl", unets.SDXL, {}, ("v_pred", "ztsnr"), "v"),
     ],
 )
-def test_the_prediction_is_told_by_metadata_then_marks_then_rules(family, config, metadata, names, expected):
+def test_the_prediction_comes_from_metadata_then_markers_then_rules(family, config, metadata, names, expected):
     assert prediction_of(FAMILIES[family], config, metadata, names)[0] == expected
 
 
@@ -235,16 +235,16 @@ KINDS = {
 @pytest.mark.parametrize(
     "name", [name for name, value in vars(unets).items() if isinstance(value, UNetConfig) and not name.startswith("DDPM")]
 )
-def test_the_rule_of_each_published_family_gives_its_heads(name):
+def test_the_rule_of_each_family_gives_the_published_heads(name):
     config = getattr(unets, name)
-    for kinds in ({}, KINDS.get(name, {})):  # beside its other networks, and alone
+    for kinds in ({}, KINDS.get(name, {})):  # without and with its other networks
         family = family_of(replace(config, heads=(1,) * len(config.heads)), kinds)
         heads = heads_of(family, config)
         attended = [level for level, depth in enumerate(config.depth) if depth] + [len(config.depth) - 1]
         assert [heads[level] for level in attended] == [config.heads[level] for level in attended]
 
 
-def test_the_tasks_of_the_input_channels():
+def test_input_channels_determine_the_task():
     tasks = {
         "SD1": "text-to-image",
         "SD1_INPAINTING": "inpainting",
@@ -257,9 +257,9 @@ def test_the_tasks_of_the_input_channels():
         assert task_of(family_of(config, {}), config) == task
 
 
-def test_heads_that_do_not_fit_are_asked_for_and_can_be_told():
+def test_heads_that_do_not_divide_the_channels_must_be_given():
     config = replace(unets.SD2, channels=(96, 192), depth=(1, 1), heads=(1, 1))
-    with pytest.raises(DaguerreError, match=r"usual heads of sd2 do not fit the channels \(96, 192\).*give heads="):
+    with pytest.raises(DaguerreError, match=r"usual heads of sd2 do not divide the channels \(96, 192\).*give heads="):
         heads_of(FAMILIES["sd2"], config)
     assert heads_of(FAMILIES["sd2"], config, 3) == (3, 3)
     assert heads_of(FAMILIES["sd2"], config, (3, 6)) == (3, 6)
@@ -268,29 +268,29 @@ def test_heads_that_do_not_fit_are_asked_for_and_can_be_told():
             heads_of(FAMILIES["sd2"], config, wrong)
 
 
-def test_the_files_own_tables_give_schedule_and_scale():
+def test_the_tables_of_a_file_give_the_schedule_and_the_scale():
     T = 1000
     betas = torch.linspace(0.0015**0.5, 0.0155**0.5, T, dtype=torch.float64) ** 2
     tensors = checkpoints.sd1() | {"betas": betas.float(), "scale_factor": torch.tensor(0.2237)}
-    about = detect(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__))
-    assert about.autoencoder.scaling_factor == 0.18215
-    told = with_file_schedule(about)
-    assert told.autoencoder.scaling_factor == pytest.approx(0.2237, rel=1e-6)
-    assert (told.schedule.kind, told.schedule.timesteps) == ("scaled_linear", T)
-    assert (told.schedule.beta_start, told.schedule.beta_end) == pytest.approx((0.0015, 0.0155), rel=1e-5)
+    detected = detect(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__))
+    assert detected.autoencoder.scaling_factor == 0.18215
+    updated = with_file_schedule(detected)
+    assert updated.autoencoder.scaling_factor == pytest.approx(0.2237, rel=1e-6)
+    assert (updated.schedule.kind, updated.schedule.timesteps) == ("scaled_linear", T)
+    assert (updated.schedule.beta_start, updated.schedule.beta_end) == pytest.approx((0.0015, 0.0155), rel=1e-5)
     tensors["betas"] = torch.linspace(0.0001, 0.02, T)
-    assert with_file_schedule(about).schedule.kind == "linear"
+    assert with_file_schedule(detected).schedule.kind == "linear"
 
 
-def test_a_mark_of_zero_terminal_snr_is_heard(tmp_path):
+def test_markers_select_v_prediction_and_zero_terminal_snr(tmp_path):
     marked = checkpoints.sdxl() | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
-    about = detect(open_tensors(checkpoints.write(tmp_path / "x.safetensors", marked)))
-    assert (about.prediction, about.schedule.zero_terminal_snr) == ("v", True)
-    assert about.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
+    detected = detect(open_tensors(checkpoints.write(tmp_path / "x.safetensors", marked)))
+    assert (detected.prediction, detected.schedule.zero_terminal_snr) == ("v", True)
+    assert detected.key_errors() == {"missing": [], "unmatched": [], "of another shape": []}
 
 
-def test_what_the_file_does_not_say_is_passed_through_the_one_door(tmp_path):
-    path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.with_average(checkpoints.sd2()))
+def test_load_diffusion_and_load_vae_pass_on_their_options(tmp_path):
+    path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.with_ema(checkpoints.sd2()))
     model = load_diffusion(path, device="cpu", prediction="v", heads=(1, 2), ema=True)
     assert (model.prediction, model.unet.config.heads) == ("v", (1, 2))
     assert torch.equal(first(model), checkpoints.sd2()["model.diffusion_model.input_blocks.0.0.weight"] + 1)
@@ -301,12 +301,12 @@ def test_what_the_file_does_not_say_is_passed_through_the_one_door(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [("embedder.model.visual.proj", "unCLIP, which is not supported"), ("cond_stage_model.model.visual.proj", "open as a folder")],
 )
-def test_kinds_that_are_told_by_pictures_are_named(tmp_path, name, words):
+def test_unsupported_image_conditioned_models_are_named(tmp_path, name, message):
     path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd2() | {name: torch.zeros(2, 2)})
     for opened in (load_single_file, lambda path: convert(path, tmp_path / "folder")):
-        with pytest.raises(DaguerreError, match=words):
+        with pytest.raises(DaguerreError, match=message):
             opened(path)
-    assert words in str(inspect(path).question)
+    assert message in str(inspect(path).question)
