@@ -13,7 +13,7 @@ from daguerre.conditioning import Tokenizer
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP
 from daguerre.weights import load_clip
-from daguerre.weights.diffusers.folder_names import CONFIG
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 
 SCORE_BATCH = 128  # images or texts per call
 T = TypeVar("T", Tensor, Sequence[str])
@@ -56,7 +56,7 @@ def load_clip_scorer(folder: str | Path, *, device: torch.device | str = "cpu") 
         DaguerreError: there is none, or its files are incomplete.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise DaguerreError(
             f"There is no CLIP scorer at '{folder}'. Train one with `daguerre train clip-scorer`, or give its folder with --scorer."
         )

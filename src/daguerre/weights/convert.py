@@ -27,7 +27,7 @@ from daguerre.models.ldm_bert import LDMBert
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers.clip_config import clip_text_json, ldm_bert_json
 from daguerre.weights.diffusers.config_fields import Json
-from daguerre.weights.diffusers.folder_names import CONFIG, PART_ALIASES, PARTS, SCHEDULER_CONFIG
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE, NETWORK_FOLDERS, PART_ALIASES, SCHEDULER_CONFIG_FILE
 from daguerre.weights.diffusers.index import LDM_PIPELINES, UPSCALE_PIPELINE, model_index, pipeline_class
 from daguerre.weights.diffusers.load import check_overwrite, write_part
 from daguerre.weights.diffusers.save import class_name, tokenizer_class
@@ -164,9 +164,9 @@ def _to_original(table: KeyTable, part: Component, about: DetectedModel) -> dict
 def _write_folder(target: Path, parts: Mapping[str, Component], about: DetectedModel, dtype: torch.dtype | None) -> None:
     if about.file.container == "folder" and target.exists() and target.samefile(about.file.path):
         raise DaguerreError(f"'{target}' would be written over itself; name another folder.")
-    check_overwrite(target, INDEX if about.unet else CONFIG)
+    check_overwrite(target, INDEX if about.unet else CONFIG_FILE)
     pipeline = pipeline_class(about.family, about.unet, parts) if about.family and about.unet else None
-    if lost := [part for part in parts.values() if part.name not in PARTS]:
+    if lost := [part for part in parts.values() if part.name not in NETWORK_FOLDERS]:
         raise _no_layout_error(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in lost)}")
     if not parts:
         raise _no_layout_error("holds nothing that is known here")
@@ -189,7 +189,7 @@ def _write_folder(target: Path, parts: Mapping[str, Component], about: DetectedM
             schedulers = _schedulers(about, pipeline)
             for name, config in schedulers.items():
                 (beside / name).mkdir()
-                write_json(beside / name / SCHEDULER_CONFIG, config)
+                write_json(beside / name / SCHEDULER_CONFIG_FILE, config)
             write_json(beside / INDEX, _index(about, pipeline, written, schedulers))
 
 

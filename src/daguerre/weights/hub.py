@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daguerre.errors import DaguerreError
-from daguerre.weights.diffusers.folder_names import PART_ALIASES, PARTS, WEIGHT_STEMS
+from daguerre.weights.diffusers.folder_names import NETWORK_FOLDERS, PART_ALIASES, WEIGHT_STEMS
 
 ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(/[\w][\w .+-]*)+)?(@(?P<revision>[\w./-]+))?")
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -102,7 +102,7 @@ def choose_files(files: Sequence[str], repo: str, variant: str | None = None) ->
             there = f"holds {', '.join(sorted(whole)[:8])}" if whole else "holds no checkpoint"
             raise DaguerreError(f"{repo!r} {there}; name one file, as in {repo}/model.safetensors.")
         return whole
-    folders = [f"{part}/" for part in (*PARTS, *PART_ALIASES.values()) if f"{part}/config.json" in files] or [""]
+    folders = [f"{part}/" for part in (*NETWORK_FOLDERS, *PART_ALIASES.values()) if f"{part}/config.json" in files] or [""]
     wanted = [name for name in files if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer"))]
     for folder in folders:
         wanted += [f"{folder}config.json", *_weights(files, folder, repo, variant)]

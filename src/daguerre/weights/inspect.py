@@ -19,7 +19,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
-from daguerre.weights.diffusers.folder_names import CONFIG
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 from daguerre.weights.hashing import file_hash, files_hash
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, detect
@@ -164,7 +164,7 @@ def _latent_prior(folder: Path, hashed: bool) -> InspectReport:
     for part in (FIRST_STAGE_FOLDER, PRIOR_FOLDER, MAP_FOLDER):
         if part == MAP_FOLDER and not (folder / part).is_dir():
             continue
-        where = folder / part / CONFIG
+        where = folder / part / CONFIG_FILE
         given = read_json(where)
         with config_errors(where), shapes_only():
             wanted = (build_untrained(given, where) if part == PRIOR_FOLDER else VQModel(vq_config(given, where))).state_dict()

@@ -91,9 +91,7 @@ def test_a_saved_kl_autoencoder_loads_identically_and_opens_in_diffusers(tmp_pat
     x = random_image(1, 3, 32, 32)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
     with torch.no_grad():
-        torch.testing.assert_close(
-            loaded.encode(x), network.encode(x), atol=1e-5, rtol=0
-        )  # another memory layout
+        torch.testing.assert_close(loaded.encode(x), network.encode(x), atol=1e-5, rtol=0)  # another memory layout
         torch.testing.assert_close(reference.encode(x).latent_dist.mean, network.posterior(x).mean, atol=1e-5, rtol=0)
 
 

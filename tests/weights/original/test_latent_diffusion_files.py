@@ -285,7 +285,7 @@ def test_semantic_synthesis_matches_the_reference(tmp_path: Path):
     for wrong, words in ((Image.fromarray(classes + 1), "knows 0 to 8"), (random_image(SIZE), "has colours")):
         with pytest.raises(DaguerreError, match=words):
             generate(model, task=MapToImage(wrong))
-    with pytest.raises(DaguerreError, match=r"of the kind semantic.*does from-map"):
+    with pytest.raises(DaguerreError, match=r"a model for semantic.*does from-map"):
         generate(model)
 
 

@@ -13,7 +13,7 @@ from daguerre.models.clip import CLIP, CLIPConfig
 from daguerre.nn.meta import fill, shapes_only
 from daguerre.weights.diffusers.clip_config import clip_text_config, clip_text_json, clip_vision_config, clip_vision_json
 from daguerre.weights.diffusers.config_fields import Json
-from daguerre.weights.diffusers.folder_names import CONFIG, TRANSFORMERS_WEIGHTS
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE, TRANSFORMERS_WEIGHTS
 from daguerre.weights.tensors.safetensors import read_json, read_safetensors, write_json, write_safetensors
 
 
@@ -33,7 +33,7 @@ def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> Path:
     }
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        write_json(temporary / CONFIG, config)
+        write_json(temporary / CONFIG_FILE, config)
         write_safetensors(temporary / TRANSFORMERS_WEIGHTS, clip.state_dict())
         tokenizer.save(temporary)
     return Path(folder)
@@ -46,7 +46,7 @@ def load_clip(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
         DaguerreError: a file is missing, truncated, or does not match the config.
     """
     folder = Path(folder)
-    given, where = read_json(folder / CONFIG), folder / CONFIG
+    given, where = read_json(folder / CONFIG_FILE), folder / CONFIG_FILE
     projection = given.get("projection_dim", 512)
     text = clip_text_config({**given.get("text_config", {}), "projection_dim": projection}, where, projected=True)
     vision = clip_vision_config({**given.get("vision_config", {}), "projection_dim": projection}, where)

@@ -30,7 +30,7 @@ from daguerre.nn.meta import fill, shapes_only
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers.clip_config import clip_text_config, clip_vision_config
 from daguerre.weights.diffusers.config_fields import Json
-from daguerre.weights.diffusers.folder_names import CONFIG, DIFFUSERS_WEIGHTS, SCHEDULER_CONFIG, TRANSFORMERS_WEIGHTS
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE, DIFFUSERS_WEIGHTS, SCHEDULER_CONFIG_FILE, TRANSFORMERS_WEIGHTS
 from daguerre.weights.diffusers.index import IMAGE_VARIATION_PIPELINE, stored_guidance
 from daguerre.weights.diffusers.scheduler_config import schedule_config
 from daguerre.weights.diffusers.unet_config import unet_config
@@ -57,7 +57,7 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     pipeline = index.get("_class_name")
     if pipeline not in LOADABLE_PIPELINES:
         raise DaguerreError(f"'{folder}' holds a {pipeline}; supported here are {' and '.join(LOADABLE_PIPELINES)}.")
-    where = folder / "scheduler" / SCHEDULER_CONFIG
+    where = folder / "scheduler" / SCHEDULER_CONFIG_FILE
     schedule, prediction = schedule_config(read_json(where), where)
     guidance = stored_guidance(index)
     unet, latent_size = load_unet(folder / "unet", device=device, dtype=dtype)
@@ -94,16 +94,16 @@ def write_part(folder: Path, config: Json, tensors: Mapping[str, Tensor], dtype:
     dtype: of the floating-point tensors; None keeps their own.
     """
     folder.mkdir(parents=True)
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG_FILE, config)
     name = DIFFUSERS_WEIGHTS if "_class_name" in config else TRANSFORMERS_WEIGHTS
     write_safetensors(folder / name, {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()})
 
 
 def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[UNet, int]:
     """The UNet of a folder, and the side of the latents it was trained on."""
-    given = read_json(folder / CONFIG)
+    given = read_json(folder / CONFIG_FILE)
     size = given.get("sample_size") or 64
-    unet = build(UNet, unet_config(given, folder / CONFIG), folder, read_part(folder, device=device, dtype=dtype))
+    unet = build(UNet, unet_config(given, folder / CONFIG_FILE), folder, read_part(folder, device=device, dtype=dtype))
     return unet, size if isinstance(size, int) else max(size)
 
 
@@ -115,7 +115,7 @@ def load_autoencoder(folder: Path, *, device: torch.device | str = "cpu", dtype:
         DaguerreError: the folder has none, or it does not match its config.
     """
     tensors = read_autoencoder_tensors(folder, device=device, dtype=dtype)
-    return build(AutoencoderKL, autoencoder_config(read_json(folder / CONFIG), folder / CONFIG), folder, tensors)
+    return build(AutoencoderKL, autoencoder_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE), folder, tensors)
 
 
 def read_autoencoder_tensors(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -130,18 +130,18 @@ def load_text_encoder(folder: Path, *, device: torch.device | str = "cpu", dtype
     Raises:
         DaguerreError: the folder has none, or it does not match its config.
     """
-    given = read_json(folder / CONFIG)
+    given = read_json(folder / CONFIG_FILE)
     kind = next(iter(given.get("architectures") or ["CLIPTextModel"]))
     if kind not in TEXT_ENCODERS:
         raise DaguerreError(f"'{folder}' holds a {kind}; supported text encoders are {' and '.join(TEXT_ENCODERS)}.")
-    config = clip_text_config(given, folder / CONFIG, projected=TEXT_ENCODERS[kind])
+    config = clip_text_config(given, folder / CONFIG_FILE, projected=TEXT_ENCODERS[kind])
     tensors = {_add_text_model_prefix(name): t for name, t in read_part(folder, device=device, dtype=dtype).items()}
     return build(CLIPText, config, folder, {name: t for name, t in tensors.items() if not name.endswith(POSITION_IDS)})
 
 
 def load_image_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> CLIPVision:
     """The CLIP vision encoder of a folder, with its projection. Raises DaguerreError if it is missing or does not match its config."""
-    config = clip_vision_config(read_json(folder / CONFIG), folder / CONFIG)
+    config = clip_vision_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     tensors = read_part(folder, device=device, dtype=dtype)
     return build(CLIPVision, config, folder, {name: t for name, t in tensors.items() if not name.endswith(POSITION_IDS)})
 

@@ -28,7 +28,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vq_model import VQModel
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.diffusers.config_fields import choose
-from daguerre.weights.diffusers.folder_names import CONFIG, DIFFUSERS_WEIGHTS
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE, DIFFUSERS_WEIGHTS
 from daguerre.weights.diffusers.load import build, check_overwrite, read_part, write_part
 from daguerre.weights.diffusers.vae import load_first_stage, write_first_stage
 from daguerre.weights.hashing import network_hash
@@ -49,7 +49,7 @@ def save_prior(prior: Prior, folder: str | Path, first_stage: VQModel) -> Path:
         DaguerreError: the folder cannot be written or holds something else; its content is unchanged.
     """
     folder = Path(folder)
-    check_overwrite(folder, CONFIG)
+    check_overwrite(folder, CONFIG_FILE)
     with atomic_path(folder) as temporary:
         _write_prior(prior, temporary, first_stage)
     return folder
@@ -64,7 +64,7 @@ def load_prior(
         DaguerreError: the prior is missing, incomplete, or was trained on the codes of another first stage.
     """
     folder = Path(folder)
-    where = folder / CONFIG
+    where = folder / CONFIG_FILE
     given = read_json(where)
     expected = given.get("first_stage", {}).get("sha256")
     if (found := network_hash(first_stage)) != expected:

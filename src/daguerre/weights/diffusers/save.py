@@ -21,7 +21,7 @@ from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers.clip_config import clip_text_json, clip_vision_json, image_processor_json, ldm_bert_json
 from daguerre.weights.diffusers.config_fields import Json
-from daguerre.weights.diffusers.folder_names import SCHEDULER_CONFIG
+from daguerre.weights.diffusers.folder_names import SCHEDULER_CONFIG_FILE
 from daguerre.weights.diffusers.index import GUIDANCE_KEY, UPSCALE_PIPELINE, model_index, pipeline_class
 from daguerre.weights.diffusers.load import check_overwrite, write_part
 from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
@@ -84,7 +84,7 @@ def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtyp
             tokenizer.save(temporary / name)
         for name, config in schedulers.items():
             (temporary / name).mkdir()
-            write_json(temporary / name / SCHEDULER_CONFIG, config)
+            write_json(temporary / name / SCHEDULER_CONFIG_FILE, config)
         if isinstance(model.conditioner, ImageConditioner):
             (temporary / "feature_extractor").mkdir()
             write_json(temporary / "feature_extractor" / PREPROCESSOR_CONFIG, image_processor_json(model.conditioner.encoder.config))

@@ -12,7 +12,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers.folder_names import CONFIG
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 from daguerre.weights.diffusers.load import build, check_overwrite, load_autoencoder, read_autoencoder_tensors, write_part
 from daguerre.weights.diffusers.vae_config import first_stage_json, vq_config
 from daguerre.weights.original.load import load_first_stage_file
@@ -29,7 +29,7 @@ def save_first_stage(network: FirstStage, folder: str | Path, sample_size: int =
         DaguerreError: the folder cannot be written or holds something else; its content is unchanged.
     """
     folder = Path(folder)
-    check_overwrite(folder, CONFIG)
+    check_overwrite(folder, CONFIG_FILE)
     with atomic_path(folder) as temporary:
         write_first_stage(network, temporary, sample_size)
     return folder
@@ -55,21 +55,21 @@ def load_first_stage(
     if path.is_file():
         return load_first_stage_file(path, scaling_factor=scaling_factor, device=device, dtype=dtype)
     folder = first_stage_folder(path)
-    given = read_json(folder / CONFIG)
+    given = read_json(folder / CONFIG_FILE)
     match kind := given.get("_class_name"):
         case "AutoencoderKL":
             return load_autoencoder(folder, device=device, dtype=dtype)
         case "VQModel":
             tensors = read_autoencoder_tensors(folder, device=device, dtype=dtype)
             with config_errors(folder):
-                return build(VQModel, vq_config(given, folder / CONFIG), folder, tensors)
+                return build(VQModel, vq_config(given, folder / CONFIG_FILE), folder, tensors)
     raise DaguerreError(f"'{folder}' holds a {kind}; a first stage is an AutoencoderKL or a VQModel.")
 
 
 def first_stage_folder(path: Path) -> Path:
     """The folder of the first stage: the path itself, or a subfolder of a complete model. Raises DaguerreError if there is none."""
     subfolders = (path / name for name in FIRST_STAGE_FOLDERS) if (path / INDEX).is_file() else ()
-    folder = next((subfolder for subfolder in subfolders if (subfolder / CONFIG).is_file()), path)
-    if not (folder / CONFIG).is_file():
-        raise DaguerreError(f"'{path}' is not a first stage: give a checkpoint file, or a folder with a {CONFIG} and weights.")
+    folder = next((subfolder for subfolder in subfolders if (subfolder / CONFIG_FILE).is_file()), path)
+    if not (folder / CONFIG_FILE).is_file():
+        raise DaguerreError(f"'{path}' is not a first stage: give a checkpoint file, or a folder with a {CONFIG_FILE} and weights.")
     return folder

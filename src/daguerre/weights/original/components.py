@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from daguerre.weights.diffusers.folder_names import PARTS
+from daguerre.weights.diffusers.folder_names import NETWORK_FOLDERS
 from daguerre.weights.original.key_map import (
     KeyTable,
     Rule,
@@ -38,7 +38,7 @@ IGNORED = {
 _IGNORED = re.compile("|".join(f"(?:{pattern})" for pattern in IGNORED.values()))
 
 PREFIXES = (
-    *((f"{part}/", part) for part in PARTS),
+    *((f"{part}/", part) for part in NETWORK_FOLDERS),
     ("model.diffusion_model.", "unet"),
     ("diffusion_model.", "unet"),
     ("first_stage_model.", "vae"),

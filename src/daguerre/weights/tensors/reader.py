@@ -17,7 +17,7 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers.folder_names import PART_ALIASES, PART_BY_CLASS, PARTS, SCHEDULER_FOLDERS, WEIGHT_STEMS
+from daguerre.weights.diffusers.folder_names import NETWORK_FOLDERS, PART_ALIASES, PART_BY_CLASS, SCHEDULER_FOLDERS, WEIGHT_STEMS
 from daguerre.weights.tensors.pickle import LEGACY_START, PickledFile, mapped_bytes, typed
 from daguerre.weights.tensors.safetensors import read_json, to_compute_layout, unreadable
 
@@ -223,10 +223,12 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
         said = read_json(config)
         part = PART_BY_CLASS.get(str(said.get("_class_name")), "text_encoder")
         return TensorFile(folder, "folder", whole.shapes, {**whole.metadata, CONFIGS: json.dumps({part: said})}, whole.tensor)
-    places = {part: place for part in PARTS if ((place := part_folder(folder, part)) / "config.json").is_file()}
+    places = {part: place for part in NETWORK_FOLDERS if ((place := part_folder(folder, part)) / "config.json").is_file()}
     parts = {part: open_tensors(weights_in(place, variant)) for part, place in places.items()}
     if not parts:
-        raise DaguerreError(f"'{folder}' is not a model: a model is a folder that holds {', '.join(PARTS)}, each with its config.json.")
+        raise DaguerreError(
+            f"'{folder}' is not a model: a model is a folder that holds {', '.join(NETWORK_FOLDERS)}, each with its config.json."
+        )
     said = {part: read_json(place / "config.json") for part, place in places.items()}
     beside = {"model_index": folder / INDEX} | {name: folder / name / "scheduler_config.json" for name in SCHEDULER_FOLDERS}
     said |= {name: read_json(path) for name, path in beside.items() if path.is_file()}
@@ -273,7 +275,7 @@ def weight_files(path: Path, variant: str | None = None) -> tuple[Path, ...]:
         DaguerreError: there are none.
     """
     if path.is_dir():
-        places = [part_folder(path, part) for part in PARTS]
+        places = [part_folder(path, part) for part in NETWORK_FOLDERS]
         folders = [path] if (path / "config.json").is_file() else sorted(place for place in places if (place / "config.json").is_file())
         return tuple(each for folder in folders for each in weight_files(weights_in(folder, variant)))
     if path.suffix == ".json":
