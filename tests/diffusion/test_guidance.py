@@ -94,8 +94,9 @@ def test_rescaling_equals_diffusers(prediction, amount: float):
 
 
 def test_guidance_interval_covers_a_fraction_of_the_steps():
-    assert guidance_interval(7.5, 8, 0.25, 0.75) == [1, 1, 7.5, 7.5, 7.5, 7.5, 1, 1]
-    assert guidance_interval(7.5, 3, 0, 1) == [7.5, 7.5, 7.5]
+    assert guidance_interval([7.5] * 8, 0.25, 0.75) == [1, 1, 7.5, 7.5, 7.5, 7.5, 1, 1]
+    assert guidance_interval([2.0, 3.0, 4.0], 0, 1) == [2, 3, 4]
+    assert guidance_interval([7.5] * 3, 0.25, 0.75, first=5, total=8) == [7.5, 1, 1]
 
 
 def test_cfg_plus_plus_equals_its_algorithm():

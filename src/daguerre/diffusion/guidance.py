@@ -58,10 +58,14 @@ def rescale_guidance(x: Tensor, x0: Tensor, x0_prompt: Tensor, sigma: Tensor, am
     return c_skip * x + c_out * (guided * ratio)
 
 
-def guidance_interval(scale: float, steps: int, low: float, high: float) -> list[float]:
-    """The guidance scale of each step: `scale` from the fraction `low` of the steps up to `high`, elsewhere 1, which disables guidance
-    (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
-    return [scale if low * steps <= step < high * steps else 1.0 for step in range(steps)]
+def guidance_interval(scales: Sequence[float], low: float, high: float, *, first: int = 0, total: int | None = None) -> list[float]:
+    """Guidance scales limited to the steps from the fraction `low` of the run up to `high`; elsewhere 1, which disables it
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+
+    scales: of the steps number `first`, `first` + 1, … of `total` (None: of a whole run).
+    """
+    total = len(scales) if total is None else total
+    return [scale if low * total <= step < high * total else 1.0 for step, scale in enumerate(scales, first)]
 
 
 def cfg_plus_plus(scale: float, sigmas: Tensor) -> list[float]:

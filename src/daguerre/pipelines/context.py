@@ -1,24 +1,29 @@
-"""What every task is planned with, and what a plan is made of: passes of the sampler, each beginning where the one before ended."""
+"""What a task's planner works with (`GenerationContext`) and what it returns (`SamplingPlan`): passes of the sampler, run one after another."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.conditioning import GuidedConditions
+from daguerre.conditioning import Conditioner, GuidedConditions
 from daguerre.diffusion import (
+    SAMPLERS,
     Conditioning,
     Denoise,
     SamplerConfig,
+    cfg_plus_plus,
     generators,
+    guidance_interval,
     parse_sampler_name,
     parse_spacing_name,
     randn_per_image,
     scale_initial_noise,
 )
+from daguerre.diffusion.denoiser import InitialScale
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
@@ -27,127 +32,148 @@ from daguerre.pipelines.images.preprocess import ImageSize, working_size
 from daguerre.pipelines.request import Request
 from daguerre.runtime.overflow import retry_in_float32
 
-DEFAULT_SPACING = "trailing"  # the one that is right under zero terminal SNR, and good elsewhere
+DEFAULT_SAMPLER = "dpmpp_2m"
+DEFAULT_SPACING = "trailing"  # correct with zero terminal SNR, and good elsewhere
+
+
+class ResolvedRequest(NamedTuple):
+    """A request with the model's defaults filled in.
+
+    request: with sampler, spacing, guidance scale and initial noise set, as metadata records it.
+    """
+
+    request: Request
+    sampler_config: SamplerConfig
+    guidance_scale: float
+    initial_noise: InitialScale
 
 
 @dataclass(frozen=True)
 class GenerationContext:
-    """A model and a request, with names settled and the noise of each picture at hand.
+    """A model, a resolved request, and the noise generators of its images.
 
-    sources: each picture's own noise. others: that of the seeds that a variation moves towards, empty without one.
+    model: with clip skip and circular padding applied as requested.
+    generators: one for each image.
+    variation_generators: one for each image with the variation's seed; empty without a variation.
     """
 
     model: LatentDiffusion
-    request: Request
-    sampler_choice: SamplerConfig
+    resolved: ResolvedRequest
     generators: list[torch.Generator]
     variation_generators: list[torch.Generator]
 
     @classmethod
     def of(cls, model: LatentDiffusion, request: Request) -> "GenerationContext":
-        """Settle a request. Raises DaguerreError for a sampler or a spacing that there is not."""
-        choice = parse_sampler_name(request.sampler)
-        spacing = parse_spacing_name(request.spacing or choice.spacing or DEFAULT_SPACING)
-        guidance = model.default_guidance if request.guidance_scale is None else request.guidance_scale
-        request = replace(request, sampler=choice.sampler.name, spacing=spacing, guidance_scale=guidance)
-        options = {} if request.eta is None else {"eta": request.eta}
+        """Resolve a request. Raises DaguerreError for settings that do not exist or that the model does not support."""
+        resolved = resolve_request(model, request)
+        model = with_circular_padding(with_clip_skip(model, request.clip_skip), request.tiling)
         singles = request.split()
         return cls(
-            with_circular_padding(model, request),
-            request,
-            SamplerConfig(choice.sampler, options, spacing, {"terminal": "exact"} if choice.sampler.exact_first_step else {}),
+            model,
+            resolved,
             generators([single.seed for single in singles]),
             generators([single.variation.seed for single in singles if single.variation]),
         )
+
+    @property
+    def request(self) -> Request:
+        return self.resolved.request
 
     @property
     def downsample_factor(self) -> int:
         return self.model.autoencoder.downsample_factor
 
     @property
-    def guidance(self) -> float:
-        """The scale that the request asks for, or the model's own."""
-        assert self.request.guidance_scale is not None  # as `of` settles it
-        return self.request.guidance_scale
-
-    @property
     def image_size(self) -> ImageSize:
-        """(width, height) in pixels that the request asks for, or the model's own."""
+        """(width, height) in pixels: as requested, or the model's own."""
         return resolve_size(self.model, self.request)
 
     def size_on(self, image: Image.Image) -> ImageSize:
-        """(width, height) in pixels to work in on a picture: that of the request, or one that suits both picture and model."""
-        request = self.request
-        return check_size(
-            working_size(image.size, self.model.sample_size, self.downsample_factor, request.width, request.height), self.downsample_factor
-        )
+        """(width, height) in pixels to process an image at: as requested, or a size that suits both image and model."""
+        request, f = self.request, self.downsample_factor
+        return check_size(working_size(image.size, self.model.sample_size, f, request.width, request.height), f)
 
     def sigmas(self, strength: float = 1.0) -> Tensor:
-        """The part of the grid that is walked, (N + 1,): its last `strength`; 0 leaves its end alone, (1,).
+        """The noise levels to sample, (N + 1,): the last share `strength` of the grid; strength 0 leaves only the final level, (1,).
 
         Raises:
-            DaguerreError: the strength is above 0 and yet less than one step.
+            DaguerreError: the strength is above 0 but less than one step.
         """
-        sigmas = self.sampler_choice.sigmas(self.model.schedule, self.request.steps)
+        sigmas = self.resolved.sampler_config.sigmas(self.model.schedule, self.request.steps)
         total = len(sigmas) - 1
-        walked = min(int(total * strength + 1e-6), total)
-        if strength > 0 and walked == 0:
+        steps = min(int(total * strength + 1e-6), total)
+        if strength > 0 and steps == 0:
             raise DaguerreError(
-                f"Strength {strength:g} of {total} steps is less than one step; take a strength of {1 / total:.2g} or more, "
+                f"Strength {strength:g} of {total} steps is less than one step; use a strength of {1 / total:.2g} or more, "
                 f"or {math.ceil(1 / strength)} steps or more."
             )
-        return sigmas[total - walked :]
+        return sigmas[total - steps :]
+
+    def guidance_scales(self, each: "Pass") -> list[float]:
+        """The guidance scale of each step of a pass."""
+        scale, interval = self.resolved.guidance_scale, self.request.guidance_interval
+        scales = cfg_plus_plus(scale, each.sigmas) if self.request.cfg_plus_plus else [scale] * (len(each.sigmas) - 1)
+        return scales if interval is None else guidance_interval(scales, *interval, first=each.step_offset, total=each.total_steps)
 
     def noise(self, size: ImageSize) -> Tensor:
-        """Standard normal noise for latents of pictures of `size`, (B, Z, h, w) on the CPU: each picture's own, drawn on and on."""
-        noise, variation = randn_per_image(self.generators, self.shape(size)), self.request.variation
-        return noise if variation is None else slerp(noise, randn_per_image(self.variation_generators, self.shape(size)), variation.weight)
+        """Standard normal noise for latents of images of `size`, (B, Z, h, w) on the CPU; each image's generator continues."""
+        noise, variation = randn_per_image(self.generators, self.latent_shape(size)), self.request.variation
+        if variation is None:
+            return noise
+        return slerp(noise, randn_per_image(self.variation_generators, self.latent_shape(size)), variation.strength)
 
-    def shape(self, size: ImageSize) -> tuple[int, int, int]:
-        """(Z, h, w) of the latents of a picture of `size`."""
+    def latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
+        """(Z, h, w) of the latents of an image of `size`."""
         return self.model.unet.config.out_channels, size[1] // self.downsample_factor, size[0] // self.downsample_factor
 
     @torch.no_grad()
     def encode(self, x: Tensor, *, sample: bool = False) -> Tensor:
-        """Scaled latents (B, Z, h, w), float32, of pictures x (B, 3, H, W) in [−1, 1]: the mean of what is encoded, or draws of it, one of
-        (1, 3, H, W) for each picture of the request."""
+        """Scaled latents (B, Z, h, w), float32, of images x (B, 3, H, W) in [−1, 1].
+
+        sample: sample the posterior instead of taking its mean; x (1, 3, H, W) then gives one sample for each image of the request.
+        """
         x = x.to(self.model.device, self.model.dtype)
         encode = retry_in_float32(self.model.autoencoder, self.model.autoencoder.encode, "autoencoder")
         if not sample:
             return encode(x).float()
-        noise = randn_per_image(self.generators, self.shape((x.shape[-1], x.shape[-2]))).to(x)
+        noise = randn_per_image(self.generators, self.latent_shape((x.shape[-1], x.shape[-2]))).to(x)
         return encode(x.expand(len(noise), -1, -1, -1), noise).float()
 
 
-InitLatents = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noise, the first σ, what the pass before made -> x at that σ
+InitLatents = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # noise, first σ, result of the previous pass -> x at that σ
 
 
 @dataclass(frozen=True)
 class Pass:
     """One run of the sampler.
 
-    size: (width, height) in pixels of the pictures.
-    sigmas: (N + 1,), the grid; of length 1 nothing is walked, and what it begins with is what it makes.
-    begin: gives the first x, such as `from_noise` or `from_latents`.
-    around: changes the denoiser as a whole, such as keeping what is known.
-    tell: changes what the model is told at each step, and the weights.
-    model: whose network walks; None is the context's own.
-    before, after: steps of the run that this pass is a part of, for prompts that change with the step.
+    size: (width, height) in pixels of the images.
+    sigmas: (N + 1,), the noise levels; with length 1 nothing is sampled, and the initial latents are the result.
+    init: gives the initial x, such as `from_noise` or `from_latents`.
+    wrap_denoiser: changes the denoiser as a whole, for instance to keep the known part of an image.
+    edit_conditions: changes the conditions of each step and their weights; the second argument is the guidance scale of the step.
+    model: whose UNet runs; None is the context's model.
+    step_offset, steps_after: steps of the same run before and after this pass, for prompts that change with the step.
     """
 
     size: ImageSize
     sigmas: Tensor
     init: InitLatents
     wrap_denoiser: Callable[[Denoise], Denoise] = lambda denoise: denoise
-    edit_conditions: Callable[[GuidedConditions], GuidedConditions] = lambda voices: voices
+    edit_conditions: Callable[[GuidedConditions, float], GuidedConditions] = lambda guided, _scale: guided
     model: LatentDiffusion | None = None
     step_offset: int = 0
     steps_after: int = 0
 
+    @property
+    def total_steps(self) -> int:
+        """The steps of the run that this pass is a part of."""
+        return self.step_offset + len(self.sigmas) - 1 + self.steps_after
+
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How a task is done: one pass or several, and what is done to each picture at the end."""
+    """How a task is done: one or more passes, and what is done to each image at the end."""
 
     passes: tuple[Pass, ...]
     finish: Callable[[Image.Image], Image.Image] = lambda image: image
@@ -157,16 +183,54 @@ class SamplingPlan:
         return sum(max(len(each.sigmas) - 1, 1) for each in self.passes)
 
 
+def resolve_request(model: LatentDiffusion, request: Request) -> ResolvedRequest:
+    """Fill in the model's defaults.
+
+    The settings of the model's own scheduler apply if the request names neither sampler nor spacing, or exactly the scheduler's.
+
+    Raises:
+        DaguerreError: an unknown sampler or spacing, or settings that exclude each other.
+    """
+    own = model.sampler_config
+    if request.sampler is None:
+        sampler, spacing = (own.sampler, own.spacing) if own else (SAMPLERS[DEFAULT_SAMPLER], DEFAULT_SPACING)
+    else:
+        choice = parse_sampler_name(request.sampler)
+        sampler, spacing = choice.sampler, choice.spacing
+    if sampler.inversion:
+        raise DaguerreError(f"The sampler {sampler.name!r} turns images into noise and cannot generate; take another, such as 'euler'.")
+    spacing = parse_spacing_name(request.spacing or spacing or DEFAULT_SPACING)
+    if own is not None and (sampler, spacing) == (own.sampler, own.spacing):
+        config = own
+    else:
+        config = SamplerConfig(sampler, {}, spacing, {"terminal": "exact"} if sampler.exact_first_step else {})
+    if request.eta is not None:
+        config = replace(config, options={**config.options, "eta": request.eta})
+    if request.dynamic_threshold is not None:
+        if model.autoencoder.downsample_factor > 1:
+            raise DaguerreError(f"dynamic_threshold needs a model of pixels, and {model.name!r} generates latents; use guidance_rescale.")
+        config = replace(config, threshold=(request.dynamic_threshold, math.inf))
+    guidance_scale = model.default_guidance if request.guidance_scale is None else request.guidance_scale
+    if request.cfg_plus_plus and (sampler.name != "euler" or request.eta or not 0 <= guidance_scale <= 1):
+        raise DaguerreError(
+            f"CFG++ needs the sampler 'euler' without eta and a guidance scale from 0 to 1, such as 0.6; got {sampler.name!r} and "
+            f"{guidance_scale:g}."
+        )
+    initial_noise = request.initial_noise or config.initial_scale
+    request = replace(request, sampler=sampler.name, spacing=spacing, guidance_scale=guidance_scale, initial_noise=initial_noise)
+    return ResolvedRequest(request, config, guidance_scale, initial_noise)
+
+
 def from_noise(context: GenerationContext) -> InitLatents:
-    """Begin with nothing but noise."""
-    return lambda noise, sigma, _before: scale_initial_noise(noise, sigma, context.request.initial_noise)
+    """Start from noise alone."""
+    return lambda noise, sigma, _previous: scale_initial_noise(noise, sigma, context.resolved.initial_noise)
 
 
 def from_latents(context: GenerationContext, z: Tensor, strength: float) -> InitLatents:
-    """Begin with latents z (1 or B, Z, h, w) under noise; at strength 1 with nothing of them."""
+    """Start from latents z (1 or B, Z, h, w) with noise added; at strength 1 from noise alone."""
     if strength == 1:
         return from_noise(context)
-    return lambda noise, sigma, _before: add_noise_at(z, noise, sigma)
+    return lambda noise, sigma, _previous: add_noise_at(z, noise, sigma)
 
 
 def add_noise_at(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -174,51 +238,61 @@ def add_noise_at(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return noise if sigma.isinf() else z.to(noise) + sigma * noise
 
 
-def add_conditioning(context: GenerationContext, **more: Tensor) -> Callable[[GuidedConditions], GuidedConditions]:
-    """Tell every voice something more: fields of `Conditioning`, (1 or B, *), each for all pictures or for its own."""
+def add_conditioning(context: GenerationContext, **tensors: Tensor) -> Callable[[GuidedConditions, float], GuidedConditions]:
+    """Add fields of `Conditioning` (1 or B, *), shared by all images or one for each, to every condition."""
     model = context.model
-    more = {name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in more.items()}
+    tensors = {name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in tensors.items()}
 
-    def told(cond: Conditioning) -> Conditioning:
-        batch = max(cond.batch or 1, *map(len, more.values()))
-        return replace(cond.expand(batch), **{name: value.expand(batch, *value.shape[1:]) for name, value in more.items()})
+    def add(cond: Conditioning) -> Conditioning:
+        batch = max(cond.batch or 1, *map(len, tensors.values()))
+        return replace(cond.expand(batch), **{name: value.expand(batch, *value.shape[1:]) for name, value in tensors.items()})
 
-    return lambda guided: GuidedConditions([told(cond) for cond in guided.conditions], guided.weights)
+    return lambda guided, _scale: GuidedConditions([add(cond) for cond in guided.conditions], guided.weights)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """From a to b (B, *) along the great circle, each picture for itself, so that normal noise keeps its spread (Shoemake 1985)."""
+    """Interpolate from a to b (B, *) along the great circle, image by image; normal noise keeps its variance (Shoemake 1985)."""
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
     angle = cosine.clamp(-1, 1).acos()  # (B,)
-    if (angle.sin().abs() < 1e-4).any():  # the same noise twice, or its opposite
+    if (angle.sin().abs() < 1e-4).any():  # equal or opposite noise
         return torch.lerp(a, b, weight)
     shares = ((1 - weight) * angle).sin() / angle.sin(), (weight * angle).sin() / angle.sin()
     first, second = (share.reshape(-1, *[1] * (a.ndim - 1)) for share in shares)
     return first * a + second * b
 
 
-def with_circular_padding(model: LatentDiffusion, request: Request) -> LatentDiffusion:
-    """The model as a request wants its edges: a twin on a torus, or itself."""
-    if request.tiling == "none":
+def with_circular_padding(model: LatentDiffusion, tiling: str) -> LatentDiffusion:
+    """The model with convolutions that wrap around along the axes of `tiling`; itself for "none"."""
+    if tiling == "none":
         return model
-    autoencoder = circular_padding(model.autoencoder, request.tiling)  # type: ignore[type-var]
-    refiner = model.refiner and with_circular_padding(model.refiner, request)
-    return replace(model, unet=circular_padding(model.unet, request.tiling), autoencoder=autoencoder, refiner=refiner)
+    autoencoder = circular_padding(model.autoencoder, tiling)  # type: ignore[type-var]
+    refiner = model.refiner and with_circular_padding(model.refiner, tiling)
+    return replace(model, unet=circular_padding(model.unet, tiling), autoencoder=autoencoder, refiner=refiner)
+
+
+def with_clip_skip(model: LatentDiffusion, clip_skip: int | None) -> LatentDiffusion:
+    """The model with prompts encoded by another CLIP layer. Raises DaguerreError if it has no CLIP text encoder."""
+    if clip_skip is None:
+        return model
+    if not isinstance(model.conditioner, Conditioner):
+        raise DaguerreError(f"clip_skip = {clip_skip} has no effect on {model.name!r}, which has no text encoder; remove it.")
+    refiner = model.refiner and with_clip_skip(model.refiner, clip_skip)
+    return replace(model, conditioner=model.conditioner.with_clip_skip(clip_skip), refiner=refiner)
 
 
 def resolve_size(model: LatentDiffusion | LatentPrior, request: Request) -> ImageSize:
-    """(width, height) in pixels of the pictures of a request.
+    """(width, height) in pixels of the images of a request.
 
     Raises:
-        DaguerreError: a side is not a multiple of what the autoencoder asks for; names one near by that is.
+        DaguerreError: a side is not a multiple of the autoencoder's factor; names the nearest one that is.
     """
-    sides = request.width or model.sample_size, request.height or model.sample_size
-    return check_size(sides, model.autoencoder.downsample_factor)
+    size = request.width or model.sample_size, request.height or model.sample_size
+    return check_size(size, model.autoencoder.downsample_factor)
 
 
 def check_size(size: ImageSize, f: int) -> ImageSize:
-    """The size itself. Raises DaguerreError where a side is not a multiple of f."""
+    """The size itself. Raises DaguerreError if a side is not a multiple of f."""
     for name, side in zip(("width", "height"), size, strict=True):
         if side % f:
             raise DaguerreError(f"The {name} {side} is not a multiple of {f}, as this model needs; {max(round(side / f), 1) * f} would be.")

@@ -1,11 +1,12 @@
-"""The one road from a request to a picture, walked step by step.
+"""From a request to images, one step at a time.
 
-    seed ─► noise ─► x_T ─► sampler(denoise, x, sigmas) ─► x, x0 at every σ ─► decode ─► pictures
-            picture, mask ──┘ (what a task begins with, keeps and tells: see `pipelines.plans`)
+    seed ─► noise ─► x_T ─► sampler(denoise, x, sigmas) ─► x, x0 at every σ ─► decode ─► images
+            image, mask ──┘ (initial latents, known pixels and conditions of a task: see `pipelines.planners`)
 
-`steps` yields after each noise level, so progress, preview, film and stopping are loops around it; `generate` walks to the end.
+`stream` yields after each step, so that progress, previews, animations and cancelling are loops around it; `generate` runs to the end.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -15,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.conditioning import Conditioner, GuidedConditions, PromptSchedule
+from daguerre.conditioning import Conditioner, GuidedConditions, PromptConditions, PromptSchedule
 from daguerre.data.images import to_image
-from daguerre.diffusion import Denoise, Denoiser, classifier_free_guidance, to_variance_preserving
+from daguerre.diffusion import Conditioning, Denoise, Denoiser, classifier_free_guidance, to_variance_preserving
 from daguerre.diffusion.samplers.registry import check_grid
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
@@ -37,21 +38,21 @@ Model = LatentDiffusion | LatentPrior
 
 @dataclass(frozen=True)
 class Step:
-    """Where the walk is after one noise level.
+    """The state of a run after one step.
 
     Attributes:
         index: of this step, from 0.
-        total: how many there are, None where that is not known.
+        total: the number of steps.
         sigma: the noise level that x has reached; 0 at the end.
         x: (B, Z, h, w) noisy latents, x = x0 + σ·ε.
-        x0: (B, Z, h, w) the clean latents predicted at the level before.
-        pictures: at the last step, else None.
-        developer: makes pictures of latents.
-        finish: what the task does to each picture at the end, such as laying it over the one it was given.
+        x0: (B, Z, h, w) clean latents predicted in this step.
+        images: the results at the last step, else None.
+        decoder: turns latents into images.
+        finish: what the task does to each decoded image, such as pasting it into the input image.
     """
 
     index: int
-    total: int | None
+    total: int
     sigma: float
     x: Tensor
     x0: Tensor
@@ -60,11 +61,11 @@ class Step:
     finish: Callable[[Image.Image], Image.Image] = field(default=lambda image: image, repr=False)
 
     def preview(self, image: int = 0) -> Image.Image:
-        """The predicted picture at 1/f of its size, nearly free."""
+        """The predicted image at 1/f of its size, at almost no cost."""
         return to_image(self.decoder.preview(self.x0[image : image + 1])[0])
 
     def decode(self, image: int = 0) -> Image.Image:
-        """The predicted picture in full, at the price of the autoencoder's decoder."""
+        """The predicted image at full size; runs the autoencoder's decoder."""
         return self.finish(to_image(self.decoder.decode(self.x0[image : image + 1])[0]))
 
 
@@ -73,15 +74,15 @@ def stream(model: LatentDiffusion, request: Request | None = None, **changes: An
 @overload
 def stream(model: LatentPrior, request: Request | None = None, **changes: Any) -> Iterator[CodeStep]: ...
 def stream(model: Model, request: Request | None = None, **changes: Any) -> Iterator[Step] | Iterator[CodeStep]:
-    """Walk from noise to pictures; the last step carries them. A prior over codes draws row by row instead (see `pipelines.codes`).
+    """Generate images step by step; the last step carries them. An autoregressive prior samples row by row (see `planners.vq_prior`).
 
     Args:
         model: from `daguerre.load`.
-        request: what to make; None is `Request()`.
+        request: what to generate; None is `Request()`.
         changes: fields of `Request` that replace those of `request`.
 
     Raises:
-        DaguerreError: at once, where the request asks for what there is not (sampler, spacing, size, …).
+        DaguerreError: at once, if the request has unknown names or settings that the model does not support.
     """
     request = with_fields(request or Request(), changes)
     if isinstance(model, LatentPrior):
@@ -89,72 +90,82 @@ def stream(model: Model, request: Request | None = None, **changes: Any) -> Iter
     context = GenerationContext.of(model, request)
     plan = make_plan(context)
     largest = max((each.size for each in plan.passes), key=prod)
-    context = replace(context, request=with_memory_plan(context.model, context.request, largest))
+    request = with_memory_plan(context.model, context.request, largest)
+    context = replace(context, resolved=context.resolved._replace(request=request))
     for each in plan.passes:
         if len(each.sigmas) > 1:
-            check_grid(each.sigmas, context.sampler_choice.sampler)
-    first = _sample(context, plan.passes[0], None)
-    return _decode_steps(context, plan, first)
+            check_grid(each.sigmas, context.resolved.sampler_config.sampler)
+    return _decode_steps(context, plan, _sample(context, plan.passes[0], None))
 
 
 def generate(model: Model, request: Request | None = None, **changes: Any) -> GeneratedImages:
-    """Make the pictures of a request: `steps` walked to its end, with the same arguments and errors."""
+    """Generate the images of a request; arguments and errors as in `stream`."""
     *_, last = stream(model, request, **changes)
     assert last.images is not None
     return last.images
 
 
 @torch.no_grad()
-def _sample(context: GenerationContext, each: Pass, before: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass begun, from what the pass before made (None for the first); yields (x, x0)."""
-    model, sampler, sigmas = each.model or context.model, context.sampler_choice.sampler, each.sigmas
-    x = each.init(context.noise(each.size).to(model.device), sigmas[0], before)
-    if len(sigmas) == 1:  # nothing is walked
+def _sample(context: GenerationContext, each: Pass, previous: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The steps (x, x0) of one pass; `previous` is the result of the pass before, None for the first."""
+    model, config, sigmas = each.model or context.model, context.resolved.sampler_config, each.sigmas
+    x = each.init(context.noise(each.size).to(model.device), sigmas[0], previous)
+    if len(sigmas) == 1:  # no steps
         return iter([(x, x)])
-    options = context.sampler_choice.sampler_options(model.schedule, sigmas)
-    return sampler(_build_denoiser(context, each), x, sigmas, noise=sampler.noise(context.generators), **options)
+    denoise = config.wrap_denoiser(_build_denoiser(context, each), model.schedule, sigmas)
+    options = config.sampler_options(model.schedule, sigmas)
+    return config.sampler(each.wrap_denoiser(denoise), x, sigmas, noise=config.sampler.noise(context.generators), **options)
 
 
 @torch.no_grad()
-def _decode_steps(context: GenerationContext, plan: SamplingPlan, walk: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Step]:
-    developer, total, index, before = LatentDecoder(context.model, low_memory=context.request.low_memory), plan.steps, 0, None
+def _decode_steps(context: GenerationContext, plan: SamplingPlan, first: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Step]:
+    """The steps of all passes; `first` are those of the first pass."""
+    decoder, index, result = LatentDecoder(context.model, low_memory=context.request.low_memory), 0, None
     for number, each in enumerate(plan.passes):
-        walk = walk if number == 0 else _sample(context, each, before)
-        ahead = each.sigmas[1:] if len(each.sigmas) > 1 else each.sigmas
-        for (x, x0), sigma in zip(walk, ahead, strict=True):
-            before, pictures = to_variance_preserving(x, sigma), None
-            if index + 1 == total:
-                images = [plan.finish(to_image(picture)) for picture in developer.decode(before)]
-                pictures = _pictures(context, images)
-            yield Step(index, total, sigma.item(), x, x0, pictures, developer, plan.finish)
+        steps = first if number == 0 else _sample(context, each, result)
+        reached = each.sigmas[1:] if len(each.sigmas) > 1 else each.sigmas
+        for (x, x0), sigma in zip(steps, reached, strict=True):
+            result, images = to_variance_preserving(x, sigma), None
+            if index + 1 == plan.steps:
+                images = _with_provenance(context, [plan.finish(to_image(image)) for image in decoder.decode(result)])
+            yield Step(index, plan.steps, sigma.item(), x, x0, images, decoder, plan.finish)
             index += 1
 
 
 def _build_denoiser(context: GenerationContext, each: Pass) -> Denoise:
-    """The model told at every σ what the prompts say there, and what the task tells it besides."""
-    model, request, sigmas = each.model or context.model, context.request, each.sigmas
+    """The guided denoiser of a pass: at each σ with the conditions and the guidance scale of the step that σ belongs to.
+
+    Step i covers σ in (σ_{i+1}, σ_i], so that samplers with several evaluations a step stay within it.
+    """
+    model, request, scales = each.model or context.model, context.request, context.guidance_scales(each)
     network = retry_in_float32(model.unet, prepack(model.unet, copies=not request.low_memory), "UNet")
-    denoiser = Denoiser(one_at_a_time(network) if request.low_memory else network, model.schedule, model.prediction, model.dtype)
+    network = one_at_a_time(network) if request.low_memory else network
+    denoiser = Denoiser(network, model.schedule, model.prediction, model.dtype, context.resolved.sampler_config.rounding)
+    by_step: list[Denoise] = []
+    built: list[tuple[PromptConditions | Conditioning, float, Denoise]] = []  # one for all steps with the same conditions and scale
+    for conditions, scale in zip(_step_conditions(context, each), scales, strict=True):
+        denoise = next((denoise for known, known_scale, denoise in built if known is conditions and known_scale == scale), None)
+        if denoise is None:
+            prompts = isinstance(conditions, PromptConditions)
+            guided = each.edit_conditions(conditions.with_guidance(scale) if prompts else GuidedConditions([conditions], [1.0]), scale)
+            denoise = classifier_free_guidance(denoiser, *guided, rescale=request.guidance_rescale)
+            built.append((conditions, scale, denoise))
+        by_step.append(denoise)
+    inner = [-sigma for sigma in each.sigmas[1:-1].tolist()]  # ascending
+    return lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)
+
+
+def _step_conditions(context: GenerationContext, each: Pass) -> list[PromptConditions] | list[Conditioning]:
+    """The conditions of each step of a pass, the same object for steps with the same prompts."""
+    model, request, steps = each.model or context.model, context.request, len(each.sigmas) - 1
     prompts = [prompt for prompt, _ in request.items]
-    if not isinstance(model.conditioner, Conditioner):  # a model that is told nothing, or not by words
-        return each.wrap_denoiser(
-            classifier_free_guidance(denoiser, *each.edit_conditions(GuidedConditions([model.conditioner(prompts)], [1.0])))
-        )
-    (width, height), steps = each.size, each.step_offset + len(sigmas) - 1 + each.steps_after
-    plan = PromptSchedule(model.conditioner.with_size(height, width), prompts, [request.negative_prompt] * len(prompts), steps)
-    levels = sigmas[1:-1].tolist()
-    known: dict[int, Denoise] = {}  # by what is said, which the plan keeps
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        step = sum(sigma.item() <= level for level in levels)  # whose interval [σ_step, σ_step+1) this σ lies in
-        voices = plan.at(each.step_offset + step)
-        if id(voices) not in known:
-            known[id(voices)] = classifier_free_guidance(denoiser, *each.edit_conditions(voices.with_guidance(context.guidance)))
-        return known[id(voices)](x, sigma)
-
-    return each.wrap_denoiser(denoise)
+    if not isinstance(model.conditioner, Conditioner):  # a model without prompts
+        return [model.conditioner(prompts)] * steps
+    width, height = each.size
+    schedule = PromptSchedule(model.conditioner.with_size(height, width), prompts, [request.negative_prompt] * len(prompts), each.total_steps)
+    return [schedule.at(each.step_offset + step) for step in range(steps)]
 
 
-def _pictures(context: GenerationContext, images: Sequence[Image.Image]) -> GeneratedImages:
-    origin = provenance_of(context.model, context.request)
-    return GeneratedImages(GeneratedImage(image, replace(origin, index=i)) for i, image in enumerate(images))
+def _with_provenance(context: GenerationContext, images: Sequence[Image.Image]) -> GeneratedImages:
+    provenance = provenance_of(context.model, context.request)
+    return GeneratedImages(GeneratedImage(image, replace(provenance, index=i)) for i, image in enumerate(images))

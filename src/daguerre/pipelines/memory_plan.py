@@ -46,7 +46,7 @@ def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) 
         height=size[1],
         free=free_memory(model.device),
         num_images=len(request.items),
-        conditions=1 if request.guidance_scale == 1 else 2,
+        conditions=1 if request.guidance_scale == 1 and not request.cfg_plus_plus else 2,
         dtype=model.dtype,
         loaded=0 if model.unet_offload_dtype else sum(_loaded_bytes(part) for part in (model.unet, model.autoencoder)),
         low_memory=request.low_memory,

@@ -1,84 +1,102 @@
-"""What a picture is asked for with: one frozen value, the same from the command line, Python, a saved picture and a server."""
+"""What images to generate: one frozen value, the same from the command line, Python, a saved image and a server."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any, Literal, get_type_hints
 
 from daguerre.errors import DaguerreError, nearest
 from daguerre.pipelines.tasks import Task, TextToImage, task_from_json
 
 MAX_SEED = 2**63 - 1
-MAX_GUIDANCE = 1e4  # beyond it float32 rounds the picture away
-REQUEST_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "initial_noise": ("variance_preserving", "sigma_max"),
+MAX_GUIDANCE = 1e4  # beyond it float32 rounds the image away
+REQUEST_CHOICES: Mapping[str, tuple[str | None, ...]] = {
+    "initial_noise": (None, "variance_preserving", "sigma_max"),
     "tiling": ("none", "both", "x", "y"),
+}
+# Numbers with a range: the lowest, the highest, and what the two ends mean.
+RANGES: Mapping[str, tuple[float, float, str]] = {
+    "eta": (0, 1, "0 (no fresh noise) and 1"),
+    "guidance_rescale": (0, 1, "0 (none) and 1"),
+    "refiner_switch_at": (0, 1, "0 (the refiner runs all steps) and 1 (it runs none), such as 0.8"),
 }
 
 
 @dataclass(frozen=True)
 class Variation:
-    """The first noise moved towards that of another seed, along the sphere; weight 0 is the request's own seed, 1 the other.
+    """Initial noise interpolated towards the noise of another seed ("variation seed", "variation strength").
 
-    Of several pictures each keeps the request's seed and moves towards the noise of seed, seed + 1, …
+    seed: the other seed; of several images each moves towards the noise of seed, seed + 1, …
+    strength: 0 is the request's own noise, 1 the other seed's. Interpolated along the sphere (see `pipelines.context.slerp`).
     """
 
     seed: int
-    weight: float
+    strength: float
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            raise DaguerreError(f"The variation's seed is {self.seed!r}; it is a whole number from 0 to {MAX_SEED}.")
-        if not isinstance(self.weight, int | float) or not 0 <= self.weight <= 1:
-            raise DaguerreError(f"The variation's weight is {self.weight!r}; it is between 0 (the picture itself) and 1.")
+            raise DaguerreError(f"The variation seed is {self.seed!r}; it is a whole number from 0 to {MAX_SEED}.")
+        if not isinstance(self.strength, int | float) or not 0 <= self.strength <= 1:
+            raise DaguerreError(f"The variation strength is {self.strength!r}; it is between 0 (the image itself) and 1.")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request for pictures; with one model and one machine it means the same bytes each time.
+    """A request for images. The same request with the same model on the same machine gives the same bytes.
 
-    Several prompts are drawn `count` times each, in order: picture i is prompt `i // count` with the noise of seed
-    `seed + i % count`, so that it is the picture which that prompt and that seed give alone (see `singles`).
-
-    What is particular to a task stands in `task`; all other fields hold for every task.
+    Each of several prompts gets `num_images` images, in order: image i has prompt `i // num_images` and the noise of seed
+    `seed + i % num_images`, so it equals the image of that prompt and seed alone (see `split`).
 
     Attributes:
-        prompt: what to draw, one text or several; a list becomes a tuple.
-        negative: what to stay away from, for every prompt.
-        steps: how many noise levels the sampler visits.
-        sampler: a name in `daguerre.diffusion.SAMPLERS`, or as others spell it, "DPM++ 2M Karras".
-        spacing: a name in `daguerre.diffusion.SPACINGS`; None is the one that the sampler's name holds, else "trailing".
-        guidance: the scale s of classifier-free guidance, weights (s, 1 − s) over (prompt, negative); 1 leaves the negative out.
-            None is the model's own.
-        seed: of the first picture's noise.
-        count: pictures for each prompt.
+        prompt: one text or several; a list becomes a tuple.
+        negative_prompt: what to avoid, for every prompt.
+        steps: sampler steps.
+        sampler: a name in `daguerre.diffusion.SAMPLERS`, or another program's, such as "DPM++ 2M Karras"; None is the model's own, else
+            "dpmpp_2m".
+        spacing: a name in `daguerre.diffusion.SPACINGS`; None is the one in the sampler's name, else the model's own, else "trailing".
+        guidance_scale: scale s of classifier-free guidance, weights (s, 1 − s) on (prompt, negative prompt); 1 disables guidance. None is
+            the model's own.
+        guidance_rescale: 0 to 1; reduces overexposure from strong guidance (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        guidance_interval: (low, high), shares of the steps between which guidance applies; elsewhere its scale is 1. (0, 0.5) guides the
+            first half (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        cfg_plus_plus: use CFG++ (Chung et al. 2024, arXiv:2406.08070); needs the sampler "euler" and a guidance scale from 0 to 1.
+        dynamic_threshold: quantile in (0, 1] for dynamic thresholding, for models of pixels (Saharia et al. 2022, arXiv:2205.11487).
+        clip_skip: which CLIP layer encodes the prompt, counted from the last, which is 1.
+        seed: of the first image's noise.
+        num_images: images per prompt.
         width, height: in pixels; None is the model's own size.
-        eta: share of fresh noise in each step, 0 to 1, for the samplers that take it; None is the sampler's own.
-        start: what the first noise is scaled by: "variance_preserving", √(σ² + 1), or "sigma_max", σ (see `diffusion.start`).
-        task: what is made of what: `TextToImage` unless told, or one of the others in `pipelines.tasks`, with its pictures and settings.
-        variation: a step towards another seed's noise.
-        refine_at: the share of the noise levels after which a model's refiner takes over (see `pipelines.refiner`); without one it says
-            nothing.
-        tiling: along which axes the images wrap around, as tiles do: "none", "both", "x" or "y".
-        temperature, top_k, top_p: how a prior over codes draws each of them (see `models.codes.Sampling`). To it steps, sampler, spacing,
-            negative and guidance say nothing, nor these to a diffusion model.
-        low_memory: one picture and one condition at a time, and decoding in tiles, whatever memory there is (see `pipelines.sparing`).
+        eta: share of fresh noise in each step, 0 to 1, for samplers that support it; None is the sampler's own.
+        initial_noise: scale of the initial noise: "variance_preserving" is √(σ² + 1), "sigma_max" is σ; None is the model's own, else
+            "variance_preserving".
+        task: `TextToImage`, or another task of `pipelines.tasks` with its input images and settings.
+        variation: interpolates the initial noise towards another seed's.
+        refiner_switch_at: share of the noise levels after which the refiner of a model takes over; no effect without a refiner.
+        tiling: axes along which the image repeats seamlessly: "none", "both", "x" or "y".
+        temperature, top_k, top_p: sampling settings of autoregressive priors (see `models.autoregressive.Sampling`), which have no steps,
+            sampler, spacing, negative prompt or guidance.
+        low_memory: one image and one condition at a time, tiled decoding; set automatically if a run would not fit into memory.
 
     Raises:
-        DaguerreError: a value that no model could meet.
+        DaguerreError: a value is out of range or of a wrong type.
     """
 
     prompt: str | tuple[str, ...] = ""
     negative_prompt: str = ""
     steps: int = 20
-    sampler: str = "dpmpp_2m"
+    sampler: str | None = None
     spacing: str | None = None
     guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    cfg_plus_plus: bool = False
+    dynamic_threshold: float | None = None
+    clip_skip: int | None = None
     seed: int = 0
     num_images: int = 1
     width: int | None = None
     height: int | None = None
     eta: float | None = None
-    initial_noise: Literal["variance_preserving", "sigma_max"] = "variance_preserving"
+    initial_noise: Literal["variance_preserving", "sigma_max"] | None = None
     task: Task = TextToImage()
     variation: Variation | None = None
     refiner_switch_at: float = 0.8
@@ -89,13 +107,14 @@ class Request:
     low_memory: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompt, list):
-            object.__setattr__(self, "prompt", tuple(self.prompt))
-        for name, kind in get_type_hints(Request).items():
+        for name in ("prompt", "guidance_interval"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        for name, expected in _field_types().items():
             value = getattr(self, name)
-            if not _fits(value, str if name == "prompt" or name in REQUEST_CHOICES else kind):
+            if not _has_type(name, value, expected):
                 raise DaguerreError(f"{name} is {value!r}, which is not what a request takes there ({Request.__annotations__[name]}).")
-        for name in ("steps", "num_images", "width", "height"):
+        for name in ("steps", "num_images", "width", "height", "clip_skip"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DaguerreError(f"{name} is {value}; it must be 1 or more.")
@@ -103,44 +122,48 @@ class Request:
             raise DaguerreError("There is no prompt; give at least one text, which may be empty.")
         if not 0 <= self.seed <= MAX_SEED - self.num_images:
             raise DaguerreError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - self.num_images}.")
-        if self.guidance_scale is not None and not abs(self.guidance_scale) <= MAX_GUIDANCE:  # which NaN is not, either
-            raise DaguerreError(f"guidance is {self.guidance_scale:g}; it is a number such as 5, no further from 0 than {MAX_GUIDANCE:g}.")
-        if self.eta is not None and not 0 <= self.eta <= 1:
-            raise DaguerreError(f"eta is {self.eta}; it must be between 0 (no fresh noise) and 1.")
-        if not 0 <= self.refiner_switch_at <= 1:
-            raise DaguerreError(
-                f"refine_at is {self.refiner_switch_at}; it is between 0 (the refiner walks all) and 1 (nothing), such as 0.8."
-            )
+        if self.guidance_scale is not None and not abs(self.guidance_scale) <= MAX_GUIDANCE:  # NaN fails, too
+            raise DaguerreError(f"guidance_scale is {self.guidance_scale:g}; it is a number such as 7.5, between ±{MAX_GUIDANCE:g}.")
+        for name, (low, high, meaning) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise DaguerreError(f"{name} is {value}; it must be between {meaning}.")
+        if self.dynamic_threshold is not None and not 0 < self.dynamic_threshold <= 1:
+            raise DaguerreError(f"dynamic_threshold is {self.dynamic_threshold}; it is a quantile above 0 and up to 1, such as 0.995.")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
+            raise DaguerreError(f"guidance_interval is {self.guidance_interval}; it is two shares of the steps, such as (0.1, 0.8).")
         for name, allowed in REQUEST_CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
-                raise DaguerreError(f"{name} is {value!r}; it is one of {', '.join(allowed)}.{nearest(value, allowed)}")
+                texts = [text for text in allowed if text is not None]
+                raise DaguerreError(f"{name} is {value!r}; it is one of {', '.join(texts)}.{nearest(value, texts)}")
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Every prompt, one or several."""
+        """All prompts, one or several."""
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
     def items(self) -> tuple[tuple[str, int], ...]:
-        """The prompt and the seed of each picture, in the order of the pictures."""
+        """The prompt and the seed of each image, in order."""
         return tuple((single.prompts[0], single.seed) for single in self.split())
 
     def split(self) -> tuple["Request", ...]:
-        """One request for each picture, which makes that picture alone, in the order of the pictures."""
+        """One request for each image, which generates that image alone, in order."""
         return tuple(
-            replace(self, prompt=prompt, num_images=1, **self._seeds(i)) for prompt in self.prompts for i in range(self.num_images)
+            replace(self, prompt=prompt, num_images=1, **self._seed_fields(i)) for prompt in self.prompts for i in range(self.num_images)
         )
 
-    def _seeds(self, i: int) -> dict[str, Any]:
-        """What the i-th picture of a prompt has for itself."""
+    def _seed_fields(self, i: int) -> dict[str, Any]:
+        """The fields that differ for image i of a prompt."""
         if self.variation is None:
             return {"seed": self.seed + i}
         return {"variation": replace(self.variation, seed=self.variation.seed + i)}
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; `from_json` gives it back, the task's pictures not opened."""
+        """As a JSON object; `from_json` reads it back, with input images that are not opened yet."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["prompt"] = self.prompt if isinstance(self.prompt, str) else list(self.prompt)
+        values["guidance_interval"] = None if self.guidance_interval is None else list(self.guidance_interval)
         values["task"] = self.task.to_json()
         values["variation"] = None if self.variation is None else asdict(self.variation)
         return values
@@ -150,7 +173,7 @@ class Request:
         """Read what `to_json` wrote, or a part of it.
 
         Raises:
-            DaguerreError: a field that there is not, or a value that no model could meet; names it.
+            DaguerreError: an unknown field, or a value out of range; names it.
         """
         return with_fields(cls(), value)
 
@@ -159,30 +182,40 @@ def with_fields(request: Request, changes: Mapping[str, Any]) -> Request:
     """The request with some fields replaced.
 
     Raises:
-        DaguerreError: a field that there is not, or a value that no model could meet; names it.
+        DaguerreError: an unknown field, or a value out of range; names it.
     """
     names = [field.name for field in fields(Request)]
     for name in changes:
         if name not in names:
             raise DaguerreError(f"A request has no field {name!r}; it has {', '.join(names)}.{nearest(name, names)}")
-    return replace(request, **{name: _value(name, value) for name, value in changes.items()})
+    return replace(request, **{name: _from_json(name, value) for name, value in changes.items()})
 
 
-def _value(name: str, value: Any) -> Any:
-    """A field's value, where JSON has an object for it."""
+@cache
+def _field_types() -> Mapping[str, Any]:
+    return get_type_hints(Request)
+
+
+def _from_json(name: str, value: Any) -> Any:
+    """The value of a field, read from a JSON object where it is one."""
     if name == "task" and isinstance(value, Mapping):
         return task_from_json(value)
     if name == "variation" and isinstance(value, Mapping):
-        if set(value) != {"seed", "weight"}:
-            raise DaguerreError(f"A variation has a seed and a weight, and got {', '.join(value) or 'nothing'}.")
+        if set(value) != {"seed", "strength"}:
+            raise DaguerreError(f"A variation has the fields seed and strength, not {', '.join(value) or 'none'}.")
         return Variation(**value)
     return value
 
 
-def _fits(value: object, kind: type) -> bool:
-    """Whether a value is of a field's type; whole numbers are numbers, and truth is none."""
-    if isinstance(value, tuple):
-        return all(isinstance(text, str) for text in value)
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+def _has_type(name: str, value: object, expected: Any) -> bool:
+    """Whether a value is of a field's type; an int is a float, and a bool is no number."""
+    if name == "prompt":
+        return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(text, str) for text in value))
+    if name == "guidance_interval":
+        pair = isinstance(value, tuple) and len(value) == 2
+        return value is None or (pair and all(_has_type("", share, float) for share in value))
+    if name in REQUEST_CHOICES:
+        return value is None or isinstance(value, str)
+    if expected is bool or isinstance(value, bool):
+        return expected is bool and isinstance(value, bool)
+    return isinstance(value, expected) or (isinstance(value, int) and isinstance(0.0, expected))

@@ -13,7 +13,7 @@ from daguerre.pipelines.tasks import ResizeMode
 
 MAX_WORKING_SIDE = 8  # times the shorter side; of longer pictures a model draws nothing that holds together
 NEAR = 0.5, 2.0  # a picture is worked on in its own size if its area is so many times the one that the model was trained on
-SHAPES_DIFFER = 0.02  # the share by which a mask's sides may differ from the picture's, scaled
+MAX_ASPECT_DIFFERENCE = 0.02  # the share by which a mask's sides may differ from the picture's, scaled
 
 ImageSize = tuple[int, int]  # (width, height) in pixels
 
@@ -88,7 +88,7 @@ def prepare_mask(picture: InputImage, mask: InputImage | None) -> Image.Image:
         layer = images.flatten_alpha(source).convert("L")
     size = picture.pixels.size
     ratios = [ours / theirs for ours, theirs in zip(size, layer.size, strict=True)]
-    if abs(ratios[0] / ratios[1] - 1) > SHAPES_DIFFER:
+    if abs(ratios[0] / ratios[1] - 1) > MAX_ASPECT_DIFFERENCE:
         raise DaguerreError(
             f"The mask is {layer.width}×{layer.height} and the picture {size[0]}×{size[1]}; give a mask of the picture's shape."
         )

@@ -43,7 +43,7 @@ PLANS: Mapping[type[Task], Callable[[GenerationContext, Any], SamplingPlan]] = {
 
 
 def make_plan(context: GenerationContext) -> SamplingPlan:
-    """The plan of the request's task. Raises DaguerreError where the model cannot do it, or its settings do not fit."""
+    """The plan for the request's task. Raises DaguerreError if the model cannot do it or its settings are wrong."""
     task = context.request.task
     check_capability(context.model, task)
     plan = PLANS[type(task)](context, task)

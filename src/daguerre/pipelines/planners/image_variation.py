@@ -1,8 +1,8 @@
-"""Pictures that mean what another one means, by a model that is told the other's CLIP embedding in the place of words.
+"""Image variations: the model is conditioned on the CLIP embedding of an image instead of a prompt.
 
-    context = CLIP(picture), one token; of guidance the other voice is zeros
+    context = CLIP(image), one token; the negative condition of guidance is all zeros
 
-(Stable Diffusion image variations, of Justin Pinkney 2022; CLIP: Radford et al. 2021, arXiv:2103.00020.)
+(Stable Diffusion image variations, Justin Pinkney 2022; CLIP: Radford et al. 2021, arXiv:2103.00020.)
 """
 
 import numpy as np
@@ -21,21 +21,28 @@ from daguerre.weights.diffusers.clip_config import IMAGE_MEAN, IMAGE_STD
 
 
 def image_variation(context: GenerationContext, task: ImageVariation) -> SamplingPlan:
-    """One pass from noise, the network being told the picture's embedding."""
-    request, seer = context.request, context.model.conditioner
-    assert isinstance(seer, ImageConditioner)
+    """One pass from noise, conditioned on the image's embedding."""
+    request, conditioner = context.request, context.model.conditioner
+    assert isinstance(conditioner, ImageConditioner)
     if any(request.prompts) or request.negative_prompt:
-        raise DaguerreError(f"The model {context.model.name!r} hears no words, only the picture; leave the prompts out.")
+        raise DaguerreError(f"The model {context.model.name!r} takes an image and no prompt; leave the prompts out.")
     with torch.no_grad():
-        embedding = seer.encode_image(clip_pixels(flatten_input(task.image), seer.encoder.config.size))  # (1, 1, D)
-    B = len(request.items)
-    seen, unseen = (Conditioning(context=each.repeat(B, 1, 1)) for each in (embedding, torch.zeros_like(embedding)))
-    guided = GuidedConditions([seen, unseen], [context.guidance, 1 - context.guidance])
-    return SamplingPlan((Pass(context.image_size, context.sigmas(), from_noise(context), edit_conditions=lambda _: guided),))
+        embedding = conditioner.encode_image(clip_pixels(flatten_input(task.image), conditioner.encoder.config.size))  # (1, 1, D)
+    conditions = [Conditioning(context=each.repeat(len(request.items), 1, 1)) for each in (embedding, torch.zeros_like(embedding))]
+    return SamplingPlan(
+        (
+            Pass(
+                context.image_size,
+                context.sigmas(),
+                from_noise(context),
+                edit_conditions=lambda _, scale: GuidedConditions(conditions, [scale, 1 - scale]),
+            ),
+        )
+    )
 
 
 def clip_pixels(image: Image.Image, side: int) -> Tensor:
-    """The middle square of an RGB picture as CLIP looks at it: (1, 3, side, side), of about zero mean and unit variance."""
+    """The middle square of an RGB image, preprocessed for CLIP: (1, 3, side, side), of about zero mean and unit variance."""
     scale = side / min(image.size)
     width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
     left, top = (width - side) // 2, (height - side) // 2

@@ -1,9 +1,8 @@
-"""A picture changed as an instruction says, by a model that is shown it; two guidances are three voices (Brooks et al. 2022,
-arXiv:2211.09800, eq. 3):
+"""InstructPix2Pix: edit an image by an instruction, with guidance by text and by image (Brooks et al. 2022, arXiv:2211.09800, eq. 3):
 
     D = D(∅, ∅) + s_I·(D(∅, z) − D(∅, ∅)) + s_T·(D(c, z) − D(∅, z))
 
-so the weights are s_T on (instruction, picture), s_I − s_T on (negative, picture) and 1 − s_I on (negative, no picture).
+so the weights are s_T on (instruction, image), s_I − s_T on (negative, image) and 1 − s_I on (negative, no image).
 """
 
 import torch
@@ -18,33 +17,25 @@ from daguerre.pipelines.tasks import InstructPix2Pix
 
 
 def instruct_pix2pix(context: GenerationContext, task: InstructPix2Pix) -> SamplingPlan:
-    """One pass from noise, the network being shown the picture at every step."""
+    """One pass from noise, with the image's latents as extra input channels at every step."""
     image = flatten_input(task.image)
     size = context.size_on(image)
     z = image_condition(context, to_tensor(resize(image, size, task.resize_mode))[None])
-    return SamplingPlan(
-        (
-            Pass(
-                size,
-                context.sigmas(),
-                from_noise(context),
-                edit_conditions=lambda voices: pix2pix_guidance(context, voices, z, task.image_guidance_scale),
-            ),
-        )
-    )
+    with_image, without_image = add_conditioning(context, concat=z), add_conditioning(context, concat=torch.zeros_like(z))
+
+    def edit(guided: GuidedConditions, scale: float) -> GuidedConditions:
+        """The prompt's conditions and the negative, which is last, with the image; then the negative without it."""
+        s_image, weights = task.image_guidance_scale, guided.weights
+        conditions, _ = with_image(guided, scale)
+        negative, _ = without_image(GuidedConditions(guided.conditions[-1:], [1.0]), scale)
+        return GuidedConditions([*conditions, *negative], [*weights[:-1], weights[-1] - (1 - s_image), 1 - s_image])
+
+    return SamplingPlan((Pass(size, context.sigmas(), from_noise(context), edit_conditions=edit),))
 
 
 @torch.no_grad()
 def image_condition(context: GenerationContext, x: Tensor) -> Tensor:
-    """The latent (1, Z, h, w) of a picture (1, 3, H, W) as these models are shown it: the mean, and not scaled."""
+    """The latents (1, Z, h, w) of an image (1, 3, H, W) as these models take them: the posterior mean, not scaled."""
     autoencoder = context.model.autoencoder
     assert isinstance(autoencoder, AutoencoderKL)
     return autoencoder.posterior(x.to(context.model.device, context.model.dtype)).mean
-
-
-def pix2pix_guidance(context: GenerationContext, voices: GuidedConditions, z: Tensor, scale: float) -> GuidedConditions:
-    """The voices of a prompt, the last being its negative, all shown the latent z; then the negative shown nothing. scale: s_I."""
-    conditions, weights = voices
-    seen, _ = add_conditioning(context, concat=z)(voices)
-    (blind,), _ = add_conditioning(context, concat=torch.zeros_like(z))(GuidedConditions([conditions[-1]], [1.0]))
-    return GuidedConditions([*seen, blind], [*weights[:-1], weights[-1] - (1 - scale), 1 - scale])

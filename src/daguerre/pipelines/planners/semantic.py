@@ -1,4 +1,4 @@
-"""A picture from a map of what is where, by a model that has the map beside x at every step (Rombach et al. 2022, arXiv:2112.10752, section
+"""Semantic synthesis: generate an image from a class map, given as extra input channels (Rombach et al. 2022, arXiv:2112.10752, section
 4.3.2)."""
 
 import numpy as np
@@ -14,18 +14,19 @@ from daguerre.pipelines.tasks import MapToImage
 
 
 def map_to_image(context: GenerationContext, task: MapToImage) -> SamplingPlan:
-    """One pass from noise, the map at the size of the picture beside it."""
+    """One pass from noise, with the class map resized to the image."""
     image, conditioner = flatten_input(task.image), context.model.conditioner
     assert isinstance(conditioner, MapConditioner)
     size = context.size_on(image)
     with torch.no_grad():
-        beside = conditioner.encode_map(class_map(image.resize(size, Image.Resampling.NEAREST)))
-    return SamplingPlan((Pass(size, context.sigmas(), from_noise(context), edit_conditions=add_conditioning(context, concat=beside)),))
+        encoded = conditioner.encode_map(class_map(image.resize(size, Image.Resampling.NEAREST)))
+    edit = add_conditioning(context, concat=encoded)
+    return SamplingPlan((Pass(size, context.sigmas(), from_noise(context), edit_conditions=edit),))
 
 
 def class_map(image: Image.Image) -> Tensor:
-    """The class numbers (1, H, W) of a map whose grey values they are. Raises DaguerreError for a map in colours."""
+    """The class numbers (1, H, W) of a map whose grey values they are. Raises DaguerreError for a coloured map."""
     values = np.array(image)
     if (values != values[..., :1]).any():
-        raise DaguerreError("The map has colours; this model takes one whose grey values are the numbers of classes, 0 to 181 for COCO.")
+        raise DaguerreError("The map has colours; give one whose grey values are class numbers, 0 to 181 for COCO.")
     return torch.from_numpy(values[..., 0]).long()[None]

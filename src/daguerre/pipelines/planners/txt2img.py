@@ -16,25 +16,22 @@ def txt2img(context: GenerationContext, _task: TextToImage) -> SamplingPlan:
 
 
 def hires(context: GenerationContext, task: Hires) -> SamplingPlan:
-    """One pass from noise, and one from its enlarged pictures under noise."""
-    small = context.image_size
-    large = (
-        round(small[0] * task.scale / context.downsample_factor) * context.downsample_factor,
-        round(small[1] * task.scale / context.downsample_factor) * context.downsample_factor,
-    )
+    """One pass from noise, and one from its upscaled result with noise added."""
+    size, f = context.image_size, context.downsample_factor
+    large = round(size[0] * task.scale / f) * f, round(size[1] * task.scale / f) * f
 
-    def begin(noise: Tensor, sigma: Tensor, before: Tensor | None) -> Tensor:
-        assert before is not None
-        return add_noise_at(upscale_latents(context, task, before, noise), noise, sigma)
+    def init(noise: Tensor, sigma: Tensor, previous: Tensor | None) -> Tensor:
+        assert previous is not None
+        return add_noise_at(upscale_latents(context, task, previous, noise), noise, sigma)
 
-    return SamplingPlan((Pass(small, context.sigmas(), from_noise(context)), Pass(large, context.sigmas(task.strength), begin)))
+    return SamplingPlan((Pass(size, context.sigmas(), from_noise(context)), Pass(large, context.sigmas(task.strength), init)))
 
 
 def upscale_latents(context: GenerationContext, task: Hires, z: Tensor, like: Tensor) -> Tensor:
-    """Latents (B, Z, h, w) in the size of others (B, Z, H, W)."""
+    """Latents (B, Z, h, w) upscaled to the size of others (B, Z, H, W)."""
     if task.upscaler == "latent":
         return F.interpolate(z, size=like.shape[-2:], mode="bilinear", antialias=True)
     size = like.shape[-1] * context.downsample_factor, like.shape[-2] * context.downsample_factor
-    pictures = context.model.autoencoder.decode(z.to(context.model.dtype))
-    images = [to_image(picture).resize(size, Image.Resampling.LANCZOS) for picture in pictures]
-    return context.encode(torch.cat([to_tensor(image)[None] for image in images])).to(like)
+    decoded = context.model.autoencoder.decode(z.to(context.model.dtype))
+    images = [to_image(image).resize(size, Image.Resampling.LANCZOS) for image in decoded]
+    return context.encode(torch.stack([to_tensor(image) for image in images])).to(like)
