@@ -73,7 +73,7 @@ def drawn(model: LatentDiffusion, source: ShapesDataset, scenes: list[ShapesScen
     for first in range(0, len(scenes), BATCH):
         part = scenes[first : first + BATCH]
         x = to_tensor(np.stack([np.asarray(source.render(scene)) for scene in part]))
-        with torch.no_grad(), record_attention(model, len(part)) as record:
+        with torch.no_grad(), record_attention(model) as record:
             z = model.autoencoder.encode(x)
             z = z + sigma * torch.randn(z.shape, generator=noise)
             denoiser(z, torch.tensor(sigma), model.conditioner([scene.caption for scene in part]))
@@ -88,7 +88,7 @@ def made(model: LatentDiffusion, scenes: list[ShapesScene], seed: int) -> tuple[
     for first in range(0, len(scenes), BATCH):
         part = scenes[first : first + BATCH]
         request = Request(prompt=tuple(scene.caption for scene in part), seed=seed)
-        with record_attention(model, len(part)) as record:
+        with record_attention(model) as record:
             pictures = generate(model, request)
         for i, (scene, picture) in enumerate(zip(part, pictures, strict=True)):
             classes = classify(np.asarray(picture.image))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
+from daguerre.diffusion.diffusers_scheduler import SamplerConfig
 from daguerre.diffusion.schedule import Schedule
 from daguerre.models.unet import UNet
 
@@ -33,6 +34,7 @@ class LatentDiffusion:
     pixels in training. default_guidance: guidance scale if a request gives none. files: the weight files, if loaded from files.
     low_res_schedule: for an upscaler, the noise schedule of its low-resolution input. refiner: a model with the same latents for the last
     steps. unet_offload_dtype: dtype of the offloaded UNet weights under sequential offload, else None (see `runtime.offload`).
+    sampler_config: the sampler and spacing used by default, if the model comes with a scheduler of diffusers.
     """
 
     unet: UNet
@@ -42,11 +44,12 @@ class LatentDiffusion:
     prediction: Prediction
     name: str
     sample_size: int = 512
-    default_guidance: float = 5.0
+    default_guidance: float = 7.5
     files: tuple[Path, ...] = ()
     low_res_schedule: Schedule | None = None
     refiner: "LatentDiffusion | None" = None
     unet_offload_dtype: torch.dtype | None = None
+    sampler_config: SamplerConfig | None = None
 
     @property
     def device(self) -> torch.device:

@@ -1,10 +1,10 @@
-"""A request in, a stream of steps out.
+"""Generate images: a request in, a stream of steps out.
 
-    for step in steps(model, prompt="a red apple"):
+    for step in stream(model, prompt="a red apple"):
         show(step.preview())
-    step.pictures.save("apple.png")
+    step.images.save("apple.png")
 
-The names load their files on first use, so that reading what a picture says of itself imports no torch.
+The names load their modules on first use, so that reading the metadata of an image does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -135,7 +135,7 @@ class EvaluateConfig:
     data: Literal["emoji", "shapes"] = "emoji"  # what the model draws; shapes are measured, without the judge that --judge names
     num_images: int = 125  # prompts of each kind
     steps: int = 20
-    sampler: str = Request.sampler
+    sampler: str = "dpmpp_2m"
     guidance_scale: float | None = None  # None: the model's own
     seed: int = 0
     training_images: int = 8192  # searched for neighbours

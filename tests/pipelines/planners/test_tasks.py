@@ -228,7 +228,7 @@ def test_a_variation_goes_from_one_seed_to_the_other(tiny_model: LatentDiffusion
     here, there = made(tiny_model, seed=3), made(tiny_model, seed=8)
     assert np.array_equal(made(tiny_model, seed=3, variation=Variation(8, 0.0)), here)
     assert np.abs(made(tiny_model, seed=3, variation=Variation(8, 1.0)) - there).max() <= 1
-    away = [np.abs(made(tiny_model, seed=3, variation=Variation(8, w)) - here).mean() for w in (0.1, 0.4, 0.8)]
+    away = [np.abs(made(tiny_model, seed=3, variation=Variation(8, s)) - here).mean() for s in (0.1, 0.4, 0.8)]
     assert away == sorted(away)
     request = Request(prompt="a", seed=3, num_images=3, steps=2, variation=Variation(8, 0.3))
     assert [single.variation.seed for single in request.split()] == [8, 9, 10]

@@ -74,7 +74,7 @@ def run(options: AttentionOptions) -> None:
     from daguerre.pipelines.attention_maps import attention_sheet, overlay, record_attention
 
     count = len(request.items)
-    with record_attention(model, count) as record:
+    with record_attention(model) as record:
         sought = _sought(record.expected(request), options.words)
         pictures = generate_with_progress(model, request)
     for i, (picture, place) in enumerate(zip(pictures, numbered_paths(out, count), strict=True)):

@@ -1,4 +1,4 @@
-"""Pictures on one sheet, each with its words below, in the font that Pillow carries inside."""
+"""A labelled grid of images, with the font included in Pillow."""
 
 import math
 import unicodedata
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_CELL = 128  # pixels; smaller pictures are enlarged to it, so that words fit below
+MIN_CELL = 128  # pixels; smaller images are enlarged so that labels fit below them
 GAP = 8
-PAPER, INK = "white", "black"
+BACKGROUND, TEXT_COLOUR = "white", "black"
 
 
 def labelled_grid(images: Sequence[Image.Image], labels: Sequence[str], columns: int | None = None) -> Image.Image:
-    """One sheet of equally large pictures, row by row, each over its label, wrapped to the picture's width.
+    """One image of a grid of images, row by row, each above its label, which wraps to the image's width.
 
     Args:
         images: of one size.
-        labels: one for each picture.
-        columns: pictures in a row; None makes the sheet nearly square.
+        labels: one for each image.
+        columns: images in a row; None makes the grid nearly square.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = math.ceil(MIN_CELL / images[0].width)
@@ -28,26 +28,26 @@ def labelled_grid(images: Sequence[Image.Image], labels: Sequence[str], columns:
     rows = math.ceil(len(images) / columns)
     below = [max(len(cell) for cell in lines[row * columns : (row + 1) * columns]) * line_height for row in range(rows)]
 
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, sum(below) + rows * (height + 2 * GAP) + GAP), PAPER)
-    pen = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (columns * (width + GAP) + GAP, sum(below) + rows * (height + 2 * GAP) + GAP), BACKGROUND)
+    pen = ImageDraw.Draw(grid)
     for i, (image, cell) in enumerate(zip(images, lines, strict=True)):
         row, column = divmod(i, columns)
         left, top = GAP + column * (width + GAP), GAP + row * (height + 2 * GAP) + sum(below[:row])
-        sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image, (left, top))
+        grid.paste(image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image, (left, top))
         for j, line in enumerate(cell):
-            pen.text((left + width / 2, top + height + GAP // 2 + j * line_height), line, INK, font, anchor="ma")
-    return sheet
+            pen.text((left + width / 2, top + height + GAP // 2 + j * line_height), line, TEXT_COLOUR, font, anchor="ma")
+    return grid
 
 
 def supported_text(text: str) -> str:
-    """A text in the letters that the font has, which are ASCII's: accents are dropped, other scripts become "?"."""
+    """A text reduced to the ASCII letters of the font: accents are dropped, other scripts become "?"."""
     dashes = text.translate({ord(sign): "-" for sign in "‐‑‒–—·"})
     letters = (letter for letter in unicodedata.normalize("NFKD", dashes) if not unicodedata.combining(letter))
     return "".join(letter if letter.isascii() else "?" for letter in letters)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """Break a text into lines no wider than `width` pixels, between words where possible, else inside a word."""
+    """Break a text into lines no wider than `width` pixels, between words if possible, else inside a word."""
     lines = [""]
     for word in text.split():
         if font.getlength(f"{lines[-1]} {word}".strip()) <= width:

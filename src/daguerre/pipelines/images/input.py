@@ -1,6 +1,6 @@
-"""A picture that a request is given: its pixels, where they came from, and a hash by which they are known again.
+"""The input images of a request: pixels, path, and a hash that identifies the pixels.
 
-Neither this file nor `tasks` imports torch, so that a saved request can be read and checked without it.
+Neither this file nor `tasks` imports torch, so that a saved request can be read quickly.
 """
 
 import hashlib
@@ -15,17 +15,18 @@ from daguerre.errors import DaguerreError
 if TYPE_CHECKING:
     import numpy as np
 
-HIGH_BIT_MODES = ("F", "I", "I;16", "I;16B", "I;16L")  # grey of more than 8 bits, which a map of depth needs
+HIGH_BIT_MODES = ("F", "I", "I;16", "I;16B", "I;16L")  # grey with more than 8 bits, as depth maps need
 
 
 @dataclass(frozen=True)
 class InputImage:
-    """A picture as input; two are equal if their pixels and their path are.
+    """An input image; two are equal if their pixels and paths are.
 
     Attributes:
-        sha256: of the pixels with their mode and size, so that it stays the same when only a file's metadata change.
-        path: the file it came from, as it was named; None for pixels that came from a program.
-        image: upright, RGB, RGBA where some of it is transparent, or deep grey; None in a request read from a file, until it is opened.
+        sha256: of the pixels with mode and size; a change of the file's metadata does not change it.
+        path: the file it came from, as given; None for pixels from memory.
+        image: rotated as EXIF states; RGB, RGBA if partly transparent, or grey with more than 8 bits. None in a request read from a file, until
+            the image is opened.
     """
 
     sha256: str
@@ -34,26 +35,26 @@ class InputImage:
 
     @classmethod
     def from_any(cls, pixels: "InputImage | Image.Image | np.ndarray", path: str | None = None) -> "InputImage":
-        """Take a picture of Pillow's, or an array: (H, W), (H, W, 3) or (H, W, 4), uint8 or floats in [0, 1].
+        """From a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8 or of floats in [0, 1].
 
-        path: where it came from; what Pillow opened from a file knows that itself.
+        path: the file it came from; images that Pillow opened from a file know it.
 
         Raises:
-            DaguerreError: it is something else.
+            DaguerreError: for anything else.
         """
         if isinstance(pixels, InputImage):
             return pixels
         path = path or str(getattr(pixels, "filename", "")) or None
-        image = apply_exif(pixels if isinstance(pixels, Image.Image) else _image(pixels))
+        image = apply_exif(pixels if isinstance(pixels, Image.Image) else _from_array(pixels))
         content = f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes()
         return cls(hashlib.sha256(content).hexdigest(), path, image)
 
     @property
     def pixels(self) -> Image.Image:
-        """The pixels. Raises DaguerreError where there are none yet."""
+        """The image. Raises DaguerreError if it has not been opened yet."""
         if self.image is None:
             raise DaguerreError(
-                f"The picture '{self.path or self.sha256[:12]}' of this request has not been opened; give its pixels again."
+                f"The image '{self.path or self.sha256[:12]}' of this request has not been opened; pass its pixels again."
             )
         return self.image
 
@@ -62,28 +63,28 @@ class InputImage:
         return self.pixels.mode == "RGBA"
 
     def to_json(self) -> dict[str, str | None]:
-        """Path and hash; the pixels stay where they are."""
+        """Path and hash, without the pixels."""
         return {"path": self.path, "sha256": self.sha256}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "InputImage":
-        """Read what `to_json` wrote; the picture is not opened."""
+        """Read what `to_json` wrote; the image is not opened."""
         return cls(value["sha256"], value["path"])
 
 
 def apply_exif(image: Image.Image) -> Image.Image:
-    """Any picture turned as its EXIF says, as RGB, as RGBA where some of it is transparent, or as it is where it is deep grey."""
+    """An image rotated as its EXIF data states, as RGB, as RGBA if partly transparent, or unchanged if grey with more than 8 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode in HIGH_BIT_MODES:
         return image
     if "A" in image.mode.upper().replace("LAB", "") or "transparency" in image.info:
         image = image.convert("RGBA")
-        clear = image.getchannel("A").point(lambda alpha: 255 - alpha)
-        return image if clear.getbbox() else image.convert("RGB")
+        transparency = image.getchannel("A").point(lambda alpha: 255 - alpha)
+        return image if transparency.getbbox() else image.convert("RGB")
     return image.convert("RGB")
 
 
-def _image(pixels: object) -> Image.Image:
+def _from_array(pixels: object) -> Image.Image:
     import numpy as np
 
     array = np.asarray(pixels)
@@ -91,7 +92,7 @@ def _image(pixels: object) -> Image.Image:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
         raise DaguerreError(
-            f"A picture is one of Pillow's, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8 or of floats in [0, 1]; "
+            "An input image is a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8 or of floats in [0, 1]; "
             f"got {type(pixels).__name__} of {array.dtype}, shape {array.shape}."
         )
     return Image.fromarray(array)

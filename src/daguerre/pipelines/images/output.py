@@ -1,7 +1,8 @@
-"""Pictures that were made: pixels with their origin, saved whole or not at all, one by one, as a labelled grid or as a film."""
+"""Generated images with their provenance: saved one by one, as a labelled grid, or as an animation. Files are written atomically."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -17,71 +18,81 @@ FRAME_MS, LAST_FRAME_MS = 120, 1500
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One picture and where it comes from."""
+    """A generated image and its provenance. Notebooks show it."""
 
     image: Image.Image
     provenance: Provenance
 
     @property
     def parameters(self) -> str:
-        """Its request as the text that other programs read."""
+        """The request as the text that other programs read."""
         return parameters(self.provenance, self.image.size)
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture with its request inside; the suffix names the format.
+        """Write the image with its metadata; the suffix selects the format.
 
         Raises:
-            DaguerreError: no such format, or the place cannot be written.
+            DaguerreError: an unknown format, or the file cannot be written.
         """
         path = check_suffix(path, OUTPUT_FORMATS)
         with atomic_write(path) as file:
             write_image_with_metadata(file, self.image, path.suffix.lower(), self.provenance)
         return path
 
+    def _repr_png_(self) -> bytes:
+        """The image for notebooks."""
+        file = BytesIO()
+        self.image.save(file, "PNG")
+        return file.getvalue()
+
 
 class GeneratedImages(tuple[GeneratedImage, ...]):
-    """The pictures of one request, in order."""
+    """The images of one request, in order. Notebooks show them as a grid."""
 
     __slots__ = ()
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write one picture to `path`, or several to `name-1.png`, `name-2.png`, … beside it; returns where.
+        """Write one image to `path`, or several to `name-1.png`, `name-2.png`, … next to it; returns the paths.
 
         Raises:
-            DaguerreError: no such format, or the place cannot be written.
+            DaguerreError: an unknown format, or the file cannot be written.
         """
-        return [picture.save(place) for picture, place in zip(self, numbered_paths(Path(path), len(self)), strict=True)]
+        return [image.save(file) for image, file in zip(self, numbered_paths(Path(path), len(self)), strict=True)]
 
     def grid(self) -> GeneratedImage:
-        """All of them on one sheet, each over its prompt: a row for each prompt where there are several of each."""
+        """All images in one grid above their prompts, with a row for each prompt if each has several images."""
         request = self[0].provenance.request
         image = labelled_grid(
-            [picture.image for picture in self],
+            [generated.image for generated in self],
             [f"{prompt} · {seed}" if request.num_images > 1 else prompt for prompt, seed in request.items],
             columns=request.num_images if len(request.prompts) > 1 and request.num_images > 1 else None,
         )
         return GeneratedImage(image, replace(self[0].provenance, index=None))
 
+    def _repr_png_(self) -> bytes | None:
+        """The grid for notebooks."""
+        return self.grid()._repr_png_() if self else None
+
 
 def numbered_paths(path: Path, count: int) -> list[Path]:
-    """Where so many pictures go that are saved to one path: there if it is one, else to `name-1.png`, `name-2.png`, … beside it."""
+    """The paths of so many images saved to one path: itself for one, else `name-1.png`, `name-2.png`, … next to it."""
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """Write a bare picture, whole or not at all; the suffix, a key of `FORMATS`, names the format."""
+    """Write an image without metadata; the suffix, a key of `OUTPUT_FORMATS`, selects the format."""
     with atomic_write(path) as file:
         image.save(file, OUTPUT_FORMATS[path.suffix.lower()])
 
 
 def save_animation(path: str | Path, frames: Sequence[Image.Image]) -> Path:
-    """Write frames as an animation that holds its last one; WebP or animated PNG by the suffix.
+    """Write frames as an animation that pauses on the last one; WebP or animated PNG by the suffix.
 
     Raises:
-        DaguerreError: no such format, or the place cannot be written.
+        DaguerreError: an unknown format, or the file cannot be written.
     """
     path = check_suffix(path, ANIMATION_FORMATS)
-    frames = [frame if frame.size == frames[-1].size else frame.resize(frames[-1].size) for frame in frames]  # a hires fix grows
+    frames = [frame if frame.size == frames[-1].size else frame.resize(frames[-1].size) for frame in frames]  # a hires fix changes the size
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with atomic_write(path) as file:
         frames[0].save(
@@ -91,8 +102,8 @@ def save_animation(path: str | Path, frames: Sequence[Image.Image]) -> Path:
 
 
 def check_suffix(path: str | Path, formats: Sequence[str] | dict[str, str]) -> Path:
-    """The path, if its suffix names a format that is written. Raises DaguerreError with the list where it does not."""
+    """The path, if its suffix is one of the formats. Raises DaguerreError with the list if not."""
     path = Path(path)
     if path.suffix.lower() not in formats:
-        raise DaguerreError(f"'{path}' does not end in a format that is written here; end it in {' or '.join(formats)}.")
+        raise DaguerreError(f"'{path}' does not end in a supported format; use {', '.join(formats)}.")
     return path

@@ -1,7 +1,7 @@
-"""ComfyUI's graphs, read back from the sampler: what it was told, where its noise began, and which files its models came from.
+"""Read ComfyUI's graphs: the settings of the sampler, its prompts, and the model files.
 
 A graph is a dictionary of nodes, `{"3": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0], …}}, …}`, where an input
-is a value or a link `[node, output]`. A workflow holds the same as the editor draws it: nodes with lists of widgets, and a table of links.
+is a value or a link `[node, output]`. A workflow holds the same in the form of the editor: nodes with lists of widgets, and a table of links.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 ComfyNode = Mapping[str, Any]  # class_type and inputs
 ComfyGraph = Mapping[str, ComfyNode]
 
-# The widgets of the nodes that matter, in the order in which the editor keeps their values.
+# The widgets of the nodes that are read, in the order in which the editor stores their values.
 WIDGETS: Mapping[str, tuple[str, ...]] = {
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
     "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
@@ -32,17 +32,17 @@ FILES = ("lora_name", "vae_name", "control_net_name", "image")
 
 
 def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
-    """The names and values that the graphs of a picture, under "prompt" and "workflow", ask for."""
-    graph = _graph(graphs["prompt"]) if "prompt" in graphs else _drawn(graphs["workflow"])
+    """The settings in the graphs of an image, which are stored under "prompt" and "workflow"."""
+    graph = _graph(graphs["prompt"]) if "prompt" in graphs else _from_workflow(graphs["workflow"])
     sampler = next((node for node in graph.values() if "Sampler" in node["class_type"] and _links(node)), None)
     if sampler is None:
         return {}
     values: dict[str, Any] = {}
     for side, name in (("positive", "prompt"), ("negative", "negative_prompt")):
-        start = next((node["inputs"].get(side) for node in [sampler, *_above(graph, sampler)] if side in node["inputs"]), None)
-        texts = (node["inputs"].get(text) for node in _from(graph, start) for text in TEXT_INPUTS)
+        start = next((node["inputs"].get(side) for node in [sampler, *_upstream(graph, sampler)] if side in node["inputs"]), None)
+        texts = (node["inputs"].get(text) for node in _with_upstream(graph, start) for text in TEXT_INPUTS)
         values[name] = next((text for text in texts if isinstance(text, str)), "")
-    for node in (sampler, *_above(graph, sampler)):
+    for node in (sampler, *_upstream(graph, sampler)):
         plain = {name: value for name, value in node["inputs"].items() if not isinstance(value, list | dict)}
         values |= {name: plain[name] for name in SETTINGS if name in plain and name not in values}
         if "ckpt_name" in plain:
@@ -61,14 +61,14 @@ def _graph(value: Any) -> ComfyGraph:
     }
 
 
-def _drawn(workflow: Any) -> ComfyGraph:
+def _from_workflow(workflow: Any) -> ComfyGraph:
     """The graph of an editor's workflow."""
     sources = {str(link[0]): [str(link[1]), link[2]] for link in _list(workflow, "links") if isinstance(link, list) and len(link) >= 3}
     graph: dict[str, ComfyNode] = {}
     for node in _list(workflow, "nodes"):
         if not isinstance(node, dict) or not isinstance(node.get("type"), str):
             continue
-        # Not strict: an editor's version may keep more or fewer values, and of a foreign file nothing can be demanded.
+        # Not strict: versions of the editor store more or fewer values.
         inputs: dict[str, Any] = {
             name: value for name, value in zip(WIDGETS.get(node["type"], ()), _list(node, "widgets_values"), strict=False) if name
         }
@@ -83,22 +83,22 @@ def _list(holder: Mapping[str, Any], name: str) -> list[Any]:
     return value if isinstance(value := holder.get(name), list) else []
 
 
-def _above(graph: ComfyGraph, node: ComfyNode) -> Iterator[ComfyNode]:
-    """Every node that this one hangs on, nearest first, each once."""
-    waiting, seen = _links(node), set()
-    while waiting:
-        name = waiting.pop(0)
+def _upstream(graph: ComfyGraph, node: ComfyNode) -> Iterator[ComfyNode]:
+    """Every node that this one depends on, nearest first, each once."""
+    queue, seen = _links(node), set()
+    while queue:
+        name = queue.pop(0)
         if name not in seen and name in graph:
             seen.add(name)
             yield graph[name]
-            waiting += _links(graph[name])
+            queue += _links(graph[name])
 
 
-def _from(graph: ComfyGraph, link: Any) -> Iterator[ComfyNode]:
-    """The node that a link comes from, and those above."""
+def _with_upstream(graph: ComfyGraph, link: Any) -> Iterator[ComfyNode]:
+    """The node that a link comes from, and those upstream of it."""
     if isinstance(link, list) and link and str(link[0]) in graph:
         yield graph[str(link[0])]
-        yield from _above(graph, graph[str(link[0])])
+        yield from _upstream(graph, graph[str(link[0])])
 
 
 def _links(node: ComfyNode) -> list[str]:

@@ -1,13 +1,13 @@
-"""What other programs write into their pictures, read as a request: which fields it asks for, and what has no place here.
+"""Read the metadata that other programs write into images, as fields of a request and a list of unused values.
 
-    parameters             AUTOMATIC1111's web UI and its kin: prompt, "Negative prompt: …", "Steps: 20, Sampler: …"; or one JSON object
+    parameters             AUTOMATIC1111's web UI and programs like it: prompt, "Negative prompt: …", "Steps: 20, Sampler: …"; or one JSON object
     prompt, workflow       ComfyUI's graphs
-    invokeai_metadata,     InvokeAI's JSON, of later and of earlier versions
+    invokeai_metadata,     InvokeAI's JSON, of newer and older versions
     sd-metadata
     Comment                NovelAI's JSON
     any text               a JSON object with the names that diffusers' pipelines, SwarmUI, Fooocus or Draw Things use
 
-A file is a stranger's: every value is checked, and one that no request could hold is named instead of used.
+Files are not trusted: every value is checked, and an invalid one is listed instead of used.
 """
 
 import json
@@ -21,13 +21,13 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.comfyui import comfy_values
 from daguerre.pipelines.request import MAX_SEED, Request, with_fields
 
-MAX_TEXT = 1 << 22  # characters of a text that are looked at
-MAX_SIDE = 16_384  # pixels that a size may ask for
-MAX_VALUE_SHOWN = 80  # characters of a value that is not used
+MAX_TEXT = 1 << 22  # characters of a text that are read
+MAX_SIDE = 16_384  # pixels of a requested side
+MAX_VALUE_SHOWN = 80  # characters of an unused value
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt:"
 
-# Our fields under the names that programs have for them, letters and digits alone.
+# Fields of `Request` by the names that programs give them, reduced to letters and digits.
 NAMES: Mapping[str, str] = {
     **dict.fromkeys(("prompt", "positiveprompt"), "prompt"),
     **dict.fromkeys(("negative", "negativeprompt", "uc"), "negative_prompt"),
@@ -40,14 +40,14 @@ NAMES: Mapping[str, str] = {
     **dict.fromkeys(("model", "modelname", "modelid", "modelweights", "basemodel", "sdmodelcheckpoint"), "model"),
     **{name: name for name in ("width", "height", "eta", "scheduler")},
 }
-IGNORED_FIELDS = {"version", "appversion", "metadataversion", "generationmode"}  # says nothing about the picture
+IGNORED_FIELDS = {"version", "appversion", "metadataversion", "generationmode"}  # not about the image
 
 
 @dataclass(frozen=True)
 class ForeignMetadata:
-    """A picture that another program made.
+    """The metadata of an image from another program.
 
-    tool: its name. request: fields of `Request`. model: as that program names it. unused: what it says that has no place in a request.
+    software: its name. request: fields of `Request`. model: as that program names it. unused: values that a request has no field for.
     """
 
     software: str
@@ -56,7 +56,7 @@ class ForeignMetadata:
     unused: Mapping[str, str]
 
     def command(self) -> str:
-        """The command line that asks for the same here, also where a text begins as options do."""
+        """The command line for the same request; texts that look like options are quoted safely."""
         values = dict(self.request)
         prompt = str(values.pop("prompt", ""))
         if {"width", "height"} <= values.keys():
@@ -64,22 +64,23 @@ class ForeignMetadata:
         options: list[str] = []
         for name, value in values.items():
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            options += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+            flag = f"--{name.replace('_', '-')}"
+            options += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
         words = [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
         return shlex.join(["daguerre", "txt2img", *words])
 
 
 def read_foreign(texts: Mapping[str, str]) -> ForeignMetadata | None:
-    """What the texts of a picture ask for, None where they ask for nothing that is known."""
+    """The request in the metadata texts of an image; None if there is none in a known format."""
     texts = {name: text for name, text in texts.items() if len(text) <= MAX_TEXT}
-    for tool, values in _readings(texts):
-        if foreign := _foreign(tool, values):
+    for software, values in _readings(texts):
+        if foreign := _to_request(software, values):
             return foreign
     return None
 
 
 def _readings(texts: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Whatever can be read, the surest first: the tool, and its names with their values."""
+    """All readable settings, the most specific format first: the software, and its names with their values."""
     graphs = {name: value for name in ("prompt", "workflow") if (value := _object(texts.get(name, ""))) is not None}
     if graphs:
         yield "ComfyUI", comfy_values(graphs)
@@ -92,7 +93,7 @@ def _readings(texts: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]
         yield "NovelAI", {"prompt": texts.get("Description", ""), **values}
     parameters = texts.get("parameters", "")
     if (values := parse_infotext(parameters)) is not None:
-        yield "AUTOMATIC1111's web UI or one of its kin", values
+        yield "AUTOMATIC1111's web UI or a similar program", values
     for text in (parameters, *texts.values()):
         if (values := _object(text)) is not None:
             inner = values.get("sui_image_params")
@@ -100,7 +101,7 @@ def _readings(texts: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def parse_infotext(text: str) -> dict[str, str] | None:
-    """The names and values of a `parameters` text; None where its last line does not hold three of them."""
+    """The names and values of a `parameters` text; None if its last line has fewer than three."""
     *lines, last = text.strip().split("\n")
     pairs = {name.strip(): _unquoted(value.strip()) for name, value in _PAIR.findall(last)}
     if len(pairs) < 3:
@@ -110,44 +111,44 @@ def parse_infotext(text: str) -> dict[str, str] | None:
     return {"prompt": "\n".join(lines[:negative]).strip(), **({"negative_prompt": no} if no else {}), **pairs}
 
 
-def _foreign(tool: str, values: Mapping[str, Any]) -> ForeignMetadata | None:
-    """Sort the values: those of a request, the model's name, and all else."""
-    ours: dict[str, Any] = {}
+def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | None:
+    """Sort the values into those of a request, the model's name, and the rest."""
+    known: dict[str, Any] = {}
     unused: dict[str, str] = {}
     for name, value in values.items():
-        field = NAMES.get(_folded(name))
-        if field in ours or field is None:
+        field = NAMES.get(_normalize(name))
+        if field in known or field is None:
             unused[name] = _short(value)
         else:
-            ours[field] = value
-    if "prompt" not in ours or not {"steps", "seed", "guidance_scale", "sampler", "scheduler"} & ours.keys():
+            known[field] = value
+    if "prompt" not in known or not {"steps", "seed", "guidance_scale", "sampler", "scheduler"} & known.keys():
         return None
-    # Where a program names one thing, it is the sampler; where two, the second is the spacing.
-    if "scheduler" in ours:
-        ours["spacing" if "sampler" in ours else "sampler"] = ours.pop("scheduler")
-    if found := re.fullmatch(r"\D*(\d{1,5})\D+(\d{1,5})\D*", str(ours.pop("size", ""))):
-        ours |= {"width": found[1], "height": found[2]}
-    model = ours.pop("model", None)
+    # A program with one name means the sampler by it; with two, the scheduler is the spacing.
+    if "scheduler" in known:
+        known["spacing" if "sampler" in known else "sampler"] = known.pop("scheduler")
+    if found := re.fullmatch(r"\D*(\d{1,5})\D+(\d{1,5})\D*", str(known.pop("size", ""))):
+        known |= {"width": found[1], "height": found[2]}
+    model = known.pop("model", None)
     model = model.get("name", model.get("model_name")) if isinstance(model, dict) else model
     request: dict[str, Any] = {}
-    for field, value in ours.items():
+    for field, value in known.items():
         try:
-            fits = _fitting(field, value)
-            with_fields(Request(), {field: fits})
+            converted = _convert(field, value)
+            with_fields(Request(), {field: converted})
         except (DaguerreError, ValueError, TypeError, OverflowError):
             unused[field] = _short(value)
         else:
-            request[field] = fits
-    if ("width" in request) != ("height" in request):  # one side alone is no size
+            request[field] = converted
+    if ("width" in request) != ("height" in request):  # a size needs both sides
         unused |= {side: str(request.pop(side)) for side in ("width", "height") if side in request}
     if request.get("spacing") is None:
         request.pop("spacing", None)
-    seen = {name: value for name, value in unused.items() if value and _folded(name) not in IGNORED_FIELDS}
-    return ForeignMetadata(tool, request, None if model is None else str(model)[:200], seen) if "prompt" in request else None
+    shown = {name: value for name, value in unused.items() if value and _normalize(name) not in IGNORED_FIELDS}
+    return ForeignMetadata(software, request, None if model is None else str(model)[:200], shown) if "prompt" in request else None
 
 
-def _fitting(field: str, value: Any) -> Any:
-    """A value as our field takes it. Raises one of several errors where there is no such value."""
+def _convert(field: str, value: Any) -> Any:
+    """A value in the type of the request's field. Raises one of several errors if it cannot be converted."""
     if isinstance(value, bool):
         raise TypeError(value)
     if field == "prompt":
@@ -170,7 +171,7 @@ def _fitting(field: str, value: Any) -> Any:
 
 
 def _sampler(name: str) -> str:
-    """Our name of a sampler, joined with a spacing where the name holds one; diffusers' names end in "Scheduler"."""
+    """A sampler's name in daguerre, with the spacing if the name holds one; the names of diffusers end in "Scheduler"."""
     from daguerre.diffusion import parse_sampler_name
 
     plain = re.sub(r"_k$", "_karras", re.sub(r"_(gpu|cfg_pp)$", "", name)).removesuffix("Scheduler").removesuffix("Discrete")
@@ -180,7 +181,7 @@ def _sampler(name: str) -> str:
 
 
 def _prompt_parts(value: Any) -> Iterator[str]:
-    """A prompt that may be a list of weighted parts, as early InvokeAI has it."""
+    """A prompt, which may be a list of weighted parts in early versions of InvokeAI."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("prompt"), str) for part in value):
@@ -190,7 +191,7 @@ def _prompt_parts(value: Any) -> Iterator[str]:
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """A JSON object; None of anything else, however deep or long it is."""
+    """A JSON object; None for any other text, however long or deeply nested."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -200,12 +201,12 @@ def _object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _folded(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def _short(value: Any) -> str:
-    """A value on one short line; "" of what is nothing."""
+    """A value on one short line; "" for an empty one."""
     if value in (None, "", False) or (isinstance(value, list | dict) and not value):
         return ""
     text = " ".join((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).split())

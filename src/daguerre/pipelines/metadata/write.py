@@ -1,11 +1,11 @@
-"""What a saved picture says of itself: the `parameters` text that other programs read, and everything as JSON under `daguerre`.
+"""Metadata in saved images: the `parameters` text that other programs read, and the whole request as JSON under `daguerre`.
 
     A RED APPLE
     Negative prompt: …
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Trailing, CFG scale: 2, Seed: 7, Size: 128x128, Model: emoji, Version: …
 
-PNG keeps both as text chunks; JPEG and WebP keep the text as EXIF UserComment and the JSON as ImageDescription. What other programs write,
-and where, is read too (see `pipelines.foreign`).
+PNG stores both as text chunks; JPEG and WebP store the text as EXIF UserComment and the JSON as ImageDescription. `metadata.readers` reads
+what other programs write.
 """
 
 import html
@@ -59,13 +59,13 @@ UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a picture comes from: all that the same bytes depend on.
+    """Where an image comes from: everything that its bytes depend on.
 
     Attributes:
-        picture: its place among the pictures of the request, None for a grid of them all.
+        index: of the image among those of the request; None for a grid of them all.
         model: the model's name.
-        model_hash: of its files (see `weights.hashes.identity`), None of a model that did not come from files.
-        model_path: where these were, None where the name is enough to find them.
+        model_hash: of its files (see `weights.hashing.identity`); None for a model without files.
+        model_path: where the files were; None if the name is enough to find them.
     """
 
     request: Request
@@ -82,7 +82,7 @@ class Provenance:
         texts = self.model, self.version, self.torch, self.device, self.dtype, self.model_hash or "", self.model_path or ""
         known = self.index is None or (type(self.index) is int and 0 <= self.index < len(self.request.prompts) * self.request.num_images)
         if not known or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPE_NAMES:
-            raise TypeError("an origin's fields are texts, and its picture is one of the request's")
+            raise TypeError("provenance fields must be texts, and the index one of the request's images")
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` gives it back."""
@@ -95,7 +95,7 @@ class Provenance:
         try:
             return cls(**{**value, "request": Request.from_json(value["request"])})
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise DaguerreError("The picture's request cannot be read; it was written by another version or changed since.") from error
+            raise DaguerreError("The request in the image cannot be read; it was written by another version or edited.") from error
 
 
 def provenance_of(model: "LatentDiffusion | LatentPrior", request: Request) -> Provenance:
@@ -128,16 +128,17 @@ def _model_path(files: tuple[Path, ...]) -> str | None:
     return str(path) if single_source and not path.resolve().is_relative_to(ASSETS.resolve()) else None
 
 
-def parameters(origin: Provenance, size: tuple[int, int]) -> str:
-    """The text that other programs write and read, for a picture of `size` (width, height) pixels."""
-    request = origin.request if origin.index is None else origin.request.split()[origin.index]
+def parameters(provenance: Provenance, size: tuple[int, int]) -> str:
+    """The text that other programs write and read, for an image of `size` (width, height) pixels."""
+    index, model_hash = provenance.index, provenance.model_hash
+    request = provenance.request if index is None else provenance.request.split()[index]
     values = {
-        **(_drawing(request) if request.sampler == VQ_PRIOR else _walking(request)),
+        **(_prior_parameters(request) if request.sampler == VQ_PRIOR else _diffusion_parameters(request)),
         "Seed": request.seed,
-        **({} if origin.index is None else {"Size": f"{size[0]}x{size[1]}"}),  # a grid has no size that one could ask for
-        **({} if origin.model_hash is None else {"Model hash": origin.model_hash[:10]}),
-        "Model": origin.model,
-        "Version": f"daguerre {origin.version}",
+        **({} if index is None else {"Size": f"{size[0]}x{size[1]}"}),  # the size of a grid is not one that can be requested
+        **({} if model_hash is None else {"Model hash": model_hash[:10]}),
+        "Model": provenance.model,
+        "Version": f"daguerre {provenance.version}",
     }
     lines = [" | ".join(request.prompts)]
     if request.negative_prompt:
@@ -146,31 +147,33 @@ def parameters(origin: Provenance, size: tuple[int, int]) -> str:
     return "\n".join(lines)
 
 
-def _walking(request: Request) -> dict[str, object]:
+def _diffusion_parameters(request: Request) -> dict[str, object]:
     variation = request.variation
     return {
         "Steps": request.steps,
-        "Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler),
+        **({"Sampler": SAMPLER_LABELS.get(request.sampler, request.sampler)} if request.sampler else {}),
         **({"Schedule type": request.spacing.replace("_", " ").capitalize()} if request.spacing else {}),
         **({} if request.guidance_scale is None else {"CFG scale": f"{request.guidance_scale:g}"}),
+        **({"CFG rescale": f"{request.guidance_rescale:g}"} if request.guidance_rescale else {}),
+        **({} if request.clip_skip is None else {"Clip skip": request.clip_skip}),
         **request.task.parameters(),
-        **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.weight:g}"}),
+        **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.strength:g}"}),
         **({} if request.tiling == "none" else {"Tiling": True}),
     }
 
 
-def _drawing(request: Request) -> dict[str, object]:
+def _prior_parameters(request: Request) -> dict[str, object]:
     top_k = {} if request.top_k is None else {"Top k": request.top_k}
     return {"Sampler": VQ_PRIOR, "Temperature": f"{request.temperature:g}", **top_k, "Top p": f"{request.top_p:g}"}
 
 
-def write_image_with_metadata(file: BinaryIO, image: Image.Image, suffix: str, origin: Provenance) -> None:
-    """Encode a picture with its origin inside; `suffix` is a key of `FORMATS`.
+def write_image_with_metadata(file: BinaryIO, image: Image.Image, suffix: str, provenance: Provenance) -> None:
+    """Encode an image with its metadata; `suffix` is a key of `OUTPUT_FORMATS`.
 
     Raises:
-        DaguerreError: the origin is longer than a JPEG can hold.
+        DaguerreError: the metadata is longer than a JPEG can hold.
     """
-    text, data = parameters(origin, image.size), json.dumps(origin.to_json())
+    text, data = parameters(provenance, image.size), json.dumps(provenance.to_json())
     if OUTPUT_FORMATS[suffix] == "PNG":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(TEXT, text)
@@ -181,33 +184,33 @@ def write_image_with_metadata(file: BinaryIO, image: Image.Image, suffix: str, o
     exif[ExifTags.Base.ImageDescription] = data
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + text.encode("utf-16-be")
     if OUTPUT_FORMATS[suffix] == "JPEG" and (length := len(exif.tobytes())) > MAX_JPEG_EXIF:
-        raise DaguerreError(f"The request is {length} bytes long, and a JPEG holds {MAX_JPEG_EXIF}; save the picture as .png or .webp.")
+        raise DaguerreError(f"The request is {length} bytes long, and a JPEG holds {MAX_JPEG_EXIF}; save the image as .png or .webp.")
     image.save(file, OUTPUT_FORMATS[suffix], exif=exif, **({"lossless": True} if OUTPUT_FORMATS[suffix] == "WEBP" else {"quality": 95}))
 
 
 def read_image_texts(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
-    """A picture and the texts it carries, by their names in a PNG: `parameters`, `daguerre`, those of other programs.
+    """An image and its metadata texts, by their names in a PNG: `parameters`, `daguerre`, those of other programs.
 
     Raises:
-        DaguerreError: the file is missing, is no whole picture, or is larger than pictures are.
+        DaguerreError: the file is missing, truncated, no image, or too large.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own warning of large pictures; ours is an error
+            warnings.simplefilter("ignore")  # Pillow warns about large images; here that is an error
             with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
                 image.load()
                 return image, dict(_texts(image))
     except UnidentifiedImageError as error:
-        raise DaguerreError(f"'{path}' is not a picture that can be read; PNG, JPEG and WebP can.") from error
+        raise DaguerreError(f"'{path}' is not an image that can be read; use PNG, JPEG or WebP.") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DaguerreError(f"Cannot read the picture '{path}': {reason}.") from error
+        raise DaguerreError(f"Cannot read the image '{path}': {reason}.") from error
 
 
 def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
-    """Names and texts, from wherever the three formats keep them; of one name the last counts."""
+    """Names and texts from all places where the three formats store them; of equal names the last one counts."""
     xmp = image.info.get("xmp", image.info.get("XML:com.adobe.xmp", b""))
     xmp = xmp.decode("utf-8", errors="replace") if isinstance(xmp, bytes) else str(xmp)
     for tag in ("dc:description", "exif:UserComment"):
@@ -220,15 +223,15 @@ def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
         if isinstance(text := exif.get(tag), str):
             name, _, rest = text.partition(":")  # ComfyUI puts "prompt:{…}" and "workflow:{…}" into any of them
             graph = name in ("prompt", "workflow") and rest.startswith("{")
-            ours = tag == ExifTags.Base.ImageDescription and text.startswith('{"request"')
-            yield (name, rest) if graph else (JSON if ours else tag.name, text)
+            is_daguerre = tag == ExifTags.Base.ImageDescription and text.startswith('{"request"')
+            yield (name, rest) if graph else (JSON if is_daguerre else tag.name, text)
     if isinstance(comment := exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment), bytes | str):
         yield TEXT, _comment(comment)
     yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
 
 
 def _comment(comment: bytes | str) -> str:
-    """An EXIF comment, which begins with eight bytes that name its letters; UTF-16 is found in either order of bytes."""
+    """An EXIF comment, whose first eight bytes name its encoding; UTF-16 occurs in either byte order."""
     if isinstance(comment, str):
         return comment
     if not comment.startswith(UNICODE):
@@ -238,7 +241,7 @@ def _comment(comment: bytes | str) -> str:
 
 
 def daguerre_json(texts: Mapping[str, str]) -> dict[str, Any] | None:
-    """Our JSON among the texts of a picture, None where there is none."""
+    """The JSON object that daguerre wrote among the texts of an image; None if there is none."""
     try:
         value = json.loads(texts[JSON])
     except (KeyError, ValueError, RecursionError):
@@ -247,17 +250,17 @@ def daguerre_json(texts: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def read_provenance(path: str | Path) -> tuple[Image.Image, Provenance]:
-    """A picture and where it comes from.
+    """An image and its provenance.
 
     Raises:
-        DaguerreError: the file is no picture, or one that was not made here.
+        DaguerreError: the file is no image, or daguerre did not save it.
     """
     image, texts = read_image_texts(path)
     if (data := daguerre_json(texts)) is None:
-        raise DaguerreError(f"'{path}' carries no request of ours; only a picture that daguerre saved can be made again.")
+        raise DaguerreError(f"'{path}' holds no request of daguerre; only images that daguerre saved can be reproduced.")
     return image, Provenance.from_json(data)
 
 
 def _quoted(value: str) -> str:
-    """A value as JSON where a bare one would end too soon."""
+    """A value, as JSON if it holds a comma, a colon or a newline."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
