@@ -20,7 +20,7 @@ def model() -> LatentDiffusion:
     return daguerre.load()
 
 
-def test_it_is_small_and_its_hashes_are_in_the_notice():
+def test_the_embedded_model_is_small_and_its_hashes_are_in_the_notice():
     weights = sorted(FOLDER.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 64 * 2**20
     notice = (Path(__file__).parent.parent / "NOTICE").read_text()
@@ -29,7 +29,7 @@ def test_it_is_small_and_its_hashes_are_in_the_notice():
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), [("dpmpp_2m", "DPMSolverMultistepScheduler"), ("euler", "EulerDiscreteScheduler")])
-def test_diffusers_makes_the_same_picture(model, sampler, scheduler):
+def test_diffusers_generates_the_same_image(model, sampler, scheduler):
     import diffusers
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
@@ -44,7 +44,7 @@ def test_diffusers_makes_the_same_picture(model, sampler, scheduler):
     assert np.abs(np.asarray(ours.image, dtype=int) - theirs).max() <= 2
 
 
-def test_it_answers_with_the_colour_it_is_asked_for(model):
+def test_the_background_has_the_colour_of_the_prompt(model):
     """A coarse check on pixels that any broken part would fail; what the model is worth is measured in its card."""
     colours = ("red", "green", "blue", "yellow", "purple")
     pictures = daguerre.generate(model, prompt=tuple(f"a gift on a {colour} background" for colour in colours))
@@ -62,7 +62,7 @@ def _chroma(rgb: np.ndarray) -> np.ndarray:
     return rgb / max(np.linalg.norm(rgb), 1e-9)
 
 
-def test_its_card_is_there_with_its_measure():
+def test_the_model_card_reports_r_precision():
     card = (FOLDER / "README.md").read_text()
     report = json.loads((FOLDER / "report.json").read_text())
     assert "R-precision" in card

@@ -14,7 +14,7 @@ CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 2), (torch.float16, 2), (torch.bfloat16, 12)])
-def test_the_embedded_model_makes_the_picture_of_the_cpu(dtype: torch.dtype, apart: int):
+def test_the_embedded_model_gives_the_image_of_the_cpu(dtype: torch.dtype, apart: int):
     pictures = [
         np.asarray(daguerre.generate(daguerre.load(device=device, dtype=kind), prompt="a red apple", seed=3)[0].image, dtype=int)
         for device, kind in ((torch.device("cpu"), torch.float32), (CUDA, dtype))
@@ -24,7 +24,7 @@ def test_the_embedded_model_makes_the_picture_of_the_cpu(dtype: torch.dtype, apa
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_large_picture_is_encoded_and_decoded_some_rows_at_a_time(dtype: torch.dtype):
+def test_a_large_image_is_encoded_and_decoded_in_chunks_of_rows(dtype: torch.dtype):
     """At 512×512 pixels with the channels of Stable Diffusion the maps are large enough for it."""
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(VAE_SD).eval()
@@ -48,7 +48,7 @@ def test_group_norm_under_autocast_keeps_bfloat16_and_is_right():
     torch.testing.assert_close(y.float(), layer(x), rtol=0.02, atol=0.03)
 
 
-def test_noise_for_training_is_decided_by_the_steps_generator():
+def test_training_noise_comes_from_the_generator_of_the_step():
     a, b, c = (normal((4, 16), torch.Generator().manual_seed(seed), CUDA) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)

@@ -25,7 +25,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", peers.PEERS)
-def test_the_unet(peer: Peer, family: str):
+def test_unet_equals_diffusers(peer: Peer, family: str):
     pipeline, _, model = peer(family)
     config, source = pipeline.unet.config, torch.Generator().manual_seed(0)
     x = torch.randn(2, config.in_channels, 8, 12, generator=source)
@@ -47,7 +47,7 @@ def test_the_unet(peer: Peer, family: str):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", peers.PEERS)
-def test_the_autoencoder(peer: Peer, family: str):
+def test_autoencoder_equals_diffusers(peer: Peer, family: str):
     pipeline, _, model = peer(family)
     source = torch.Generator().manual_seed(0)
     x, scale = torch.randn(2, 3, 16, 24, generator=source), pipeline.vae.config.scaling_factor
@@ -63,7 +63,7 @@ PROMPTS = ["", "a red apple, very red", "Ünïcödé 猫!! don't"]
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", [family for family in peers.PEERS if family not in ("sd1-pix2pix", "sd1-variations")])
-def test_the_text_encoders(peer: Peer, family: str):
+def test_text_encoders_equal_transformers(peer: Peer, family: str):
     pipeline, _, model = peer(family)
     cond = model.conditioner(PROMPTS)
     for prompt, context, vector in zip(PROMPTS, cond.context, cond.vector if cond.vector is not None else PROMPTS, strict=True):

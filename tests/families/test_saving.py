@@ -48,7 +48,7 @@ def ours(model: LatentDiffusion, given: dict[str, Any], task: Any) -> torch.Tens
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_model_is_the_same_in_both_programs(peer: Peer, tmp_path: Path, family: str):
+def test_a_saved_model_gives_the_same_in_both_programs(peer: Peer, tmp_path: Path, family: str):
     pipeline, _, model = peer(family)
     given, task = FAMILIES[family]
     folder = daguerre.save(model, tmp_path / "saved")

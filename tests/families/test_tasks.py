@@ -36,7 +36,7 @@ def with_scheduler(pipeline: Any, named: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
-def test_instruct_pix2pix_with_its_two_guidances(peer: Peer, named: str):
+def test_instruct_pix2pix_equals_diffusers(peer: Peer, named: str):
     pipeline, _, model = peer("sd1-pix2pix")
     theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, image_guidance_scale=1.7, generator=source()).images
     ours = ours_latents(model, task=InstructPix2Pix(PICTURE, image_guidance_scale=1.7), sampler=named, **SIZE)
@@ -45,7 +45,7 @@ def test_instruct_pix2pix_with_its_two_guidances(peer: Peer, named: str):
 
 
 @pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
-def test_depth_to_image_by_a_map(peer: Peer, named: str):
+def test_depth_to_image_equals_diffusers(peer: Peer, named: str):
     pipeline, _, model = peer("sd2-depth")
     depth = np.random.default_rng(1).uniform(2, 9, (32, 48)).astype(np.float32)
     theirs = with_scheduler(pipeline, named)(
@@ -56,7 +56,7 @@ def test_depth_to_image_by_a_map(peer: Peer, named: str):
 
 
 @pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
-def test_the_upscaler_with_noise_on_the_small_picture(peer: Peer, named: str):
+def test_upscaling_equals_diffusers(peer: Peer, named: str):
     pipeline, _, model = peer("sd2-upscaler")
     theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, noise_level=120, generator=source()).images
     task = Upscale(PICTURE, noise=120)
@@ -68,7 +68,7 @@ def test_the_upscaler_with_noise_on_the_small_picture(peer: Peer, named: str):
 
 @pytest.mark.parametrize("share", [0.8, 0.4])
 @pytest.mark.parametrize("kind", [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler])
-def test_sdxl_handed_over_to_its_refiner(peer: Peer, kind: Any, share: float):
+def test_sdxl_with_its_refiner_equals_diffusers(peer: Peer, kind: Any, share: float):
     (base, _, model), (refiner, _, second) = peer("sdxl"), peer("sdxl-refiner")
     for pipeline in (base, refiner):
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -81,7 +81,7 @@ def test_sdxl_handed_over_to_its_refiner(peer: Peer, kind: Any, share: float):
 
 
 @pytest.mark.parametrize("size", [(40, 64), (90, 33)])
-def test_variations_of_a_picture_by_its_embedding(peer: Peer, size: tuple[int, int]):
+def test_image_variations_equal_diffusers(peer: Peer, size: tuple[int, int]):
     pipeline, _, model = peer("sd1-variations")
     picture = PICTURE.resize(size, Image.Resampling.BICUBIC)
     common = {name: value for name, value in COMMON.items() if name not in SAID}
@@ -93,14 +93,14 @@ def test_variations_of_a_picture_by_its_embedding(peer: Peer, size: tuple[int, i
     assert (ours - other).abs().max() > 0.01  # the picture is seen
 
 
-def test_the_refiner_alone_draws_over_a_picture_by_its_scores(peer: Peer):
+def test_img2img_with_the_refiner_alone_equals_diffusers(peer: Peer):
     pipeline, _, model = peer("sdxl-refiner")
     theirs = with_scheduler(pipeline, "euler")(**COMMON, image=TENSOR, strength=0.6, generator=source()).images
     task = ImageToImage(PICTURE, strength=0.6, latent="sample")
     close(ours_latents(model, task=task, sampler="euler", **SIZE), theirs)
 
 
-def test_a_prompt_that_changes_does_so_where_it_would_without_a_refiner(peer: Peer):
+def test_prompt_scheduling_counts_steps_across_the_refiner(peer: Peer):
     """The refiner's pass is the end of one run, not a run of its own."""
     model = with_refiner(peer("sdxl")[2], peer("sdxl-refiner")[2])
 
@@ -123,7 +123,7 @@ def test_a_prompt_that_changes_does_so_where_it_would_without_a_refiner(peer: Pe
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_a_picture_of_a_batch_is_the_picture_made_alone_and_its_request_is_kept(peer: Peer, tmp_path: Path, family: str, task: Any):
+def test_an_image_of_a_batch_equals_the_image_alone_and_keeps_its_request(peer: Peer, tmp_path: Path, family: str, task: Any):
     model = peer(family)[2]
     request = daguerre.Request(prompt=("a red apple", "a cat"), steps=2, seed=3, num_images=2, task=task)
     batch = daguerre.generate(model, request)
@@ -136,7 +136,7 @@ def test_a_picture_of_a_batch_is_the_picture_made_alone_and_its_request_is_kept(
     assert again.task.input_images.keys() == task.input_images.keys()
 
 
-def test_sides_that_the_network_cannot_halve_are_upscaled_and_cut(peer: Peer):
+def test_upscaling_pads_odd_sides_and_crops_the_result(peer: Peer):
     model = peer("sd2-upscaler")[2]
     (picture,) = daguerre.generate(model, prompt="", task=Upscale(PICTURE.crop((0, 0, 9, 7))), steps=1)
     assert picture.image.size == (36, 28)
@@ -165,7 +165,7 @@ HOLES = Image.fromarray(np.where(np.eye(16, 24) > 0, np.nan, 1).astype(np.float3
         ("sd2-upscaler", {"task": Upscale(PICTURE), "width": 96}, "leave width and height out"),
     ],
 )
-def test_what_a_model_cannot_do_is_told_with_what_can(peer: Peer, family: str, fields: dict[str, Any], message: str):
+def test_tasks_the_model_cannot_do_are_refused(peer: Peer, family: str, fields: dict[str, Any], message: str):
     with pytest.raises(DaguerreError, match=message):
         daguerre.generate(peer(family)[2], steps=1, **fields)
 
@@ -179,11 +179,11 @@ def test_what_a_model_cannot_do_is_told_with_what_can(peer: Peer, family: str, f
         (lambda: daguerre.Request(refiner_switch_at=1.2), "refiner_switch_at is 1.2"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(make: Callable[[], object], message: str):
+def test_settings_out_of_range_are_refused(make: Callable[[], object], message: str):
     with pytest.raises(DaguerreError, match=message):
         make()
 
 
-def test_a_refiner_of_other_latents_is_refused(peer: Peer):
+def test_a_refiner_with_other_latents_is_refused(peer: Peer):
     with pytest.raises(DaguerreError, match="has 7 input channels where 'sdxl' has 4"):
         with_refiner(peer("sdxl")[2], peer("sd2-upscaler")[2])

@@ -110,7 +110,7 @@ def ours_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
 
 @pytest.mark.parametrize("named", NAMED)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_latents_and_pictures_equal_diffusers(peer: Peer, family: str, named: str):
+def test_latents_and_images_equal_diffusers(peer: Peer, family: str, named: str):
     pipeline, _, model = peer(family)
     fields, kind, options = NAMED[named]
     theirs = theirs_latents(scheduled(pipeline, kind, options))
@@ -122,7 +122,7 @@ def test_latents_and_pictures_equal_diffusers(peer: Peer, family: str, named: st
 
 @pytest.mark.parametrize(("kind", "options"), CONFIGURED, ids=lambda value: getattr(value, "__name__", "") or "-".join(value))
 @pytest.mark.parametrize("family", ["sd1", "sd2-v"])
-def test_every_configuration_of_a_scheduler_gives_the_same_latents(peer: Peer, family: str, kind: type, options: dict[str, Any]):
+def test_scheduler_configurations_give_the_latents_of_diffusers(peer: Peer, family: str, kind: type, options: dict[str, Any]):
     pipeline, _, model = peer(family)
     pipeline = scheduled(pipeline, kind, options)
     theirs = theirs_latents(pipeline)
@@ -147,7 +147,7 @@ def configured(model: LatentDiffusion, scheduler: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_file_of_ours_gives_the_same_latents(peer: Peer, tmp_path: Path, family: str):
+def test_a_converted_file_gives_the_same_latents(peer: Peer, tmp_path: Path, family: str):
     _, folder, whole = peer(family)
     model = daguerre.load(convert(folder, tmp_path / "one.safetensors"), device="cpu")
     assert model.prediction == whole.prediction
@@ -157,7 +157,7 @@ def test_one_file_of_ours_gives_the_same_latents(peer: Peer, tmp_path: Path, fam
 
 
 @pytest.mark.parametrize("family", ["sd2", "sd2-v", "sdxl-refiner", "sd2-upscaler"])
-def test_a_file_as_published_without_our_configs_gives_the_same(peer: Peer, tmp_path: Path, family: str):
+def test_a_file_without_configs_gives_the_same_latents(peer: Peer, tmp_path: Path, family: str):
     """Names and shapes tell all but what Stable Diffusion 2 predicts. (The others have a CLIP tower that only its true width tells.)"""
     _, folder, whole = peer(family)
     bare = tmp_path / "bare.safetensors"
@@ -170,7 +170,7 @@ def test_a_file_as_published_without_our_configs_gives_the_same(peer: Peer, tmp_
     assert torch.equal(ours_latents(model, sampler="euler", **fields), ours_latents(whole, sampler="euler", **fields))
 
 
-def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
+def test_sdxl_size_and_crop_conditioning_equals_diffusers(peer: Peer):
     """Sizes and crop of training's pictures are numbers that the network reads."""
     pipeline, _, model = peer("sdxl")
     told = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
@@ -183,7 +183,7 @@ def test_an_sdxl_that_is_told_of_a_crop_draws_as_told(peer: Peer):
 
 
 @pytest.mark.parametrize("zeros", [True, False])
-def test_an_empty_negative_prompt_of_sdxl_is_as_the_folder_says(tmp_path: Path, zeros: bool):
+def test_sdxl_empty_negative_prompt_follows_the_folder(tmp_path: Path, zeros: bool):
     pipeline = peers.sdxl(zeros=zeros)
     model = daguerre.load(peers.saved(pipeline, tmp_path / "xl"), device="cpu")
     theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), negative_prompt=None)

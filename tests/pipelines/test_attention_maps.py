@@ -22,7 +22,7 @@ from daguerre.pipelines.attention_maps import WordMap, attention_sheet, overlay,
 
 def maps(model: LatentDiffusion, prompt: str | Sequence[str], **more) -> list[list[WordMap]]:
     request = Request(**{"prompt": prompt, "steps": 3, **more})
-    with record_attention(model, len(request.items)) as record:
+    with record_attention(model) as record:
         generate(model, request)
     return [record.words(i) for i in range(len(request.items))]
 
@@ -68,7 +68,7 @@ def test_a_map_is_the_mean_over_heads_layers_and_steps(tiny_model: LatentDiffusi
         torch.testing.assert_close(word.heatmap, mean[list(place.positions)].sum(0), rtol=1e-4, atol=1e-6)
 
 
-def test_pictures_and_model_are_as_they_were(tiny_model: LatentDiffusion):
+def test_recording_changes_neither_images_nor_model(tiny_model: LatentDiffusion):
     request = Request(prompt="a red apple", steps=3, sampler="euler_a")
     with record_attention(tiny_model) as record:
         seen = generate(tiny_model, request)
@@ -84,7 +84,7 @@ def test_pictures_and_model_are_as_they_were(tiny_model: LatentDiffusion):
     assert not [module for module in tiny_model.unet.modules() if module._forward_pre_hooks]
 
 
-def test_a_picture_of_a_batch_has_the_maps_it_has_alone(tiny_model: LatentDiffusion):
+def test_maps_of_an_image_in_a_batch_equal_those_of_the_image_alone(tiny_model: LatentDiffusion):
     prompts = "a red apple", "two cats to the left of a pizza"
     together = maps(tiny_model, prompts, num_images=2, seed=4, negative_prompt="a blue apple")
     for i, (prompt, seed) in enumerate([(prompt, seed) for prompt in prompts for seed in (4, 5)]):
@@ -93,7 +93,7 @@ def test_a_picture_of_a_batch_has_the_maps_it_has_alone(tiny_model: LatentDiffus
         torch.testing.assert_close(heats(together[i]), heats(alone), rtol=1e-4, atol=1e-6)
 
 
-def test_without_guidance_and_with_it_every_part_of_a_prompt_is_seen(tiny_model: LatentDiffusion):
+def test_every_part_of_a_prompt_has_maps_with_and_without_guidance(tiny_model: LatentDiffusion):
     assert [word.text for word in maps(tiny_model, "a red apple", guidance_scale=1.0)[0]] == ["a", "red", "apple"]
     parts = maps(tiny_model, "a red apple AND a blue apple :0.5")[0]
     assert [word.text for word in parts] == ["a", "red", "apple", "blue"]
@@ -105,7 +105,7 @@ def test_without_guidance_and_with_it_every_part_of_a_prompt_is_seen(tiny_model:
     assert [word.text for word in maps(model, r"a (red:1.4), [blue] \(apple\)")[0]] == ["a", "red", "blue", "apple"]
 
 
-def test_a_word_is_averaged_over_the_steps_that_say_it(tiny_model: LatentDiffusion):
+def test_a_word_is_averaged_over_the_steps_whose_prompt_has_it(tiny_model: LatentDiffusion):
     switched = {word.text: word.heatmap for word in maps(tiny_model, "a [red:blue:1] apple", sampler="euler")[0]}
     assert list(switched) == ["a", "red", "apple", "blue"]
     first = {word.text: word.heatmap for word in maps_of_first_step(tiny_model, "a red apple")}
@@ -132,7 +132,7 @@ def test_tokens_of_one_word_make_one_map(tiny_model: LatentDiffusion):
     assert [word.text for word in found] == ["xylophone", "apple"]
 
 
-def test_all_resolutions_and_other_sizes_of_pictures(make_tiny_model: Callable[..., LatentDiffusion]):
+def test_maps_of_several_resolutions_and_image_sizes(make_tiny_model: Callable[..., LatentDiffusion]):
     model = make_tiny_model()
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -143,7 +143,7 @@ def test_all_resolutions_and_other_sizes_of_pictures(make_tiny_model: Callable[.
     assert heats(found).sum(0).max() < 1  # begin, end and padding have the rest
 
 
-def test_the_sdxl_conditioner_is_overheard_through_its_sized_copies(make_tiny_model: Callable[..., LatentDiffusion]):
+def test_sdxl_has_maps(make_tiny_model: Callable[..., LatentDiffusion]):
     model = make_tiny_model()
     base = model.conditioner
     assert isinstance(base, TextConditioner)
@@ -154,14 +154,14 @@ def test_the_sdxl_conditioner_is_overheard_through_its_sized_copies(make_tiny_mo
     assert [word.text for word in maps(model, "a red apple")[0]] == ["a", "red", "apple"]
 
 
-def test_an_empty_prompt_has_no_maps_and_a_model_without_words_is_refused(tiny_model: LatentDiffusion):
+def test_an_empty_prompt_has_no_maps_and_a_model_without_prompts_is_refused(tiny_model: LatentDiffusion):
     assert maps(tiny_model, "") == [[]]
     deaf = replace(tiny_model, conditioner=lambda prompts: None, name="deaf")
-    with pytest.raises(DaguerreError, match="deaf reads no words"), record_attention(deaf):
+    with pytest.raises(DaguerreError, match="deaf takes no prompt"), record_attention(deaf):
         pass
 
 
-def test_an_overlay_is_bright_where_the_heat_is():
+def test_an_overlay_is_brightest_where_attention_is_highest():
     word = WordMap("apple", torch.zeros(8, 8).index_put((torch.tensor(2), torch.tensor(5)), torch.tensor(0.3)))
     assert word.contrast.max() == 1
     picture = Image.new("RGB", (64, 48), "gray")

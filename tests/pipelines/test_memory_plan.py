@@ -28,7 +28,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (9, 21), (8, 8), (5, 13)])
-def test_tiles_of_what_looks_at_single_places_are_the_whole(shape: tuple[int, int]):
+def test_tiled_decoding_of_a_pointwise_decoder_is_exact(shape: tuple[int, int]):
     z = noise(2, 3, *shape)
 
     def enlarge(z: Tensor) -> Tensor:
@@ -50,13 +50,13 @@ def test_no_seam_shows_between_tiles(model: LatentDiffusion):
 
 
 @torch.no_grad()
-def test_a_network_in_turns_answers_the_same(model: LatentDiffusion):
+def test_one_row_at_a_time_gives_the_same_output(model: LatentDiffusion):
     x, t = noise(3, 16, 8, 8)[:, : model.unet.config.in_channels], torch.tensor([1.0, 50.0, 900.0])
     cond = Conditioning(context=noise(3, 77, model.unet.config.context_width or 0, seed=1))
     torch.testing.assert_close(one_at_a_time(model.unet)(x, t, cond), model.unet(x, t, cond), rtol=1e-4, atol=1e-4)
 
 
-def test_low_memory_makes_the_same_picture_and_says_so(model: LatentDiffusion, caplog: pytest.LogCaptureFixture):
+def test_low_memory_gives_the_same_image_and_logs_it(model: LatentDiffusion, caplog: pytest.LogCaptureFixture):
     request = Request("a red apple", steps=4, num_images=2)
     plain, sparing = generate(model, request), generate(model, request, low_memory=True)
     for a, b in zip(plain, sparing, strict=True):
@@ -65,7 +65,7 @@ def test_low_memory_makes_the_same_picture_and_says_so(model: LatentDiffusion, c
     assert "as asked" in caplog.text
 
 
-def test_a_run_that_would_not_fit_is_switched_or_refused(
+def test_a_run_that_does_not_fit_uses_low_memory_or_is_refused(
     model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     request = Request("a red apple", steps=1, width=512, height=512, num_images=4)
@@ -107,7 +107,7 @@ def test_a_network_that_overflows_computes_in_float32_from_then_on(caplog: pytes
         assert not caplog.text
 
 
-def test_pictures_survive_networks_that_overflow(caplog: pytest.LogCaptureFixture):
+def test_images_survive_an_overflowing_decoder(caplog: pytest.LogCaptureFixture):
     """A network whose last layers are enlarged and shrunk by the same factor says the same in float32, and overflows in float16."""
     model = load_diffusion(dtype=torch.float32)
     request = Request("a red apple", steps=2)

@@ -97,9 +97,7 @@ class AttentionRecord:
     def _begin_call(self, cond: Conditioning | None) -> None:
         """Note which rows of a UNet call encode which prompt line."""
         labels = enumerate(() if cond is None else cond.row_labels)
-        self._rows = {
-            row: label for row, label in labels if isinstance(label, RowLabel) and not (label.negative or is_empty(label.line))
-        }
+        self._rows = {row: label for row, label in labels if isinstance(label, RowLabel) and not (label.negative or is_empty(label.line))}
 
     @torch.no_grad()
     def _add_layer(self, size: GridSize, q: Tensor, k: Tensor) -> None:

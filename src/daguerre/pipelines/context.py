@@ -1,4 +1,4 @@
-"""What a task's planner works with (`GenerationContext`) and what it returns (`SamplingPlan`): passes of the sampler, run one after another."""
+"""What a planner gets (`GenerationContext`) and returns (`SamplingPlan`, the passes of the sampler)."""
 
 import math
 from collections.abc import Callable

@@ -162,7 +162,9 @@ def _step_conditions(context: GenerationContext, each: Pass) -> list[PromptCondi
     if not isinstance(model.conditioner, Conditioner):  # a model without prompts
         return [model.conditioner(prompts)] * steps
     width, height = each.size
-    schedule = PromptSchedule(model.conditioner.with_size(height, width), prompts, [request.negative_prompt] * len(prompts), each.total_steps)
+    schedule = PromptSchedule(
+        model.conditioner.with_size(height, width), prompts, [request.negative_prompt] * len(prompts), each.total_steps
+    )
     return [schedule.at(each.step_offset + step) for step in range(steps)]
 
 

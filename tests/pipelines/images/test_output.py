@@ -17,7 +17,13 @@ from daguerre.pipelines.metadata.write import Provenance, parameters, read_image
 from daguerre.pipelines.request import Request
 
 ORIGIN = Provenance(
-    Request(prompt="a red apple", spacing="trailing", guidance_scale=5.0, seed=7), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32"
+    Request(prompt="a red apple", sampler="dpmpp_2m", spacing="trailing", guidance_scale=5.0, seed=7),
+    0,
+    "tiny",
+    "0.1.0",
+    "2.13.0",
+    "cpu",
+    "float32",
 )
 
 
@@ -25,7 +31,7 @@ def picture(colour: str = "red", origin: Provenance = ORIGIN) -> GeneratedImage:
     return GeneratedImage(Image.new("RGB", (64, 48), colour), origin)
 
 
-def test_the_parameters_text_is_what_other_programs_write():
+def test_the_parameters_text_has_the_format_of_other_programs():
     request = Request(
         prompt="a red apple, shiny", negative_prompt="blue: dark", steps=30, sampler="euler_a", spacing="karras", guidance_scale=7.5, seed=3
     )
@@ -42,7 +48,7 @@ def test_the_parameters_text_is_what_other_programs_write():
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
 @pytest.mark.parametrize("prompt", ["a red apple", "ein Äpfelchen — 赤いりんご 🍎\nzweite Zeile"])
-def test_a_file_gives_back_its_request(tmp_path: Path, suffix: str, prompt: str):
+def test_a_saved_image_keeps_its_request(tmp_path: Path, suffix: str, prompt: str):
     origin = replace(ORIGIN, request=replace(ORIGIN.request, prompt=prompt))
     path = picture(origin=origin).save(tmp_path / f"apple{suffix}")
     image, again = read_provenance(path)
@@ -52,7 +58,7 @@ def test_a_file_gives_back_its_request(tmp_path: Path, suffix: str, prompt: str)
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(picture().image))
 
 
-def test_several_pictures_are_numbered_and_each_tells_its_own_seed(tmp_path: Path):
+def test_several_images_are_numbered_and_have_their_own_seed(tmp_path: Path):
     request = Request(prompt="a red apple", seed=7, num_images=2)
     pictures = GeneratedImages(picture(origin=replace(ORIGIN, request=request, index=i)) for i in range(2))
     paths = pictures.save(tmp_path / "deep" / "apple.png")
@@ -63,7 +69,7 @@ def test_several_pictures_are_numbered_and_each_tells_its_own_seed(tmp_path: Pat
     assert "Size" not in grid.parameters
 
 
-def test_a_grid_holds_every_picture_unchanged_above_its_words():
+def test_a_grid_shows_every_image_unchanged_above_its_label():
     colours = ["red", "green", "blue"]
     images = [Image.new("RGB", (128, 128), colour) for colour in colours]
     sheet = labelled_grid(images, ["a red apple", "a long label that has to be broken into several lines", ""])
@@ -73,14 +79,14 @@ def test_a_grid_holds_every_picture_unchanged_above_its_words():
     assert labelled_grid(images, colours, columns=3).width > labelled_grid(images, colours, columns=1).width
 
 
-def test_rows_are_prompts_where_there_are_several_of_each():
+def test_a_grid_has_a_row_for_each_prompt():
     request = Request(prompt=("a", "b"), num_images=3)
     pictures = GeneratedImages(picture(origin=replace(ORIGIN, request=request, index=i)) for i in range(6))
     sheet = pictures.grid().image
     assert sheet.width > sheet.height  # three across, two down
 
 
-def test_words_are_broken_only_where_they_must():
+def test_labels_wrap_between_words():
     font = ImageFont.load_default(size=12)
     text = "a red apple left of a tremendouslylongunbreakableword"
     lines = wrap(text, font, 60)
@@ -91,7 +97,7 @@ def test_words_are_broken_only_where_they_must():
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png"])
-def test_a_film_has_every_frame(tmp_path: Path, suffix: str):
+def test_an_animation_has_every_frame(tmp_path: Path, suffix: str):
     frames = [Image.new("RGB", (16, 16), (i * 40, 0, 0)) for i in range(5)]
     with Image.open(save_animation(tmp_path / f"film{suffix}", frames)) as film:
         assert film.n_frames == 5
@@ -101,12 +107,12 @@ def test_a_film_has_every_frame(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("name", ["apple.gif", "apple", "apple.png.txt"])
-def test_a_format_that_is_not_written_is_named(tmp_path: Path, name: str):
-    with pytest.raises(DaguerreError, match=r"end it in \.png or \.webp"):
+def test_an_unsupported_format_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(DaguerreError, match=r"use \.png, \.webp"):
         picture().save(tmp_path / name)
 
 
-def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = picture("red").save(tmp_path / "apple.png")
     before = path.read_bytes()
 
@@ -120,14 +126,14 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path: Path):
+def test_unreadable_files_are_refused(tmp_path: Path):
     whole = picture().save(tmp_path / "apple.png").read_bytes()
-    for name, content, message in (("cut.png", whole[: len(whole) // 2], "Cannot read"), ("text.png", b"hello", "not a picture")):
+    for name, content, message in (("cut.png", whole[: len(whole) // 2], "Cannot read"), ("text.png", b"hello", "not an image")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DaguerreError, match=message):
             read_image_texts(tmp_path / name)
     with pytest.raises(DaguerreError, match="there is no such file"):
         read_image_texts(tmp_path / "none.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "foreign.png")
-    with pytest.raises(DaguerreError, match="carries no request of ours"):
+    with pytest.raises(DaguerreError, match="holds no request of daguerre"):
         read_provenance(tmp_path / "foreign.png")

@@ -37,30 +37,30 @@ def layered(colour: str, alpha: np.ndarray) -> Image.Image:
     ],
     ids=["grey", "bilevel", "palette", "cmyk", "16 bits", "alpha on white", "alpha on black", "array", "floats"],
 )
-def test_a_mask_says_the_same_in_every_way(mask: Image.Image | np.ndarray):
+def test_all_kinds_of_masks_are_equivalent(mask: Image.Image | np.ndarray):
     found = np.asarray(prepare_mask(PICTURE, InputImage.from_any(mask)))
     assert np.array_equal(found > 127, RIGHT > 0)
 
 
-def test_a_mask_of_another_size_and_the_same_shape_is_enlarged():
+def test_a_mask_of_another_size_is_resized():
     small = Image.fromarray(RIGHT).resize((16, 16), Image.Resampling.NEAREST)
     assert np.array_equal(
         np.asarray(prepare_mask(PICTURE, InputImage.from_any(small)))[:, [0, 14, 17, 31]], np.uint8([[0, 0, 255, 255]] * 32)
     )
 
 
-def test_the_hole_of_a_picture_is_its_mask():
+def test_the_transparent_part_of_an_image_is_its_mask():
     assert np.array_equal(np.asarray(prepare_mask(InputImage.from_any(layered("red", 255 - RIGHT)), None)), RIGHT)
 
 
-def test_a_place_is_free_where_any_of_its_pixels_is():
+def test_a_latent_is_masked_if_any_of_its_pixels_is():
     mask = np.zeros((32, 32), np.uint8)
     mask[9, 17] = 1
     free = latent_mask(Image.fromarray(mask), (32, 32), 4)
     assert free.nonzero().tolist() == [[0, 0, 2, 4]]
 
 
-def test_a_feather_is_nothing_outside_rises_inwards_and_knows_no_edge_of_the_picture():
+def test_feathering_rises_inwards_from_the_mask_border_only():
     share = feather(Image.fromarray(RIGHT), 4)[..., 0]
     assert share[:, :16].max() == 0
     row = share[5, 16:].tolist()
@@ -71,7 +71,7 @@ def test_a_feather_is_nothing_outside_rises_inwards_and_knows_no_edge_of_the_pic
     assert torch.equal(feather(Image.fromarray(RIGHT), 0)[..., 0], torch.from_numpy(RIGHT / 255).float())
 
 
-def test_only_the_box_around_a_mask_is_worked_on():
+def test_the_bounding_box_of_a_mask():
     mask = np.zeros((40, 60), np.uint8)
     mask[10:20, 30:60] = 255
     box = mask_bbox(Image.fromarray(mask))
@@ -82,7 +82,7 @@ def test_only_the_box_around_a_mask_is_worked_on():
     assert (after[mask == 255] == [0, 0, 255]).all()
 
 
-def test_noise_stays_normal_on_its_way_to_another():
+def test_interpolated_noise_stays_normal():
     a, b = torch.randn(2, 3, 40, 40, 40, generator=torch.Generator().manual_seed(0))
     for weight in (0.0, 0.25, 0.5, 1.0):
         between = slerp(a, b, weight)
@@ -95,7 +95,7 @@ def test_noise_stays_normal_on_its_way_to_another():
 @pytest.mark.parametrize(
     ("sampler", "apart"), [("heun", True), ("pndm_prk", True), ("DPM-Solver-2", True), ("dpmpp_2m", False), ("euler", False)]
 )
-def test_samplers_that_would_magnify_the_first_step_take_it_apart(tiny_model: LatentDiffusion, sampler: str, apart: bool):
+def test_samplers_with_an_exact_first_step(tiny_model: LatentDiffusion, sampler: str, apart: bool):
     stage = GenerationContext.of(tiny_model, Request(sampler=sampler, spacing="trailing", steps=8))
     assert stage.sigmas()[0].isinf().item() == apart
     assert stage.sigmas(0.5)[0].isfinite()

@@ -34,7 +34,7 @@ COMFY = {
             "denoise": 1,
             "model": ["10", 0],
             "positive": ["12", 0],
-            "negative_prompt": ["7", 0],
+            "negative": ["7", 0],
             "latent_image": ["5", 0],
         },
     },
@@ -101,7 +101,7 @@ def read(texts: dict[str, Any]) -> ForeignMetadata:
     return found
 
 
-def test_the_web_uis_text():
+def test_reads_the_infotext_of_automatic1111():
     found = read({"parameters": WEBUI})
     assert dict(found.request) == {
         "prompt": "a (red:1.3) apple,\nshiny",
@@ -110,16 +110,17 @@ def test_the_web_uis_text():
         "sampler": "dpmpp_2m",
         "spacing": "karras",
         "guidance_scale": 6.5,
+        "clip_skip": 2,
         "seed": 42,
         "width": 512,
         "height": 768,
     }
     assert found.model == "v1-5-pruned"
-    assert dict(found.unused) == {"Model hash": "6ce0161689", "Clip skip": "2", "Lora hashes": "detail: 8b1f, other: 99aa"}
-    assert "--size 512x768 --negative 'blurry,\nlow quality' --steps 28" in found.command()
+    assert dict(found.unused) == {"Model hash": "6ce0161689", "Lora hashes": "detail: 8b1f, other: 99aa"}
+    assert "--size 512x768 --negative-prompt 'blurry,\nlow quality' --steps 28" in found.command()
 
 
-def test_our_own_text_is_read_like_the_web_uis():
+def test_reads_the_infotext_of_daguerre():
     request = Request(prompt="a: b, c", negative_prompt="x", steps=7, sampler="euler_a", spacing="karras", guidance_scale=3.5, seed=9)
     origin = Provenance(request, 0, "a, b", "0", "2", "cpu", "float32", "ab" * 32)
     found = read({"parameters": parameters(origin, (64, 32))})
@@ -147,8 +148,8 @@ def test_our_own_text_is_read_like_the_web_uis():
         (
             NOVELAI,
             "NovelAI",
-            {"steps": 28, "guidance_scale": 5.0, "sampler": "euler_a", "spacing": "karras", "height": 832},
-            {"cfg_rescale": "0.2"},
+            {"steps": 28, "guidance_scale": 5.0, "sampler": "euler_a", "spacing": "karras", "height": 832, "guidance_rescale": 0.2},
+            {"signed_hash": "x"},
         ),
         ({"parameters": DIFFUSERS}, "a program that writes JSON", {"steps": 30, "guidance_scale": 7.5, "sampler": "euler_a"}, {}),
         (
@@ -159,7 +160,7 @@ def test_our_own_text_is_read_like_the_web_uis():
         ),
     ],
 )
-def test_other_programs(texts, tool, differs, unused):
+def test_reads_the_metadata_of_other_programs(texts, tool, differs, unused):
     found = read(texts)
     expected = {
         "prompt": "a fox",
@@ -177,17 +178,17 @@ def test_other_programs(texts, tool, differs, unused):
     assert unused.items() <= found.unused.items()
 
 
-def test_values_that_no_request_could_hold_are_named():
+def test_invalid_values_are_listed_as_unused():
     text = "a fox\nSteps: 99999999999, Sampler: Restart, CFG scale: nan, Seed: -1, Size: 99999x64, Eta: 7"
     found = read({"parameters": text})
     assert dict(found.request) == {"prompt": "a fox"}
-    assert set(found.unused) == {"steps", "sampler", "guidance", "seed", "width", "height", "eta"}  # one side alone is no size
+    assert set(found.unused) == {"steps", "sampler", "guidance_scale", "seed", "width", "height", "eta"}  # one side alone is no size
 
 
 @pytest.mark.parametrize(
     "text", ["", "a red apple", "a: b, c: d\nNegative prompt: x", "{", "[" * 10**5, '{"a":' * 10**5, '{"prompt": 5}', "{}"]
 )
-def test_what_asks_for_nothing_is_nothing(text):
+def test_text_without_a_request_gives_none(text):
     assert read_foreign(dict.fromkeys(("parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Comment"), text)) is None
 
 
@@ -200,13 +201,13 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES, st.sampled_from(["prompt", "workflow", "invokeai_metadata", "sd-metadata", "parameters"]))
-def test_nothing_breaks_it(value, name):
+def test_arbitrary_json_never_raises(value, name):
     read_foreign({name: json.dumps(value)})
     sampler = {"class_type": "KSampler", "inputs": {"positive": ["1", 0], "model": ["1", 0], "x": value}}
     read_foreign({"prompt": json.dumps({"1": sampler, "2": value})})
 
 
-def test_a_line_that_holds_fewer_than_three_pairs_is_prompt():
+def test_a_last_line_with_fewer_than_three_pairs_belongs_to_the_prompt():
     assert parse_infotext("a fox\nin rain: heavy, wind: light") is None
     assert (parse_infotext("Steps: 1, Seed: 2, Size: 8x8") or {})["prompt"] == ""
 
@@ -232,11 +233,11 @@ def save_with_comment(path: Path, comment: bytes) -> Path:
         bytes(8) + WEBUI.encode(),
     ],
 )
-def test_comments_in_every_writing(tmp_path: Path, name: str, comment: bytes):
+def test_reads_exif_comments_in_every_encoding(tmp_path: Path, name: str, comment: bytes):
     assert read_image_texts(save_with_comment(tmp_path / name, comment))[1]["parameters"] == WEBUI
 
 
-def test_graphs_in_any_exif_text_and_xmp(tmp_path: Path):
+def test_reads_graphs_from_exif_texts_and_xmp(tmp_path: Path):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "prompt:" + json.dumps(COMFY)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
@@ -247,7 +248,7 @@ def test_graphs_in_any_exif_text_and_xmp(tmp_path: Path):
     assert read(read_image_texts(tmp_path / "a.jpg")[1]).request["prompt"] == "a fox"
 
 
-def test_a_cameras_description_is_no_request_of_ours(tmp_path: Path):
+def test_a_camera_description_is_not_a_request(tmp_path: Path):
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = "OLYMPUS DIGITAL CAMERA"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
@@ -257,7 +258,7 @@ def test_a_cameras_description_is_no_request_of_ours(tmp_path: Path):
 # Hostile files
 
 
-def test_a_picture_of_hostile_size_is_refused_unread(tmp_path: Path):
+def test_an_image_of_extreme_size_is_refused_before_decoding(tmp_path: Path):
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -272,7 +273,7 @@ def test_a_picture_of_hostile_size_is_refused_unread(tmp_path: Path):
     (tmp_path / "bomb.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + bomb + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
     )
-    with pytest.raises(DaguerreError, match=r"Cannot read the picture .*bomb\.png"):
+    with pytest.raises(DaguerreError, match=r"Cannot read the image .*bomb\.png"):
         read_image_texts(tmp_path / "bomb.png")
 
 
@@ -296,7 +297,7 @@ ORIGIN = Provenance(Request(prompt="a red apple", seed=7), 0, "tiny", "0.1.0", "
         {"more": 1},
     ],
 )
-def test_a_request_that_was_changed_is_refused(tmp_path: Path, changes):
+def test_an_edited_request_is_refused(tmp_path: Path, changes):
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("daguerre", json.dumps({**ORIGIN.to_json(), **changes}))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
@@ -304,10 +305,10 @@ def test_a_request_that_was_changed_is_refused(tmp_path: Path, changes):
         read_provenance(tmp_path / "a.png")
 
 
-def test_what_a_jpeg_cannot_hold_is_told_and_png_holds_it(tmp_path: Path):
+def test_metadata_too_long_for_jpeg_is_refused_and_fits_into_png(tmp_path: Path):
     origin = Provenance(Request(prompt="a red apple " * 6000), 0, "tiny", "0.1.0", "2.13.0", "cpu", "float32")
     picture = GeneratedImage(Image.new("RGB", (8, 8)), origin)
-    with pytest.raises(DaguerreError, match=r"save the picture as \.png or \.webp"):
+    with pytest.raises(DaguerreError, match=r"save the image as \.png or \.webp"):
         picture.save(tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
     for suffix in (".png", ".webp"):

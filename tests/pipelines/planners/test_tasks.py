@@ -75,7 +75,7 @@ SCHEDULERS = [("euler", diffusers.DDIMScheduler), ("dpmpp_2m", diffusers.DPMSolv
 
 @pytest.mark.parametrize(("sampler", "scheduler"), SCHEDULERS)
 @pytest.mark.parametrize("prediction", ["v", "epsilon"])
-def test_img2img_is_diffusers(
+def test_img2img_equals_diffusers(
     make_tiny_model: Callable[..., LatentDiffusion], tmp_path: Path, sampler: str, scheduler: Any, prediction: str
 ):
     model = make_tiny_model(prediction, zero_terminal_snr=prediction == "v")
@@ -98,7 +98,7 @@ def four_channels(make_tiny_model: Callable[..., LatentDiffusion], monkeypatch: 
 
 
 @pytest.mark.parametrize("channels", [4, 9])
-def test_inpainting_is_diffusers(four_channels: LatentDiffusion, tmp_path: Path, channels: int):
+def test_inpainting_equals_diffusers(four_channels: LatentDiffusion, tmp_path: Path, channels: int):
     """The latents are diffusers'; the picture is not, which changes bytes outside the mask, where ours keeps every one."""
     model = with_channels(four_channels, channels)
     fields = {"image": smooth(), "mask_image": half(), "height": 32, "width": 32, "strength": 0.8, "num_inference_steps": 10}
@@ -107,7 +107,7 @@ def test_inpainting_is_diffusers(four_channels: LatentDiffusion, tmp_path: Path,
     assert relative(made, wanted) < 1e-4
 
 
-def test_nine_channels_begin_in_noise_as_diffusers_do(four_channels: LatentDiffusion, tmp_path: Path):
+def test_inpainting_models_start_from_noise_as_in_diffusers(four_channels: LatentDiffusion, tmp_path: Path):
     model = with_channels(four_channels, 9)
     fields = {"image": smooth(), "mask_image": half(), "height": 32, "width": 32, "strength": 1.0, "num_inference_steps": 10}
     wanted = theirs(diffusers.StableDiffusionInpaintPipeline, model, tmp_path, diffusers.DDIMScheduler, **fields)
@@ -122,7 +122,7 @@ def made(model: LatentDiffusion, **fields: Any) -> np.ndarray:
     return pixels(daguerre.generate(model, **{"prompt": "a red apple", "steps": 3, **fields})[0])
 
 
-def test_strength_goes_from_the_picture_to_the_words_alone(tiny_model: LatentDiffusion):
+def test_strength_ranges_from_the_image_to_the_prompt_alone(tiny_model: LatentDiffusion):
     x = torch.from_numpy(np.array(smooth())).movedim(-1, 0)[None] / 127.5 - 1
     with torch.no_grad():
         kept = tiny_model.autoencoder.decode(tiny_model.autoencoder.encode(x))
@@ -135,7 +135,7 @@ def test_strength_goes_from_the_picture_to_the_words_alone(tiny_model: LatentDif
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "heun", "dpmpp_2m_sde", "plms"])
-def test_every_task_goes_with_samplers_of_every_kind(tiny_model: LatentDiffusion, sampler: str):
+def test_every_task_works_with_every_kind_of_sampler(tiny_model: LatentDiffusion, sampler: str):
     for task in (ImageToImage(smooth(), 0.5), Inpaint(smooth(), half()), Hires(1.5, 0.5)):
         request = Request(prompt="a red apple", steps=6, sampler=sampler, num_images=2, seed=1, task=task)
         walked = list(daguerre.stream(tiny_model, request))
@@ -168,7 +168,7 @@ def test_no_byte_outside_the_mask_changes(
 
 
 @pytest.mark.parametrize("margins", [(8, 0, 0, 0), (0, 4, 12, 0), (3, 5, 7, 2)])
-def test_a_picture_continued_stands_in_its_place_unchanged(tiny_model: LatentDiffusion, margins: tuple[int, int, int, int]):
+def test_outpainting_keeps_the_image_unchanged(tiny_model: LatentDiffusion, margins: tuple[int, int, int, int]):
     left, top, right, bottom = margins
     after = made(tiny_model, task=Outpaint(smooth(), *margins))
     assert after.shape == (32 + top + bottom, 32 + left + right, 3)
@@ -177,7 +177,7 @@ def test_a_picture_continued_stands_in_its_place_unchanged(tiny_model: LatentDif
     assert np.abs(after - edges).max() > 20
 
 
-def test_margins_begin_from_drawn_out_edges_unless_the_model_was_trained_to_fill_in(four_channels: LatentDiffusion):
+def test_outpainting_strength_depends_on_the_model(four_channels: LatentDiffusion):
     for channels, strength, other in ((4, 0.8, 1.0), (9, 1.0, 0.8)):
         model = with_channels(four_channels, channels)
         asked, unasked, another = (made(model, steps=5, task=Outpaint(smooth(), left=16, strength=s)) for s in (strength, None, other))
@@ -185,7 +185,7 @@ def test_margins_begin_from_drawn_out_edges_unless_the_model_was_trained_to_fill
         assert not np.array_equal(another, unasked)
 
 
-def test_all_white_is_the_words_alone_and_all_black_is_refused(tiny_model: LatentDiffusion):
+def test_a_white_mask_ignores_the_image_and_a_black_one_is_refused(tiny_model: LatentDiffusion):
     white, black = (Image.new("L", (32, 32), value) for value in (255, 0))
     assert np.array_equal(made(tiny_model, task=Inpaint(smooth(), white)), made(tiny_model))
     with pytest.raises(DaguerreError, match="black all over"):
@@ -193,7 +193,7 @@ def test_all_white_is_the_words_alone_and_all_black_is_refused(tiny_model: Laten
 
 
 @pytest.mark.parametrize("place", [24, 32, 41])
-def test_the_seam_is_no_steeper_than_the_picture(tiny_model: LatentDiffusion, place: int):
+def test_mask_blur_hides_the_seam(tiny_model: LatentDiffusion, place: int):
     """On a smooth picture the steps across the mask's border stay below the 99th percentile of its own, with noise inside the mask."""
     x = np.arange(64) / 64
     waves = np.stack([128 + 100 * np.sin(12 * x + i) for i in range(3)], axis=-1)
@@ -210,7 +210,7 @@ def test_the_seam_is_no_steeper_than_the_picture(tiny_model: LatentDiffusion, pl
 
 
 @pytest.mark.parametrize("through", ["lanczos", "latent"])
-def test_a_hires_fix_holds_on_to_the_small_picture(tiny_model: LatentDiffusion, through: Any):
+def test_a_hires_fix_starts_from_the_small_image(tiny_model: LatentDiffusion, through: Any):
     walked = list(daguerre.stream(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0.5, through)))
     assert len(walked) == walked[0].total == 9
     assert [step.x.shape[-1] for step in walked] == [8] * 6 + [16] * 3
@@ -224,7 +224,7 @@ def test_a_hires_fix_holds_on_to_the_small_picture(tiny_model: LatentDiffusion, 
     assert still.image.tobytes() != again.image.tobytes()
 
 
-def test_a_variation_goes_from_one_seed_to_the_other(tiny_model: LatentDiffusion):
+def test_a_variation_interpolates_between_seeds(tiny_model: LatentDiffusion):
     here, there = made(tiny_model, seed=3), made(tiny_model, seed=8)
     assert np.array_equal(made(tiny_model, seed=3, variation=Variation(8, 0.0)), here)
     assert np.abs(made(tiny_model, seed=3, variation=Variation(8, 1.0)) - there).max() <= 1
@@ -248,7 +248,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion, tmp_path: Path, task: Any):
+def test_a_saved_image_keeps_its_task(tiny_model: LatentDiffusion, tmp_path: Path, task: Any):
     request = Request(prompt="a", task=task, variation=Variation(4, 0.5), tiling="y")
     again = Request.from_json(json.loads(json.dumps(request.to_json())))
     assert again == request
@@ -268,20 +268,20 @@ def test_a_request_with_its_task_survives_a_picture(tiny_model: LatentDiffusion,
     [
         (lambda: ImageToImage(smooth(), 1.5), "strength is 1.5; it is between 0"),
         (lambda: ImageToImage(smooth(), resize_mode="crob"), "Did you mean 'crop'"),  # type: ignore[arg-type]
-        (lambda: ImageToImage("cat.png"), "A picture is one of Pillow's, or an array"),  # type: ignore[arg-type]
-        (lambda: ImageToImage(np.zeros((4, 4, 2), np.uint8)), "A picture is one of Pillow's, or an array"),  # type: ignore[arg-type]
-        (lambda: ImageToImage(smooth(), 0.2), "Strength 0.2 of 4 steps is less than one step; take a strength of 0.25 or more, or 5 steps"),
+        (lambda: ImageToImage("cat.png"), "An input image is a Pillow image, or an array"),  # type: ignore[arg-type]
+        (lambda: ImageToImage(np.zeros((4, 4, 2), np.uint8)), "An input image is a Pillow image, or an array"),  # type: ignore[arg-type]
+        (lambda: ImageToImage(smooth(), 0.2), "Strength 0.2 of 4 steps is less than one step; use a strength of 0.25 or more, or 5 steps"),
         (lambda: ImageToImage(Image.new("RGB", (20000, 1)), 0.5), "20000×1, one side more than 8 times the other"),
-        (lambda: Inpaint(smooth()), "There is no mask, and no part of the picture is transparent"),
-        (lambda: Inpaint(smooth(), Image.new("L", (16, 32))), "The mask is 16×32 and the picture 32×32"),
+        (lambda: Inpaint(smooth()), "There is no mask, and no part of the image is transparent"),
+        (lambda: Inpaint(smooth(), Image.new("L", (16, 32))), "The mask is 16×32 and the image 32×32"),
         (lambda: Inpaint(smooth(), half(), mask_blur=-1), "mask_blur is -1"),
-        (lambda: Outpaint(smooth()), "one at least is above"),
+        (lambda: Outpaint(smooth()), "one must be above 0"),
         (lambda: Outpaint(smooth(), left=8, strength=1.5), "strength"),
-        (lambda: Outpaint(smooth(), left=-4, right=8), "none is below 0"),
-        (lambda: Hires(0.5), "above 1 and up to 8"),
+        (lambda: Outpaint(smooth(), left=-4, right=8), "none may be below 0"),
+        (lambda: Hires(0.5), "more than 1 and up to 8"),
     ],
 )
-def test_what_cannot_be_done_is_told_at_once(tiny_model: LatentDiffusion, task: Callable[[], Any], message: str):
+def test_wrong_task_settings_are_refused_before_generating(tiny_model: LatentDiffusion, task: Callable[[], Any], message: str):
     with pytest.raises(DaguerreError, match=message):
         daguerre.stream(tiny_model, prompt="a", steps=4, task=task())
 
@@ -290,23 +290,23 @@ def test_what_cannot_be_done_is_told_at_once(tiny_model: LatentDiffusion, task: 
     ("fields", "message"),
     [
         ({"task": {"name": "img2mig"}}, "no task 'img2mig'.*Did you mean 'img2img'"),
-        ({"task": {"name": "img2img"}}, "lacks something"),
+        ({"task": {"name": "img2img"}}, "is incomplete"),
         ({"task": {"name": "hires", "skale": 2}}, "no field 'skale'.*Did you mean 'scale'"),
         ({"task": "img2img"}, "task is 'img2img'"),
-        ({"variation": {"seed": 3}}, "has a seed and a weight"),
-        ({"variation": {"seed": 3, "weight": 2}}, "weight is 2"),
-        ({"seamless": "yes"}, "seamless is 'yes'"),
+        ({"variation": {"seed": 3}}, "has the fields seed and strength"),
+        ({"variation": {"seed": 3, "strength": 2}}, "strength is 2"),
+        ({"tiling": "yes"}, "tiling is 'yes'"),
     ],
 )
-def test_what_no_task_is_is_refused(fields: dict[str, object], message: str):
+def test_invalid_json_is_refused(fields: dict[str, object], message: str):
     with pytest.raises(DaguerreError, match=message):
         Request.from_json(fields)
 
 
-def test_a_model_of_another_kind_says_who_can(tiny_model: LatentDiffusion):
+def test_a_task_the_model_cannot_do_names_models_that_can(tiny_model: LatentDiffusion):
     filler = with_channels(tiny_model, 13)
     with pytest.raises(
-        DaguerreError, match=r"of the kind inpainting\) cannot do img2img; take .*embedded model.*This one does inpaint, outpaint"
+        DaguerreError, match=r"a model for inpainting\) cannot do img2img; take .*embedded model.*This one does inpaint, outpaint"
     ):
         daguerre.stream(filler, task=ImageToImage(smooth()))
     with pytest.raises(DaguerreError, match="cannot do txt2img"):

@@ -60,7 +60,7 @@ def codes_of(model: LatentPrior, request: Request) -> torch.Tensor:
     return last.codes
 
 
-def test_a_request_gives_the_priors_own_codes(by_text: LatentPrior):
+def test_a_request_gives_the_codes_of_the_prior(by_text: LatentPrior):
     """The whole road against its parts: tokens, randomness of each seed, the prior, the decoder."""
     request = Request(prompt=("a red circle", "a blue square"), seed=3, num_images=2, temperature=0.9, top_k=5)
     steps = list(daguerre.stream(by_text, request))
@@ -80,19 +80,19 @@ def test_a_request_gives_the_priors_own_codes(by_text: LatentPrior):
     assert not torch.equal(red, blue)
 
 
-def test_a_picture_of_a_batch_is_the_picture_made_alone(by_text: LatentPrior):
+def test_an_image_of_a_batch_equals_the_image_alone(by_text: LatentPrior):
     several = codes_of(by_text, Request(prompt="a red circle", seed=5, num_images=3))
     assert torch.equal(several[1:2], codes_of(by_text, Request(prompt="a red circle", seed=6)))
 
 
-def test_larger_pictures_slide_and_smaller_ones_are_the_middle():
+def test_larger_images_use_a_sliding_window_and_smaller_ones_its_middle():
     model = model_of(EmptyPrefix())
     assert codes_of(model, Request(width=32, height=20)).shape == (1, 5, 8)
     whole = codes_of(model, Request(seed=2))
     assert torch.equal(codes_of(model, Request(seed=2, width=8, height=16)), whole[:, :, 1:3])
 
 
-def test_coordinates_are_those_of_the_whole_picture():
+def test_coordinates_are_those_of_the_whole_image():
     model = model_of(CoordinatePrefix(64, 4), told=16)
     places = model.prefix(PriorInputs(["", ""], (4, 8)))
     assert places is not None
@@ -101,7 +101,7 @@ def test_coordinates_are_those_of_the_whole_picture():
     assert codes_of(model, Request(width=32)).shape == (1, 4, 8)
 
 
-def test_a_map_tells_by_its_codes():
+def test_a_map_conditions_through_its_codes():
     model = map_model()
     left, right = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), (255, 0, 0))
     assert isinstance(model.prefix, MapPrefix)
@@ -126,7 +126,7 @@ def test_the_lower_half_is_completed():
 
 
 @pytest.mark.parametrize("kind", ["none", "class", "text", "map", "coordinates"])
-def test_a_folder_gives_the_same_pictures(kind: str, by_text: LatentPrior, tmp_path: Path):
+def test_a_saved_folder_gives_the_same_images(kind: str, by_text: LatentPrior, tmp_path: Path):
     models = {"none": model_of(EmptyPrefix()), "class": model_of(ClassPrefix(("cat", "dog"))), "text": by_text, "map": map_model()}
     model = models.get(kind) or model_of(CoordinatePrefix(64, 4), told=16)
     task = MapToImage(Image.new("RGB", (16, 16), (255, 0, 0))) if kind == "map" else Request.task
@@ -174,11 +174,11 @@ def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_refused_at_once(prefix: Prefixes, request_: Request, message: str):
+def test_unsupported_requests_are_refused_before_sampling(prefix: Prefixes, request_: Request, message: str):
     with pytest.raises(DaguerreError, match=message):
         daguerre.stream(model_of(prefix, told=16), request_)
 
 
-def test_keep_must_leave_something():
+def test_keep_must_be_a_share():
     with pytest.raises(DaguerreError, match="keep is 1"):
         Completion(Image.new("RGB", (16, 16)), keep=1.0)

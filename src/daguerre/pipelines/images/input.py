@@ -25,8 +25,8 @@ class InputImage:
     Attributes:
         sha256: of the pixels with mode and size; a change of the file's metadata does not change it.
         path: the file it came from, as given; None for pixels from memory.
-        image: rotated as EXIF states; RGB, RGBA if partly transparent, or grey with more than 8 bits. None in a request read from a file, until
-            the image is opened.
+        image: rotated as EXIF states; RGB, RGBA if partly transparent, or grey with more than 8 bits; None in a request read
+            from a file until the image is opened.
     """
 
     sha256: str
@@ -53,9 +53,7 @@ class InputImage:
     def pixels(self) -> Image.Image:
         """The image. Raises DaguerreError if it has not been opened yet."""
         if self.image is None:
-            raise DaguerreError(
-                f"The image '{self.path or self.sha256[:12]}' of this request has not been opened; pass its pixels again."
-            )
+            raise DaguerreError(f"The image '{self.path or self.sha256[:12]}' of this request has not been opened; pass its pixels again.")
         return self.image
 
     @property

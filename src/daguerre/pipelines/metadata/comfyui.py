@@ -1,7 +1,7 @@
 """Read ComfyUI's graphs: the settings of the sampler, its prompts, and the model files.
 
 A graph is a dictionary of nodes, `{"3": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0], …}}, …}`, where an input
-is a value or a link `[node, output]`. A workflow holds the same in the form of the editor: nodes with lists of widgets, and a table of links.
+is a value or a link `[node, output]`. A workflow is the editor's form of it: nodes with lists of widgets, and a table of links.
 """
 
 from collections.abc import Iterator, Mapping

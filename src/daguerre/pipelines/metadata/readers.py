@@ -1,6 +1,6 @@
 """Read the metadata that other programs write into images, as fields of a request and a list of unused values.
 
-    parameters             AUTOMATIC1111's web UI and programs like it: prompt, "Negative prompt: …", "Steps: 20, Sampler: …"; or one JSON object
+    parameters             AUTOMATIC1111's web UI and similar programs: prompt, "Negative prompt: …", "Steps: 20, Sampler: …"; or JSON
     prompt, workflow       ComfyUI's graphs
     invokeai_metadata,     InvokeAI's JSON, of newer and older versions
     sd-metadata
@@ -39,6 +39,8 @@ NAMES: Mapping[str, str] = {
     **dict.fromkeys(("size", "resolution"), "size"),
     **dict.fromkeys(("model", "modelname", "modelid", "modelweights", "basemodel", "sdmodelcheckpoint"), "model"),
     **{name: name for name in ("width", "height", "eta", "scheduler")},
+    "clipskip": "clip_skip",
+    "cfgrescale": "guidance_rescale",
 }
 IGNORED_FIELDS = {"version", "appversion", "metadataversion", "generationmode"}  # not about the image
 
@@ -153,13 +155,13 @@ def _convert(field: str, value: Any) -> Any:
         raise TypeError(value)
     if field == "prompt":
         return "".join(_prompt_parts(value))
-    if field in ("steps", "seed", "width", "height"):
+    if field in ("steps", "seed", "width", "height", "clip_skip"):
         number = int(value) if isinstance(value, int | str) else int(float(value))
         limit = {"steps": 10_000, "seed": MAX_SEED - 1}.get(field, MAX_SIDE)
         if number > limit:
             raise ValueError(number)
         return number
-    if field in ("guidance_scale", "eta"):
+    if field in ("guidance_scale", "guidance_rescale", "eta"):
         return float(value)
     if field == "sampler":
         return _sampler(str(value))

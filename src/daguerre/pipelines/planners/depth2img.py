@@ -1,7 +1,7 @@
 """Depth to image: generate an image that follows a depth map (Stable Diffusion 2 depth, with five input channels).
 
-The map is inverse depth, large values being near, as MiDaS gives it (Ranftl et al. 2020, arXiv:1907.01341). It is scaled to [−1, 1], so units
-and offset do not matter.
+The map is inverse depth, large values being near, as MiDaS gives it (Ranftl et al. 2020, arXiv:1907.01341). It is scaled to [−1, 1], so
+units and offset do not matter.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """A base model runs the first steps, and a refiner with the same latents the rest (Podell et al. 2023, arXiv:2307.01952, section 2.5).
 
-The switch is at a share of the schedule: with 0.8 the refiner, which was trained on the last 200 of 1000 timesteps, runs t < 200. It encodes
-the prompts with its own text encoder, and its multistep samplers start without history.
+The switch is at a share of the schedule: with 0.8 the refiner, which was trained on the last 200 of 1000 timesteps, runs t < 200. It
+encodes the prompts with its own text encoder, and its multistep samplers start without history.
 """
 
 from collections.abc import Iterator

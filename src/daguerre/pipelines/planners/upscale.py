@@ -7,7 +7,6 @@ Latents have the size of the small image, whose RGB channels are concatenated to
 """
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from daguerre.data.images import to_tensor

@@ -87,7 +87,7 @@ def stream_codes(model: LatentPrior, request: Request) -> Iterator[CodeStep]:
     sampled = max(grid[0], model.min_grid[0]), max(grid[1], model.min_grid[1])
     if sampled != grid and isinstance(request.task, Completion | MapToImage):
         raise DaguerreError(
-            f"To follow a map or complete an image, this prior needs {sampled[1] * f}×{sampled[0] * f} pixels or more, not {width}×{height}."
+            f"For a map or a completion this prior needs {sampled[1] * f}×{sampled[0] * f} pixels or more; got {width}×{height}."
         )
     known = first_rows(model, request.task, (width, height)) if isinstance(request.task, Completion) else None
     condition_map = task_map(request.task)
@@ -145,7 +145,7 @@ def first_rows(model: LatentPrior, task: Completion, size: ImageSize) -> Tensor:
     codes = model.autoencoder.encode_codes(x)
     rows = codes.shape[1]
     if rows < 2:
-        raise DaguerreError(f"An image of {size[0]}×{size[1]} pixels has one row of codes, so nothing is left to complete; use a higher one.")
+        raise DaguerreError(f"An image of {size[0]}×{size[1]} pixels has one row of codes, so nothing is left to complete.")
     return codes[:, : min(max(round(task.keep * rows), 1), rows - 1)]
 
 
