@@ -45,7 +45,7 @@ class SamplingOptions:
     """What to stay away from."""
     steps: int = Request.steps
     """How many noise levels the sampler visits; more is slower and finer."""
-    sampler: str = Request.sampler
+    sampler: OptionalText = Request.sampler
     """How to go from one noise level to the next; `daguerre models --samplers` lists them. "DPM++ 2M Karras" is understood, too."""
     guidance_scale: OptionalFloat = None
     """How much the prompt weighs, 1 no more than the model learned; if not given what suits the model: 2 the embedded one, 5 others."""

@@ -157,7 +157,7 @@ def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
         (EmptyPrefix(), Request(task=MapToImage(Image.new("RGB", (16, 16)))), "takes no condition map"),
         (EmptyPrefix(), Request(width=18), "18 is not a multiple of 4"),
         (EmptyPrefix(), Request(task=ImageToImage(Image.new("RGB", (16, 16)))), "cannot do img2img"),
-        (EmptyPrefix(), Request(task=Completion(Image.new("RGB", (16, 16))), width=8, height=8), "16×16 pixels or more, not 8×8"),
+        (EmptyPrefix(), Request(task=Completion(Image.new("RGB", (16, 16))), width=8, height=8), "16×16 pixels or more; got 8×8"),
         (EmptyPrefix(), Request(temperature=-1.0), "temperature is -1.0"),
         (ClassPrefix(("cat", "dog")), Request(), "prompt is empty, but this prior needs a class name; the classes are cat, dog"),
         (ClassPrefix(("cat", "dog")), Request(prompt="dogg"), "Unknown class 'dogg'; the classes are cat, dog. Did you mean 'dog'"),

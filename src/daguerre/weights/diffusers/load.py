@@ -32,7 +32,7 @@ from daguerre.weights.diffusers.clip_config import clip_text_config, clip_vision
 from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE, DIFFUSERS_WEIGHTS, SCHEDULER_CONFIG_FILE, TRANSFORMERS_WEIGHTS
 from daguerre.weights.diffusers.index import IMAGE_VARIATION_PIPELINE, stored_guidance
-from daguerre.weights.diffusers.scheduler_config import schedule_config
+from daguerre.weights.diffusers.scheduler_config import folder_sampler, schedule_config
 from daguerre.weights.diffusers.unet_config import unet_config
 from daguerre.weights.diffusers.vae_config import autoencoder_config
 from daguerre.weights.original.key_map import OLD_ATTENTION_NAMES
@@ -58,7 +58,8 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     if pipeline not in LOADABLE_PIPELINES:
         raise DaguerreError(f"'{folder}' holds a {pipeline}; supported here are {' and '.join(LOADABLE_PIPELINES)}.")
     where = folder / "scheduler" / SCHEDULER_CONFIG_FILE
-    schedule, prediction = schedule_config(read_json(where), where)
+    scheduler = read_json(where)
+    schedule, prediction = schedule_config(scheduler, where)
     guidance = stored_guidance(index)
     unet, latent_size = load_unet(folder / "unet", device=device, dtype=dtype)
     autoencoder = load_autoencoder(folder / "vae", device=device, dtype=dtype)
@@ -79,6 +80,7 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
         sample_size=latent_size * autoencoder.downsample_factor,
         default_guidance=guidance,
         files=files,
+        sampler_config=folder_sampler(scheduler),
     )
 
 

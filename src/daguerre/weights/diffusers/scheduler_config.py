@@ -1,11 +1,16 @@
-"""Noise schedule and prediction type to and from `scheduler_config.json`."""
+"""Noise schedule and prediction type to and from `scheduler_config.json`, and the sampler settings in it."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from daguerre.diffusion.denoiser import Prediction
+from daguerre.diffusion.diffusers_scheduler import SamplerConfig, read_scheduler
 from daguerre.diffusion.schedule import ScheduleConfig
+from daguerre.errors import DaguerreError
 from daguerre.weights.diffusers.config_fields import Json, check_supported, choose
+
+log = logging.getLogger(__name__)
 
 PREDICTION_TYPES: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 BETA_SCHEDULES: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
@@ -30,6 +35,20 @@ def schedule_config(given: Mapping[str, Any], where: object) -> tuple[ScheduleCo
         zero_terminal_snr=given.get("rescale_betas_zero_snr", False),
     )
     return config, choose(given.get("prediction_type", "epsilon"), PREDICTION_TYPES, "prediction_type", where)
+
+
+def folder_sampler(scheduler: Mapping[str, Any]) -> SamplerConfig | None:
+    """The sampler settings of a `scheduler_config.json`; None if diffusers did not write it or the scheduler is not supported.
+
+    daguerre's own folders have a scheduler for other programs only; they do not carry the version of diffusers.
+    """
+    if "_diffusers_version" not in scheduler:
+        return None
+    try:  # latents are not clipped, as in diffusers' pipelines
+        return read_scheduler(str(scheduler.get("_class_name")), {**scheduler, "clip_sample": False})
+    except DaguerreError as error:
+        log.warning("%s The default sampler is used instead.", error)
+        return None
 
 
 def schedule_json(config: ScheduleConfig, prediction: Prediction) -> Json:
