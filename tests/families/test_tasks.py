@@ -158,8 +158,8 @@ HOLES = Image.fromarray(np.where(np.eye(16, 24) > 0, np.nan, 1).astype(np.float3
         ("sd2-depth", {"task": DepthToImage(FLAT)}, "without depth"),
         ("sd2-depth", {"task": DepthToImage(COLOURS)}, "has colours"),
         ("sd2-depth", {"task": DepthToImage(HOLES)}, "NaN or infinity"),
-        ("sd2-depth", {"task": DepthToImage(PICTURE.convert("L").resize((16, 16)), PICTURE)}, "map is 16×16 and the picture 24×16"),
-        ("sd1-variations", {"task": ImageVariation(PICTURE), "prompt": "a cat"}, "hears no words"),
+        ("sd2-depth", {"task": DepthToImage(PICTURE.convert("L").resize((16, 16)), PICTURE)}, "map is 16×16 and the image 24×16"),
+        ("sd1-variations", {"task": ImageVariation(PICTURE), "prompt": "a cat"}, "takes an image and no prompt"),
         ("sd1-variations", {}, "cannot do txt2img; .* This one does variations"),
         ("sd1", {"task": ImageVariation(PICTURE)}, "cannot do variations; .* Stable Diffusion image variations"),
         ("sd2-upscaler", {"task": Upscale(PICTURE), "width": 96}, "leave width and height out"),
@@ -173,7 +173,7 @@ def test_tasks_the_model_cannot_do_are_refused(peer: Peer, family: str, fields: 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Upscale(PICTURE, noise=351), "noise is 351; it is a whole number from 0 to 350"),
+        (lambda: Upscale(PICTURE, noise=351), "noise is 351; it is a whole number of timesteps from 0 to 350"),
         (lambda: InstructPix2Pix(PICTURE, image_guidance_scale=float("nan")), "from 0 to 100"),
         (lambda: DepthToImage(PICTURE, strength=2), "strength is 2"),
         (lambda: daguerre.Request(refiner_switch_at=1.2), "refiner_switch_at is 1.2"),
