@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
+            raise ValueError(f"A width of {width} is not a multiple of {heads} heads; choose a multiple.")
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(context_width or width, width, bias=bias)
@@ -83,7 +83,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + self-attention, + cross-attention, + feed-forward, each after a layer norm.
+    """Self-attention, cross-attention and a feed-forward block, each after a layer norm and with a residual connection.
 
     cross_only: the first attention is cross-attention, too (as in the upper levels of the ×4 upscaler).
     """

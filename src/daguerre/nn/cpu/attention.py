@@ -1,4 +1,4 @@
-"""softmax(QKᵀ / √d)·V on a CPU: the fused kernel of PyTorch, or the formula in chunks where that is faster.
+"""softmax(QKᵀ / √d)·V on a CPU: the fused kernel of PyTorch, or the formula in chunks if that is faster.
 
 In bfloat16 without AMX the fused kernel is two to four times slower than the formula, unless there are few scores. In float32 with AVX-512
 and many queries and keys it takes half as long again as the formula with oneDNN's matrix products.
