@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measuring import noise, row
+from daguerre.nn import torch_private
 from daguerre.nn.attention import attention
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu import torch_private, upsample_conv, winograd
+from daguerre.nn.cpu import upsample_conv, winograd
 from daguerre.nn.cpu.attention import chunked_attention, onednn_attention
 from daguerre.nn.cpu.prepack import prepack
 from daguerre.nn.resample import Upsample

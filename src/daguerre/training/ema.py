@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from daguerre.nn.torch_private import lerp_each_
+
 
 class EMA:
     """Averaged float32 copies of the floating-point parameters and buffers of several networks, named `network.parameter`."""
@@ -28,7 +30,7 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         live = [value.float() for value in self._live.values()]
-        torch._foreach_lerp_(list(self.averaged.values()), live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        lerp_each_(list(self.averaged.values()), live, 1 - decay)
 
     @contextmanager
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from daguerre.nn.cpu import linear as cpu_linear
 from daguerre.nn.cpu.threads import omp_wait_is_passive
-from daguerre.nn.cpu.torch_private import cpu_has
+from daguerre.nn.torch_private import cpu_has
 
 HAS_AMX = cpu_has("amx_tile")  # queried at import because torch.compile cannot trace it
 SDPA_MAX_SCORES = 1 << 15  # B·heads·L·M up to which the fused kernel is always fastest

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daguerre.nn.cpu import torch_private
+from daguerre.nn import torch_private
 
 IM2COL_MAX_POSITIONS = 128  # B·H'·W' up to which a convolution is fastest as one product
 IM2COL_MIN_PAIRS = 1 << 20  # C·N from which it is

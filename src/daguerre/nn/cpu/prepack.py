@@ -16,9 +16,10 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from daguerre.nn import torch_private
 from daguerre.nn.attention import GEGLU, FeedForward
 from daguerre.nn.cpu import linear as cpu_linear
-from daguerre.nn.cpu import torch_private, upsample_conv, winograd
+from daguerre.nn.cpu import upsample_conv, winograd
 from daguerre.nn.resample import Upsample, is_exact_2x
 
 MAX_COPY_BYTES = 1 << 28  # of weights that are reordered once: that takes a second copy, and gains little in larger networks

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daguerre.nn.cpu import torch_private
+from daguerre.nn import torch_private
 from daguerre.nn.cpu.prepack import prepack
 from tests.tolerance import assert_rounded
 
@@ -62,3 +62,14 @@ def test_a_prepacked_network_works_with_and_without_them(copies: bool):
 def test_bfloat16_is_unsupported_without_the_query(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch_private, "_has", lambda *_names: False)
     assert not torch_private.onednn_supports_bfloat16()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_lerp_each(missing: bool, monkeypatch: pytest.MonkeyPatch):
+    if missing:
+        monkeypatch.delattr(torch, "_foreach_lerp_", raising=False)
+    tensors, targets = [noise(3), noise(2, 4)], [noise(4)[:3], noise(3, 4)[:2]]
+    expected = [tensor.double() + 0.3 * (target.double() - tensor.double()) for tensor, target in zip(tensors, targets, strict=True)]
+    torch_private.lerp_each_(tensors, targets, 0.3)
+    for tensor, truth in zip(tensors, expected, strict=True):
+        assert_rounded(tensor, truth)

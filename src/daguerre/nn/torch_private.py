@@ -1,4 +1,4 @@
-"""The private or recent torch functions that this package uses on a CPU. Each has an equivalent for torch releases that lack it.
+"""The private or recent torch functions that this library uses. Each has an equivalent for torch releases that lack it.
 
 oneDNN can fuse a matrix product with what follows it and can reorder weights once instead of at every call, but torch offers both only
 through private operators. A release that drops one of them costs speed, not correctness.
@@ -68,3 +68,12 @@ def reorder_conv2d_weight(
     if _has("_convolution_pointwise", "_reorder_convolution_weight"):
         return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, input_shape)
     return weight
+
+
+def lerp_each_(tensors: Sequence[Tensor], targets: Sequence[Tensor], weight: float) -> None:
+    """Move every tensor towards its target in place, t ← t + weight·(target − t), in one call on a GPU."""
+    if hasattr(torch, "_foreach_lerp_"):
+        torch._foreach_lerp_(tensors, targets, weight)  # pyright: ignore[reportPrivateImportUsage]
+        return
+    for tensor, target in zip(tensors, targets, strict=True):
+        tensor.lerp_(target, weight)
