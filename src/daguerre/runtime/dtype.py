@@ -6,6 +6,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from daguerre.nn.torch_private import cpu_has
+
 ATTEMPTS = 4  # the fastest counts, because other programs only slow one down
 CHANNELS, SIDE = 128, 32  # of the timed convolution: three milliseconds of one core in float32
 
@@ -19,7 +21,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 def has_native_bfloat16() -> bool:
     """True if the CPU has instructions for bfloat16. Without them, even the measurement would take long."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return cpu_has("avx512_bf16") or cpu_has("amx_tile")
 
 
 @cache
