@@ -58,12 +58,12 @@ def test_what_was_fetched_is_found_without_a_socket(tmp_path, offline):
 @pytest.mark.parametrize("source", ["me/none", "me/none/model.safetensors", "me/parts@other", "me/parts/none.safetensors"])
 def test_offline_what_was_not_fetched_is_said_without_a_socket(tmp_path, source):
     fetched(tmp_path, "me/parts", FOLDER)
-    with pytest.raises(DaguerreError, match="was not fetched before, and the hub is not asked offline"):
+    with pytest.raises(DaguerreError, match="is not in the cache, and downloads are disabled offline"):
         resolve_hub_id(source, offline=True, cache=tmp_path)
 
 
 @pytest.mark.usefixtures("no_socket")
-def test_a_path_is_a_path_even_if_it_looks_like_an_id(tmp_path, monkeypatch):
+def test_a_path_that_looks_like_an_id_is_a_path(tmp_path, monkeypatch):
     (tmp_path / "me").mkdir()
     (tmp_path / "me" / "model").touch()
     monkeypatch.chdir(tmp_path)
@@ -75,12 +75,12 @@ def test_a_path_is_a_path_even_if_it_looks_like_an_id(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "source", ["none", "/none/such", "a/../b", "a/b/../../c", "a//b", "-a/b", "a/b@..", "a b/c", "x" * 5000, "a/b\0c", "", Path("a/b")]
 )
-def test_what_is_neither_path_nor_id_asks_nobody(source):
+def test_invalid_ids_never_reach_the_network(source):
     with pytest.raises(DaguerreError):
         resolve_hub_id(source if source else "?")
 
 
-def test_only_what_is_read_is_fetched(tmp_path, monkeypatch):
+def test_only_used_files_are_downloaded(tmp_path, monkeypatch):
     half = [f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae")]
     files = [*FOLDER, *half, "unet/diffusion_pytorch_model.bin", "safety_checker/config.json", "safety_checker/model.safetensors"]
     asked = {}
@@ -98,7 +98,7 @@ def test_only_what_is_read_is_fetched(tmp_path, monkeypatch):
     assert asked == {"repo": "me/model", "revision": "v2", "files": sorted(configs + half)}
 
 
-def test_shards_are_fetched_with_their_index_and_of_one_precision():
+def test_shards_are_downloaded_with_their_index_in_one_precision():
     files = ["model_index.json", "unet/config.json"]
     full = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)] + [
         "unet/diffusion_pytorch_model.safetensors.index.json"
@@ -109,30 +109,39 @@ def test_shards_are_fetched_with_their_index_and_of_one_precision():
     assert choose_files(files + full + half, "me/model", "fp16") == sorted(files + half)
 
 
-def test_several_checkpoints_are_listed_and_none_is_guessed():
-    with pytest.raises(DaguerreError, match=r"holds a\.safetensors, b\.safetensors; name one file, as in me/model/"):
+def test_several_checkpoints_are_listed_and_none_is_chosen():
+    with pytest.raises(DaguerreError, match=r"has a\.safetensors, b\.safetensors; name one file, as in me/model/"):
         choose_files(["a.safetensors", "b.safetensors", "b.ckpt"], "me/model")
-    with pytest.raises(DaguerreError, match="holds no checkpoint"):
+    with pytest.raises(DaguerreError, match="has no checkpoint"):
         choose_files(["README.md"], "me/model")
     with pytest.raises(DaguerreError, match="no weights of the variant 'bf16' for unet"):
         choose_files(FOLDER, "me/model", "bf16")
 
 
-def test_neither_torch_nor_the_hubs_library_is_loaded_for_models_on_this_disk():
-    code = "import sys, daguerre.weights.hub as hub; hub.resolve('/'); sys.exit(bool({'huggingface_hub', 'torch'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_local_path_imports_neither_torch_nor_huggingface_hub():
+    code = """
+import sys
+from daguerre.weights.hub import resolve_hub_id
+resolve_hub_id("/")
+assert not {"huggingface_hub", "torch"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_offline_works_where_there_is_no_network_at_all(tmp_path):
-    """In a network namespace of its own, where the kernel lets us make one; the tests above hold everywhere."""
+def test_offline_works_without_any_network(tmp_path):
+    """Runs in its own network namespace if the kernel allows it; the tests above hold everywhere."""
     unshare = shutil.which("unshare")
-    apart = (
+    namespace = (
         [unshare, "-rn"] if unshare and subprocess.run([unshare, "-rn", "true"], check=False, capture_output=True).returncode == 0 else []
     )
     folder = fetched(tmp_path, "me/parts", FOLDER)
-    code = "import sys, pathlib, daguerre.weights.hub as hub; print(hub.resolve('me/parts', offline=True, cache=pathlib.Path(sys.argv[1])))"
+    code = """
+import pathlib, sys
+from daguerre.weights.hub import resolve_hub_id
+print(resolve_hub_id("me/parts", offline=True, cache=pathlib.Path(sys.argv[1])))
+"""
     run = subprocess.run(
-        [*apart, sys.executable, "-c", code, str(tmp_path)],
+        [*namespace, sys.executable, "-c", code, str(tmp_path)],
         check=True,
         capture_output=True,
         text=True,
@@ -167,5 +176,5 @@ def test_only_what_looks_like_an_id_is_asked_for(tmp_path, monkeypatch, source, 
 def test_the_one_door_asks_the_cache_alone_when_offline(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DaguerreError, match="was not fetched before, and the hub is not asked offline"):
+    with pytest.raises(DaguerreError, match="is not in the cache, and downloads are disabled offline"):
         load(source, offline=True)

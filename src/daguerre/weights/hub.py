@@ -1,11 +1,10 @@
-"""Models by their id on the hub: `resolve` turns an id, like a path, into a place on this disk.
+"""Download models from the Hugging Face Hub: `resolve_hub_id` turns a path or a Hub id into a local path.
 
-    resolve("stabilityai/sdxl-vae")                        # what the repository holds, as a folder
-    resolve("stabilityai/sdxl-vae/sdxl_vae.safetensors")   # one file of it
-    resolve("stabilityai/sdxl-vae@842b19c")                # of one commit, branch or tag
+    resolve_hub_id("stabilityai/sdxl-vae")                        # the repository, as a folder
+    resolve_hub_id("stabilityai/sdxl-vae/sdxl_vae.safetensors")   # one file
+    resolve_hub_id("stabilityai/sdxl-vae@842b19c")                # of one commit, branch or tag
 
-A path that exists is never taken for an id. The hub's library is loaded when an id is given, and not before; offline, only its cache on
-this disk is looked at and no connection is opened.
+An existing path always takes precedence. huggingface_hub is only imported for an id; offline, only its local cache is searched.
 """
 
 import re
@@ -13,51 +12,51 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daguerre.errors import DaguerreError
-from daguerre.weights.diffusers.folder_names import NETWORK_FOLDERS, PART_ALIASES, WEIGHT_STEMS
+from daguerre.weights.diffusers.folder_names import NETWORK_FOLDERS, PART_ALIASES, find_weights
 
 ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(/[\w][\w .+-]*)+)?(@(?P<revision>[\w./-]+))?")
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def resolve_hub_id(source: str | Path, *, offline: bool = False, variant: str | None = None, cache: Path | None = None) -> Path:
-    """Where a model lies on this disk; fetched first if it is on the hub and was not fetched before.
+    """The local path of a model, downloaded from the Hub if it is not in the cache.
 
     Args:
-        source: a path, or `OWNER/NAME`, perhaps with `/FILE` and `@REVISION`.
-        offline: look only at what was fetched before.
+        source: a path, or `OWNER/NAME`, optionally with `/FILE` and `@REVISION`.
+        offline: only search the cache.
         variant: of the weights, such as "fp16".
-        cache: the hub's cache; None: the usual one.
+        cache: the Hub's cache folder. Default: that of huggingface_hub.
 
     Raises:
-        DaguerreError: there is no such path, no such model on the hub or in the cache, or the hub cannot be reached.
+        DaguerreError: there is no such path, no such model on the Hub or in the cache, or the Hub cannot be reached.
     """
     path = Path(source)
     try:
         if path.exists():
             return path
     except OSError as error:  # a name that no file can have
-        raise DaguerreError(f"{str(source)[:80]!r} is neither a path nor an id of the hub.") from error
+        raise DaguerreError(f"{str(source)[:80]!r} is neither a path nor a Hub id.") from error
     found = ID.fullmatch(str(source)) if isinstance(source, str) else None
     if found is None or ".." in str(source):
-        raise DaguerreError(f"There is no path {str(source)!r}, and it is no id of the hub either, which looks like OWNER/NAME.")
+        raise DaguerreError(f"There is no path {str(source)!r}, and it is no Hub id, which has the form OWNER/NAME.")
     repo, file, revision = found["repo"], (found["file"] or "").removeprefix("/"), found["revision"]
     try:
         return _download(repo, file, revision, offline=offline, variant=variant, cache=cache)
     except DaguerreError:
         raise
-    except Exception as error:  # the library's own errors, and its HTTP client's, which change with its versions
+    except Exception as error:  # errors of the library and its HTTP client, which change between versions
         raise _hub_error(str(source), revision, error, offline=offline) from error
 
 
 def _download(repo: str, file: str, revision: str | None, *, offline: bool, variant: str | None, cache: Path | None) -> Path:
-    import huggingface_hub as hub  # here, so that nothing of the hub is loaded for models on this disk
+    import huggingface_hub as hub  # imported here, because local models do not need it
 
-    try:  # what was fetched before is taken as it is, so that a picture can be made again and no connection is needed
+    try:  # the cache comes first, so that results are reproducible and no connection is needed
         if file:
             return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=True, cache_dir=cache))
         folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True, cache_dir=cache))
-        there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return _single_or_folder(folder, choose_files(there, repo, variant))
+        cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return _single_or_folder(folder, choose_files(cached, repo, variant))
     except (hub.errors.LocalEntryNotFoundError, DaguerreError):
         if offline:
             raise
@@ -68,7 +67,7 @@ def _download(repo: str, file: str, revision: str | None, *, offline: bool, vari
 
 
 def _single_or_folder(folder: Path, files: Sequence[str]) -> Path:
-    """The folder of these fetched files, or the one checkpoint that they are."""
+    """The folder of the downloaded files, or the file if it is a single checkpoint."""
     return folder / files[0] if len(files) == 1 else folder
 
 
@@ -77,31 +76,31 @@ def _hub_error(source: str, revision: str | None, error: Exception, *, offline: 
 
     match error:
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
-            reason = "the hub is not asked offline" if offline else "the hub cannot be reached"
-            return DaguerreError(f"{source!r} was not fetched before, and {reason}. Give a path, or fetch it once with a connection.")
+            reason = "downloads are disabled offline" if offline else "the Hub cannot be reached"
+            return DaguerreError(f"{source!r} is not in the cache, and {reason}. Give a path, or download it once with a connection.")
         case errors.GatedRepoError():
-            return DaguerreError(f"{source!r} is given only to people who accepted its terms on the hub; do so and log in, or give a path.")
+            return DaguerreError(f"{source!r} requires accepting its terms on the Hub; accept them and log in, or give a path.")
         case errors.RevisionNotFoundError():
-            return DaguerreError(f"{source!r} has no revision {revision!r}; leave it out for the newest.")
+            return DaguerreError(f"{source!r} has no revision {revision!r}; omit it for the newest.")
         case errors.RepositoryNotFoundError() | errors.EntryNotFoundError() | errors.HFValidationError():
-            return DaguerreError(f"There is no path {source!r}, and the hub has no such model or file.")
+            return DaguerreError(f"There is no path {source!r}, and the Hub has no such model or file.")
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DaguerreError(f"{source!r} cannot be fetched from the hub: {first}.")
+    return DaguerreError(f"{source!r} cannot be downloaded from the Hub: {first}.")
 
 
 def choose_files(files: Sequence[str], repo: str, variant: str | None = None) -> list[str]:
-    """Which files of a repository are fetched: of a folder of parts one precision, and nothing that is not read; else its one checkpoint.
+    """Choose the files of a repository to download: one precision of a model folder without unused files, or its only checkpoint.
 
     Raises:
-        DaguerreError: there are none of that variant, or several checkpoints to choose from.
+        DaguerreError: there are none of that variant, or several checkpoints.
     """
     if "model_index.json" not in files and "config.json" not in files:
-        whole = [name for name in files if name.endswith(WEIGHT_SUFFIXES)]
-        whole = [name for name in whole if name.endswith(".safetensors")] or whole
-        if len(whole) != 1:
-            there = f"holds {', '.join(sorted(whole)[:8])}" if whole else "holds no checkpoint"
-            raise DaguerreError(f"{repo!r} {there}; name one file, as in {repo}/model.safetensors.")
-        return whole
+        checkpoints = [name for name in files if name.endswith(WEIGHT_SUFFIXES)]
+        checkpoints = [name for name in checkpoints if name.endswith(".safetensors")] or checkpoints
+        if len(checkpoints) != 1:
+            found = f"has {', '.join(sorted(checkpoints)[:8])}" if checkpoints else "has no checkpoint"
+            raise DaguerreError(f"{repo!r} {found}; name one file, as in {repo}/model.safetensors.")
+        return checkpoints
     folders = [f"{part}/" for part in (*NETWORK_FOLDERS, *PART_ALIASES.values()) if f"{part}/config.json" in files] or [""]
     wanted = [name for name in files if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer"))]
     for folder in folders:
@@ -110,16 +109,15 @@ def choose_files(files: Sequence[str], repo: str, variant: str | None = None) ->
 
 
 def _weights(files: Sequence[str], folder: str, repo: str, variant: str | None) -> list[str]:
-    """The weights of one part: one file, or an index and its shards."""
-    for tail in (f".{variant}",) if variant else ("", ".fp16"):
-        for suffix in (".safetensors", ".bin"):
-            for stem in WEIGHT_STEMS:
-                if f"{folder}{stem}{tail}{suffix}" in files:
-                    return [f"{folder}{stem}{tail}{suffix}"]
-                shard = re.compile(rf"{re.escape(folder + stem)}({re.escape(tail)})?-\d+-of-\d+({re.escape(tail)})?{re.escape(suffix)}")
-                index = [f"{folder}{stem}{suffix}.index{tail}.json", f"{folder}{stem}{tail}{suffix}.index.json"]
-                if any(name in files for name in index) and suffix == ".safetensors":
-                    return [name for name in files if name in index or (shard.fullmatch(name) and tail in name)]
-    raise DaguerreError(
-        f"{repo!r} has no weights {f'of the variant {variant!r} ' if variant else ''}for {folder.rstrip('/') or 'its network'}."
-    )
+    """The files with one network's weights: a single one, or an index and its shards."""
+    names = [name.removeprefix(folder) for name in files if name.startswith(folder)]
+    found = find_weights(names, variant)
+    if found is None:
+        wanted = f"of the variant {variant!r} " if variant else ""
+        raise DaguerreError(f"{repo!r} has no weights {wanted}for {folder.rstrip('/') or 'its network'}.")
+    if not found.endswith(".json"):
+        return [folder + found]
+    stem, _, rest = found.partition(".")
+    tail = re.escape("." + rest.removesuffix(".json").replace("safetensors.index", "").strip(".")).removesuffix(r"\.")
+    shard = re.compile(rf"{re.escape(stem)}({tail}-\d+-of-\d+|-\d+-of-\d+{tail})\.safetensors")
+    return [folder + name for name in names if name == found or shard.fullmatch(name)]

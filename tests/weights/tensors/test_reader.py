@@ -1,4 +1,4 @@
-"""Checkpoints of every container, and every way in which one can be broken: one error that lists what and where."""
+"""Checkpoints of every container, and every kind of damage: one error that lists what and where."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.flo
 DTYPES = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
-def test_every_type_comes_back_bit_for_bit(tmp_path):
+def test_every_dtype_is_read_bit_for_bit(tmp_path):
     tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES} | {
         "scalar": torch.tensor(2.5),
         "none": torch.zeros(0, 4),
@@ -32,7 +32,7 @@ def test_every_type_comes_back_bit_for_bit(tmp_path):
         )
 
 
-def test_opening_reads_no_more_than_the_header(tmp_path):
+def test_opening_reads_only_the_header(tmp_path):
     path = tmp_path / "huge.safetensors"
     size = 1 << 40  # a sparse file of a terabyte
     header = json.dumps({"a": {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
@@ -42,7 +42,7 @@ def test_opening_reads_no_more_than_the_header(tmp_path):
     assert open_tensors(path).shapes["a"].shape == (size // 2,)
 
 
-def test_the_content_decides_and_not_the_name(tmp_path):
+def test_the_format_is_recognised_by_content_not_by_name(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "a.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "b.ckpt")
     assert open_tensors(tmp_path / "a.safetensors").container == "pickle"
@@ -61,19 +61,19 @@ def entry(start: int, end: int, shape: list[int] | None = None, dtype: str = "F3
     return {"dtype": dtype, "shape": [(end - start) // 4] if shape is None else shape, "data_offsets": [start, end]}
 
 
-BROKEN = {
+DAMAGED = {
     "overlapping": ({"a": entry(0, 32), "b": entry(16, 48)}, "b overlaps a"),
     "one inside the other": ({"a": entry(0, 64), "b": entry(16, 32)}, "b overlaps a"),
     "cut short": ({"a": entry(0, 32), "b": entry(32, 128)}, r"b: its last 64 bytes are missing"),
     "wrong size": ({"a": entry(0, 32, [3, 5])}, r"a: shape \[3, 5\] of F32 needs 60 bytes, and it has 32"),
     "unknown type": ({"a": entry(0, 32, dtype="F4")}, "'F4' is unknown"),
-    "negative shape": ({"a": entry(0, 32, [-8])}, "no counts"),
-    "negative place": ({"a": entry(-32, 0, [8])}, "no counts"),
+    "negative shape": ({"a": entry(0, 32, [-8])}, "no valid counts"),
+    "negative place": ({"a": entry(-32, 0, [8])}, "no valid counts"),
     "reversed place": ({"a": entry(32, 0, [8])}, "needs 32 bytes"),
-    "a shape of no numbers": ({"a": entry(0, 32, ["8"])}, "no counts"),  # type: ignore[list-item]
-    "a shape beyond counting": ({"a": entry(0, 32, [1 << 62, 1 << 62])}, "no counts"),
-    "an empty shape beyond counting": ({"a": entry(0, 0, [0, 1 << 47, 1 << 47])}, "no counts"),
-    "a name that clears the screen": ({"a\x1b[2J": entry(0, 32)}, r"'a\\x1b\[2J': its name holds what cannot be shown"),
+    "a shape of no numbers": ({"a": entry(0, 32, ["8"])}, "no valid counts"),  # type: ignore[list-item]
+    "a shape beyond counting": ({"a": entry(0, 32, [1 << 62, 1 << 62])}, "no valid counts"),
+    "an empty shape beyond counting": ({"a": entry(0, 0, [0, 1 << 47, 1 << 47])}, "no valid counts"),
+    "a name that clears the screen": ({"a\x1b[2J": entry(0, 32)}, r"'a\\x1b\[2J': its name has unprintable"),
     "a name of half a character": (b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', r"'\\ud800': its name"),
     "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 32]}}, "'shape'"),
     "no object": ({"a": 7}, "a: "),
@@ -87,16 +87,16 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_header_is_one_error_that_says_where(tmp_path, name):
-    header, words = BROKEN[name]
-    with pytest.raises(DaguerreError, match=words) as caught:
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_header_is_one_error_that_names_the_tensor(tmp_path, name):
+    header, message = DAMAGED[name]
+    with pytest.raises(DaguerreError, match=message) as caught:
         open_tensors(forged(tmp_path / "x.safetensors", header))
     assert "x.safetensors" in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
-def test_all_faults_are_listed_at_once(tmp_path):
+def test_all_damaged_tensors_are_listed_at_once(tmp_path):
     header = {"a": entry(0, 32), "b": entry(16, 48), "c": entry(48, 64, [3]), "d": entry(48, 640)}
     with pytest.raises(DaguerreError) as caught:
         open_tensors(forged(tmp_path / "x.safetensors", header))
@@ -105,7 +105,7 @@ def test_all_faults_are_listed_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
-def test_a_header_length_that_lies_is_refused(tmp_path, length):
+def test_a_wrong_header_length_is_refused(tmp_path, length):
     with pytest.raises(DaguerreError, match=r"x\.safetensors"):
         open_tensors(forged(tmp_path / "x.safetensors", {"a": entry(0, 32)}, length=length))
 
@@ -113,13 +113,13 @@ def test_a_header_length_that_lies_is_refused(tmp_path, length):
 @pytest.mark.parametrize(
     "start", [b"version https://git-lfs.github.com/spec/v1\noid", b"<!DOCTYPE html>", b"\n <html>", b"GGUF\x03", b"\x89HDF\r\n"]
 )
-def test_what_people_take_for_a_checkpoint_is_named(tmp_path, start):
+def test_files_mistaken_for_checkpoints_are_named(tmp_path, start):
     (tmp_path / "model.safetensors").write_bytes(start + bytes(100))
     with pytest.raises(DaguerreError, match="is no checkpoint but"):
         open_tensors(tmp_path / "model.safetensors")
 
 
-def test_a_cut_off_file_is_refused_at_every_length(tmp_path):
+def test_a_truncated_file_is_refused_at_every_length(tmp_path):
     path = checkpoints.write(tmp_path / "x.safetensors", {"a": torch.ones(5), "b": torch.ones(3).half()})
     whole = path.read_bytes()
     for end in range(len(whole)):
@@ -130,7 +130,7 @@ def test_a_cut_off_file_is_refused_at_every_length(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_numbers_that_are_none_are_found_and_their_tensors_named(tmp_path, dtype, value):
+def test_tensors_with_nan_or_infinity_are_named(tmp_path, dtype, value):
     bad = torch.zeros(300)
     bad[137] = value
     path = checkpoints.write(tmp_path / "x.safetensors", {"good": torch.ones(3), "bad": bad.to(dtype)})
@@ -139,7 +139,7 @@ def test_numbers_that_are_none_are_found_and_their_tensors_named(tmp_path, dtype
     assert torch.equal(open_tensors(path).read(["good"])["good"], torch.ones(3))
 
 
-def test_whole_numbers_and_nothing_are_finite():
+def test_integers_empty_tensors_and_maximal_values_are_finite():
     assert is_finite(torch.tensor([1 << 40]))
     assert is_finite(torch.zeros(0))
     assert is_finite(torch.full((3,), torch.finfo(torch.float16).max).half())
@@ -154,7 +154,7 @@ def sharded(folder: Path, tensors: dict[str, torch.Tensor], name: str = "model.s
     return folder / name
 
 
-def test_shards_are_one_file(tmp_path):
+def test_shards_open_as_one_file(tmp_path):
     tensors = {name: torch.randn(2, 2) for name in "abcde"}
     file = open_tensors(sharded(tmp_path, tensors))
     assert file.container == "sharded"
@@ -169,31 +169,31 @@ def test_a_missing_shard_and_a_missing_tensor_are_named(tmp_path):
     with pytest.raises(DaguerreError, match=r"1 tensors that are not in their shards: f"):
         open_tensors(index)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(DaguerreError, match=r"1 shards that are not beside it: model-00002"):
+    with pytest.raises(DaguerreError, match=r"1 shards that are not in its folder: model-00002"):
         open_tensors(index)
 
 
-def test_an_index_reaches_no_file_elsewhere(tmp_path):
+def test_an_index_cannot_reach_files_outside_its_folder(tmp_path):
     (tmp_path / "inside").mkdir()
     checkpoints.write(tmp_path / "secret.safetensors", {"a": torch.ones(1)})
     index = tmp_path / "inside" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
-    with pytest.raises(DaguerreError, match=r"not beside it: secret\.safetensors"):
+    with pytest.raises(DaguerreError, match=r"not in its folder: secret\.safetensors"):
         open_tensors(index)
 
 
-def test_a_part_is_taken_in_the_wanted_variant_and_from_pickle_where_there_is_nothing_else(tmp_path):
+def test_weights_are_found_by_variant_and_in_pickles_as_a_last_resort(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.bin")
     assert weights_in(tmp_path).name == "diffusion_pytorch_model.bin"
     checkpoints.write(tmp_path / "diffusion_pytorch_model.fp16.safetensors", {"a": torch.ones(1)})
     assert weights_in(tmp_path, "fp16").name == "diffusion_pytorch_model.fp16.safetensors"
     checkpoints.write(tmp_path / "diffusion_pytorch_model.safetensors", {"a": torch.ones(1)})
     assert weights_in(tmp_path).name == "diffusion_pytorch_model.safetensors"
-    with pytest.raises(DaguerreError, match="'bf16' that can be read; there is diffusion_pytorch_model"):
+    with pytest.raises(DaguerreError, match="'bf16' that can be read; it has diffusion_pytorch_model"):
         weights_in(tmp_path, "bf16")
 
 
-def test_a_folder_is_one_container_with_its_configs(tmp_path):
+def test_a_folder_opens_as_one_container_with_its_configs(tmp_path):
     for part in ("unet", "vae"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps({"part": part}))
@@ -204,7 +204,7 @@ def test_a_folder_is_one_container_with_its_configs(tmp_path):
     assert json.loads(file.metadata[CONFIGS]) == {"unet": {"part": "unet"}, "vae": {"part": "vae"}}
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_files_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(DaguerreError, match="There is no file"):
         open_tensors(tmp_path / "none.safetensors")
     with pytest.raises(DaguerreError, match="is not a model"):

@@ -1,4 +1,4 @@
-"""What is written is whole or absent; what is read is exact or one clear error."""
+"""Files are written completely or not at all, and read exactly or with one clear error."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from daguerre.weights.tensors.reader import open_tensors
 from daguerre.weights.tensors.safetensors import read_json, read_metadata, read_safetensors, save_json, save_safetensors
 
 
-def test_tensors_come_back_bit_for_bit(tmp_path: Path):
+def test_tensors_are_read_bit_for_bit(tmp_path: Path):
     tensors = {
         "a": torch.randn(3, 4),
         "b": torch.randn(5).half(),
@@ -32,14 +32,14 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path):
     assert read_metadata(tmp_path / "x.safetensors") == {"format": "pt", "family": "tiny"}
 
 
-def test_a_wanted_dtype_leaves_whole_numbers_alone(tmp_path: Path):
+def test_a_dtype_does_not_convert_integers(tmp_path: Path):
     save_safetensors(tmp_path / "x.safetensors", {"w": torch.randn(3), "ids": torch.arange(3)})
     again = read_safetensors(tmp_path / "x.safetensors", dtype=torch.float16)
     assert (again["w"].dtype, again["ids"].dtype) == (torch.float16, torch.int64)
 
 
 @pytest.mark.parametrize("size", [0, 4, 60, -1])
-def test_a_file_cut_short_is_named(tmp_path: Path, size: int):
+def test_a_truncated_file_is_named(tmp_path: Path, size: int):
     path = tmp_path / "x.safetensors"
     save_safetensors(path, {"w": torch.randn(64)})
     path.write_bytes(path.read_bytes()[:size])
@@ -54,19 +54,19 @@ def test_a_missing_file_is_named(tmp_path: Path):
         read_json(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not readable as JSON"), ("[1]", "JSON list where an object")])
-def test_json_that_is_none_is_named(tmp_path: Path, text: str, message: str):
+@pytest.mark.parametrize(("text", "message"), [("{", "not readable as JSON"), ("[1]", "JSON list; it must be")])
+def test_invalid_json_is_named(tmp_path: Path, text: str, message: str):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DaguerreError, match=message):
         read_json(tmp_path / "x.json")
 
 
-def test_json_comes_back(tmp_path: Path):
+def test_json_is_read_as_written(tmp_path: Path):
     save_json(tmp_path / "x.json", {"a": [1, None, "é"]})
     assert read_json(tmp_path / "x.json") == {"a": [1, None, "é"]}
 
 
-def test_fill_lists_every_fault_at_once_and_leaves_the_module_alone():
+def test_fill_lists_every_error_at_once_and_leaves_the_module_unchanged():
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     given = {"0.weight": torch.zeros(3, 9), "0.bias": torch.zeros(3), "1.weight": torch.zeros(1, 3), "stray": torch.zeros(1)}
@@ -79,7 +79,7 @@ def test_fill_lists_every_fault_at_once_and_leaves_the_module_alone():
     assert all(p.is_meta for p in module.parameters())
 
 
-def test_fill_takes_the_tensors_without_copying():
+def test_fill_does_not_copy_tensors():
     with torch.device("meta"):
         module = nn.Linear(2, 3)
     given = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
@@ -91,7 +91,7 @@ def failing_fsync(_handle: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "x.txt"
     path.write_text("old")
     monkeypatch.setattr(disk.os, "fsync", failing_fsync)
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest
     assert path.read_text() == "old"
 
 
-def test_a_really_full_disk_is_one_sentence():
+def test_a_full_device_is_one_error():
     with pytest.raises(DaguerreError, match="Cannot write '/dev/full/x'"), atomic_write("/dev/full/x"):
         pass
 
@@ -112,7 +112,7 @@ def write_half(path: Path) -> None:
         raise ValueError("mine")
 
 
-def test_any_error_inside_leaves_nothing(tmp_path: Path):
+def test_an_error_while_writing_leaves_no_file(tmp_path: Path):
     with pytest.raises(ValueError, match="mine"):
         write_half(tmp_path / "x.txt")
     assert list(tmp_path.iterdir()) == []
@@ -127,7 +127,7 @@ def test_a_folder_replaces_a_folder(tmp_path: Path):
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["two"]
 
 
-def test_a_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_old_folder_is_restored_if_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "one").write_text("one")
     rename = Path.rename
@@ -144,7 +144,7 @@ def test_a_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_convolutions_are_laid_out_channels_last_with_the_same_values(tmp_path: Path):
+def test_convolution_weights_become_channels_last_with_equal_values(tmp_path: Path):
     tensors = {"conv": torch.randn(8, 4, 3, 3).half(), "linear": torch.randn(70, 70).half(), "ids": torch.arange(3)}
     save_safetensors(tmp_path / "x.safetensors", tensors)
     file = open_tensors(tmp_path / "x.safetensors")
