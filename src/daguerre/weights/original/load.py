@@ -28,7 +28,7 @@ from daguerre.nn.meta import fill, shapes_only
 from daguerre.runtime.allocator import release_pages
 from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.diffusers.index import stored_guidance
-from daguerre.weights.diffusers.scheduler_config import schedule_config
+from daguerre.weights.diffusers.scheduler_config import folder_sampler, schedule_config
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, detect, with_file_schedule
 from daguerre.weights.original.families import unknown_prediction_error
@@ -125,6 +125,7 @@ def load_single_file(
         sample_size=detected.sample_size,
         default_guidance=stored_guidance(detected.stored_configs.get("model_index", {})),
         files=files,
+        sampler_config=folder_sampler(detected.stored_configs.get("scheduler", {})),
         low_res_schedule=_low_res_schedule(detected),
         unet_offload_dtype=None
         if offloader is None or "unet" in offloader.keep_loaded
