@@ -70,7 +70,7 @@ def reorder_conv2d_weight(
     return weight
 
 
-def lerp_each_(tensors: Sequence[Tensor], targets: Sequence[Tensor], weight: float) -> None:
+def lerp_each_(tensors: list[Tensor], targets: list[Tensor], weight: float) -> None:
     """Move every tensor towards its target in place, t ← t + weight·(target − t), in one call on a GPU."""
     if hasattr(torch, "_foreach_lerp_"):
         torch._foreach_lerp_(tensors, targets, weight)  # pyright: ignore[reportPrivateImportUsage]
