@@ -30,8 +30,8 @@ docs: $(VENV)/dev  ## build the documentation site with its API reference: out/s
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/dev  ## compare with other libraries on this machine
-	$(BIN)/python -m benchmarks.road
-	$(BIN)/python -m benchmarks.lineage
+	$(BIN)/python -m benchmarks.embedded_model
+	$(BIN)/python -m benchmarks.training_speed
 	test -d out/sd15 || $(BIN)/python -m benchmarks.random_models out/sd15
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checkpoints out/sd15
 

@@ -1,9 +1,9 @@
-"""What recording attention costs: the same work with and without it, taking turns; medians of seconds of the processor.
+"""The cost of recording attention: the same work with and without it, alternating; medians of CPU seconds.
 
     python -m benchmarks.attention_cost [--runs 5] [--large]
 
-The embedded model makes one picture in 20 steps. `--large` measures one guided call of a UNet of Stable Diffusion 1's size with random
-weights in bfloat16 at 32×32 latents, for which about 3 GB of memory are needed.
+The embedded model generates one image in 20 steps. `--large` measures one guided call of a UNet of Stable Diffusion 1's size with random
+weights in bfloat16 on 32×32 latents, which needs about 3 GB of memory.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 import daguerre
-from benchmarks.road import timed
+from benchmarks.embedded_model import timed
 from daguerre.diffusion import Conditioning, Denoiser, Schedule, ScheduleConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import SD1, UNet
@@ -23,22 +23,22 @@ from daguerre.pipelines.attention_maps import record_attention
 
 
 def embedded() -> list[Callable[[], object]]:
-    """A picture without and with a record."""
+    """Generate an image without and with recording."""
     model = daguerre.load()
     assert isinstance(model, LatentDiffusion)
 
-    def make() -> None:
+    def generate_image() -> None:
         generate(model, prompt="a cat and a pizza")
 
-    def make_recorded() -> None:
+    def generate_recorded() -> None:
         with record_attention(model):
-            make()
+            generate_image()
 
-    return [make, make_recorded]
+    return [generate_image, generate_recorded]
 
 
 def large() -> list[Callable[[], object]]:
-    """A guided call without and with the maps of the prompt's half of the batch."""
+    """A guided call without and with attention maps of the prompt's half of the batch."""
     with torch.device("meta"):
         unet = UNet(SD1)
     unet = unet.to_empty(device="cpu").to(torch.bfloat16).eval()
@@ -51,15 +51,15 @@ def large() -> list[Callable[[], object]]:
     def call() -> None:
         denoiser(x, torch.tensor(3.0), cond)
 
-    def see(_size: tuple[int, int], q: torch.Tensor, k: torch.Tensor) -> None:
+    def record(_size: tuple[int, int], q: torch.Tensor, k: torch.Tensor) -> None:
         q, k = q[:1], k[:1]
         (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32).mean(1)
 
-    def call_watched() -> None:
-        with capture_cross_attention(unet, see):
+    def call_recorded() -> None:
+        with capture_cross_attention(unet, record):
             call()
 
-    return [call, call_watched]
+    return [call, call_recorded]
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--large", action="store_true")
     options = parser.parse_args()
-    plain, seen = timed(*(large() if options.large else embedded()), runs=options.runs, clock=time.process_time)
-    print(f"{plain:.3f} s plain, {seen:.3f} s recorded: {seen / plain - 1:+.1%}")
+    plain, recorded = timed(*(large() if options.large else embedded()), runs=options.runs, clock=time.process_time)
+    print(f"{plain:.3f} s plain, {recorded:.3f} s recorded: {recorded / plain - 1:+.1%}")
 
 
 if __name__ == "__main__":

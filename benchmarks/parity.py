@@ -2,9 +2,9 @@
 
     python -m benchmarks.parity [--parts sd15-unet sdxl-text_2 …] [--out benchmarks/parity.md]
 
-Each part has a process of its own: ours is built, filled and asked; then the reference is built around the same tensors and asked the
-same. What a run computes by a packed twin is asked of that, too. The error is the largest difference divided by the largest magnitude of
-the reference's answer. Fails where one is above 1e-5.
+Each part runs in a separate process: Daguerre's network is built with random weights and evaluated, then the reference is built with the
+same tensors and evaluated on the same inputs. Prepacked networks, which runs use, are evaluated as well. The error is the largest
+difference divided by the largest magnitude of the reference output. Fails if an error is above 1e-5.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import in_a_process, noise, peak, row
+from benchmarks.processes import in_a_process, noise, peak, row
 from benchmarks.random_models import randomly
 from daguerre.cli.main import SPINS
 from daguerre.diffusion.conditioning import Conditioning
@@ -34,23 +34,23 @@ from daguerre.weights.diffusers.clip_config import clip_text_json
 from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.diffusers.vae_config import autoencoder_json
 
-LARGEST = 1e-5
+MAX_ERROR = 1e-5
 BOS, EOS = 49406, 49407
-Answers = Mapping[str, Tensor]
+Outputs = Mapping[str, Tensor]
 
 
 class Part(NamedTuple):
-    """ours, reference: build the networks without values. ask, ask_reference: their answers to the same questions, by name. What another
-    way of ours answers stands behind a comma: "call, packed"."""
+    """build, build_reference: build the networks without weights. evaluate, evaluate_reference: their outputs for the same inputs, by name.
+    Outputs of a variant have a comma in their name: "call, prepacked"."""
 
-    ours: Callable[[], nn.Module]
-    reference: Callable[[], Any]
-    ask: Callable[[Any], Answers]
-    ask_reference: Callable[[Any], Answers]
+    build: Callable[[], nn.Module]
+    build_reference: Callable[[], Any]
+    evaluate: Callable[[Any], Outputs]
+    evaluate_reference: Callable[[Any], Outputs]
 
 
 def unet(config: UNetConfig, side: int) -> Part:
-    """One call at latents of `side` places."""
+    """One call on latents with `side` pixels."""
     import diffusers
 
     library: Any = diffusers
@@ -58,21 +58,21 @@ def unet(config: UNetConfig, side: int) -> Part:
     context = noise(1, 77, config.context_width or 0, seed=1)
     more: dict[str, Any] = {}
     vector = None
-    if config.vector_width is not None:  # of SDXL: the pooled text, and six numbers that both embed by themselves
+    if config.vector_width is not None:  # SDXL: the pooled text, and six numbers that networks implementations embed
         from daguerre.nn.embeddings import sinusoidal
 
         pooled, numbers = noise(1, 1280, seed=2), torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]])
         vector = torch.cat([pooled, sinusoidal(numbers.flatten(), 256).reshape(1, -1)], dim=1)
         more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": numbers}}
 
-    def ask(network: UNet) -> Answers:
-        both = {"call": network, "call, packed": prepack(network, copies=False)}
-        return {what: each(x, t, Conditioning(context=context, vector=vector)) for what, each in both.items()}
+    def evaluate(network: UNet) -> Outputs:
+        networks = {"call": network, "call, prepacked": prepack(network, copies=False)}
+        return {what: each(x, t, Conditioning(context=context, vector=vector)) for what, each in networks.items()}
 
     return Part(
         lambda: UNet(config),
         lambda: library.UNet2DConditionModel.from_config(unet_json(config, side)),
-        ask,
+        evaluate,
         lambda network: {"call": network(x, t, context, **more).sample},
     )
 
@@ -84,22 +84,25 @@ def vae(config: AutoencoderKLConfig, side: int) -> Part:
     library: Any = diffusers
     x, z = noise(1, 3, side, side).tanh(), noise(1, config.latent_channels, side // 8, side // 8, seed=1)
 
-    def ask(network: AutoencoderKL) -> Answers:
+    def evaluate(network: AutoencoderKL) -> Outputs:
         posterior = network.posterior(x)
         decode = prepack(network, copies=False).decode
-        return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z), "decode, packed": decode(z)}
+        return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z), "decode, prepacked": decode(z)}
 
-    def ask_reference(network: Any) -> Answers:
+    def evaluate_reference(network: Any) -> Outputs:
         posterior = network.encode(x).latent_dist
         return {"encode": torch.cat([posterior.mean, posterior.logvar]), "decode": network.decode(z / config.scaling_factor).sample}
 
     return Part(
-        lambda: AutoencoderKL(config), lambda: library.AutoencoderKL.from_config(autoencoder_json(config, side)), ask, ask_reference
+        lambda: AutoencoderKL(config),
+        lambda: library.AutoencoderKL.from_config(autoencoder_json(config, side)),
+        evaluate,
+        evaluate_reference,
     )
 
 
 def text(config: CLIPTextConfig, pad: int) -> Part:
-    """The last two layers' states of two rows of tokens, and the pooled vectors."""
+    """The last two hidden states of two token rows, and the pooled vectors."""
     import transformers
 
     ids = torch.randint(0, BOS, (2, config.length), generator=torch.Generator().manual_seed(0))
@@ -109,17 +112,17 @@ def text(config: CLIPTextConfig, pad: int) -> Part:
     given = clip_text_json(config, bos=BOS, pad=pad)
     kind: Any = transformers.CLIPTextModel if config.projection is None else transformers.CLIPTextModelWithProjection
 
-    def ask(network: CLIPText) -> Answers:
+    def evaluate(network: CLIPText) -> Outputs:
         states = network(ids)
         pooled = states.pooled if states.projected is None else states.projected
         return {"last states": states.last, "states before": states.hidden[-2], "pooled": pooled}
 
-    def ask_reference(network: Any) -> Answers:
+    def evaluate_reference(network: Any) -> Outputs:
         states = network(ids, output_hidden_states=True)
         pooled = states.pooler_output if config.projection is None else states.text_embeds
         return {"last states": states.last_hidden_state, "states before": states.hidden_states[-2], "pooled": pooled}
 
-    return Part(lambda: CLIPText(config), lambda: kind(transformers.CLIPTextConfig(**given)), ask, ask_reference)
+    return Part(lambda: CLIPText(config), lambda: kind(transformers.CLIPTextConfig(**given)), evaluate, evaluate_reference)
 
 
 PARTS: dict[str, Callable[[], Part]] = {
@@ -135,35 +138,41 @@ PARTS: dict[str, Callable[[], Part]] = {
 
 @torch.no_grad()
 def compared(name: str) -> dict[str, Any]:
-    """The largest relative error of each answer, the seconds that both took to answer, and the process's peak of memory in GB."""
+    """The largest relative error of each output, the seconds of networks networks, and the peak memory of the process in GB."""
     part = PARTS[name]()
     with shapes_only():
-        network = part.ours()
+        network = part.build()
     randomly(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as files are read
     start = time.perf_counter()
-    answers = part.ask(network)
-    ours = time.perf_counter() - start
+    outputs = part.evaluate(network)
+    seconds = time.perf_counter() - start
 
     with shapes_only():
-        reference = part.reference()
+        reference = part.build_reference()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     adopt(reference.eval(), network.state_dict())
     start = time.perf_counter()
-    truths = part.ask_reference(reference)
-    theirs = time.perf_counter() - start
+    expected_outputs = part.evaluate_reference(reference)
+    reference_seconds = time.perf_counter() - start
     errors = {}
-    for what, answer in answers.items():
-        truth = truths[what.partition(",")[0]]
-        errors[what] = ((answer - truth).abs().max() / truth.abs().max()).item()
-    return {"errors": errors, "ours": ours, "theirs": theirs, "peak": peak(), "parameters": sum(p.numel() for p in network.parameters())}
+    for what, output in outputs.items():
+        expected = expected_outputs[what.partition(",")[0]]
+        errors[what] = ((output - expected).abs().max() / expected.abs().max()).item()
+    return {
+        "errors": errors,
+        "seconds": seconds,
+        "reference_seconds": reference_seconds,
+        "peak": peak(),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
 
 
 def adopt(reference: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a reference that was built without values our tensors, none copied, every name and shape accounted for."""
+    """Assign the tensors to the reference without copying; all names and shapes must match."""
     if not any(name.startswith("text_model.") for name in reference.state_dict()):  # transformers' name in memory lacks it
         state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
     reference.load_state_dict(state, strict=True, assign=True)
-    for module in reference.modules():  # the one thing that is not saved: places 0, 1, 2, …
+    for module in reference.modules():  # not in the state dict: positions 0, 1, 2, …
         if "position_ids" in module._buffers:
             module.position_ids = torch.arange(module.position_ids.shape[1])[None]  # type: ignore[union-attr, index]
 
@@ -177,7 +186,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(compared(options.one)))
         return
-    heads = "part", "parameters", "answer", "largest relative error", "ours, s", "theirs, s", "peak, GB"
+    heads = "part", "parameters", "output", "largest relative error", "daguerre, s", "reference, s", "peak, GB"
     lines = [row(heads), row("---" for _ in heads)]
     print("\n".join(lines))
     worst = 0.0
@@ -185,16 +194,18 @@ def main() -> None:
         found = in_a_process("benchmarks.parity", "--one", name, GOMP_SPINCOUNT=SPINS)  # as the commands set it
         for what, error in found["errors"].items():
             worst = max(worst, error)
-            lines.append(row((name, f"{found['parameters']:,}", what, f"{error:.1e}", found["ours"], found["theirs"], found["peak"])))
+            lines.append(
+                row((name, f"{found['parameters']:,}", what, f"{error:.1e}", found["seconds"], found["reference_seconds"], found["peak"]))
+            )
             print(lines[-1], flush=True)
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     about = " ".join((__doc__ or "").split("\n\n")[2].split())
-    about += " Seconds are those of all answers of a part together, ours of the packed ones, too."
+    about += " Seconds are for all outputs of a part, for Daguerre including the prepacked ones."
     command = f"`python -m benchmarks.parity --parts {' '.join(options.parts)}`; {where}."
     title, table = "# The full-sized networks against the reference", "\n".join(lines)
     options.out.write_text(f"{title}\n\n{about}\n\n{command}\n\n{table}\n")
-    if not worst <= LARGEST:
-        sys.exit(f"The largest relative error is {worst:.1e}; at most {LARGEST:.0e} is right.")
+    if not worst <= MAX_ERROR:
+        sys.exit(f"The largest relative error is {worst:.1e}; at most {MAX_ERROR:.0e} is allowed.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Priors over codes, measured for `benchmarks.lineage`: sampling beside transformers' GPT-2 of the same size, what the cache is worth,
-training beside a plain loop of the same network, and the memory of the cache. All times are processor time.
+"""Speed of priors over codes, for `benchmarks.training_speed`. All times are CPU time.
+
+Sampling compared with transformers' GPT-2 of the same size, the gain and memory of the key-value cache, and training compared with a
+minimal loop.
 """
 
 import statistics
@@ -20,43 +22,43 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.loop import LoopConfig, train
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask
 
-Row = tuple[str, float, float | None, str]  # what, ours, the peer's, the aim
+Row = tuple[str, float, float | None, str]  # what, daguerre_speed, the peer's, the aim
 CONFIG = TransformerPriorConfig(codes=512, length=256, grid=(16, 16), width=192, layers=4, heads=6)
 B, TOKENS, TRAINED_STEPS, TRAINED_BATCH = 2, 256, 6, 4
 SIZE = f"{CONFIG.layers} layers of {CONFIG.width}, {TOKENS} codes"
 
 
 def priors(runs: int) -> list[Row]:
-    """Tokens a second with and without the cache, training grids a second, and what the cache holds."""
+    """Tokens per second with and without the cache, training grids per second, and the memory of the cache."""
     torch.manual_seed(0)
     prior, peer = TransformerPrior(CONFIG).eval(), gpt2()
     codes = torch.randint(CONFIG.codes, (TRAINED_BATCH * TRAINED_STEPS, 16, 16))
     sampling = interleaved(runs, lambda: seconds(lambda: sample(prior)), lambda: seconds(lambda: generate(peer)))
-    uncached = seconds(lambda: from_the_start(prior))  # so much longer that once is enough
-    training = interleaved(runs, lambda: 1 / ours(codes), lambda: 1 / plain(codes))
+    uncached = seconds(lambda: from_the_start(prior))  # slow, so measured once
+    training = interleaved(runs, lambda: 1 / daguerre_speed(codes), lambda: 1 / plain_speed(codes))
     cache = KVCache()
     with torch.no_grad():
         prior.read(torch.zeros(B, TOKENS, dtype=torch.long), cache)
-    held = sum(t.element_size() * t.numel() for pair in cache._states for t in pair) / 2**20
+    memory = sum(t.element_size() * t.numel() for pair in cache._states for t in pair) / 2**20
     return [
-        (f"sampling, {SIZE}, {B} at once, tokens/s, beside GPT-2", B * TOKENS / sampling[0], B * TOKENS / sampling[1], "≥ 1 ×"),
-        (f"sampling with the cache, beside without, {SIZE}, tokens/s", B * TOKENS / sampling[0], B * TOKENS / uncached, "≥ 5 ×"),
+        (f"sampling, {SIZE}, {B} at once, tokens/s, against GPT-2", B * TOKENS / sampling[0], B * TOKENS / sampling[1], "≥ 1 ×"),
+        (f"sampling with the cache, against without, {SIZE}, tokens/s", B * TOKENS / sampling[0], B * TOKENS / uncached, "≥ 5 ×"),
         (f"training a prior, {SIZE}, batches of {TRAINED_BATCH}, grids/s", 1 / training[0], 1 / training[1], "≥ 1 ×"),
-        (f"memory of the cache, {SIZE}, {B} at once, MiB", held, None, ""),
+        (f"memory of the cache, {SIZE}, {B} at once, MiB", memory, None, ""),
     ]
 
 
 def interleaved(runs: int, one: Callable[[], float], two: Callable[[], float]) -> tuple[float, float]:
-    """The medians of two measurements that take turns, each done once before."""
+    """The medians of two alternating measurements after a warm-up."""
     one(), two()
     pairs = [(one(), two()) for _ in range(runs)]
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    begun = time.process_time()
+    start = time.process_time()
     work()
-    return time.process_time() - begun
+    return time.process_time() - start
 
 
 def sample(prior: TransformerPrior) -> Tensor:
@@ -66,7 +68,7 @@ def sample(prior: TransformerPrior) -> Tensor:
 
 @torch.no_grad()
 def from_the_start(prior: TransformerPrior) -> Tensor:
-    """The same codes without a cache: everything before each is read anew."""
+    """The same codes without a cache: a full forward pass per code."""
     u = uniform_noise([torch.Generator().manual_seed(i) for i in range(B)], (16, 16))
     ids = torch.zeros(B, 1, dtype=torch.long)
     for n in range(TOKENS):
@@ -83,7 +85,7 @@ def gpt2() -> nn.Module:
 
 @torch.no_grad()
 def generate(peer: nn.Module) -> Tensor:
-    """As many tokens by the peer, with its cache, each drawn by torch.multinomial."""
+    """The same number of tokens from the peer with its cache, sampled with torch.multinomial."""
     ids = torch.zeros(B, 1, dtype=torch.long)
     cache = None
     for _ in range(TOKENS):
@@ -96,7 +98,7 @@ LOOP = LoopConfig(TRAINED_STEPS, TRAINED_BATCH, betas=(0.9, 0.95), ema_decay=0, 
 
 
 class Timed(CodeBatches):
-    """Batches, and the times at which they were asked for."""
+    """Batches that record the times of their use."""
 
     def __init__(self, codes: Tensor):
         super().__init__(codes, None, TRAINED_BATCH, 0)
@@ -108,11 +110,11 @@ class Timed(CodeBatches):
             yield batch
 
     def speed(self) -> float:
-        """Grids a second, from the second batch to the last."""
+        """Grids per second, from the second batch to the last."""
         return (len(self.asked) - 2) * TRAINED_BATCH / (self.asked[-1] - self.asked[1])
 
 
-def ours(codes: Tensor) -> float:
+def daguerre_speed(codes: Tensor) -> float:
     torch.manual_seed(0)
     first_stage = VQModel(VQModelConfig(QuantizerConfig(CONFIG.codes, 4), 3, 3, 4, (4, 4), 1, (), False, 2))
     batches = Timed(codes)
@@ -121,8 +123,8 @@ def ours(codes: Tensor) -> float:
     return batches.speed()
 
 
-def plain(codes: Tensor) -> float:
-    """The loop that one writes by hand."""
+def plain_speed(codes: Tensor) -> float:
+    """Grids per second of a minimal loop."""
     torch.manual_seed(0)
     prior = TransformerPrior(CONFIG).train()
     optimizer = torch.optim.AdamW(prior.parameters(), lr=LOOP.learning_rate, betas=LOOP.betas, fused=True)

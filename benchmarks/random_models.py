@@ -2,7 +2,7 @@
 
     python -m benchmarks.random_models FOLDER [--size sd15]
 
-Every matrix is drawn with variance 1/fan-in, so states neither vanish nor overflow; the same folder opens in diffusers.
+Every matrix has variance 1/fan-in, so that hidden states neither vanish nor overflow. diffusers loads the same folder.
 """
 
 import argparse

@@ -181,7 +181,7 @@ def distance_to_mixture(x: Tensor, sigma: Tensor) -> float:
 @torch.no_grad()
 def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Sequence[str], truth_steps: int) -> None:
     """Print and plot the distance to the model's own solution of many steps, for every sampler without noise and for every spacing."""
-    denoise, noise = told(model, prompts, guidance)
+    denoise, noise = guided_denoiser(model, prompts, guidance)
     truth = sampled(model, denoise, noise, "dpmpp_2m", "trailing", truth_steps)
     check = sampled(model, denoise, noise, "deis", "karras", truth_steps // 2)
 
@@ -197,9 +197,9 @@ def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Seq
     lines = [
         f"Model: {model.name}, sha256 {identity(model)[:16]}…. Guidance {guidance:g}, {len(prompts)} prompts, each its own seed. "
         f"Distance of the latents from those of dpmpp_2m at {truth_steps} steps, relative to their size; deis at {truth_steps // 2} steps "
-        f"of another spacing is {relative(check, truth):.4f} away from it, so what is not well above that is not told apart.",
+        f"of another spacing is {relative(check, truth):.4f} away from it, so what is not well above that is not significant.",
         "",
-        f"A step of dpmpp_2m takes {outside * 1000:.2f} ms outside the network and {inside * 1000:.1f} ms in it, for one guided picture.",
+        f"A step of dpmpp_2m takes {outside * 1000:.2f} ms outside the network and {inside * 1000:.1f} ms in it, for one guided image.",
         "",
         "The best at each number of evaluations:",
         "",
@@ -226,8 +226,8 @@ def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Seq
     save(figure, out / "model.png")
 
 
-def told(model: LatentDiffusion, prompts: Sequence[str], guidance: float) -> tuple[Denoise, Tensor]:
-    """The model with its prompts and guidance, and the noise of the pictures (B, Z, h, w)."""
+def guided_denoiser(model: LatentDiffusion, prompts: Sequence[str], guidance: float) -> tuple[Denoise, Tensor]:
+    """The model with its prompts and guidance, and the noise of the images (B, Z, h, w)."""
     B, side = len(prompts), model.sample_size // model.autoencoder.downsample_factor
     cond = model.conditioner([*prompts, *[""] * B])
     denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
@@ -250,7 +250,7 @@ def sampled(model: LatentDiffusion, denoise: Denoise, noise: Tensor, name: str, 
 
 
 def overhead(model: LatentDiffusion, noise: Tensor, steps: int = 20) -> tuple[float, float]:
-    """Seconds of a step outside and inside the network, for one picture: the processor's on a CPU, else the clock's."""
+    """Seconds of a step outside and inside the network, for one image: the processor's on a CPU, else the clock's."""
     now = time.perf_counter if noise.is_cuda else time.process_time
     inside = 0.0
 
@@ -272,7 +272,7 @@ def overhead(model: LatentDiffusion, noise: Tensor, steps: int = 20) -> tuple[fl
 
 
 def relative(x: Tensor, truth: Tensor) -> float:
-    """Root mean square distance over root mean square size, averaged over the pictures."""
+    """Root mean square distance over root mean square size, averaged over the images."""
     return ((x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).mean().item()
 
 
@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="?", const="", help="measure on a model: the embedded one, or a folder")
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--pictures", type=int, choices=range(1, len(PROMPTS) + 1), default=2, help="how many of the prompts to take")
+    parser.add_argument("--images", type=int, choices=range(1, len(PROMPTS) + 1), default=2, help="how many of the prompts to take")
     parser.add_argument("--truth-steps", type=int, default=500)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "samplers")
@@ -376,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     model = daguerre.load(given.model or None, device=given.device, dtype=torch.float32)
     assert isinstance(model, LatentDiffusion), "priors over codes have no samplers"
-    on_model(model, given.out, guidance=given.guidance, prompts=PROMPTS[: given.pictures], truth_steps=given.truth_steps)
+    on_model(model, given.out, guidance=given.guidance, prompts=PROMPTS[: given.images], truth_steps=given.truth_steps)
 
 
 if __name__ == "__main__":

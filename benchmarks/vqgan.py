@@ -2,7 +2,7 @@
 
     python -m benchmarks.vqgan [--minutes 60] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out docs/vqgan]
 
-Every network is trained once for each seed, which draws its first weights and the order of its pictures; pictures, maps and the judge are
+Every network is trained once for each seed, which draws its first weights and the order of its images; images, maps and the judge are
 the same for all. `--minutes` are of processor time for the trainings of all seeds together, each on one thread, so that a busy machine
 changes nothing but the wait: with all that is measured, the default should take under 45 minutes of two free cores. Everything trained or
 measured is kept in `--work`, so that a run that was stopped goes on.
@@ -49,9 +49,9 @@ from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask
 from daguerre.training.objectives.vae_vq import QuantizedTask
 from daguerre.weights.tensors.safetensors import save_safetensors
 
-SIZE, CODES, SEED = 32, 128, 0  # the seed of the pictures; those of the trainings are 0, 1, …
-MIX = ShapesMix(count=0, pair=0, background=0.5)  # one shape in each picture, so that what it should be is known
-TRAINED, TESTED, DRAWN = 16000, 500, 128  # pictures
+SIZE, CODES, SEED = 32, 128, 0  # the seed of the images; those of the trainings are 0, 1, …
+MIX = ShapesMix(count=0, pair=0, background=0.5)  # one shape in each image, so that what it should be is known
+TRAINED, TESTED, DRAWN = 16000, 500, 128  # images
 REDRAWS = 300  # of a bootstrap of Fréchet distances
 CHANNELS = (16, 32, 64, 64)  # from full resolution down
 ENTERS = 150  # steps before the codebook takes part
@@ -94,7 +94,7 @@ class Shapes:
 
 
 def drawn(count: int, seed: int) -> Shapes:
-    """`count` pictures, each of one shape."""
+    """`count` images, each of one shape."""
     source = ShapesDataset(SIZE, mix=MIX)
     rng = np.random.default_rng(seed)
     scenes = [source.scene(int(rng.integers(len(source))), rng) for _ in range(count)]
@@ -107,8 +107,8 @@ def drawn(count: int, seed: int) -> Shapes:
     )
 
 
-class Pictures:
-    """Batches of pictures that lie in memory."""
+class Images:
+    """Batches of images that lie in memory."""
 
     def __init__(self, x: Tensor, seed: int, batch_size: int = 16):
         self.x, self.seed, self.batch_size = x, seed, batch_size
@@ -161,7 +161,7 @@ class Judge(nn.Module):
 
 
 class JudgeStage:
-    """Trains a judge, on pictures with a little noise."""
+    """Trains a judge, on images with a little noise."""
 
     def __init__(self, judge: Judge):
         self.judge, self.networks = judge, {"judge": judge}
@@ -243,13 +243,13 @@ class Run:
         def fitted() -> dict[str, float]:
             if kind != "vqgan":
                 stage = QuantizedTask(network, AutoencoderLoss(), data[:8], codebook_start=ENTERS)
-                return fit(stage, Pictures(data, self.seed), RATE, seconds=self.seconds(name))
+                return fit(stage, Images(data, self.seed), RATE, seconds=self.seconds(name))
             # A third of the plain one's steps: with the critic a step costs about twice as much, so it then has half of the time.
             start = max(self.steps("vqvae f4") // 3, ENTERS)
             loss = AutoencoderLoss(adversarial=0.5, adversarial_start=start, adversarial_ramp=max(start // 4, 1))
             critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=24, layers=2))
             stage = QuantizedTask(network, loss, data[:8], discriminator=critic, codebook_start=ENTERS)
-            return fit(stage, Pictures(data, self.seed), RATE, seconds=self.seconds(name))
+            return fit(stage, Images(data, self.seed), RATE, seconds=self.seconds(name))
 
         if kind == "vqgan":
             self.first_stage("vqvae f4")
@@ -282,7 +282,7 @@ class Run:
 
 @torch.no_grad()
 def encoded(first_stage: VQModel, x: Tensor) -> Tensor:
-    """The codes (N, h, w) of many pictures."""
+    """The codes (N, h, w) of many images."""
     return torch.cat([first_stage.encode_codes(part) for part in x.split(250)])
 
 
@@ -305,7 +305,7 @@ def transformer(run: Run, codes: int, grid: tuple[int, int], told: int = 1, cond
 
 
 def distances(run: Run, true: Tensor, sets: Mapping[str, Tensor], *, paired: bool) -> dict[str, Any]:
-    """Fréchet distances of sets of pictures to true ones, with how far they move when the pictures are drawn again; and of each set but
+    """Fréchet distances of sets of images to true ones, with how far they move when the images are drawn again; and of each set but
     the first, how much farther than the first it is, and how many times as far. Every redraw takes the same rows of all sets, of the true
     ones too where `paired`.
 
@@ -336,7 +336,7 @@ def interval(values: Tensor) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-# Experiments: each returns what it measured, and writes its picture -----------------------------------------------------------------------
+# Experiments: each returns what it measured, and writes its image -----------------------------------------------------------------------
 
 
 def rebuilding(run: Run) -> dict[str, Any]:
@@ -400,7 +400,7 @@ def pixels_or_codes(run: Run) -> dict[str, Any]:
         area = SIZE * SIZE / (grid[0] * grid[1])
         found[name] |= {
             "bits/pixel": interval(code_lengths(prior, test) / area),
-            "seconds/picture": seconds / DRAWN,
+            "seconds/image": seconds / DRAWN,
             "psnr": interval(psnr(run.test.x, decode(encode(run.test.x)))),
         }
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
@@ -422,7 +422,7 @@ def same_window(run: Run) -> dict[str, Any]:
         found[name] = run.prior(f"window f{f}", prior, data)
         codes, seconds = sampled(prior, (SIZE // f, SIZE // f), DRAWN)
         x[name], rebuilt[name] = decoded(first_stage, codes), decoded(first_stage, encoded(first_stage, run.test.x))
-        found[name]["seconds/picture"] = seconds / DRAWN
+        found[name]["seconds/image"] = seconds / DRAWN
         like = decoded(first_stage, encoded(first_stage, others()))
         found[name]["to rebuilt"] = distances(run, rebuilt[name], {"others": like, "samples": x[name]}, paired=False)
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
@@ -468,11 +468,11 @@ def told(run: Run) -> dict[str, Any]:
 
 
 def agreement(x: Tensor, inside: Tensor) -> Tensor:
-    """Intersection over union, (N,), of where pictures (N, 3, H, W) differ from the colour around the shape, and where the map has it."""
+    """Intersection over union, (N,), of where images (N, 3, H, W) differ from the colour around the shape, and where the map has it."""
     found = []
-    for picture, mask in zip(x, inside, strict=True):
-        around = picture[:, ~mask].median(dim=1).values  # (3,)
-        differs = (picture - around[:, None, None]).abs().amax(dim=0) > 0.4
+    for image, mask in zip(x, inside, strict=True):
+        around = image[:, ~mask].median(dim=1).values  # (3,)
+        differs = (image - around[:, None, None]).abs().amax(dim=0) > 0.4
         found.append((differs & mask).sum() / (differs | mask).sum())
     return torch.stack(found)
 
@@ -496,7 +496,7 @@ def features(run: Run, x: Tensor) -> Tensor:
 
 
 def others() -> Tensor:
-    """As many other true pictures as are sampled: how far true pictures are from true ones."""
+    """As many other true images as are sampled: how far true images are from true ones."""
     return drawn(DRAWN, SEED + 2).x
 
 
@@ -510,9 +510,9 @@ def share(hits: Tensor) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def save_grid(path: Path, pictures: Sequence[Image.Image], labels: Sequence[str], columns: int) -> None:
+def save_grid(path: Path, images: Sequence[Image.Image], labels: Sequence[str], columns: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    labelled_grid(pictures, labels, columns).save(path, optimize=True)
+    labelled_grid(images, labels, columns).save(path, optimize=True)
 
 
 EXPERIMENTS: dict[str, Callable[[Run], dict[str, Any]]] = {
@@ -553,8 +553,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except DaguerreError as error:
             parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
-    for picture in run.work.glob("*.png"):
-        shutil.copy(picture, given.out)
+    for image in run.work.glob("*.png"):
+        shutil.copy(image, given.out)
     (given.out / "README.md").write_text(page(found, given.minutes))
     print(f"{given.out / 'README.md'} after {(time.monotonic() - begun) / 60:.0f} minutes")
 

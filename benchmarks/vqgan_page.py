@@ -20,25 +20,25 @@ def page(found: Sequence[Mapping[str, Found]], minutes: float) -> str:
     return "\n\n".join(
         [
             "# The experiments of the VQGAN paper, in small",
-            "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each picture, half "
+            "Esser et al. 2021, [arXiv:2012.09841](https://arxiv.org/abs/2012.09841). Drawn shapes of 32 pixels, one in each image, half "
             "of them on a coloured background; 16000 to train on, 500 others to measure on. All trainings of all seeds together had "
             f"**{minutes:g} minutes of processor time** ({default}), one thread each, shared out as `SHARES` in `benchmarks/vqgan.py` "
             "says. "
             + (
-                f"Everything was trained {seeds} times, once for each seed: a table has a row for each, the pictures are those of seed 0. "
+                f"Everything was trained {seeds} times, once for each seed: a table has a row for each, the images are those of seed 0. "
                 if seeds > 1
                 else "Everything was trained once, with seed 0. "
             )
             + "A relation of the paper is said to hold where it holds with every seed and no interval touches zero. "
             "`python -m benchmarks.vqgan` makes this page again.",
-            "Brackets are 95 % bootstrap intervals over the measured pictures; "
+            "Brackets are 95 % bootstrap intervals over the measured images; "
             + ("how far the seeds lie apart shows what they don't cover. " if seeds > 1 else "they say nothing about another seed. ")
             + "Fréchet distances are between 48 features of a small classifier of shape and colour that was trained here: not comparable "
-            "with published FIDs, nor one table's with another's where the number of pictures differs. Their intervals are the spread of "
-            "300 redraws, laid around the distance, for a distance of few pictures is biased upwards.",
+            "with published FIDs, nor one table's with another's where the number of images differs. Their intervals are the spread of "
+            "300 redraws, laid around the distance, for a distance of few images is biased upwards.",
             "All networks are trained by AdamW, first stages at a rate of 2e-3, priors at 4e-3: of 1e-3, 2e-3 and 4e-3 that was "
             "PixelSNAIL's best in runs of 30 seconds (2.99, 2.70, 2.45 bits/code), and the transformer's too (2.64, 2.54, 2.54). They are "
-            "small, and see few pictures: what the paper's networks do with a thousand times as much is another question.",
+            "small, and see few images: what the paper's networks do with a thousand times as much is another question.",
             *([THIN] if minutes / seeds < ENOUGH else []),
             *(section([each[name] for each in found]) for name, section in SECTIONS.items()),
             "",
@@ -52,7 +52,7 @@ def priors(seeds: Sequence[Found]) -> str:
     return "\n\n".join(
         [
             "## Transformer against PixelSNAIL",
-            "NLL of 500 pictures' codes (VQGAN, f4: 64 codes of 128), told nothing; batches of 32. The paper's table 1: the transformer is "
+            "NLL of 500 images' codes (VQGAN, f4: 64 codes of 128), told nothing; batches of 32. The paper's table 1: the transformer is "
             "ahead at equal time and at equal steps.",
             table(
                 ["prior", "seed", "parameters", "steps", "seconds", "bits/code"],
@@ -62,7 +62,7 @@ def priors(seeds: Sequence[Found]) -> str:
                     lambda at: [f"{at['parameters'] / 1e3:.0f} k", count(at["steps"]), count(at["seconds"]), of(at["bits/code"])],
                 ),
             ),
-            f"PixelSNAIL minus transformer, picture by picture: {all_of(at_time)} bits/code at equal time, {all_of(at_steps)} at equal "
+            f"PixelSNAIL minus transformer, image by image: {all_of(at_time)} bits/code at equal time, {all_of(at_steps)} at equal "
             "steps. "
             + " ".join(
                 verdict(
@@ -81,16 +81,16 @@ def priors(seeds: Sequence[Found]) -> str:
 def pixels(seeds: Sequence[Found]) -> str:
     names = ("codes f2", "pixels")
     farther = [each["frechet"]["pixels, farther"] for each in seeds]
-    faster = " · ".join(f"{each['pixels']['seconds/picture'] / each['codes f2']['seconds/picture']:.1f}" for each in seeds)
+    faster = " · ".join(f"{each['pixels']['seconds/image'] / each['codes f2']['seconds/image']:.1f}" for each in seeds)
     found = [{name: each[name] | {"frechet": each["frechet"][name]} for name in names} for each in seeds]
     return "\n\n".join(
         [
             "## The same transformer on pixels and on codes",
-            "1024 pixels of 64 colours, or 256 codes of f2, at equal time, batches of 8; NLL on 100 pictures; the Fréchet distance of 128 "
-            "samples to the 500 true pictures. Neither representation is exact, so the PSNR of what each keeps stands beside its length. "
+            "1024 pixels of 64 colours, or 256 codes of f2, at equal time, batches of 8; NLL on 100 images; the Fréchet distance of 128 "
+            "samples to the 500 true images. Neither representation is exact, so the PSNR of what each keeps stands beside its length. "
             "The paper (section 4.1): codes are 14 times as fast to sample, and their FID is 19 % lower.",
             table(
-                ["tokens", "seed", "steps", "bits/pixel", "PSNR of what is kept, dB", "seconds/picture", "Fréchet"],
+                ["tokens", "seed", "steps", "bits/pixel", "PSNR of what is kept, dB", "seconds/image", "Fréchet"],
                 rows(
                     found,
                     names,
@@ -98,18 +98,18 @@ def pixels(seeds: Sequence[Found]) -> str:
                         count(at["steps"]),
                         of(at["bits/pixel"]),
                         of(at["psnr"], 1),
-                        f"{at['seconds/picture']:.3f}",
+                        f"{at['seconds/image']:.3f}",
                         of(at["frechet"], 0),
                     ],
                 ),
             ),
-            f"As many other true pictures are {of(seeds[0]['frechet']['true'], 0)} away from them. Codes are sampled {faster} times as "
+            f"As many other true images are {of(seeds[0]['frechet']['true'], 0)} away from them. Codes are sampled {faster} times as "
             f"fast. Pixels minus codes, Fréchet: {all_of(farther, 0)}. "
             + verdict(
                 farther,
-                "which samples are nearer to true pictures",
-                "The samples from codes are nearer to true pictures, as in the paper.",
-                "The samples from pixels are nearer to true pictures here.",
+                "which samples are nearer to true images",
+                "The samples from codes are nearer to true images, as in the paper.",
+                "The samples from pixels are nearer to true images here.",
             ),
             "![samples](pixels.png)",
         ]
@@ -124,13 +124,13 @@ def window(seeds: Sequence[Found]) -> str:
     return "\n\n".join(
         [
             "## The same window of codes at f2, f4 and f8",
-            "A transformer that sees 4×4 codes at once, at equal time each, and 128 pictures drawn by a sliding window. The paper's "
-            "section 4.4: with the number of codes fixed, larger f lets the transformer see more of the picture, and structure holds "
-            "together, until the reconstructions suffer. So the samples are measured against true pictures, and, for the prior's own part, "
-            "against the 500 true pictures rebuilt by the same first stage: how many times as far as 128 others that it rebuilt, for what "
-            "is blurred is nearer to its like, whoever made it. Beside that, how far the reconstructions are from true pictures.",
+            "A transformer that sees 4×4 codes at once, at equal time each, and 128 images drawn by a sliding window. The paper's "
+            "section 4.4: with the number of codes fixed, larger f lets the transformer see more of the image, and structure holds "
+            "together, until the reconstructions suffer. So the samples are measured against true images, and, for the prior's own part, "
+            "against the 500 true images rebuilt by the same first stage: how many times as far as 128 others that it rebuilt, for what "
+            "is blurred is nearer to its like, whoever made it. Beside that, how far the reconstructions are from true images.",
             table(
-                ["codes", "seed", "seen at once", "steps", "samples to true", "to rebuilt", "times others", "rebuilt to true", "s/picture"],
+                ["codes", "seed", "seen at once", "steps", "samples to true", "to rebuilt", "times others", "rebuilt to true", "s/image"],
                 [
                     [row[0], row[1], f"{4 * int(row[0][1:])} pixels", *row[2:]]
                     for row in rows(
@@ -142,12 +142,12 @@ def window(seeds: Sequence[Found]) -> str:
                             of(at["to rebuilt"]["samples"], 0),
                             of(at["to rebuilt"]["samples, times"], 2),
                             of(at["rebuilt"], 0),
-                            f"{at['seconds/picture']:.4f}",
+                            f"{at['seconds/image']:.4f}",
                         ],
                     )
                 ],
             ),
-            f"128 other true pictures are {of(seeds[0]['frechet']['true'], 0)} away from true ones. "
+            f"128 other true images are {of(seeds[0]['frechet']['true'], 0)} away from true ones. "
             + " ".join(
                 f"{name} minus f8, samples to true: {all_of(each, 0)}. "
                 + verdict(each, "which of them is nearer", f"f8 is nearer than {name}, as in the paper.", f"{name} is nearer than f8 here.")
@@ -173,7 +173,7 @@ def reconstruction(seeds: Sequence[Found]) -> str:
         [
             "## VQ-VAE against VQGAN",
             "The same network (f4, 128 codes) with the same time; the VQGAN's critic enters after a third of the VQ-VAE's steps, with the "
-            "adaptive weight and no perceptual network. 500 pictures and their reconstructions. In the paper the critic costs PSNR and "
+            "adaptive weight and no perceptual network. 500 images and their reconstructions. In the paper the critic costs PSNR and "
             "wins in what features see.",
             table(
                 ["first stage", "seed", "steps", "seconds", "PSNR, dB", "SSIM", "Fréchet"],
@@ -193,9 +193,9 @@ def reconstruction(seeds: Sequence[Found]) -> str:
             + " "
             + verdict(
                 farther,
-                "which is nearer to the pictures by the features",
-                "By the features the VQGAN is nearer to the pictures, as in the paper.",
-                "By the features the VQ-VAE is nearer to the pictures here: flat shapes have little texture for a critic to bring back, "
+                "which is nearer to the images by the features",
+                "By the features the VQGAN is nearer to the images, as in the paper.",
+                "By the features the VQ-VAE is nearer to the images here: flat shapes have little texture for a critic to bring back, "
                 "and it takes its part of the time.",
             ),
             "![given, VQ-VAE, VQGAN](reconstruction.png)",
@@ -234,14 +234,14 @@ def told(seeds: Sequence[Found]) -> str:
                 )
                 for name, each in saved.items()
             ),
-            "What the classifier takes 128 pictures for that were drawn by a class, the share of the right answers; and the true pictures "
+            "What the classifier takes 128 images for that were drawn by a class, the share of the right answers; and the true images "
             "of these classes, rebuilt by the VQGAN and as they are. The smallest shapes are six pixels wide, so that even true ones are "
             "mistaken.",
-            table(["pictures", "seed", "shape", "colour"], by_class),
+            table(["images", "seed", "shape", "colour"], by_class),
             "![by class](classes.png)",
-            "Agreement with the map: the intersection over union of where the picture differs from the colour around the shape, and where "
-            "the map has it; 128 pictures.",
-            table(["pictures", "seed", "intersection over union"], by_map),
+            "Agreement with the map: the intersection over union of where the image differs from the colour around the shape, and where "
+            "the map has it; 128 images.",
+            table(["images", "seed", "intersection over union"], by_map),
             f"With their own map minus with another's: {all_of(above)}. "
             + verdict(
                 above,

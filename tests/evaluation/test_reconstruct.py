@@ -14,7 +14,7 @@ from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.recipes.first_stage import build_network
 from daguerre.weights import save_first_stage
 
-TINY = {"data": "shapes", "size": 32, "f": 4, "width": 8}
+TINY = {"data": "shapes", "resolution": 32, "f": 4, "width": 8}
 
 
 @pytest.fixture(scope="module")

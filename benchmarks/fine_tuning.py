@@ -1,11 +1,11 @@
-"""What `daguerre train text-to-image` teaches: the embedded model before and after, on things in a new colour on a coloured background.
+"""The effect of `daguerre train text-to-image` on the embedded model: things in a new colour on a coloured background.
 
-    python -m benchmarks.continued [--pictures 300] [--steps 400] [--count 40] [--work runs/continued]
+    python -m benchmarks.fine_tuning [--images 300] [--steps 400] [--count 40] [--work runs/continued]
 
-Either alone the model has seen, both together never: asked for a pink elephant on a green background it draws one that is hardly pink. A
-folder of `--pictures` such pictures with captions is written, of every second thing, and the UNet learns on with it. Before and after, new
-pictures are compared with the true renders of their prompts, of which the model knows one for each: by PSNR, of the things in the folder,
-of as many that are not in it, and of things in their own colours on white, which tell what was forgotten.
+The model was trained on recoloured things and on coloured backgrounds, but never on both: "a pink elephant on a green background" gives an
+elephant that is hardly pink. This writes a folder of `--images` such images with captions, of every second thing, and fine-tunes the UNet
+on it. It compares generated images with the true renders of their prompts by PSNR before and after: for things in the folder, for other
+things, and for things in their original colours on white, which show forgetting.
 """
 
 import argparse
@@ -54,22 +54,22 @@ def plain(things: Sequence[Thing], seed: int) -> Iterator[EmojiScene]:
 
 
 def write_folder(folder: Path, source: EmojiDataset, scenes: Sequence[EmojiScene]) -> None:
-    """The drawing of each scene, with its caption beside it."""
+    """Write the render and the caption of each scene."""
     folder.mkdir(parents=True)
     for number, scene in enumerate(scenes):
         source.render(scene).save(folder / f"{number:03}.png")
         (folder / f"{number:03}.txt").write_text(scene.caption)
 
 
-def likeness(model: LatentDiffusion, source: EmojiDataset, scenes: Sequence[EmojiScene]) -> np.ndarray:
-    """The PSNR in dB of a new picture of each scene's caption and the scene's drawing."""
-    made = generate_set(model, [scene.caption for scene in scenes], Request(guidance_scale=model.default_guidance)).images
-    return psnr(torch.stack([to_tensor(source.render(scene)) for scene in scenes]), made).numpy()
+def similarity(model: LatentDiffusion, source: EmojiDataset, scenes: Sequence[EmojiScene]) -> np.ndarray:
+    """The PSNR in dB between a generated image for each caption and the render of the scene."""
+    images = generate_set(model, [scene.caption for scene in scenes], Request(guidance_scale=model.default_guidance)).images
+    return psnr(torch.stack([to_tensor(source.render(scene)) for scene in scenes]), images).numpy()
 
 
 def table(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:
-    """Means and, of the gain, its standard error over the prompts."""
-    lines = ["| PSNR to the true render, dB | before | after | gain | nearer |", "|---|---|---|---|---|"]
+    """Mean PSNR, and the gain with its standard error over the prompts."""
+    lines = ["| PSNR to the true render, dB | before | after | gain | improved |", "|---|---|---|---|---|"]
     for kind, was in before.items():
         gain = after[kind] - was
         error = gain.std(ddof=1) / len(gain) ** 0.5
@@ -80,34 +80,34 @@ def table(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=300, help="in the folder")
+    parser.add_argument("--images", type=int, default=300, help="number of images in the folder")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rate", type=float, default=5e-5, help="of learning")
+    parser.add_argument("--rate", type=float, default=5e-5, help="learning rate")
     parser.add_argument("--count", type=int, default=40, help="prompts of each kind")
     parser.add_argument("--work", type=Path, default=Path("runs/continued"))
-    parser.add_argument("--trained", type=Path, help="a model that was trained so before; none: train one")
+    parser.add_argument("--trained", type=Path, help="an already fine-tuned model; default: train one")
     options = parser.parse_args()
     if options.work.exists():
-        sys.exit(f"'{options.work}' exists; remove it or name another folder with --work.")
+        sys.exit(f"'{options.work}' exists; remove it or give another folder with --work.")
     model, count, steps = load_diffusion(), options.count, options.steps
     source = EmojiDataset(model.sample_size, split="all")
     here, elsewhere = source.things[0::2], source.things[1::2]
     kinds = {
         "things in the folder": both(source, here, 1),
         "other things": both(source, elsewhere, 2),
-        "as they are": plain(source.things, 3),
+        "original colours": plain(source.things, 3),
     }
     scenes = {kind: list(islice(of, count)) for kind, of in kinds.items()}
-    before = {kind: likeness(model, source, of) for kind, of in scenes.items()}
+    before = {kind: similarity(model, source, of) for kind, of in scenes.items()}
     folder = options.trained
     if folder is None:
-        write_folder(options.work / "pictures", source, list(islice(both(source, here, 4), options.pictures)))
+        write_folder(options.work / "images", source, list(islice(both(source, here, 4), options.images)))
         loop = LoopConfig(
             max_train_steps=steps, batch_size=16, learning_rate=options.rate, mixed_precision="auto", ema_decay=0.99, sample_every=steps
         )
-        folder = text_to_image.run(TextToImageRecipe(options.work / "pictures", options.work / "run", crops_per_image=1, loop=loop))
+        folder = text_to_image.run(TextToImageRecipe(options.work / "images", options.work / "run", crops_per_image=1, loop=loop))
     trained = load_diffusion(folder)
-    print(table(before, {kind: likeness(trained, source, of) for kind, of in scenes.items()}))
+    print(table(before, {kind: similarity(trained, source, of) for kind, of in scenes.items()}))
 
 
 if __name__ == "__main__":

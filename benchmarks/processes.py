@@ -1,4 +1,4 @@
-"""What the measurements of single processes share: a fresh process for each figure, its peak of memory, noise, and tables."""
+"""Helpers for measurements in separate processes: start a process, its age and peak memory, noise, table rows."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def in_a_process(module: str, *arguments: object, **environment: str) -> dict[str, Any]:
-    """What `python -m MODULE ARGUMENTS` prints last, a line of JSON. What it says besides goes to the terminal if it fails."""
+    """Run `python -m MODULE ARGUMENTS` and parse its last line as JSON; if it fails, print its output and exit."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
@@ -22,13 +22,13 @@ def in_a_process(module: str, *arguments: object, **environment: str) -> dict[st
 
 
 def age() -> float:
-    """Seconds since this process was started, by the clock on the wall."""
+    """Wall-clock seconds since the start of this process."""
     started = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
     return float(Path("/proc/uptime").read_text().split()[0]) - started
 
 
 def peak() -> float:
-    """The most resident memory that this process had so far, in GB."""
+    """The peak resident memory of this process in GB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
 
@@ -38,5 +38,5 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 
 def row(cells: Iterable[object]) -> str:
-    """A line of a table; numbers with three digits."""
+    """A row of a Markdown table; numbers with three digits."""
     return f"| {' | '.join(f'{cell:.3g}' if isinstance(cell, float) else str(cell) for cell in cells)} |"

@@ -1,14 +1,13 @@
-"""Making pictures with a checkpoint of Stable Diffusion 1.5's size, beside diffusers: the cost of a step, of all else, and memory.
+"""Generating images with a checkpoint of Stable Diffusion 1.5's size, compared with diffusers: time per step, fixed time and memory.
 
     python -m benchmarks.random_models FOLDER
-    python -m benchmarks.pictures FOLDER [--dtypes bfloat16 float32] [--side 512] [--out benchmarks/pictures.md]
+    python -m benchmarks.image_generation FOLDER [--dtypes bfloat16 float32] [--side 512] [--out benchmarks/image_generation.md]
 
-DPM++ 2M, guidance 7.5. Each figure is of a process of its own that makes, after one to warm up, a picture in 2 steps and one in 4: a step
-is half the difference, and what is left of the first is fixed (text, decoding, encoding for img2img; not opening, though ours reads its
-parts anew for every picture, as they take turns in memory like in the commands). "20 steps" is fixed + 20 steps, computed and not run.
-"At the defaults" is ours at 20 steps in bfloat16 and diffusers at 50 in float32, as each does unasked. img2img is at strength 0.5 of
-twice the steps. Times are processor time; set OMP_NUM_THREADS=1. The batch is four prompts at once and one after the other, by the
-embedded model.
+DPM++ 2M, guidance scale 7.5. Each figure comes from a separate process that generates, after a warm-up, an image in 2 steps and one in 4
+steps. The time per step is half the difference; the rest of the first time is fixed (text encoding, decoding, encoding for img2img, but not
+loading; Daguerre reloads offloaded parts for every image). "20 steps" is fixed + 20 steps, computed. "Defaults" is Daguerre with 20 steps
+in bfloat16 and diffusers with 50 in float32. img2img has strength 0.5 and twice the steps. Times are CPU time; set OMP_NUM_THREADS=1. The
+batch is four prompts at once and one after the other with the embedded model.
 """
 
 import argparse
@@ -23,15 +22,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.measuring import in_a_process, peak, row
+from benchmarks.processes import in_a_process, peak, row
 
 WHO, TASKS = ("daguerre", "diffusers"), ("txt2img", "img2img")
 PROMPTS = ("a red apple", "a blue apple", "a cat face", "a pizza")
 PROMPT, GUIDANCE, FEW, MORE = PROMPTS[0], 7.5, 2, 4
-Make = Callable[[int], object]  # a picture in so many steps
+Generate = Callable[[int], object]  # generates an image in a number of steps
 
 
-def ours(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Make:
+def daguerre_pipeline(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Generate:
     from daguerre.pipelines import generate
     from daguerre.pipelines.images.input import InputImage
     from daguerre.pipelines.tasks import ImageToImage, TextToImage
@@ -39,11 +38,18 @@ def ours(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Mak
 
     model = load_diffusion(folder, dtype=dtype, offload=True)
     what, times = (TextToImage(), 1) if task == "txt2img" else (ImageToImage(InputImage.from_any(given), strength=0.5), 2)
-    request = {"prompt": PROMPT, "guidance": GUIDANCE, "sampler": "dpmpp_2m", "width": given.width, "height": given.height, "task": what}
+    request = {
+        "prompt": PROMPT,
+        "guidance_scale": GUIDANCE,
+        "sampler": "dpmpp_2m",
+        "width": given.width,
+        "height": given.height,
+        "task": what,
+    }
     return lambda steps: generate(model, steps=times * steps, **request)
 
 
-def theirs(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Make:
+def diffusers_pipeline(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> Generate:
     import diffusers
 
     library: Any = diffusers
@@ -57,12 +63,14 @@ def theirs(task: str, folder: Path, dtype: torch.dtype, given: Image.Image) -> M
 
 
 def measured(who: str, task: str, folder: Path, dtype: torch.dtype, side: int) -> dict[str, float]:
-    """Seconds of a step and of all else, and the peak of memory in GB with opening."""
-    make = (ours if who == "daguerre" else theirs)(task, folder, dtype, Image.new("RGB", (side, side), (90, 120, 150)))
+    """Seconds per step, fixed seconds, and peak memory in GB including loading."""
+    run = (daguerre_pipeline if who == "daguerre" else diffusers_pipeline)(
+        task, folder, dtype, Image.new("RGB", (side, side), (90, 120, 150))
+    )
     seconds = []
     for steps in (FEW, FEW, MORE):  # the first warms up
         start = time.process_time()
-        make(steps)
+        run(steps)
         seconds.append(time.process_time() - start)
     _, few, more = seconds
     step = (more - few) / (MORE - FEW)
@@ -70,7 +78,7 @@ def measured(who: str, task: str, folder: Path, dtype: torch.dtype, side: int) -
 
 
 def batch(runs: int) -> tuple[float, float]:
-    """Median seconds of four prompts at once and of the same four one after the other, by the embedded model."""
+    """Median seconds of four prompts at once and one after the other with the embedded model."""
     import daguerre
 
     model, seconds = daguerre.load(), ([], [])
@@ -86,7 +94,7 @@ def batch(runs: int) -> tuple[float, float]:
 
 def compared(task: str, folder: Path, dtypes: list[str], side: int) -> list[tuple[object, ...]]:
     found = {
-        (who, dtype): in_a_process("benchmarks.pictures", folder, "--side", side, "--one", who, task, dtype)
+        (who, dtype): in_a_process("benchmarks.image_generation", folder, "--side", side, "--one", who, task, dtype)
         for dtype in dtypes
         for who in WHO
     }
@@ -100,12 +108,12 @@ def compared(task: str, folder: Path, dtypes: list[str], side: int) -> list[tupl
 
     for dtype in dtypes:
         a, b = (found[who, dtype] for who in WHO)
-        add(f"a step, {dtype}, s", a["step"], b["step"])
-        add(f"all else, {dtype}, s", a["fixed"], b["fixed"])
+        add(f"per step, {dtype}, s", a["step"], b["step"])
+        add(f"fixed, {dtype}, s", a["fixed"], b["fixed"])
         add(f"20 steps, {dtype}, s, computed", whole(WHO[0], dtype, 20), whole(WHO[1], dtype, 20), "≤ 0.83 ×")
         add(f"peak memory, {dtype}, GB", a["peak"], b["peak"], "≤ 0.7 ×")
     if {"bfloat16", "float32"} <= set(dtypes):
-        add("at the defaults, s, computed", whole(WHO[0], "bfloat16", 20), whole(WHO[1], "float32", 50), "≤ 0.5 ×")
+        add("defaults, s, computed", whole(WHO[0], "bfloat16", 20), whole(WHO[1], "float32", 50), "≤ 0.5 ×")
     return rows
 
 
@@ -115,7 +123,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3, help="of the batch")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/pictures.md"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/image_generation.md"))
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -125,7 +133,7 @@ def main() -> None:
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     heads = "what", "daguerre", "diffusers", "ratio", "aim"
     about = " ".join((__doc__ or "").split("\n\n")[2].split())
-    lines = ["# Making pictures, measured", "", about, "", f"{where}.", "", row(heads), row("---" for _ in heads)]
+    lines = ["# Generating images", "", about, "", f"{where}.", "", row(heads), row("---" for _ in heads)]
     for task in TASKS:
         lines += [row(cells) for cells in compared(task, options.folder, options.dtypes, options.side)]
     at_once, singly = batch(options.runs)

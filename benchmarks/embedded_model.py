@@ -1,10 +1,10 @@
-"""The road from a prompt to a picture, side by side with diffusers running the same exported model, in one run.
+"""Generating images with the embedded model and training it, compared with diffusers on the same exported model.
 
-    python -m benchmarks.road [--model FOLDER] [--runs 5] [--out benchmarks/road.md]
+    python -m benchmarks.embedded_model [--model FOLDER] [--runs 5] [--out benchmarks/embedded_model.md]
 
-Every figure is a median over `--runs` runs after one warm-up; the two programs take turns, so that a change in the machine's speed meets
-both. Nothing is cached between the cold runs but what the operating system keeps. All seconds are the processor's, of all threads
-together, which other programs on the machine hardly lengthen; with OMP_NUM_THREADS=1 they are the clock's of an idle machine.
+Every figure is a median over `--runs` runs after a warm-up; the two programs alternate, so that changes in machine speed affect both.
+Between cold runs only the operating system caches files. All times are CPU seconds summed over threads, which other programs hardly
+affect; with OMP_NUM_THREADS=1 they equal wall-clock time on an idle machine.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TRAINING_STEPS = 4
 
 
 def timed(*tasks: Callable[[], object], runs: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The median seconds of each task after one run to warm up; they take turns."""
+    """The median seconds of each task after a warm-up; the tasks alternate."""
     seconds: list[list[float]] = [[] for _ in tasks]
     for run in range(runs + 1):
         for task, times in zip(tasks, seconds, strict=True):
@@ -44,8 +44,8 @@ def timed(*tasks: Callable[[], object], runs: int, clock: Callable[[], float] = 
     return [statistics.median(times) for times in seconds]
 
 
-def spent() -> float:
-    """Seconds of the processor that this process and its finished children have taken."""
+def cpu_seconds() -> float:
+    """CPU seconds of this process and its finished children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
@@ -55,7 +55,7 @@ def command(*arguments: str) -> None:
 
 
 def diffusers_command(folder: Path, out: Path) -> None:
-    """The shortest program that makes the same picture with diffusers."""
+    """The shortest program that generates the same image with diffusers."""
     program = (
         "from diffusers import StableDiffusionPipeline as P, DPMSolverMultistepScheduler as S\n"
         f"p = P.from_pretrained({str(folder)!r}); p.set_progress_bar_config(disable=True)\n"
@@ -71,9 +71,9 @@ def cold(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
             lambda: command("txt2img", "a red apple", "--model", str(folder), "--out", f"{scratch}/a.png"),
             lambda: diffusers_command(folder, Path(scratch) / "b.png"),
             runs=runs,
-            clock=spent,
+            clock=cpu_seconds,
         )
-    (help_,) = timed(lambda: command("--help"), runs=runs, clock=spent)
+    (help_,) = timed(lambda: command("--help"), runs=runs, clock=cpu_seconds)
     return [
         ('`txt2img "a red apple"`, cold process to saved PNG, s', ours, theirs, "≤ 6 s"),
         ("`--help`, s", help_, None, "≤ 0.4 s"),
@@ -105,14 +105,14 @@ def warm(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
                     "a red apple", num_inference_steps=STEPS, guidance_scale=GUIDANCE, num_images_per_prompt=count, height=size, width=size
                 ),
                 runs=runs,
-                clock=spent,
+                clock=cpu_seconds,
             )
-            rows.append((f"warm, {STEPS} steps, {count} picture(s), {str(dtype)[6:]}, s", ours, theirs, "≤ 0.8 ×"))
+            rows.append((f"warm, {STEPS} steps, {count} image(s), {str(dtype)[6:]}, s", ours, theirs, "≤ 0.8 ×"))
     return rows
 
 
 def training(folder: Path, runs: int) -> list[tuple[str, float, float | None, str]]:
-    """Pictures a second of one optimiser step: frozen parts, UNet forward and backward, AdamW; bf16 autocast, the embedded sizes.
+    """Images a second of one optimiser step: frozen parts, UNet forward and backward, AdamW; bf16 autocast, the embedded sizes.
 
     The plain loop is the usual one: encode, embed, add noise, predict, step. Ours reads cached latents and drops captions besides.
     """
@@ -157,11 +157,11 @@ def training(folder: Path, runs: int) -> list[tuple[str, float, float | None, st
             optimizer.step()
             optimizer.zero_grad()
 
-    a, b, c = timed(ours, theirs, lambda: theirs(encode=False), runs=max(1, runs // 2), clock=spent)
-    pictures = TRAINING_STEPS * BATCH
+    a, b, c = timed(ours, theirs, lambda: theirs(encode=False), runs=max(1, runs // 2), clock=cpu_seconds)
+    images = TRAINING_STEPS * BATCH
     return [
-        (f"training, batch {BATCH}, bf16, pictures/s, beside the usual loop", pictures / a, pictures / b, "≥ 1.2 ×"),
-        ("the same, beside a loop that reads the same cached latents", pictures / a, pictures / c, "≥ 1.2 ×"),
+        (f"training, batch {BATCH}, bf16, images/s, against the usual loop", images / a, images / b, "≥ 1.2 ×"),
+        ("the same, against a loop with the same cached latents", images / a, images / c, "≥ 1.2 ×"),
     ]
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None, help="a model folder; none: the embedded one")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/road.md"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/embedded_model.md"))
     options = parser.parse_args()
     folder = find(options.model)
     rows = [*cold(folder, options.runs), *warm(folder, options.runs), *training(folder, options.runs)]
@@ -180,7 +180,7 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     threads = f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
-    about = f"`python -m benchmarks.road`, medians of {options.runs} runs; seconds of the processor; {threads}."
+    about = f"`python -m benchmarks.embedded_model`, medians of {options.runs} runs; seconds of the processor; {threads}."
     options.out.write_text(f"# The road, measured\n\n{about}\n\n{table}\n")
 
 

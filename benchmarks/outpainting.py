@@ -1,8 +1,12 @@
-"""How far outpainted margins are from what they should continue, by strength: python -m benchmarks.margins
+"""The distance of outpainted margins from the background that they should continue, by strength.
 
-Things on a plain background get a quarter of their side more at both sides by the embedded model; the mean distance of these from the
-background is told.
+    python -m benchmarks.outpainting
+
+The embedded model extends images of things on plain backgrounds by a quarter of their width on the left and right. The table has the mean
+distance of these margins from the background colour.
 """
+
+import argparse
 
 import numpy as np
 
@@ -19,17 +23,18 @@ SIDE, MARGIN, COUNT = 128, 32, 2
 
 
 def distances(model: LatentDiffusion, name: str, background: str, strength: float) -> list[float]:
-    """The mean distance, of 255, of each picture's margins from the background's colour."""
+    """The mean distance (0 … 255) of the margins of each image from the background colour."""
     colour = PAINTS[background]
     task = Outpaint(InputImage.from_any(EmojiDataset(SIDE).portrait(name, background)), left=MARGIN, right=MARGIN, strength=strength)
     request = Request(prompt=f"a {name} on a {background} background", num_images=COUNT, task=task)
-    pictures = [np.asarray(picture.image, dtype=float) for picture in generate(model, request)]
-    return [np.abs(np.concatenate([x[:, :MARGIN], x[:, -MARGIN:]], axis=1) - colour).mean() for x in pictures]
+    images = [np.asarray(image.image, dtype=float) for image in generate(model, request)]
+    return [np.abs(np.concatenate([x[:, :MARGIN], x[:, -MARGIN:]], axis=1) - colour).mean() for x in images]
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     model = load_diffusion()
-    print(f"| strength | distance of the margins, of 255, {COUNT * len(THINGS)} pictures |\n|---|---|")
+    print(f"| strength | mean distance of the margins (0 … 255), {COUNT * len(THINGS)} images |\n|---|---|")
     for strength in (1.0, 0.9, 0.8, 0.7):
         found = [each for name, background in THINGS.items() for each in distances(model, name, background, strength)]
         print(f"| {strength:g} | {np.mean(found):.1f} |", flush=True)
