@@ -1,4 +1,4 @@
-"""What a sampler is given is checked in one place, with a sentence for each mistake; and what samplers are made of."""
+"""Invalid inputs of samplers give clear errors; samplers are small stateless functions."""
 
 import ast
 import inspect
@@ -26,51 +26,51 @@ def noise(x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(
-    ("grid", "message"),
+    ("sigmas", "message"),
     [
-        ([3.0, 2.0, 2.0, 0.0], r"must descend, and σ\[1\] = 2 is followed by σ\[2\] = 2"),
+        ([3.0, 2.0, 2.0, 0.0], r"must descend, but σ\[1\] = 2 is followed by σ\[2\] = 2"),
         ([1.0, 2.0, 3.0, 4.0, 5.0], r"σ\[0\] = 1 is followed by σ\[1\] = 2"),
         ([3.0, math.nan, 1.0, 0.5, 0.0], r"σ\[0\] = 3 is followed by σ\[1\] = nan"),
-        ([3.0], "at least two σ, the start and the end, and this has 1"),
-        ([], "this has 0"),
-        (3.0, "this has 1"),
-        ([3.0, 2.0, 1.0, 0.0, -1.0], "ends at σ = -1"),
+        ([3.0], "sigmas has 1 values; it needs at least two"),
+        ([], "sigmas has 0 values"),
+        (3.0, "sigmas has 1 values"),
+        ([3.0, 2.0, 1.0, 0.0, -1.0], "sigmas ends at -1"),
     ],
 )
-def test_wrong_grids(name: str, grid: list[float] | float, message: str):
+def test_invalid_sigmas(name: str, sigmas: list[float] | float, message: str):
     with pytest.raises(DaguerreError, match=message):
-        SAMPLERS[name](denoise, X, torch.tensor(grid), noise=noise)
+        SAMPLERS[name](denoise, X, torch.tensor(sigmas), noise=noise)
 
 
 @pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.stochastic])
-def test_no_noise(name: str):
-    with pytest.raises(DaguerreError, match=f"'{name}' draws noise; give it noise, or take a deterministic one"):
+def test_stochastic_samplers_need_noise(name: str):
+    with pytest.raises(DaguerreError, match=f"'{name}' needs noise; pass `noise`, or use a deterministic one"):
         SAMPLERS[name](denoise, X, GRID)
 
 
 def test_eta_needs_noise():
-    with pytest.raises(DaguerreError, match="'euler' draws noise"):
+    with pytest.raises(DaguerreError, match="'euler' needs noise"):
         SAMPLERS["euler"](denoise, X, GRID, eta=0.5)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("plms", 1), ("pndm_prk", 3), ("dpm_solver_2s", 1), ("dpmpp_3s", 2)])
 def test_too_few_steps(name: str, steps: int):
-    with pytest.raises(DaguerreError, match=f"'{name}' needs at least {steps + 1} steps, and {steps} were given"):
+    with pytest.raises(DaguerreError, match=f"'{name}' needs at least {steps + 1} steps, not {steps}"):
         SAMPLERS[name](denoise, X, torch.linspace(3, 0, steps + 1), noise=noise)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_nan_from_the_network_is_stopped_at_its_step(name: str):
-    """Whichever evaluation it came from."""
+def test_nan_from_the_network_stops_the_sampler_at_that_step(name: str):
+    """Independent of which evaluation returned it."""
     broken_below = GRID[2].item() * 1.01
 
     def breaks(x: Tensor, sigma: Tensor) -> Tensor:
         return denoise(x, sigma) if sigma > broken_below else x * math.nan
 
-    steps, number = [], "[23]"  # those that look ahead, in step 2
+    steps, number = [], "[23]"  # samplers with an evaluation at σ_next fail in step 2
     if name == "ddim_inversion":
         number = "1"
-    with pytest.raises(DaguerreError, match=rf"no longer finite after step {number} of 5 of '{name}'.*NaN or inf"):
+    with pytest.raises(DaguerreError, match=rf"is not finite after step {number} of 5 of '{name}'.*NaN or inf"):
         steps.extend(SAMPLERS[name](breaks, X, GRID, noise=noise))
 
 
@@ -81,8 +81,8 @@ def test_inversion_cannot_end_at_infinity():
         SAMPLERS["ddim_inversion"](denoise, X, grid)
 
 
-def test_a_step_taken_apart_does_not_count():
-    with pytest.raises(DaguerreError, match="'plms' needs at least 2 steps, and 1 were given"):
+def test_the_step_from_infinity_does_not_count():
+    with pytest.raises(DaguerreError, match="'plms' needs at least 2 steps, not 1"):
         SAMPLERS["plms"](denoise, X, torch.tensor([math.inf, 2.0, 0.0]))
     ((x, x0),) = SAMPLERS["euler"](lambda x, sigma: x / 2, X, torch.tensor([math.inf, 0.0]))
     torch.testing.assert_close(x, X / 2)
@@ -95,7 +95,7 @@ def test_an_unknown_option():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_takes_as_many_evaluations_as_it_says(name: str):
+def test_the_stated_number_of_evaluations(name: str):
     sampler, calls = SAMPLERS[name], []
 
     def counted(x: Tensor, sigma: Tensor) -> Tensor:
@@ -106,13 +106,13 @@ def test_every_sampler_takes_as_many_evaluations_as_it_says(name: str):
     steps = list(sampler(counted, X, grid, noise=noise))
     assert len(steps) == 8
     assert all(x.shape == x0.shape == X.shape and x.dtype == X.dtype for x, x0 in steps)
-    extra = {"plms": 1, "pndm_prk": 9}.get(name, 0)  # the first step of Heun, the three of Runge and Kutta
-    last = sampler.evaluations - 1  # the step to 0 looks at no other σ
+    extra = {"plms": 1, "pndm_prk": 9}.get(name, 0)  # the Heun step, the three Runge–Kutta steps
+    last = sampler.evaluations - 1  # the step to 0 evaluates no other σ
     assert len(calls) == 8 * sampler.evaluations + extra - last
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_nothing_given_is_changed(name: str):
+def test_inputs_are_not_modified(name: str):
     x, grid = X.clone(), GRID.clone()
     list(SAMPLERS[name](denoise, x, grid, noise=noise))
     torch.testing.assert_close(x, X, rtol=0, atol=0)

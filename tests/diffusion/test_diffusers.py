@@ -1,4 +1,4 @@
-"""Every scheduler that Stable Diffusion's pipeline takes, step for step: same grid, same noise, same fake network."""
+"""Every scheduler of diffusers for Stable Diffusion, step by step, with the same noise levels, noise and fake network."""
 
 import sys
 from collections.abc import Callable
@@ -24,6 +24,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("DDIMScheduler", {"clip_sample": False}),
     ("DDIMScheduler", SD1_DDIM),
     ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    ("DDIMScheduler", {"clip_sample": True}),
+    ("DDIMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}),
     ("DDPMScheduler", {"clip_sample": False}),
     ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
     ("DDPMScheduler", {"clip_sample": True}),
@@ -68,6 +70,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("DEISMultistepScheduler", {"solver_order": 3}),
     ("DEISMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True, "lower_order_final": False}),
     ("LCMScheduler", {"clip_sample": False}),
+    ("LCMScheduler", {"clip_sample": True, "timestep_scaling": 2.0}),
     ("TCDScheduler", {}),
 ]
 ZERO_SNR = [
@@ -79,16 +82,16 @@ ZERO_SNR = [
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     ("UniPCMultistepScheduler", {}),
 ]
-IN_SIGMA = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # classes whose x is x0 + σ·ε; the others keep √ᾱ·x0 + √(1−ᾱ)·ε
+IN_SIGMA = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # classes whose x is x0 + σ·ε; the others use √ᾱ·x0 + √(1−ᾱ)·ε
 
 
 def network(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
-    """Smooth in x and t, unlike in every place."""
+    """Smooth in x and t, and not translation invariant."""
     return torch.tanh(0.7 * x + 0.2 * x.roll(1, -1)) * (0.6 + 0.4 * torch.sin(t / 300).reshape(-1, 1, 1, 1).to(x.dtype))
 
 
 def set_up(name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if name == "DPMSolverSDEScheduler":  # its own noise wants another library; the test gives it noise
+    if name == "DPMSolverSDEScheduler":  # its noise needs another library; the test provides the noise
         monkeypatch.setitem(sys.modules, "torchsde", SimpleNamespace())
         module = import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
     else:
@@ -100,29 +103,29 @@ def set_up(name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.Mo
     return scheduler
 
 
-def their_grid(name: str, scheduler: Any, config: dict[str, Any]) -> Tensor:
+def reference_sigmas(name: str, scheduler: Any, config: dict[str, Any]) -> Tensor:
     """The σ that a scheduler visits, (N + 1,) float64."""
     if name not in ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler"):
         return scheduler.sigmas.double().unique_consecutive()
     t = scheduler.timesteps
     if name == "PNDMScheduler":
         t = torch.from_numpy(np.unique(scheduler._timesteps)[::-1].astype(np.int64))
-    alpha_bars = scheduler.alphas_cumprod.double()
+    alphas_cumprod = scheduler.alphas_cumprod.double()
     to_zero = name != "TCDScheduler" and config.get("set_alpha_to_one", name != "PNDMScheduler")
-    alpha_bars = torch.cat([alpha_bars[t], torch.ones(1) if to_zero else alpha_bars[:1]])
-    return ((1 - alpha_bars) / alpha_bars).sqrt().unique_consecutive()
+    alphas_cumprod = torch.cat([alphas_cumprod[t], torch.ones(1) if to_zero else alphas_cumprod[:1]])
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().unique_consecutive()
 
 
-def their_steps(name: str, scheduler: Any, grid: Tensor, noises: Callable[[], Tensor]) -> list[Tensor]:
-    """x = x0 + σ·ε after every whole step of a scheduler of diffusers."""
-    source = torch.Generator().manual_seed(7)
-    takes = "generator" in scheduler.step.__code__.co_varnames
+def reference_steps(name: str, scheduler: Any, grid: Tensor, noises: Callable[[], Tensor]) -> list[Tensor]:
+    """x = x0 + σ·ε after every complete step of a scheduler of diffusers."""
+    generator = torch.Generator().manual_seed(7)
+    takes_generator = "generator" in scheduler.step.__code__.co_varnames
     scheduler.noise_sampler = lambda sigma, sigma_next: noises()
     x = EPS * scheduler.init_noise_sigma
     after = []
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t), t.float().expand(len(x)))
-        x = scheduler.step(output, t, x, **({"generator": source} if takes else {})).prev_sample
+        x = scheduler.step(output, t, x, **({"generator": generator} if takes_generator else {})).prev_sample
         after.append(x.double())
     if name == "PNDMScheduler":
         after = after[3:12:4] + after[12:] if not scheduler.config.skip_prk_steps else after[1:]
@@ -146,8 +149,8 @@ def noise_source() -> Callable[[], Tensor]:
     return lambda: torch.randn(EPS.shape, generator=source)
 
 
-def worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The greatest relative difference of any step."""
+def max_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest relative difference of any step."""
     assert len(theirs) - 1 <= len(ours) <= len(theirs)
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=False))
 
@@ -155,31 +158,31 @@ def worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
 @pytest.mark.parametrize("steps", [5, 20, 50])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_every_step_is_theirs(name: str, config: dict[str, Any], prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch):
+def test_every_step_equals_diffusers(name: str, config: dict[str, Any], prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch):
     config = {**config, "prediction_type": prediction}
     scheduler, schedule = set_up(name, config, steps, monkeypatch), Schedule(ScheduleConfig())
     sampling = read_scheduler(name, config)
-    grid = their_grid(name, scheduler, config)
+    grid = reference_sigmas(name, scheduler, config)
     torch.testing.assert_close(sampling.sigmas(schedule, steps), grid, rtol=5e-5, atol=0)  # 1 − ᾱ in float32 has no more digits
-    theirs = their_steps(name, scheduler, grid, noise_source())
-    assert worst(our_steps(sampling, schedule, grid, prediction, noise_source()), theirs) < 1e-5
+    theirs = reference_steps(name, scheduler, grid, noise_source())
+    assert max_error(our_steps(sampling, schedule, grid, prediction, noise_source()), theirs) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [5, 20, 50])
 @pytest.mark.parametrize(("name", "config"), ZERO_SNR)
-def test_zero_terminal_snr_is_theirs(name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch):
-    """DDIM and DDPM have ᾱ_T = 0, our grid "apart"; the others cap it, as ours does unless told otherwise."""
+def test_zero_terminal_snr_equals_diffusers(name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch):
+    """DDIM and DDPM have ᾱ_T = 0, as with terminal="exact"; the others cap it, as `get_sigmas` does by default."""
     config = {**config, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     scheduler, schedule = set_up(name, config, steps, monkeypatch), Schedule(ScheduleConfig(zero_terminal_snr=True))
     sampling = read_scheduler(name, config)
-    grid = their_grid(name, scheduler, config)
+    grid = reference_sigmas(name, scheduler, config)
     assert grid[0].isinf() == (name in ("DDIMScheduler", "DDPMScheduler"))
-    # Their ᾱ are products of float32, and next to zero terminal SNR little is left of them.
+    # The reference computes ᾱ in float32, which is inaccurate near zero terminal SNR.
     torch.testing.assert_close(sampling.sigmas(schedule, steps)[1:], grid[1:], rtol=1e-4, atol=0)
-    theirs = their_steps(name, scheduler, grid, noise_source())
-    # Euler in float32 goes from 4096·ε to x₁ by a subtraction that leaves an error of 4096·2⁻²⁴.
+    theirs = reference_steps(name, scheduler, grid, noise_source())
+    # From 4096·ε to x₁, Euler in float32 subtracts numbers of about 4096, with an error of 4096·2⁻²⁴.
     bound = 4096 * 2**-24 / grid[1].item() if name.startswith("Euler") else 1e-5
-    assert worst(our_steps(sampling, schedule, grid, "v_prediction", noise_source()), theirs) < bound
+    assert max_error(our_steps(sampling, schedule, grid, "v_prediction", noise_source()), theirs) < bound
 
 
 def both(
@@ -187,64 +190,64 @@ def both(
 ) -> tuple[Any, Schedule, SamplerConfig, Tensor]:
     config = {**config, "prediction_type": prediction}
     scheduler = set_up(name, config, steps, monkeypatch)
-    return scheduler, Schedule(ScheduleConfig()), read_scheduler(name, config), their_grid(name, scheduler, config)
+    return scheduler, Schedule(ScheduleConfig()), read_scheduler(name, config), reference_sigmas(name, scheduler, config)
 
 
-class TestWhereWeDifferOnPurpose:
-    """Each difference, stated, and how to have theirs."""
+class TestIntentionalDifferences:
+    """Each difference from diffusers, and how to reproduce it."""
 
-    def test_kdpm2_rounds_t_at_its_grid_and_not_half_way(self, monkeypatch: pytest.MonkeyPatch):
+    def test_kdpm2_rounds_t_at_whole_steps_only(self, monkeypatch: pytest.MonkeyPatch):
         name = "KDPM2DiscreteScheduler"
         scheduler, schedule, sampling, grid = both(name, {"use_karras_sigmas": True}, "v_prediction", 20, monkeypatch)
-        theirs = their_steps(name, scheduler, grid, noise_source())
-        assert 1e-5 < worst(our_steps(sampling, schedule, grid, "v_prediction", noise_source()), theirs) < 1e-3
+        theirs = reference_steps(name, scheduler, grid, noise_source())
+        assert 1e-5 < max_error(our_steps(sampling, schedule, grid, "v_prediction", noise_source()), theirs) < 1e-3
         between, at_grid = Denoiser(network, schedule, "v"), Denoiser(network, schedule, "v", rounding="nearest")
         mixed = sampling.sampler(lambda x, s: (at_grid if s in grid else between)(x, s), EPS.double() * grid[0], grid)
-        assert worst([x for x, _ in mixed], theirs) < 1e-5
+        assert max_error([x for x, _ in mixed], theirs) < 1e-5
 
-    def test_truncating_t_loses_the_last_one(self, monkeypatch: pytest.MonkeyPatch):
-        """DPM-Solver cuts t to an int; with the exponential spacing its first t, 999 up to rounding, becomes 998."""
+    def test_dpm_solver_truncates_the_first_t(self, monkeypatch: pytest.MonkeyPatch):
+        """DPM-Solver truncates t; with the exponential spacing its first t, 999 up to rounding errors, becomes 998."""
         scheduler, schedule, sampling, grid = both(
             "DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}, "epsilon", 20, monkeypatch
         )
         assert scheduler.timesteps[0] == 998
-        theirs = their_steps("DPMSolverMultistepScheduler", scheduler, grid, noise_source())
-        assert worst(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-5
+        theirs = reference_steps("DPMSolverMultistepScheduler", scheduler, grid, noise_source())
+        assert max_error(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-5
         just_below = grid.clone()
         just_below[0] *= 1 - 1e-5
         denoiser = Denoiser(network, schedule, "epsilon", rounding="down")
         start = EPS.double() * (grid[0] ** 2 + 1).sqrt()
         ours = sampling.sampler(lambda x, s: denoiser(x, torch.minimum(s, just_below[0])), start, grid)
-        assert worst([x for x, _ in ours], theirs) < 3e-5
+        assert max_error([x for x, _ in ours], theirs) < 3e-5
 
-    def test_their_previous_step_is_wrong_where_n_does_not_divide_t(self, monkeypatch: pytest.MonkeyPatch):
-        """DDIM steps back by ⌊T/N⌋ wherever the next step really is; ours goes to the next σ of the grid."""
+    def test_ddim_steps_wrongly_if_n_does_not_divide_t(self, monkeypatch: pytest.MonkeyPatch):
+        """diffusers' DDIM always steps by ⌊T/N⌋, even if the next t differs; ours goes to the next σ."""
         config = {"clip_sample": False, "timestep_spacing": "trailing"}
         scheduler, schedule, sampling, grid = both("DDIMScheduler", config, "epsilon", 7, monkeypatch)
-        theirs = their_steps("DDIMScheduler", scheduler, grid, noise_source())
-        assert worst(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-4
+        theirs = reference_steps("DDIMScheduler", scheduler, grid, noise_source())
+        assert max_error(our_steps(sampling, schedule, grid, "epsilon", noise_source()), theirs) > 1e-4
         stepped_back = schedule.t_to_sigma((scheduler.timesteps - 1000 // 7).clamp(min=0))
-        t, x, apart = scheduler.timesteps, EPS.double() * (grid[0] ** 2 + 1).sqrt(), []
-        for i, sigma in enumerate(grid[:-1]):  # their steps, with our sampler: each ends at t − ⌊T/N⌋ but is continued as if at the next t
+        t, x, after = scheduler.timesteps, EPS.double() * (grid[0] ** 2 + 1).sqrt(), []
+        for i, sigma in enumerate(grid[:-1]):  # diffusers' steps with our sampler: each ends at t − ⌊T/N⌋ but continues as if at the next t
             end = stepped_back[i] if t[i] >= 1000 // 7 else torch.zeros((), dtype=torch.float64)
             ((x, _),) = sampling.sampler(Denoiser(network, schedule, "epsilon"), x, torch.stack([sigma, end]))
             x = x / (end**2 + 1).sqrt() * (grid[i + 1] ** 2 + 1).sqrt()
-            apart.append(x)
-        assert worst(apart, theirs) < 1e-5
+            after.append(x)
+        assert max_error(after, theirs) < 1e-5
 
     @pytest.mark.parametrize("steps", [5, 20])
-    def test_their_third_order_sde_has_a_wrong_sign(self, steps: int, monkeypatch: pytest.MonkeyPatch):
-        """sde-dpmsolver++ of order 3: the weight of the second difference tends to −1 for small steps, where it ought to vanish.
-        k-diffusion's, which ours equals, vanishes."""
+    def test_the_third_order_sde_of_diffusers_has_a_wrong_sign(self, steps: int, monkeypatch: pytest.MonkeyPatch):
+        """sde-dpmsolver++ of order 3: the weight of the second difference tends to −1 for small steps instead
+        of 0. Ours equals k-diffusion, where it tends to 0."""
         config = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "use_karras_sigmas": True}
         scheduler, schedule, sampling, grid = both("DPMSolverMultistepScheduler", config, "epsilon", steps, monkeypatch)
-        theirs = their_steps("DPMSolverMultistepScheduler", scheduler, grid, noise_source())
+        theirs = reference_steps("DPMSolverMultistepScheduler", scheduler, grid, noise_source())
         ours = our_steps(sampling, schedule, grid, "epsilon", noise_source())
-        assert worst(ours[:2], theirs[:2] + theirs[2:3]) < 1e-5
-        assert worst(ours, theirs) > 1e-3
+        assert max_error(ours[:2], theirs[:2] + theirs[2:3]) < 1e-5
+        assert max_error(ours, theirs) > 1e-3
 
-    def test_edm_models_have_another_wrapper_and_the_same_sampler(self):
-        """EDMEulerScheduler is `euler` for networks wrapped as in Karras et al. 2022, table 1, which Stable Diffusion's are not."""
+    def test_edm_models_use_euler_with_another_preconditioning(self):
+        """EDMEulerScheduler is `euler` for networks with the preconditioning of Karras et al. 2022, table 1."""
         scheduler = diffusers.EDMEulerScheduler()
         scheduler.set_timesteps(20)
         x = EPS * scheduler.init_noise_sigma
@@ -259,4 +262,4 @@ class TestWhereWeDifferOnPurpose:
 
         grid = scheduler.sigmas.double()
         sampler = read_scheduler("EulerDiscreteScheduler", {}).sampler
-        assert worst([x for x, _ in sampler(denoise, EPS.double() * (80.0**2 + 1) ** 0.5, grid)], theirs) < 1e-5
+        assert max_error([x for x, _ in sampler(denoise, EPS.double() * (80.0**2 + 1) ** 0.5, grid)], theirs) < 1e-5

@@ -1,4 +1,4 @@
-"""The names people use lead to a sampler and a spacing; mistakes lead to the nearest name."""
+"""Names of samplers and spacings in the spellings of other programs; errors suggest the nearest name."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from daguerre.diffusion import SAMPLERS, SPACINGS, parse_sampler_name, parse_spa
 from daguerre.diffusion.sampler_names import normalize_name
 from daguerre.errors import DaguerreError
 
-JOINED = {
+NAMES = {
     "Euler a": ("euler_a", None),
     "Euler": ("euler", None),
     "k_euler_a": ("euler_a", None),
@@ -46,21 +46,21 @@ JOINED = {
 }
 
 
-@pytest.mark.parametrize("name", JOINED)
-def test_joined_and_foreign_names(name: str):
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_other_programs(name: str):
     choice = parse_sampler_name(name)
-    assert (choice.sampler.name, choice.spacing) == JOINED[name]
+    assert (choice.sampler.name, choice.spacing) == NAMES[name]
 
 
-def test_our_own_names_mean_themselves():
+def test_every_own_name_is_its_sampler_or_spacing():
     for name in SAMPLERS:
         assert parse_sampler_name(name).sampler is SAMPLERS[name]
     for name in SPACINGS:
         assert parse_spacing_name(name) == name
 
 
-def test_no_name_means_two_samplers():
-    """Every spelling, folded, leads to one sampler only."""
+def test_no_name_is_ambiguous():
+    """Every normalized name belongs to one sampler only."""
     owners: dict[str, set[str]] = {}
     for sampler in SAMPLERS.values():
         for name in (sampler.name, *sampler.aliases):
@@ -76,7 +76,7 @@ def test_no_name_means_two_samplers():
         ("Euler b", "Did you mean 'Euler a'"),
         ("eulre", "Did you mean 'euler'"),
         ("Huen", "Did you mean 'heun'"),
-        ("ulysses", "there are euler, euler_a, ddpm"),
+        ("ulysses", "use one of euler, euler_a, ddpm"),
     ],
 )
 def test_unknown_samplers(name: str, message: str):
@@ -99,9 +99,9 @@ def test_the_table_of_samplers():
 
 
 class TestSchedulerConfigurations:
-    """What the numbers of `test_diffusers.py` do not show."""
+    """Settings that the numbers of `test_diffusers.py` do not cover."""
 
-    def test_stable_diffusion_s_own(self):
+    def test_stable_diffusion_1(self):
         config = {
             "_class_name": "PNDMScheduler",
             "beta_end": 0.012,

@@ -1,4 +1,4 @@
-"""Samplers that draw noise give back the distribution: weights, means and covariances of a mixture, within sampling error."""
+"""Stochastic samplers reproduce a mixture's weights, means and covariances within the sampling error."""
 
 import math
 
@@ -26,12 +26,12 @@ STOCHASTIC = [name for name, sampler in SAMPLERS.items() if sampler.stochastic a
 
 
 def one_generator_for_all(seed: int):
-    """Independent noise for a cloud of points, too many for a generator each."""
-    source = torch.Generator().manual_seed(seed)
-    return lambda x, sigma, sigma_next: torch.randn(x.shape, generator=source, dtype=torch.float64)
+    """Independent noise from one generator, for many points."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x, sigma, sigma_next: torch.randn(x.shape, generator=generator, dtype=torch.float64)
 
 
-def cloud(name: str, steps: int, seed: int = 1, **options: object) -> Tensor:
+def sample_points(name: str, steps: int, seed: int = 1, **options: object) -> Tensor:
     grid = get_sigmas(SCHEDULE, steps, "karras")
     x = one_generator_for_all(seed)(torch.empty(COUNT, 2), grid, grid) * (grid[0] ** 2 + 1).sqrt()
     *_, (x, _x0) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=one_generator_for_all(seed + 1), **options)
@@ -39,33 +39,33 @@ def cloud(name: str, steps: int, seed: int = 1, **options: object) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Share, mean and variance of each component, every point counted with its posterior weight (so the estimates stay unbiased)."""
-    away = x[:, None] - MIXTURE.means
-    r = (MIXTURE.weights.log() - 2 * MIXTURE.stds.log() - away.square().sum(-1) / (2 * MIXTURE.stds**2)).softmax(-1)  # (N, K)
-    share = r.mean(0)
-    mean = torch.einsum("nk,nd->kd", r, x) / (len(x) * share[:, None])
-    around = x[:, None] - mean
-    return share, mean, torch.einsum("nk,nkd,nke->kde", r, around, around) / (len(x) * share[:, None, None])
+    """Weight, mean and covariance of each component; points count with their posterior weights, so the estimates are unbiased."""
+    offset = x[:, None] - MIXTURE.means
+    r = (MIXTURE.weights.log() - 2 * MIXTURE.stds.log() - offset.square().sum(-1) / (2 * MIXTURE.stds**2)).softmax(-1)  # (N, K)
+    weight = r.mean(0)
+    mean = torch.einsum("nk,nd->kd", r, x) / (len(x) * weight[:, None])
+    centred = x[:, None] - mean
+    return weight, mean, torch.einsum("nk,nkd,nke->kde", r, centred, centred) / (len(x) * weight[:, None, None])
 
 
 def distance(x: Tensor) -> float:
-    """The greatest difference of any share, mean or covariance from the truth."""
+    """The largest difference of a weight, mean or covariance from the truth."""
     covariances = MIXTURE.stds[:, None, None] ** 2 * torch.eye(2, dtype=torch.float64)
     truth = MIXTURE.weights, MIXTURE.means, covariances
     return max((found - true).abs().max().item() for found, true in zip(moments(x), truth, strict=True))
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
-def test_a_mixture_comes_back_at_two_step_counts(name: str):
-    """The bias falls with the steps; at the greater count little more than sampling error is left, about 0.02 for so many points."""
-    few, many = distance(cloud(name, 25)), distance(cloud(name, 100))
+def test_stochastic_samplers_reproduce_the_mixture(name: str):
+    """The bias falls with more steps; with 100 it is about the sampling error of 12,000 points, 0.02."""
+    few, many = distance(sample_points(name, 25)), distance(sample_points(name, 100))
     assert many < 0.03
     assert few < 0.1
     assert many < few + 0.02
 
 
-def test_the_measure_sees_a_wrong_distribution():
-    """Euler-ancestral without its noise collapses; a sampler that drew too little would be seen."""
+def test_the_distance_detects_a_wrong_distribution():
+    """Euler-ancestral with too little noise has a larger distance."""
     grid = get_sigmas(SCHEDULE, 40, "karras")
     x = torch.randn(COUNT, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * grid[0]
     *_, (x, _) = SAMPLERS["euler_a"](MIXTURE.denoise, x, grid, noise=lambda x, *_: 0.7 * torch.randn_like(x))
@@ -73,17 +73,17 @@ def test_the_measure_sees_a_wrong_distribution():
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.7])
-def test_any_share_of_noise_gives_the_same_distribution(eta: float):
-    assert distance(cloud("euler", 100, eta=eta)) < 0.04
-    assert distance(cloud("dpmpp_2m", 100, eta=eta)) < 0.04
+def test_any_eta_gives_the_same_distribution(eta: float):
+    assert distance(sample_points("euler", 100, eta=eta)) < 0.04
+    assert distance(sample_points("dpmpp_2m", 100, eta=eta)) < 0.04
 
 
 @pytest.mark.parametrize("steps", [2, 8])
 @pytest.mark.parametrize(("name", "options"), [("lcm", {}), ("tcd", {"gamma": 0.3}), ("tcd", {"gamma": 1.0}), ("euler", {})])
 def test_the_exact_consistency_function(name: str, options: dict, steps: int):
-    """For N(μ, s²) the trajectory from x at σ ends at μ + (x − μ)·s/√(s² + σ²); jumping there, LCM is exact in any number of steps.
+    """For N(μ, s²) the trajectory from x at σ ends at μ + (x − μ)·s/√(s² + σ²); with this D, LCM is exact for any number of steps.
 
-    TCD jumps part of the way on a straight line, which a trajectory is not, so its spread is only right where it goes all the way (γ = 1).
+    TCD moves part of the way along a straight line, but the trajectory is curved, so its standard deviation is exact only for γ = 1.
     """
     mu, s = 0.7, 0.5
     grid = get_sigmas(SCHEDULE, steps, "lcm")
@@ -98,7 +98,7 @@ def test_the_exact_consistency_function(name: str, options: dict, steps: int):
         assert abs(x.std().item() - s) > 0.03
 
 
-def test_tcd_between_its_ends_is_euler_and_lcm():
+def test_tcd_is_euler_at_gamma_0_and_lcm_at_gamma_1():
     grid = get_sigmas(SCHEDULE, 6, "lcm")
     x = grid[0] * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for gamma, other in ((0.0, "euler"), (1.0, "lcm")):
@@ -117,13 +117,13 @@ def test_ddpm_with_the_small_variance_is_euler_ancestral():
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim_inversion", "lcm", "tcd")])
-def test_zero_terminal_snr_apart_and_capped_agree(name: str):
-    """From σ = inf, and from 4096: both find the distribution, and without noise nearly the same points."""
+def test_zero_terminal_snr_exact_and_capped_agree(name: str):
+    """From σ = inf and from 4096 both reproduce the distribution; deterministic samplers give nearly equal points."""
     schedule = Schedule(ScheduleConfig(zero_terminal_snr=True))
-    source = torch.Generator().manual_seed(0)
-    eps, fresh = torch.randn(4000, 2, dtype=torch.float64, generator=source), one_generator_for_all(5)
+    generator = torch.Generator().manual_seed(0)
+    eps, fresh = torch.randn(4000, 2, dtype=torch.float64, generator=generator), one_generator_for_all(5)
     ends = []
-    for terminal in ("apart", "capped"):
+    for terminal in ("exact", "capped"):
         grid = get_sigmas(schedule, 50, terminal=terminal)
         options = {"midpoints": midpoints(schedule, grid)} if SAMPLERS[name].accepts("midpoints") else {}
         *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, scale_initial_noise(eps, grid[0]), grid, noise=fresh, **options)
@@ -136,7 +136,7 @@ def test_zero_terminal_snr_apart_and_capped_agree(name: str):
 class TestNoise:
     X = torch.zeros(3, 4, 8, 8)
 
-    def test_a_picture_s_noise_does_not_depend_on_its_batch(self):
+    def test_an_image_s_noise_does_not_depend_on_its_batch(self):
         for kind in (gaussian_noise, brownian_noise):
             together = kind(generators([5, 6, 7]))(self.X, torch.tensor(2.0), torch.tensor(1.0))
             alone = kind(generators([6]))(self.X[:1], torch.tensor(2.0), torch.tensor(1.0))
@@ -147,35 +147,35 @@ class TestNoise:
         x = torch.zeros(1, 200, 200)
         noise = brownian_noise(generators([0]))
         for high, low in [(14.6, 0.03), (math.inf, 7.0), (1.0, 0.99), (0.05, 0.03)]:
-            drawn = noise(x, torch.tensor(high), torch.tensor(low))
-            assert drawn.mean().item() == pytest.approx(0, abs=0.02)
-            assert drawn.std().item() == pytest.approx(1, abs=0.02)
+            sample = noise(x, torch.tensor(high), torch.tensor(low))
+            assert sample.mean().item() == pytest.approx(0, abs=0.02)
+            assert sample.std().item() == pytest.approx(1, abs=0.02)
 
     def test_brownian_increments_add_up(self):
-        """W(c) − W(a) = (W(b) − W(a)) + (W(c) − W(b)), so steps that overlap agree; neighbours are independent."""
+        """W(c) − W(a) = (W(b) − W(a)) + (W(c) − W(b)), so overlapping steps are consistent; adjacent increments are independent."""
         x, (a, b, c) = torch.zeros(1, 300, 300), (torch.tensor(each) for each in (5.0, 2.0, 0.1))
         noise = brownian_noise(generators([1]))
-        first, second, whole = noise(x, a, b), noise(x, b, c), noise(x, a, c)
+        first, second, both = noise(x, a, b), noise(x, b, c), noise(x, a, c)
         tau = [math.log(5 / 2), math.log(2 / 0.1)]
-        torch.testing.assert_close(whole * sum(tau) ** 0.5, first * tau[0] ** 0.5 + second * tau[1] ** 0.5, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(both * sum(tau) ** 0.5, first * tau[0] ** 0.5 + second * tau[1] ** 0.5, rtol=1e-5, atol=1e-5)
         assert (first * second).mean().abs() < 0.02
 
-    def test_the_path_does_not_depend_on_who_asks(self):
+    def test_the_path_does_not_depend_on_earlier_calls(self):
         x = torch.zeros(1, 4, 4)
         direct = brownian_noise(generators([2]))(x, torch.tensor(3.0), torch.tensor(1.0))
-        asked = brownian_noise(generators([2]))
-        asked(x, torch.tensor(9.0), torch.tensor(0.3))
-        torch.testing.assert_close(asked(x, torch.tensor(3.0), torch.tensor(1.0)), direct, rtol=0, atol=0)
+        used = brownian_noise(generators([2]))
+        used(x, torch.tensor(9.0), torch.tensor(0.3))
+        torch.testing.assert_close(used(x, torch.tensor(3.0), torch.tensor(1.0)), direct, rtol=0, atol=0)
 
     @pytest.mark.parametrize("name", ["dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"])
-    def test_more_steps_lead_to_the_same_point(self, name: str):
-        """On one Brownian path a finer grid converges; with fresh noise it would end elsewhere each time."""
+    def test_more_steps_converge_to_the_same_point(self, name: str):
+        """On one Brownian path the end point converges with more steps; with independent noise it would not."""
         seeds = list(range(8))
         ends = []
         for steps in (40, 80):
             grid = get_sigmas(SCHEDULE, steps, "exponential")
-            sources = generators(seeds)
-            x = grid[0] * torch.stack([torch.randn(2, generator=source, dtype=torch.float64) for source in sources])
-            *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=SAMPLERS[name].noise(sources))
+            rngs = generators(seeds)
+            x = grid[0] * torch.stack([torch.randn(2, generator=rng, dtype=torch.float64) for rng in rngs])
+            *_, (x, _) = SAMPLERS[name](MIXTURE.denoise, x, grid, noise=SAMPLERS[name].noise(rngs))
             ends.append(x)
         assert (ends[0] - ends[1]).norm(dim=1).median() < 0.1, ends

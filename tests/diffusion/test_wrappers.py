@@ -1,4 +1,4 @@
-"""What is done to x0: clipping, thresholding, the known region, consistency."""
+"""Wrappers of a denoiser: clipping, thresholding, inpainting, the LCM boundary condition; initial and final scaling."""
 
 import math
 
@@ -32,17 +32,17 @@ def double(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("maximum", [1.0, 1.7, math.inf])
-def test_dynamic_thresholding_is_diffusers_s(maximum: float):
+def test_dynamic_thresholding_equals_diffusers(maximum: float):
     theirs = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=maximum)
     torch.testing.assert_close(dynamic_threshold(double, 0.9, maximum)(X, SIGMA), theirs._threshold_sample(2 * X), rtol=1e-6, atol=1e-6)
 
 
-def test_clip():
+def test_clip_x0():
     torch.testing.assert_close(clip_x0(double, 0.5)(X, SIGMA), (2 * X).clamp(-0.5, 0.5))
 
 
-def test_keeping_epsilon_while_x0_is_clipped():
-    """A step of Euler with it is clip(D) + σ_next·(x − D)/σ."""
+def test_keep_epsilon_with_clipping():
+    """A step of Euler is then clip(D) + σ_next·(x − D)/σ."""
     grid = get_sigmas(SCHEDULE, 6)
     denoise = keep_epsilon(clip_x0, lambda x, sigma: torch.tanh(x) * 1.4, grid)
     x = X * grid[0]
@@ -53,7 +53,7 @@ def test_keeping_epsilon_while_x0_is_clipped():
 
 
 @pytest.mark.parametrize("name", ["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc", "lms", "ddpm", "plms"])
-def test_what_is_known_stays_exactly(name: str):
+def test_the_known_region_is_exact(name: str):
     known, mask = X.flip(0), torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     mask[..., :2] = 1
     grid = get_sigmas(SCHEDULE, 8)
@@ -65,8 +65,8 @@ def test_what_is_known_stays_exactly(name: str):
     assert (x[..., :2] - known[..., :2]).abs().mean() > 0.1
 
 
-def test_a_deterministic_run_keeps_the_known_region_s_noise():
-    """x stays known + σ·ε there at every σ, so the network sees what other implementations paste in after every step."""
+def test_deterministic_samplers_keep_the_noise_of_the_known_region():
+    """x is known + σ·ε there at every σ, which other implementations set after every step."""
     eps, grid = X.roll(1, 0), get_sigmas(SCHEDULE, 8)
     denoise = replace_known(lambda x, sigma: torch.tanh(x), X, torch.zeros(1, 1, 4, 4))
     for sigma, (x, _) in zip(grid[1:], SAMPLERS["dpmpp_2m"](denoise, X + grid[0] * eps, grid), strict=True):
@@ -79,7 +79,7 @@ def test_a_soft_mask_blends():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_the_consistency_boundary_is_that_of_lcm(prediction):
+def test_the_lcm_boundary_equals_diffusers(prediction):
     name = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
     base = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     scheduler = LCMScheduler(**base, prediction_type=name, clip_sample=False)
@@ -92,12 +92,12 @@ def test_the_consistency_boundary_is_that_of_lcm(prediction):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_jump_from_the_least_noise_goes_nowhere():
+def test_the_lcm_boundary_returns_x_at_the_least_noise():
     sigma = SCHEDULE.sigmas[0]
     torch.testing.assert_close(lcm_boundary(double, SCHEDULE)(X, sigma), to_variance_preserving(X, sigma))
 
 
-def test_beginnings_and_ends():
+def test_initial_and_final_scaling():
     sigma = SCHEDULE.sigmas[-1]
     torch.testing.assert_close(to_variance_preserving(scale_initial_noise(X, sigma), sigma), X)
     torch.testing.assert_close(scale_initial_noise(X, sigma, "sigma_max"), X * sigma)

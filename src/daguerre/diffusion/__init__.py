@@ -1,4 +1,4 @@
-"""The mathematics of diffusion: five values that know nothing of each other (schedule, prediction, spacing, guidance, sampler)."""
+"""The mathematics of diffusion, as five independent values: schedule, prediction, spacing, guidance and sampler."""
 
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import (

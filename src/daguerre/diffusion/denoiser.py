@@ -1,10 +1,10 @@
-"""A network becomes a denoiser: D(x; σ) = c_skip(σ)·x + c_out(σ)·F(x/√(σ²+1), t(σ)), whatever F was trained to predict.
+"""Turn a network F into a denoiser: D(x; σ) = c_skip(σ)·x + c_out(σ)·F(x/√(σ²+1), t(σ)), for any prediction type of F.
 
     epsilon  the noise ε              (Ho et al. 2020, arXiv:2006.11239, eq. 14)
     v        √ᾱ·ε − √(1−ᾱ)·x0         (Salimans & Ho 2022, arXiv:2202.00512, section 4)
-    x0       the clean picture
+    x0       the clean image
 
-Here x = x0 + σ·ε. The network sees the variance-preserving √ᾱ·x0 + √(1−ᾱ)·ε, which is x/√(σ²+1).
+Here x = x0 + σ·ε. The input of the network is the variance-preserving √ᾱ·x0 + √(1−ᾱ)·ε, which is x/√(σ²+1).
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v", "x0")
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The network with its schedule and prediction inside.
+    """A network with its schedule and prediction type.
 
-    dtype: what the network computes in; None leaves the dtype of x. The answer always has the dtype of x.
-    rounding: of t between two steps of training. "none" interpolates; "nearest" and "down" are what diffusers' multistep solvers do with
-        the karras and with the exponential and beta spacings.
+    dtype: the dtype of the network's input; None means that of x. The result always has the dtype of x.
+    rounding: of t, which may lie between two training steps. "none" keeps fractions; diffusers' multistep solvers use "nearest" with the
+        karras spacing and "down" with the exponential and beta spacings.
     """
 
     network: NetworkFn
@@ -50,11 +50,13 @@ class Denoiser:
         """E[x0 | x] for x (B, *) = x0 + σ·ε. At σ = inf, x is the pure noise ε itself.
 
         Raises:
-            DaguerreError: σ = inf with epsilon prediction, which says nothing about x0 there.
+            DaguerreError: σ = inf with epsilon prediction, from which x0 cannot be computed there.
         """
         infinite = bool(sigma.isinf())
         if infinite and self.prediction == "epsilon":
-            raise DaguerreError("A network that predicts epsilon cannot start at σ = inf; train it with v or x0, or take a finite σ.")
+            raise DaguerreError(
+                "A network with epsilon prediction cannot start at σ = inf; use a finite σ, or train the network with v or x0 prediction."
+            )
         t = ROUNDINGS[self.rounding](self.schedule.sigma_to_t(sigma)).to(x.device, torch.float32).expand(len(x))
         x_in = x if infinite else x / (sigma**2 + 1).sqrt()
         output = self.network(x_in.to(self.dtype or x.dtype), t, cond or Conditioning()).to(x.dtype)
@@ -63,7 +65,7 @@ class Denoiser:
 
 
 def coefficients(prediction: Prediction, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of D = c_skip·x + c_out·F; for v and x0 they have their limits at σ = inf."""
+    """(c_skip, c_out) of D = c_skip·x + c_out·F; for v and x0 they are the limits at σ = inf."""
     if prediction == "epsilon":
         return torch.ones_like(sigma), -sigma
     if prediction == "v":
@@ -72,13 +74,15 @@ def coefficients(prediction: Prediction, sigma: Tensor) -> tuple[Tensor, Tensor]
 
 
 def check_prediction(prediction: str) -> None:
-    """Raise DaguerreError for what no network predicts."""
+    """Raise DaguerreError for an unknown prediction type."""
     if prediction not in PREDICTIONS:
-        raise DaguerreError(f"No network predicts {prediction!r}; it is one of {', '.join(PREDICTIONS)}.{nearest(prediction, PREDICTIONS)}")
+        raise DaguerreError(
+            f"Unknown prediction type {prediction!r}; use one of {', '.join(PREDICTIONS)}.{nearest(prediction, PREDICTIONS)}"
+        )
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """√ᾱ·x0 + √(1−ᾱ)·ε for pictures (B, *) and ᾱ (B,): what the network sees in training."""
+    """√ᾱ·x0 + √(1−ᾱ)·ε for images (B, *) and ᾱ (B,): the network's input in training."""
     alpha_bar = _expand_to(alpha_bar, x0)
     return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
@@ -101,7 +105,7 @@ def to_variance_preserving(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def prediction_target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What the network shall answer, (B, *), for pictures x0 (B, *), noise eps (B, *) and ᾱ (B,)."""
+    """The training target (B, *) for images x0 (B, *), noise eps (B, *) and ᾱ (B,)."""
     check_prediction(prediction)
     if prediction == "epsilon":
         return eps
@@ -111,22 +115,22 @@ def prediction_target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar
 
 
 def training_pair(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """(input, target) of one training step, each (B, *)."""
+    """The network's input and target in a training step, each (B, *)."""
     return add_noise(x0, eps, alpha_bar), prediction_target(prediction, x0, eps, alpha_bar)
 
 
 def loss_weight(prediction: Prediction, snr: Tensor, gamma: float | None = None, *, floor: float = 0.0) -> Tensor:
-    """The weight of the squared error of a prediction, as the ratio SNR = ᾱ/(1−ᾱ) of its step asks, (B,); 1 where gamma is None.
+    """The min-SNR weight (B,) of the squared error at signal-to-noise ratio SNR = ᾱ/(1−ᾱ); 1 if gamma is None.
 
-    Min-SNR weights the error of x0 by min(SNR, γ) (Hang et al. 2023, arXiv:2303.09556, eq. 6). The error of ε is SNR times, that of v
-    SNR + 1 times the error of x0, hence the divisors. At SNR = 0 the weight is 1 for ε and 0 for v and x0: with zero terminal SNR a
-    `floor` above 0 keeps the step trained from which sampling starts.
+    The squared error of x0 is weighted by min(SNR, γ) (Hang et al. 2023, arXiv:2303.09556, eq. 6). The squared error of ε is SNR times that
+    of x0, and that of v is SNR + 1 times, hence the divisors. At SNR = 0 the weight is 1 for ε and 0 for v and x0; under zero terminal SNR
+    a `floor` above 0 makes sure that the step where sampling starts is trained.
     """
     check_prediction(prediction)
     if gamma is None:
         return torch.ones_like(snr)
     if prediction == "epsilon":
-        weight = (gamma / snr).clamp(max=1)  # the limit at SNR = 0 included
+        weight = (gamma / snr).clamp(max=1)  # includes the limit at SNR = 0
     elif prediction == "v":
         weight = snr.clamp(max=gamma) / (snr + 1)
     else:
@@ -135,5 +139,5 @@ def loss_weight(prediction: Prediction, snr: Tensor, gamma: float | None = None,
 
 
 def _expand_to(factor: Tensor, x: Tensor) -> Tensor:
-    """(B,) made ready to multiply (B, *), in its dtype and on its device."""
+    """(B,) reshaped to multiply (B, *), with its dtype and device."""
     return factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,6 +1,6 @@
-"""The names people give to samplers and spacings, joined or foreign, and what they mean here.
+"""Parse the names of samplers and spacings as other programs write them.
 
-"DPM++ 2M Karras", "k_euler_a", "PNDM", "Euler a", "dpmpp_2m_sde_exponential" are a sampler and perhaps a spacing in one word.
+"DPM++ 2M Karras", "k_euler_a", "PNDM", "Euler a" and "dpmpp_2m_sde_exponential" name a sampler and in some cases also a spacing.
 """
 
 import re
@@ -11,7 +11,7 @@ from daguerre.diffusion.samplers.registry import SAMPLERS, Sampler
 from daguerre.diffusion.spacing import SPACINGS
 from daguerre.errors import DaguerreError, nearest
 
-# Spacings as other programs name them, the way `folded` leaves their names.
+# Names of spacings in other programs, as `normalize_name` returns them.
 SPACING_ALIASES: Mapping[str, str] = {
     "ka": "karras",
     "exp": "exponential",
@@ -24,9 +24,9 @@ SPACING_ALIASES: Mapping[str, str] = {
     "ays": "align_your_steps",
 }
 
-# Samplers that other programs always run on one spacing, by the name they have there.
+# Names of samplers that other programs always run with one spacing, with our sampler and that spacing.
 FIXED_SCHEDULE: Mapping[str, tuple[str, str]] = {
-    "pndm": ("plms", "leading"),  # as Stable Diffusion's own configuration has it, without Runge–Kutta steps
+    "pndm": ("plms", "leading"),  # as in Stable Diffusion 1's scheduler configuration, without Runge–Kutta steps
     "plms": ("plms", "leading"),
     "ddim": ("euler", "leading"),
     "lcm": ("lcm", "lcm"),
@@ -36,64 +36,64 @@ FIXED_SCHEDULE: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class SamplerChoice:
-    """What a name says: the sampler, and the spacing where the name holds one."""
+    """A sampler, and the spacing if the name includes one."""
 
     sampler: Sampler
     spacing: str | None
 
 
 def normalize_name(name: str) -> str:
-    """A name without what people write in different ways: case, blanks, dashes, "++", "ancestral"."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
-    return plain.replace("ancestral", "a").replace("dpmsolverpp", "dpmpp")
+    """A name in a canonical spelling: no case, blanks or dashes, "pp" for "++", "a" for "ancestral"."""
+    normalized = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+    return normalized.replace("ancestral", "a").replace("dpmsolverpp", "dpmpp")
 
 
 def parse_sampler_name(name: str) -> SamplerChoice:
-    """The sampler and spacing of a name that may join them, in any of the usual spellings.
+    """The sampler and, if included, the spacing of a name in any of the usual spellings.
 
     Raises:
-        DaguerreError: no sampler has this name; the nearest is told.
+        DaguerreError: there is no such sampler; the message suggests the nearest name.
     """
-    plain = normalize_name(name)
-    if plain in FIXED_SCHEDULE:
-        sampler, spacing = FIXED_SCHEDULE[plain]
+    normalized = normalize_name(name)
+    if normalized in FIXED_SCHEDULE:
+        sampler, spacing = FIXED_SCHEDULE[normalized]
         return SamplerChoice(SAMPLERS[sampler], spacing)
-    if found := _find(plain):
+    if found := _find_sampler(normalized):
         return SamplerChoice(found, None)
     spacings = {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
     for ending in sorted(spacings, key=len, reverse=True):
-        if plain.endswith(ending) and (found := _find(plain.removesuffix(ending))):
+        if normalized.endswith(ending) and (found := _find_sampler(normalized.removesuffix(ending))):
             return SamplerChoice(found, spacings[ending])
-    raise DaguerreError(f"There is no sampler {name!r}; there are {', '.join(SAMPLERS)}.{_near(name)}")
+    raise DaguerreError(f"Unknown sampler {name!r}; use one of {', '.join(SAMPLERS)}.{_suggestion(name)}")
 
 
 def parse_spacing_name(name: str) -> str:
-    """The spacing of this name, as we or as others write it.
+    """The spacing of a name in any of the usual spellings.
 
     Raises:
-        DaguerreError: there is none; the nearest name is told.
+        DaguerreError: there is no such spacing; the message suggests the nearest name.
     """
     spacings = {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
     if normalize_name(name) in spacings:
         return spacings[normalize_name(name)]
-    raise DaguerreError(f"There is no spacing {name!r}; there are {', '.join(SPACINGS)}.{nearest(name, SPACINGS)}")
+    raise DaguerreError(f"Unknown spacing {name!r}; use one of {', '.join(SPACINGS)}.{nearest(name, SPACINGS)}")
 
 
 def sampler_table() -> list[tuple[str, ...]]:
-    """The table of all samplers, first its head: name, order, evaluations per step, stochastic, fewest steps, other names."""
-    rows: list[tuple[str, ...]] = [("sampler", "order", "evaluations per step", "stochastic", "fewest steps", "also known as")]
+    """A table of all samplers, header first: name, order, evaluations per step, stochastic, minimum number of steps, other names."""
+    rows: list[tuple[str, ...]] = [("sampler", "order", "evaluations per step", "stochastic", "minimum steps", "other names")]
     for sampler in SAMPLERS.values():
         counts = str(sampler.order), str(sampler.evaluations), "yes" if sampler.stochastic else "no", str(sampler.min_steps)
         rows.append((sampler.name, *counts, ", ".join(sampler.aliases)))
     return rows
 
 
-def _find(plain: str) -> Sampler | None:
-    """The sampler of a folded name, with or without k-diffusion's "k" before it and the "gpu" behind it that tells where noise is drawn."""
+def _find_sampler(normalized: str) -> Sampler | None:
+    """The sampler of a normalized name, with or without k-diffusion's prefix "k" and ComfyUI's suffix "gpu"."""
     names = {normalize_name(known): sampler for sampler in SAMPLERS.values() for known in (sampler.name, *sampler.aliases)}
-    plain = plain.removesuffix("gpu")
-    return names.get(plain) or names.get(plain.removeprefix("k"))
+    normalized = normalized.removesuffix("gpu")
+    return names.get(normalized) or names.get(normalized.removeprefix("k"))
 
 
-def _near(name: str) -> str:
+def _suggestion(name: str) -> str:
     return nearest(name, [*SAMPLERS, *(alias for sampler in SAMPLERS.values() for alias in sampler.aliases)])

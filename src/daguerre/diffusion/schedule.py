@@ -1,6 +1,6 @@
-"""How much noise each training step carries: x_t = √ᾱ·x0 + √(1−ᾱ)·ε, ᾱ_t = Π(1 − β_s) (Ho et al. 2020, arXiv:2006.11239, eq. 4).
+"""The noise schedule of training: x_t = √ᾱ·x0 + √(1−ᾱ)·ε, ᾱ_t = Π(1 − β_s) (Ho et al. 2020, arXiv:2006.11239, eq. 4).
 
-Dividing by √ᾱ gives the coordinates x0 + σ·ε of the samplers, with σ = √((1−ᾱ)/ᾱ) and signal-to-noise ratio 1/σ².
+Dividing by √ᾱ gives x0 + σ·ε, the convention of the samplers, with σ = √((1−ᾱ)/ᾱ) and signal-to-noise ratio 1/σ².
 """
 
 import math
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from daguerre.errors import DaguerreError, nearest
 
-# ᾱ of the last step where it ought to be 0 and a finite σ is wanted: the smallest positive half-precision number, so σ ≈ 4096.
-TERMINAL_CAP = 2.0**-24
+# Replaces ᾱ = 0 of the last step where σ must be finite: the smallest positive half-precision number, σ ≈ 4096.
+MIN_ALPHA_BAR = 2.0**-24
 
 BETA_KINDS = ("linear", "scaled_linear", "cosine")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """`beta_start` and `beta_end` are β of the first and the last of `timesteps` steps; the cosine schedule does not use them.
+    """The configuration of a noise schedule.
 
+    beta_start, beta_end: β of the first and the last of `timesteps` steps; the cosine schedule does not use them.
     kind: "linear" in β (DDPM), "scaled_linear" in √β (latent diffusion), "cosine" in √ᾱ (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17).
     zero_terminal_snr: shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
     """
@@ -37,9 +38,9 @@ class Schedule:
     """The noise levels of training.
 
     Attributes:
-        alpha_bars: (T,) float64, descending; the last is 0 under zero terminal SNR.
+        alphas_cumprod: (T,) float64, descending; the last is 0 under zero terminal SNR.
         sigmas: (T,) float64, ascending; the last is inf under zero terminal SNR.
-        finite_sigmas: (T,) the same with the last ᾱ no smaller than 2⁻²⁴; `t`, `sigma` and the spacings read this one.
+        finite_sigmas: (T,) the same with ᾱ of at least 2⁻²⁴; used by `sigma_to_t`, `t_to_sigma` and the spacings.
 
     Raises:
         DaguerreError: an unknown kind.
@@ -51,22 +52,22 @@ class Schedule:
         if config.zero_terminal_snr:
             roots = self.alphas_cumprod.sqrt()
             self.alphas_cumprod = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
-        self.sigmas = _sigma(self.alphas_cumprod)
-        self.finite_sigmas = _sigma(self.alphas_cumprod.clamp(min=TERMINAL_CAP))
+        self.sigmas = _sigmas(self.alphas_cumprod)
+        self.finite_sigmas = _sigmas(self.alphas_cumprod.clamp(min=MIN_ALPHA_BAR))
         self._log_sigmas = self.finite_sigmas.log()
 
     def __len__(self) -> int:
         return self.config.timesteps
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        """The step whose noise is σ, as a float in [0, T − 1]; linear in ln σ between steps, the end steps beyond them. Any shape."""
-        at = sigma.to(torch.float64).log()
-        high = torch.searchsorted(self._log_sigmas, at).clamp(1, len(self) - 1)
+        """The fractional step of noise level σ, in [0, T − 1]; interpolated in ln σ and clamped at the ends. Any shape."""
+        log_sigma = sigma.to(torch.float64).log()
+        high = torch.searchsorted(self._log_sigmas, log_sigma).clamp(1, len(self) - 1)
         below, above = self._log_sigmas[high - 1], self._log_sigmas[high]
-        return high - 1 + ((at - below) / (above - below)).clamp(0, 1)
+        return high - 1 + ((log_sigma - below) / (above - below)).clamp(0, 1)
 
     def t_to_sigma(self, t: Tensor, interpolation: Literal["log", "linear"] = "log") -> Tensor:
-        """The finite σ of a step, float64, any shape. Between two steps ln σ is linear, the inverse of `t`, or σ itself is."""
+        """The finite σ of a fractional step, float64, any shape. Interpolates ln σ (the inverse of `sigma_to_t`) or σ."""
         t = t.to(torch.float64).clamp(0, len(self) - 1)
         low = t.floor().long()
         high = t.ceil().long()
@@ -85,10 +86,10 @@ def _betas(config: ScheduleConfig) -> Tensor:
         return torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64) ** 2
     if config.kind == "cosine":
         angles = (torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * (math.pi / 2)
-        alpha_bars = angles.cos() ** 2
-        return (1 - alpha_bars[1:] / alpha_bars[:-1]).clamp(max=0.999)
-    raise DaguerreError(f"There is no schedule {config.kind!r}; it is one of {', '.join(BETA_KINDS)}.{nearest(config.kind, BETA_KINDS)}")
+        alphas_cumprod = angles.cos() ** 2
+        return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
+    raise DaguerreError(f"Unknown schedule {config.kind!r}; use one of {', '.join(BETA_KINDS)}.{nearest(config.kind, BETA_KINDS)}")
 
 
-def _sigma(alpha_bars: Tensor) -> Tensor:
-    return ((1 - alpha_bars) / alpha_bars).sqrt()
+def _sigmas(alphas_cumprod: Tensor) -> Tensor:
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()

@@ -19,7 +19,7 @@ from torch import Tensor
 from daguerre.conditioning import Conditioner, GuidedConditions, PromptConditions, PromptSchedule
 from daguerre.data.images import to_image
 from daguerre.diffusion import Conditioning, Denoise, Denoiser, classifier_free_guidance, to_variance_preserving
-from daguerre.diffusion.samplers.registry import check_grid
+from daguerre.diffusion.samplers.registry import check_sigmas
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.nn.cpu.prepack import prepack
@@ -94,7 +94,7 @@ def stream(model: Model, request: Request | None = None, **changes: Any) -> Iter
     context = replace(context, resolved=context.resolved._replace(request=request))
     for each in plan.passes:
         if len(each.sigmas) > 1:
-            check_grid(each.sigmas, context.resolved.sampler_config.sampler)
+            check_sigmas(each.sigmas, context.resolved.sampler_config.sampler)
     return _decode_steps(context, plan, _sample(context, plan.passes[0], None))
 
 

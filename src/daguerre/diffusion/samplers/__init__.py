@@ -1,4 +1,4 @@
-"""Samplers: pure generator functions over (denoise, x, sigmas), each yielding (x, x0) after every step.
+"""Samplers: stateless generator functions of (denoise, x, sigmas) that yield (x, x0) after every step.
 
 `SAMPLERS` holds them by name and checks their inputs; the functions themselves do not.
 """

@@ -1,7 +1,7 @@
-"""DPM-Solver: a block of two or three steps of the grid begins anew with first order and gains one with each step in it.
+"""Single-step DPM-Solver: blocks of two or three steps that start with first order and gain one order per step.
 
-Every step is one evaluation; a block of order k ends with an error of order k. On a grid that `spacing.refined` has divided evenly in ln σ
-it is the single-step method of the papers (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2; arXiv:2211.01095, algorithm 1).
+Every step is one evaluation; a block of k steps has order k. If the steps of each block are even in ln σ, a block is one step of the
+papers' single-step method (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2; arXiv:2211.01095, algorithm 1).
 """
 
 from itertools import pairwise
@@ -23,33 +23,33 @@ def dpm_solver(
     prediction: Literal["epsilon", "x0"] = "epsilon",
     solver: Literal["midpoint", "heun"] = "midpoint",
 ) -> SamplerSteps:
-    """DPM-Solver-2 and -3 in terms of ε, DPM-Solver++(2S) and (3S) in terms of x0. The last step is of first order where it goes to 0."""
+    """DPM-Solver-2 and -3 in terms of ε, DPM-Solver++(2S) and (3S) in terms of x0. A last step to 0 is of first order."""
     orders = _orders(len(sigmas) - 1, order, to_zero=bool(sigmas[-1] == 0))
-    answers: list[Tensor] = []  # of this block, the oldest first
-    begin, start = 0, x  # where this block began
+    outputs: list[Tensor] = []  # of this block, the oldest first
+    begin, start = 0, x  # the first step of this block, and x there
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if orders[step] == 1:
-            answers, begin, start = [], step, x
-        answers.append(x0 if prediction == "x0" else (x - x0) / sigma)
+            outputs, begin, start = [], step, x
+        outputs.append(x0 if prediction == "x0" else (x - x0) / sigma)
         if sigma_next == 0:
             x = x0
         else:
-            x = _step(start, answers, sigmas[begin : step + 2], prediction, solver)
+            x = _step(start, outputs, sigmas[begin : step + 2], prediction, solver)
         yield x, x0
 
 
-def _step(x: Tensor, answers: list[Tensor], sigmas: Tensor, prediction: str, solver: str) -> Tensor:
-    """x at the last of the sigmas from x at the first, with an answer at each but the last."""
+def _step(x: Tensor, outputs: list[Tensor], sigmas: Tensor, prediction: str, solver: str) -> Tensor:
+    """x at the last of the sigmas, from x at the first and the outputs at all but the last."""
     lambdas = -sigmas.log()
     h = lambdas[-1] - lambdas[0]
     moments = (data_moments if prediction == "x0" else noise_moments)(h, 3)
-    slopes = [(answer - answers[0]) / ((at - lambdas[0]) / h) for answer, at in zip(answers[1:], lambdas[1:-1], strict=True)]
-    terms, values = [moments[0]], [answers[0]]
+    slopes = [(output - outputs[0]) / ((at - lambdas[0]) / h) for output, at in zip(outputs[1:], lambdas[1:-1], strict=True)]
+    terms, values = [moments[0]], [outputs[0]]
     if len(slopes) == 2 and solver == "heun":
         near, far = ((lambdas[1:3] - lambdas[0]) / h).unbind()
-        bend = (slopes[1] - slopes[0]) / (far - near)
-        terms, values = [*terms, moments[1], moments[2]], [*values, slopes[0] - near * bend, bend]
+        curvature = (slopes[1] - slopes[0]) / (far - near)
+        terms, values = [*terms, moments[1], moments[2]], [*values, slopes[0] - near * curvature, curvature]
     elif slopes:
         middle = moments[0] / 2 if len(slopes) == 1 and solver == "midpoint" else moments[1]
         terms, values = [*terms, middle], [*values, slopes[-1]]
@@ -58,7 +58,7 @@ def _step(x: Tensor, answers: list[Tensor], sigmas: Tensor, prediction: str, sol
 
 
 def _orders(steps: int, order: int, *, to_zero: bool) -> list[int]:
-    """The order of every step: whole blocks, then what remains; the step to 0 stands alone."""
+    """The order of every step: 1, 2, … in each block; 1 in a last step to 0."""
     orders = [1 + step % order for step in range(steps)]
     if to_zero:
         orders[-1] = 1

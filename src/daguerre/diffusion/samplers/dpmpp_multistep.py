@@ -1,4 +1,4 @@
-"""Samplers that remember what the network answered before: one evaluation a step, in terms of x0 and λ = −ln σ."""
+"""Multistep samplers in terms of x0 and λ = −ln σ: one evaluation per step, combined with previous outputs."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,20 +25,20 @@ def dpmpp_2m(
     noise: NoiseSampler | None = None,
     lower_order_final: bool = False,
 ) -> SamplerSteps:
-    """DPM-Solver++(2M), second order: x0 goes on as it changed in the step before (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+    """DPM-Solver++(2M), second order: x0 is extrapolated linearly from the previous step (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
 
-    η = 1 is its SDE form (section 5). "heun" integrates the line through the last two x0 exactly, "midpoint" takes its middle.
+    η = 1 is its SDE form (section 5). "heun" integrates the line through the last two x0 exactly, "midpoint" uses its midpoint.
     A last step to 0 is always of first order; with `lower_order_final` any last step is, in runs of fewer than 15 steps.
     """
-    past: list[tuple[Tensor, Tensor]] = []  # (x0, h) of the step before
+    past: list[tuple[Tensor, Tensor]] = []  # (x0, h) of the previous step
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        h, gone = _step_fraction(sigma, sigma_next, eta)
-        x = x0 + (x - x0) * (1 - gone)
+        h, decay = _step_fraction(sigma, sigma_next, eta)
+        x = x0 + (x - x0) * (1 - decay)
         if _order(2, past, step, sigmas, lower_order_final) == 2:
-            bend = gone / 2 if solver == "midpoint" else 1 - gone / ((1 + eta) * h)
-            x = x + bend * (h / past[0][1]) * (x0 - past[0][0])
-        x = _noised(x, sigma, sigma_next, eta, noise)
+            weight = decay / 2 if solver == "midpoint" else 1 - decay / ((1 + eta) * h)
+            x = x + weight * (h / past[0][1]) * (x0 - past[0][0])
+        x = _add_sde_noise(x, sigma, sigma_next, eta, noise)
         past = [(x0, h)]
         yield x, x0
 
@@ -54,45 +54,45 @@ def dpmpp_3m(
     lower_order_final: bool = False,
     exact: bool = False,
 ) -> SamplerSteps:
-    """DPM-Solver++(3M): x0 goes on with the slope and the curvature of the last two steps; η = 1 is its SDE form.
+    """DPM-Solver++(3M): x0 is extrapolated with the slope and curvature of the last two steps; η = 1 is its SDE form.
 
-    The known implementations give the second difference half the weight of the exact integral, which leaves the method at second order;
-    `exact` gives it all, for third order. `solver` is that of steps of order 2.
+    Existing implementations give the second difference half the weight of the exact integral, which makes the method second order; with
+    `exact` it has the full weight and the method is third order. `solver` applies to steps of order 2.
     """
     past: list[tuple[Tensor, Tensor]] = []  # (x0, h), the newest first
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        h, gone = _step_fraction(sigma, sigma_next, eta)
-        x = x0 + (x - x0) * (1 - gone)
+        h, decay = _step_fraction(sigma, sigma_next, eta)
+        x = x0 + (x - x0) * (1 - decay)
         order = _order(3, past, step, sigmas, lower_order_final)
-        first = 1 - gone / ((1 + eta) * h)  # ∫ of u, and `second` of u², as in polynomial.py
+        first = 1 - decay / ((1 + eta) * h)  # ∫ of u, and `second` of u², as in exponential_integrator.py
         slopes = [(a - b) * (h / h_b) for (a, _), (b, h_b) in pairwise([(x0, h), *past])] if order > 1 else []
         if order == 2:
-            x = x + (gone / 2 if solver == "midpoint" else first) * slopes[0]
+            x = x + (decay / 2 if solver == "midpoint" else first) * slopes[0]
         if order == 3:
             second = (1 - 2 * first / ((1 + eta) * h)) * (1 if exact else 0.5)
-            bend = (slopes[0] - slopes[1]) * (h / (past[0][1] + past[1][1]))
-            x = x + first * (slopes[0] + bend * (past[0][1] / h)) + second * bend
-        x = _noised(x, sigma, sigma_next, eta, noise)
+            curvature = (slopes[0] - slopes[1]) * (h / (past[0][1] + past[1][1]))
+            x = x + first * (slopes[0] + curvature * (past[0][1] / h)) + second * curvature
+        x = _add_sde_noise(x, sigma, sigma_next, eta, noise)
         past = [(x0, h), *past[:1]]
         yield x, x0
 
 
 def _step_fraction(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """h of a step, inf at the step to 0, and the share of x that gives way to x0 in it."""
+    """h of a step (inf in a step to 0), and the fraction of x that the step replaces by x0."""
     h = (sigma / sigma_next).log()
     return h, -torch.expm1(-(1 + eta) * h)
 
 
-def _noised(x: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: NoiseSampler | None) -> Tensor:
-    """x with the noise of the SDE's step, whose variance is σ_next²·(1 − e^(−2ηh))."""
+def _add_sde_noise(x: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: NoiseSampler | None) -> Tensor:
+    """x plus the noise of an SDE step, with variance σ_next²·(1 − e^(−2ηh))."""
     if noise is None or eta == 0 or sigma_next == 0:
         return x
     return x + sigma_next * (-torch.expm1(2 * eta * (sigma_next / sigma).log())).sqrt() * noise(x, sigma, sigma_next)
 
 
 def _order(order: int, past: Sequence[object], step: int, sigmas: Tensor, lower_order_final: bool) -> int:
-    """The order of a step: what the history allows, 1 to σ = 0, and lower towards the end of a short run."""
+    """The order of a step: limited by the history, 1 in a step to σ = 0, and lower at the end of a short run."""
     left = len(sigmas) - 1 - step
     if (lower_order_final and len(sigmas) <= 15) or sigmas[step + 1] == 0:
         order = min(order, left)
@@ -102,29 +102,29 @@ def _order(order: int, past: Sequence[object], step: int, sigmas: Tensor, lower_
 def unipc(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2, variant: Literal["bh1", "bh2"] = "bh2", lower_order_final: bool = True
 ) -> SamplerSteps:
-    """UniPC: each step is done again once x0 at its end is known, which costs nothing, as the next step needs that x0 anyway
-    (Zhao et al. 2023, arXiv:2302.04867, in terms of x0). The order of the corrected steps is one more than `order`."""
+    """UniPC: a predictor step, corrected with the x0 at its end, which the next step needs anyway (Zhao et al. 2023, arXiv:2302.04867, in
+    terms of x0). The order with the corrector is `order` + 1."""
     lambdas = -sigmas.log()
     x0s: list[Tensor] = []  # the newest first
-    start, used = x, 0  # where the last step began, and how many x0 it used
+    start, used = x, 0  # x at the start of the previous step, and how many x0 it used
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if step > 0:
             nodes = [lambdas[step - 1 - i] for i in range(used)]
-            x = _unified(start, lambdas[step], [nodes[0], lambdas[step], *nodes[1:]], [x0s[0], x0, *x0s[1:used]], variant)
+            x = _unipc_step(start, lambdas[step], [nodes[0], lambdas[step], *nodes[1:]], [x0s[0], x0, *x0s[1:used]], variant)
         x0s = [x0, *x0s[: order - 1]]
         used = min(len(x0s), len(sigmas) - 1 - step if lower_order_final else order)
         start = x
         if sigma_next > 0:
-            x = _unified(start, lambdas[step + 1], [lambdas[step - i] for i in range(used)], x0s[:used], variant)
+            x = _unipc_step(start, lambdas[step + 1], [lambdas[step - i] for i in range(used)], x0s[:used], variant)
         else:
             x = x0
         yield x, x0
 
 
-def _unified(x: Tensor, goal: Tensor, lambdas: list[Tensor], x0s: list[Tensor], variant: str) -> Tensor:
-    """x at λ = goal from x at λ = lambdas[0], with x0 known at every λ given; with two, the weight B(h)/2 of the variant."""
-    h = goal - lambdas[0]
+def _unipc_step(x: Tensor, target: Tensor, lambdas: list[Tensor], x0s: list[Tensor], variant: str) -> Tensor:
+    """x at λ = target from x at λ = lambdas[0] and the x0 at all lambdas; two of them have the weight B(h)/2 of the variant."""
+    h = target - lambdas[0]
     nodes = [(each - lambdas[0]) / h for each in lambdas]
     moments = data_moments(h, len(nodes))
     if len(nodes) == 2:

@@ -1,4 +1,4 @@
-"""Multistep methods are one idea: put a polynomial through what the network answered at the last σ, and integrate it exactly.
+"""Exponential integrators: interpolate previous outputs of the denoiser with a polynomial, and integrate it exactly.
 
 With λ = −ln σ, h = λ_next − λ and u = (λ' − λ)/h running from 0 to 1 over a step,
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def data_moments(h: Tensor, count: int) -> list[Tensor]:
-    """∫₀¹ u^k·h·e^(−h(1−u)) du for k = 0 … count − 1; by parts, each from the one before."""
+    """∫₀¹ u^k·h·e^(−h(1−u)) du for k = 0 … count − 1; by partial integration."""
     moments = [-torch.expm1(-h)]
     for k in range(1, count):
         moments.append(1 - k * moments[-1] / h)
@@ -29,7 +29,7 @@ def noise_moments(h: Tensor, count: int) -> list[Tensor]:
 
 
 def quadrature_weights(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> Tensor:
-    """How much each of n nodes counts, so that polynomials below degree n are integrated exactly: Σ_j w_j·u_j^k = moment_k. (n,)"""
+    """The weights (n,) of n nodes that integrate polynomials below degree n exactly: Σ_j w_j·u_j^k = moment_k."""
     powers = torch.stack([torch.stack(list(nodes)) ** k for k in range(len(nodes))])  # (n, n): row k holds u^k
     return torch.linalg.solve(powers, torch.stack(list(moments[: len(nodes)])))
 

@@ -1,4 +1,4 @@
-"""The samplers by name, and the one place where what they are given is checked."""
+"""The table of samplers, and the checks of their inputs."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +18,19 @@ from daguerre.errors import DaguerreError, nearest
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler function under the name people give it.
+    """A named sampler: a sampler function with fixed options, and its properties.
 
-    order: of its error on a smooth grid, for multistep methods once their history is full. Begun with a first-order step, as they are here,
-        those of order 3 and 4 come down to 2 in very long runs.
-    evaluations: of the network for each step of the grid.
-    options: the keywords that make this sampler of its function.
-    minimum: the fewest steps it can take.
-    upwards: whether it goes from the last σ of the grid to the first.
-    apart: whether it weighs ε at two levels within a step, which from the capped σ of zero terminal SNR (4096) to the next magnifies every
-        error of the network; its first step should then be taken apart (`spaced`, terminal).
-    brownian: whether its noise is that of a Brownian path, so that more steps make the same picture, better.
+    order: of the error on smooth noise levels, for multistep methods with a full history. They start with a first-order step, so those of
+        order 3 and 4 fall to order 2 in very long runs.
+    evaluations: of the network per step.
+    stochastic: whether it adds noise by default.
+    options: the keyword arguments of `run` that define this sampler.
+    min_steps: the minimum number of steps.
+    brownian: whether it needs the noise of a Brownian path; runs with more steps then converge to the same image.
+    inversion: whether it runs in reverse, from the last σ (an image) up to the first (its noise). It finds the noise of an image and cannot
+        generate images, so it must not be used for text-to-image and the like.
+    exact_first_step: whether it combines ε at two noise levels within a step. From the capped σ of zero terminal SNR (4096) to the next,
+        this amplifies the network's errors, so such samplers should start at σ = inf (`get_sigmas` with terminal="exact").
     """
 
     name: str
@@ -43,26 +45,26 @@ class Sampler:
     inversion: bool = False
     exact_first_step: bool = False
 
-    def noise(self, sources: Sequence[torch.Generator]) -> NoiseSampler:
-        """The noise that suits this sampler, one source for each picture: a Brownian path for those that solve an SDE."""
-        return (brownian_noise if self.brownian else gaussian_noise)(sources)
+    def noise(self, generators: Sequence[torch.Generator]) -> NoiseSampler:
+        """The kind of noise this sampler needs, with one generator per image."""
+        return (brownian_noise if self.brownian else gaussian_noise)(generators)
 
     def accepts(self, option: str) -> bool:
-        """Whether the sampler's function has this keyword: "eta", "noise", "order", …"""
+        """Whether the sampler has this option, such as "eta", "noise" or "order"."""
         return option in inspect.signature(self.run).parameters
 
     def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler | None = None, **options: Any) -> SamplerSteps:
         """Yield (x, x0) after every step, from x at sigmas[0] to the last σ.
 
         Args:
-            x: (B, *), of the size x0 + sigmas[0]·ε; where sigmas[0] is inf, ε itself. That first step is then taken apart (Lin et al. 2023,
-                arXiv:2305.08891, section 3.3): x0 = D(ε, inf), x = x0 + sigmas[1]·ε, with fresh noise in stochastic samplers.
+            x: (B, *), x0 + sigmas[0]·ε; if sigmas[0] is inf, ε itself. The first step is then computed separately (Lin et al. 2023,
+                arXiv:2305.08891, section 3.3): x0 = D(ε, inf), x = x0 + sigmas[1]·ε, with new noise in stochastic samplers.
             sigmas: (N + 1,) strictly descending, the last 0 or more.
-            noise: what stochastic samplers draw from; the others leave it alone.
-            options: keywords of the sampler's function.
+            noise: the noise of stochastic samplers; the others ignore it.
+            options: options of the sampler.
 
         Raises:
-            DaguerreError: the grid does not descend or is too short; noise is missing; an option is unknown; x is no longer finite.
+            DaguerreError: the noise levels do not descend or are too few; noise is missing; an option is unknown; x is not finite.
         """
         options = {**self.options, **options}
         if unknown := [name for name in options if not self.accepts(name)]:
@@ -70,41 +72,39 @@ class Sampler:
             raise DaguerreError(f"The sampler {self.name!r} has no option {unknown[0]!r}.{nearest(unknown[0], keywords)}")
         if self.accepts("noise"):
             if noise is None and (self.stochastic or options.get("eta", 0) > 0):
-                raise DaguerreError(
-                    f"The sampler {self.name!r} draws noise; give it noise, or take a deterministic one such as 'dpmpp_2m'."
-                )
+                raise DaguerreError(f"The sampler {self.name!r} needs noise; pass `noise`, or use a deterministic one such as 'dpmpp_2m'.")
             options["noise"] = noise
-        sigmas = check_grid(sigmas, self)
-        return _finite(self, _exact_first_step(self, denoise, x, sigmas, options), sigmas)
+        sigmas = check_sigmas(sigmas, self)
+        return _check_finite(self, _exact_first_step(self, denoise, x, sigmas, options), sigmas)
 
 
-def check_grid(sigmas: Tensor, sampler: Sampler) -> Tensor:
-    """The grid as float64 on the CPU, where asking for its values makes no accelerator wait.
+def check_sigmas(sigmas: Tensor, sampler: Sampler) -> Tensor:
+    """The noise levels as float64 on the CPU, where reading single values needs no synchronisation with an accelerator.
 
     Raises:
-        DaguerreError: it does not strictly descend to 0 or more, or has fewer steps than the sampler needs.
+        DaguerreError: they do not strictly descend to 0 or more, or are fewer than the sampler needs.
     """
     sigmas = sigmas.detach().to("cpu", torch.float64)
     if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise DaguerreError(f"A grid needs at least two σ, the start and the end, and this has {sigmas.numel()}; make it with spaced().")
+        raise DaguerreError(f"sigmas has {sigmas.numel()} values; it needs at least two, the first and the last σ (see get_sigmas).")
     wrong = (~(sigmas[1:] < sigmas[:-1])).nonzero()
     if len(wrong):
         i = int(wrong[0])
-        raise DaguerreError(f"The grid must descend, and σ[{i}] = {sigmas[i]:g} is followed by σ[{i + 1}] = {sigmas[i + 1]:g}.")
+        raise DaguerreError(f"sigmas must descend, but σ[{i}] = {sigmas[i]:g} is followed by σ[{i + 1}] = {sigmas[i + 1]:g}.")
     if sigmas[-1] < 0:
-        raise DaguerreError(f"The grid ends at σ = {sigmas[-1]:g}; it must end at 0 or above.")
+        raise DaguerreError(f"sigmas ends at {sigmas[-1]:g}; it must end at 0 or above.")
     if sigmas[0].isinf() and sampler.inversion:
         raise DaguerreError(
-            f"The sampler {sampler.name!r} ends at the first σ, which must be finite; make the grid with terminal='capped'."
+            f"The sampler {sampler.name!r} ends at the first σ, which must be finite; use get_sigmas with terminal='capped'."
         )
-    steps = len(sigmas) - 1 - int(sigmas[0].isinf())  # a step from inf is taken apart
+    steps = len(sigmas) - 1 - int(sigmas[0].isinf())  # the step from inf is computed separately
     if steps < sampler.min_steps and not (steps == 0 and sampler.min_steps == 1):
-        raise DaguerreError(f"The sampler {sampler.name!r} needs at least {sampler.min_steps} steps, and {steps} were given.")
+        raise DaguerreError(f"The sampler {sampler.name!r} needs at least {sampler.min_steps} steps, not {steps}.")
     return sigmas
 
 
 def _exact_first_step(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Tensor, options: Mapping[str, Any]) -> SamplerSteps:
-    """The sampler, after a first step of its own where the grid begins at inf: the limit of `euler` with the same share of fresh noise."""
+    """Run the sampler. If the noise levels start at inf, first take one step that is the limit of `euler` with the same η."""
     if sigmas[0].isinf():
         x0 = denoise(x, sigmas[0])
         eta = options.get("eta", 1.0 if sampler.stochastic else 0.0)
@@ -114,26 +114,28 @@ def _exact_first_step(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Ten
         x = x0 + sigmas[1] * noise
         yield x, x0
         sigmas = sigmas[1:]
-        options = {name: value[1:] if isinstance(value, Tensor) else value for name, value in options.items()}  # one for each step
+        options = {
+            name: value[1:] if isinstance(value, Tensor) else value for name, value in options.items()
+        }  # tensors hold one value per step
     if len(sigmas) > 1:
         yield from sampler.run(denoise, x, sigmas, **options)
 
 
-def _finite(sampler: Sampler, steps: Iterator[tuple[Tensor, Tensor]], sigmas: Tensor) -> SamplerSteps:
-    """Stop at the first step that is not finite: nothing after it can be right."""
-    along = sigmas.flip(0) if sampler.inversion else sigmas
+def _check_finite(sampler: Sampler, steps: Iterator[tuple[Tensor, Tensor]], sigmas: Tensor) -> SamplerSteps:
+    """Raise DaguerreError at the first step whose x is not finite."""
+    levels = sigmas.flip(0) if sampler.inversion else sigmas
     for index, (x, x0) in enumerate(steps):
         if not x.isfinite().all():
             raise DaguerreError(
-                f"The picture was no longer finite after step {index + 1} of {len(sigmas) - 1} of {sampler.name!r}, from σ = "
-                f"{along[index]:.4g}: the network returned NaN or inf. Compute in float32 or bfloat16 instead of float16."
+                f"The image is not finite after step {index + 1} of {len(sigmas) - 1} of {sampler.name!r}, from σ = "
+                f"{levels[index]:.4g}: the network returned NaN or inf. Use float32 or bfloat16 instead of float16."
             )
         yield x, x0
 
 
 _SDE = {"eta": 1.0}
 
-_ROWS = (
+_SAMPLERS = (
     Sampler("euler", euler_heun.euler, 1, aliases=("Euler", "DDIM", "DPM-Solver-1")),
     Sampler("euler_a", euler_heun.euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
     Sampler("ddpm", euler_heun.ddpm, 1, stochastic=True, aliases=("DDPM",)),
@@ -198,4 +200,4 @@ _ROWS = (
     Sampler("ddim_inversion", euler_heun.ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), inversion=True),
 )
 
-SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _ROWS}
+SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _SAMPLERS}
