@@ -1,12 +1,11 @@
-"""Error against evaluations, for every sampler: where the exact answer is known, and on a model.
+"""Error of every sampler against evaluations of the network: on a problem with a known solution, and on a model.
 
-    python -m benchmarks.samplers                     # the analytic page: docs/samplers/analytic.md and .png
-    python -m benchmarks.samplers --model             # the embedded model (or a folder): docs/samplers/model.md and .png
+    python -m benchmarks.samplers                     # a mixture of Gaussians: benchmarks/samplers/analytic.md and .png
+    python -m benchmarks.samplers --model             # the embedded model (or a folder): benchmarks/samplers/model.md and .png
 
-The analytic page takes a mixture of two Gaussians in the plane (`daguerre.diffusion.specimen`), whose denoiser and whose trajectories are
-known. Samplers without noise are measured by how far their points end from the exact ones; those with noise, whose points go elsewhere
-each time, by how far the cloud of points is from the distribution. On a model the truth is its own solution of many steps; the embedded
-one takes some minutes of one processor.
+The mixture of two Gaussians (`daguerre.diffusion.two_gaussians`) has an exact denoiser and exact trajectories. Deterministic samplers are
+measured by the distance of their end points from the exact ones, stochastic samplers by the distance of their distribution from the
+mixture. On a model the reference is its own solution with many steps; the embedded model takes some minutes on one CPU core.
 """
 
 import argparse
@@ -42,8 +41,8 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.weights.hashing import identity
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50, 100, 200)  # evaluations of the analytic page
-CLOUD = 20_000  # points, for samplers with noise
-CHANCE = 0.006  # the error that so many exact samples show
+POINTS = 20_000  # for stochastic samplers
+SAMPLING_ERROR = 0.006  # of as many exact samples
 DEFAULTS = (5, 10, 20, 40)  # evaluations for which a default is chosen
 SPACED: dict[str, tuple[str, tuple[str, ...]]] = {
     "in t": ("#1f6fd0", ("trailing", "linspace", "sgm_uniform", "beta")),
@@ -60,16 +59,16 @@ PROMPTS = (
     "a purple flower on a white background",
 )
 
-# One colour a family, one dash a member: sixteen lines need more than colours.
+# One colour per family, one dash per member.
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "one step, no memory": ("#444444", ("euler", "heun", "dpm2")),
+    "single-step": ("#444444", ("euler", "heun", "dpm2")),
     "single-step DPM-Solver": ("#2a9d4a", ("dpm_solver_2s", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s")),
     "multistep in x0": ("#1f6fd0", ("dpmpp_2m", "dpmpp_3m", "unipc", "unipc_bh1")),
     "multistep in ε": ("#d2691e", ("lms", "deis", "plms", "pndm_prk", "ipndm")),
 }
 NOISY_FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "first order": ("#444444", ("euler_a", "ddpm", "ddpm_large")),
-    "two evaluations a step": ("#2a9d4a", ("dpm2_a", "dpmpp_2s_a", "dpmpp_sde")),
+    "two evaluations per step": ("#2a9d4a", ("dpm2_a", "dpmpp_2s_a", "dpmpp_sde")),
     "multistep SDE": ("#1f6fd0", ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")),
 }
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 3)))
@@ -77,30 +76,30 @@ MARKERS = "osD^v"
 
 
 def steps_for(name: str, evaluations: int, *, to_zero: bool = False) -> int | None:
-    """The steps a sampler takes with that many evaluations, None where that is not possible. Samplers of two evaluations a step take one in
-    the step to 0; with an even number they then leave one out."""
+    """The number of steps for this many evaluations, None if impossible. Samplers with two evaluations per step use one in a step to 0;
+    with an even number of evaluations one is then unused."""
     sampler = SAMPLERS[name]
     left = evaluations - {"plms": 1, "pndm_prk": 9}.get(name, 0)
     steps, rest = divmod(left + (sampler.evaluations - 1 if to_zero else 0), sampler.evaluations)
     return steps if steps >= sampler.min_steps and (to_zero or not rest) else None
 
 
-# The analytic page ------------------------------------------------------------------------------------------------------------------------
+# On the mixture ---------------------------------------------------------------------------------------------------------------------------
 
 
 def analytic(out: Path) -> None:
-    """Print and plot error against evaluations on the specimen."""
+    """Print and plot error against evaluations on the mixture."""
     deterministic = {name: path_errors(name) for _, members in FAMILIES.values() for name in members}
     noisy = {name: cloud_errors(name) for _, members in NOISY_FAMILIES.values() for name in members}
     lines = [
-        "Distance of the end points from the exact ones (root mean square), samplers without noise:",
+        "Distance of the end points from the exact ones (root mean square), deterministic samplers:",
         "",
         *table(
             ["sampler", "order", *map(str, BUDGETS), "measured slope"],
             [row(name, deterministic[name], slope=True) for name in deterministic],
         ),
         "",
-        "Distance of the cloud from the distribution (greatest error of a share, mean or covariance), samplers with noise:",
+        "Distance from the distribution (largest error of a weight, mean or covariance), stochastic samplers:",
         "",
         *table(["sampler", *map(str, BUDGETS)], [row(name, noisy[name], slope=False) for name in noisy]),
         "",
@@ -108,14 +107,17 @@ def analytic(out: Path) -> None:
     write(out / "analytic.md", lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.5), width_ratios=[1.35, 1])
     draw_lines(left, deterministic, FAMILIES)
-    left.set(title="Samplers without noise: distance of the end points from the exact ones", ylabel="root mean square error")
+    left.set(title="Deterministic samplers: distance of the end points from the exact ones", ylabel="root mean square error")
     draw_lines(right, noisy, NOISY_FAMILIES)
-    right.set(
-        title="Samplers with noise: distance of the cloud from the distribution", ylabel="greatest error of a share, mean or covariance"
-    )
-    right.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":")
+    right.set(title="Stochastic samplers: distance from the distribution", ylabel="largest error of a weight, mean or covariance")
+    right.axhline(SAMPLING_ERROR, color="#999999", linewidth=1, linestyle=":")
     right.annotate(
-        "the chance of 20,000 points", (BUDGETS[0], CHANCE), xytext=(0, 4), textcoords="offset points", color="#777777", fontsize=9
+        "sampling error of 20,000 points",
+        (BUDGETS[0], SAMPLING_ERROR),
+        xytext=(0, 4),
+        textcoords="offset points",
+        color="#777777",
+        fontsize=9,
     )
     figure.suptitle("Error against evaluations of the network, on a mixture of two Gaussians (karras spacing, σ from 14.6 to 0.029)")
     save(figure, out / "analytic.png")
@@ -123,30 +125,30 @@ def analytic(out: Path) -> None:
 
 def path_errors(name: str) -> dict[int, float]:
     """The error of a deterministic sampler for each budget."""
-    x, truth = exact_ends()
+    x, reference = exact_ends()
     errors = {}
     for budget in BUDGETS:
         if (steps := steps_for(name, budget)) is not None:
             *_, (end, _x0) = SAMPLERS[name](two_gaussians().denoise, x, karras(steps))
-            errors[budget] = (end - truth).square().sum(1).mean().sqrt().item()
+            errors[budget] = (end - reference).square().sum(1).mean().sqrt().item()
     return errors
 
 
 def karras(steps: int) -> Tensor:
-    """The grid of the page, (steps + 1,), from 14.6 to 0.029; it ends above 0, where the step to 0 would be the same for all."""
+    """The noise levels (steps + 1,), from 14.6 to 0.029; they end above 0, because a step to 0 is equal for all samplers."""
     return get_sigmas(Schedule(ScheduleConfig()), steps + 1, "karras", final="sigma_min")
 
 
 @cache
 def exact_ends() -> tuple[Tensor, Tensor]:
-    """Points at the first σ, and where their trajectories are at the last."""
+    """Points at the first σ, and the ends of their trajectories at the last."""
     grid = karras(1)
     x = scale_initial_noise(torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), grid[0])
     return x, two_gaussians().trajectory(x, grid, substeps=1000)[-1]
 
 
 def cloud_errors(name: str) -> dict[int, float]:
-    """The error of a stochastic sampler's distribution for each budget; down to what chance leaves."""
+    """The error of a stochastic sampler's distribution for each budget, down to the sampling error."""
     errors = {}
     for budget in BUDGETS:
         if (steps := steps_for(name, budget)) is None:
@@ -154,7 +156,7 @@ def cloud_errors(name: str) -> dict[int, float]:
         grid, source = karras(steps), torch.Generator().manual_seed(0)
 
         def fresh(*_: Tensor, source: torch.Generator = source) -> Tensor:
-            return torch.randn(CLOUD, 2, generator=source, dtype=torch.float64)
+            return torch.randn(POINTS, 2, generator=source, dtype=torch.float64)
 
         *_, (x, _x0) = SAMPLERS[name](two_gaussians().denoise, scale_initial_noise(fresh(), grid[0]), grid, noise=fresh)
         errors[budget] = distance_to_mixture(x, grid[-1])
@@ -162,50 +164,51 @@ def cloud_errors(name: str) -> dict[int, float]:
 
 
 def distance_to_mixture(x: Tensor, sigma: Tensor) -> float:
-    """The greatest error of any component's share, mean or covariance, for points x (N, 2) that still carry noise of σ."""
+    """The largest error of any component's weight, mean or covariance, for points x (N, 2) with noise of σ."""
     mixture = two_gaussians()
     variances = mixture.stds**2 + sigma**2
-    away = x[:, None] - mixture.means
-    r = (mixture.weights.log() - variances.log() - away.square().sum(-1) / (2 * variances)).softmax(-1)  # (N, K)
-    share = r.mean(0)
-    mean = torch.einsum("nk,nd->kd", r, x) / (len(x) * share[:, None])
-    around = x[:, None] - mean
-    covariance = torch.einsum("nk,nkd,nke->kde", r, around, around) / (len(x) * share[:, None, None])
-    found, true = (share, mean, covariance), (mixture.weights, mixture.means, variances[:, None, None] * torch.eye(2))
+    offset = x[:, None] - mixture.means
+    r = (mixture.weights.log() - variances.log() - offset.square().sum(-1) / (2 * variances)).softmax(-1)  # (N, K)
+    weight = r.mean(0)
+    mean = torch.einsum("nk,nd->kd", r, x) / (len(x) * weight[:, None])
+    centred = x[:, None] - mean
+    covariance = torch.einsum("nk,nkd,nke->kde", r, centred, centred) / (len(x) * weight[:, None, None])
+    found, true = (weight, mean, covariance), (mixture.weights, mixture.means, variances[:, None, None] * torch.eye(2))
     return max((a - b).abs().max().item() for a, b in zip(found, true, strict=True))
 
 
-# The page of a model ----------------------------------------------------------------------------------------------------------------------
+# On a model ------------------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Sequence[str], truth_steps: int) -> None:
-    """Print and plot the distance to the model's own solution of many steps, for every sampler without noise and for every spacing."""
-    denoise, noise = guided_denoiser(model, prompts, guidance)
-    truth = sampled(model, denoise, noise, "dpmpp_2m", "trailing", truth_steps)
-    check = sampled(model, denoise, noise, "deis", "karras", truth_steps // 2)
+def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Sequence[str], reference_steps: int) -> None:
+    """Print and plot the distance to the model's own solution with many steps, for every deterministic sampler and every spacing."""
+    denoise, noise = build_denoiser(model, prompts, guidance)
+    reference = sample(model, denoise, noise, "dpmpp_2m", "trailing", reference_steps)
+    check = sample(model, denoise, noise, "deis", "karras", reference_steps // 2)
 
     def errors(name: str, spacing: str) -> dict[int, float]:
-        """For each budget that the sampler can keep, where it does not go out of bounds."""
+        """For each possible budget, without runs that diverge."""
         steps = {budget: steps_for(name, budget, to_zero=True) for budget in DEFAULTS}
-        found = {b: relative(sampled(model, denoise, noise, name, spacing, n), truth) for b, n in steps.items() if n is not None}
+        found = {b: relative(sample(model, denoise, noise, name, spacing, n), reference) for b, n in steps.items() if n is not None}
         return {budget: error for budget, error in found.items() if not math.isnan(error)}
 
     samplers = {name: errors(name, "trailing") for _, members in FAMILIES.values() for name in members}
     spacings = {spacing: errors("dpmpp_2m", spacing) for _, members in SPACED.values() for spacing in members}
     outside, inside = overhead(model, noise)
     lines = [
-        f"Model: {model.name}, sha256 {identity(model)[:16]}…. Guidance {guidance:g}, {len(prompts)} prompts, each its own seed. "
-        f"Distance of the latents from those of dpmpp_2m at {truth_steps} steps, relative to their size; deis at {truth_steps // 2} steps "
-        f"of another spacing is {relative(check, truth):.4f} away from it, so what is not well above that is not significant.",
+        f"Model: {model.name}, sha256 {identity(model)[:16]}…. Guidance {guidance:g}, {len(prompts)} prompts, each with its own seed. "
+        f"Distance of the latents from those of dpmpp_2m at {reference_steps} steps, relative to their size; deis at "
+        f"{reference_steps // 2} steps of another spacing differs from it by {relative(check, reference):.4f}, so "
+        "smaller differences are not significant.",
         "",
-        f"A step of dpmpp_2m takes {outside * 1000:.2f} ms outside the network and {inside * 1000:.1f} ms in it, for one guided image.",
+        f"A step of dpmpp_2m takes {outside * 1000:.2f} ms outside the network and {inside * 1000:.1f} ms in it, with guidance.",
         "",
         "The best at each number of evaluations:",
         "",
         *table(["evaluations", "first", "second", "third"], [best_row(samplers, budget) for budget in DEFAULTS]),
         "",
-        "Every sampler, with the spacing trailing (–: it takes other numbers of steps, or went out of bounds):",
+        "Every sampler, with the spacing trailing (–: not possible with this number of evaluations, or diverged):",
         "",
         *table(["sampler", *map(str, DEFAULTS)], [[name, *cells(found, DEFAULTS)] for name, found in samplers.items()]),
         "",
@@ -221,13 +224,13 @@ def on_model(model: LatentDiffusion, out: Path, *, guidance: float, prompts: Seq
     draw_lines(right, spacings, SPACED)
     right.set(title="Every spacing, with the sampler dpmpp_2m", ylabel="distance of the latents from the solution, relative")
     figure.suptitle(
-        f"Distance to the solution of {truth_steps} steps against evaluations of the network: {model.name}, guidance {guidance:g}"
+        f"Distance to the solution of {reference_steps} steps against evaluations of the network: {model.name}, guidance {guidance:g}"
     )
     save(figure, out / "model.png")
 
 
-def guided_denoiser(model: LatentDiffusion, prompts: Sequence[str], guidance: float) -> tuple[Denoise, Tensor]:
-    """The model with its prompts and guidance, and the noise of the images (B, Z, h, w)."""
+def build_denoiser(model: LatentDiffusion, prompts: Sequence[str], guidance: float) -> tuple[Denoise, Tensor]:
+    """The guided denoiser, and the noise of the images (B, Z, h, w)."""
     B, side = len(prompts), model.sample_size // model.autoencoder.downsample_factor
     cond = model.conditioner([*prompts, *[""] * B])
     denoiser = Denoiser(model.unet, model.schedule, model.prediction, model.dtype)
@@ -236,10 +239,10 @@ def guided_denoiser(model: LatentDiffusion, prompts: Sequence[str], guidance: fl
     return denoise, noise.to(model.device)
 
 
-def sampled(model: LatentDiffusion, denoise: Denoise, noise: Tensor, name: str, spacing: str, steps: int) -> Tensor:
-    """The latents that a sampler ends with, its first step apart where a request takes it apart; nan where it went out of bounds."""
+def sample(model: LatentDiffusion, denoise: Denoise, noise: Tensor, name: str, spacing: str, steps: int) -> Tensor:
+    """The final latents of a sampler, with an exact first step if requests use one; nan if it diverged."""
     sampler = SAMPLERS[name]
-    sampling = SamplerConfig(sampler, spacing=spacing, spacing_options={"terminal": "apart" if sampler.exact_first_step else "capped"})
+    sampling = SamplerConfig(sampler, spacing=spacing, spacing_options={"terminal": "exact" if sampler.exact_first_step else "capped"})
     grid = sampling.sigmas(model.schedule, steps)
     options = sampling.sampler_options(model.schedule, grid)
     try:
@@ -250,7 +253,7 @@ def sampled(model: LatentDiffusion, denoise: Denoise, noise: Tensor, name: str, 
 
 
 def overhead(model: LatentDiffusion, noise: Tensor, steps: int = 20) -> tuple[float, float]:
-    """Seconds of a step outside and inside the network, for one image: the processor's on a CPU, else the clock's."""
+    """Seconds of a step outside and inside the network, for one image: CPU time on a CPU, otherwise wall-clock time."""
     now = time.perf_counter if noise.is_cuda else time.process_time
     inside = 0.0
 
@@ -265,15 +268,15 @@ def overhead(model: LatentDiffusion, noise: Tensor, steps: int = 20) -> tuple[fl
 
     cond = model.conditioner(["a red apple", ""])
     denoise = classifier_free_guidance(Denoiser(timed, model.schedule, model.prediction, model.dtype), [cond[:1], cond[1:]], [5.0, -4.0])
-    sampled(model, denoise, noise[:1], "dpmpp_2m", "trailing", 5)
+    sample(model, denoise, noise[:1], "dpmpp_2m", "trailing", 5)
     inside, begun = 0.0, now()
-    sampled(model, denoise, noise[:1], "dpmpp_2m", "trailing", steps)
+    sample(model, denoise, noise[:1], "dpmpp_2m", "trailing", steps)
     return (now() - begun - inside) / steps, inside / steps
 
 
-def relative(x: Tensor, truth: Tensor) -> float:
+def relative(x: Tensor, reference: Tensor) -> float:
     """Root mean square distance over root mean square size, averaged over the images."""
-    return ((x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).mean().item()
+    return ((x - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).mean().item()
 
 
 def best_row(errors: dict[str, dict[int, float]], budget: int) -> list[str]:
@@ -296,14 +299,14 @@ def row(name: str, errors: dict[int, float], *, slope: bool) -> list[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown with columns of even width, so that it reads as well in a terminal."""
+    """A Markdown table with columns of even width."""
     widths = [max(len(each[i]) for each in (head, *rows)) for i in range(len(head))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(each, widths, strict=True)) + " |" for each in (head, *rows)]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def draw_lines(axes: Axes, errors: dict[str, dict[int, float]], families: dict[str, tuple[str, tuple[str, ...]]]) -> None:
-    """Error against evaluations, both logarithmic, every line named at its end."""
+    """Error against evaluations, both logarithmic, with a label at the end of every line."""
     ends = []
     for colour, members in families.values():
         for name, dash, marker in zip(members, DASHES * 3, MARKERS * 3, strict=False):
@@ -320,11 +323,11 @@ def draw_lines(axes: Axes, errors: dict[str, dict[int, float]], families: dict[s
     axes.spines[["top", "right"]].set_visible(False)
     low, high = (math.log10(bound) for bound in axes.get_ylim())
     ends.sort()
-    for (level, budget, name, colour), place in zip(ends, moved_apart([end[0] for end in ends], (high - low) / 36, low), strict=True):
+    for (level, budget, name, colour), position in zip(ends, spread_labels([end[0] for end in ends], (high - low) / 36, low), strict=True):
         axes.annotate(
             name,
             (budget, 10**level),
-            xytext=(budgets[-1] * 1.12, 10**place),
+            xytext=(budgets[-1] * 1.12, 10**position),
             color=colour,
             fontsize=9,
             va="center",
@@ -336,9 +339,9 @@ def draw_lines(axes: Axes, errors: dict[str, dict[int, float]], families: dict[s
     axes.legend(loc="upper right", frameon=False, fontsize=9)
 
 
-def moved_apart(places: Sequence[float], gap: float, lowest: float) -> list[float]:
-    """Ascending places pushed away from each other until they are a gap apart, none below the lowest."""
-    moved = list(places)
+def spread_labels(positions: Sequence[float], gap: float, lowest: float) -> list[float]:
+    """Ascending positions moved until neighbours have a distance of `gap`, none below `lowest`."""
+    moved = list(positions)
     for _ in range(500):
         moved[0] = max(moved[0], lowest)
         for i in range(len(moved) - 1):
@@ -364,10 +367,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="?", const="", help="measure on a model: the embedded one, or a folder")
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--images", type=int, choices=range(1, len(PROMPTS) + 1), default=2, help="how many of the prompts to take")
-    parser.add_argument("--truth-steps", type=int, default=500)
+    parser.add_argument("--images", type=int, choices=range(1, len(PROMPTS) + 1), default=2, help="number of prompts")
+    parser.add_argument("--reference-steps", type=int, default=500)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "samplers")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "samplers")
     given = parser.parse_args(arguments)
     if given.model is None:
         analytic(given.out)
@@ -375,8 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import daguerre
 
     model = daguerre.load(given.model or None, device=given.device, dtype=torch.float32)
-    assert isinstance(model, LatentDiffusion), "priors over codes have no samplers"
-    on_model(model, given.out, guidance=given.guidance, prompts=PROMPTS[: given.images], truth_steps=given.truth_steps)
+    assert isinstance(model, LatentDiffusion), "autoregressive priors have no samplers"
+    on_model(model, given.out, guidance=given.guidance, prompts=PROMPTS[: given.images], reference_steps=given.reference_steps)
 
 
 if __name__ == "__main__":
