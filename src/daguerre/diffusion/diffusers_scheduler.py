@@ -74,7 +74,8 @@ class SamplerConfig:
         else:
             limit = None
         if limit is not None:
-            denoise = keep_epsilon(limit, denoise, sigmas) if self.sampler.name == "euler" else limit(denoise)
+            eta = self.options.get("eta", 0.0)
+            denoise = keep_epsilon(limit, denoise, sigmas, eta=eta) if self.sampler.name == "euler" else limit(denoise)
         return denoise if self.lcm_scaling is None else lcm_boundary(denoise, schedule, scaling=self.lcm_scaling)
 
 
