@@ -22,7 +22,7 @@ import torch
 
 import daguerre
 from daguerre.data import ShapesDataset
-from daguerre.data.colours import NAMES, classify
+from daguerre.data.colours import COLOUR_CLASSES, classify
 from daguerre.data.images import to_tensor
 from daguerre.data.shapes import ShapesScene
 from daguerre.diffusion import Denoiser
@@ -92,7 +92,7 @@ def generated(model: LatentDiffusion, scenes: list[ShapesScene], seed: int) -> t
             images = generate(model, request)
         for i, (scene, image) in enumerate(zip(part, images, strict=True)):
             classes = classify(np.asarray(image.image))
-            truths = np.stack([(classes == NAMES.index(each.colour)).astype(np.float32) for each in scene.shapes])
+            truths = np.stack([(classes == COLOUR_CLASSES.index(each.colour)).astype(np.float32) for each in scene.shapes])
             found += (result for result in word_results(record.words(i), scene, truths) if result.truth.mean() >= MIN_SHARE)
     return found, sum(len(scene.shapes) for scene in scenes)
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.vqgan [--minutes 60] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out docs/vqgan]
 
-Every network is trained once for each seed, which draws its first weights and the order of its images; images, maps and the judge are
+Every network is trained once for each seed, which draws its first weights and the order of its images; images, maps and the classifier are
 the same for all. `--minutes` are of processor time for the trainings of all seeds together, each on one thread, so that a busy machine
 changes nothing but the wait: with all that is measured, the default should take under 45 minutes of two free cores. Everything trained or
 measured is kept in `--work`, so that a run that was stopped goes on.
@@ -56,11 +56,11 @@ REDRAWS = 300  # of a bootstrap of Fréchet distances
 CHANNELS = (16, 32, 64, 64)  # from full resolution down
 ENTERS = 150  # steps before the codebook takes part
 RATE, PRIOR_RATE = 2e-3, 4e-3
-LEVELS = 4  # of each colour channel, where pixels are told as one of 4³ colours
+LEVELS = 4  # of each colour channel, where pixels are quantized to 4³ colours
 TRANSFORMER = {"width": 96, "layers": 3, "heads": 4}
 SNAIL = {"width": 56, "blocks": 2, "layers": 3, "heads": 4, "key_width": 16}  # about as many parameters
 SHARES = {  # of the whole budget, before they are scaled to 1
-    "judge": 8,
+    "classifier": 8,
     "vqvae f4": 10,
     "vqgan f4": 10,
     "vqvae f2": 8,
@@ -143,10 +143,10 @@ def fit(stage: Any, batches: Any, rate: float, *, seconds: float | None = None, 
     return {"seconds": time.process_time() - begun, "steps": step}
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     """Tells shape and colour; what comes before its heads are the features of the Fréchet distances."""
 
-    name = "judge"
+    name = "classifier"
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,22 +154,22 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 48), nn.SiLU())
         self.shape, self.colour = nn.Linear(48, len(SHAPES)), nn.Linear(48, len(COLOURS))
 
-    def told(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The logits of shape and colour."""
         features = self.features(x)
         return self.shape(features), self.colour(features)
 
 
-class JudgeStage:
-    """Trains a judge, on images with a little noise."""
+class ClassifierTask:
+    """Trains a classifier, on images with a little noise."""
 
-    def __init__(self, judge: Judge):
-        self.judge, self.networks = judge, {"judge": judge}
+    def __init__(self, classifier: Classifier):
+        self.classifier, self.networks = classifier, {"classifier": classifier}
 
     def losses(self, batch: Shapes, draw: torch.Generator, step: int):
         x = batch.x + 0.05 * torch.randn(batch.x.shape, generator=draw)
-        shape, colour = self.judge.told(x)
-        yield "judge", F.cross_entropy(shape, batch.shape) + F.cross_entropy(colour, batch.colour), {}
+        shape, colour = self.classifier.predict(x)
+        yield "classifier", F.cross_entropy(shape, batch.shape) + F.cross_entropy(colour, batch.colour), {}
 
 
 class Labelled:
@@ -194,11 +194,11 @@ def vq_config(f: int, codes: int = CODES) -> VQModelConfig:
 
 
 class Run:
-    """The networks and measurements of one training seed, each made once and kept in its folder of `work`; the judge serves all seeds."""
+    """The networks and measurements of one training seed, stored in its folder of `work`; seeds share the classifier."""
 
     def __init__(self, work: Path, minutes: float, seeds: int, seed: int):
         self.shared, self.work, self.seed = work, work / f"seed {seed}", seed
-        self.share = 60 * minutes / (seeds * sum(SHARES.values()) - (seeds - 1) * SHARES["judge"])  # in seconds
+        self.share = 60 * minutes / (seeds * sum(SHARES.values()) - (seeds - 1) * SHARES["classifier"])  # in seconds
         self.work.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -214,7 +214,7 @@ class Run:
 
     def trained(self, name: str, network: nn.Module, fitted: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The network with its weights from `work`, or trained now; returns seconds and steps."""
-        folder = self.shared if name == "judge" else self.work
+        folder = self.shared if name == "classifier" else self.work
         weights, record = folder / f"{name}.safetensors", folder / f"{name}.json"
         if record.is_file():
             network.load_state_dict(load_file(weights), strict=True)
@@ -227,11 +227,15 @@ class Run:
         return found
 
     @cached_property
-    def judge(self) -> Judge:
+    def classifier(self) -> Classifier:
         torch.manual_seed(SEED)
-        judge = Judge()
-        self.trained("judge", judge, lambda: fit(JudgeStage(judge), Labelled(self.train), RATE, seconds=self.seconds("judge")))
-        return judge
+        classifier = Classifier()
+        self.trained(
+            "classifier",
+            classifier,
+            lambda: fit(ClassifierTask(classifier), Labelled(self.train), RATE, seconds=self.seconds("classifier")),
+        )
+        return classifier
 
     def first_stage(self, name: str) -> VQModel:
         """ "vqvae f4", "vqgan f4", "maps f4": the same network and budget; the GAN's critic enters at a third of it."""
@@ -299,9 +303,9 @@ def sampled(prior: Prior, grid: tuple[int, int], count: int, condition: Tensor |
     return codes, time.process_time() - begun
 
 
-def transformer(run: Run, codes: int, grid: tuple[int, int], told: int = 1, condition_codes: int = 0) -> TransformerPrior:
+def transformer(run: Run, codes: int, grid: tuple[int, int], condition_length: int = 1, condition_codes: int = 0) -> TransformerPrior:
     torch.manual_seed(run.seed)
-    return TransformerPrior(TransformerPriorConfig(codes, condition_codes, told + grid[0] * grid[1], grid, **TRANSFORMER))
+    return TransformerPrior(TransformerPriorConfig(codes, condition_codes, condition_length + grid[0] * grid[1], grid, **TRANSFORMER))
 
 
 def distances(run: Run, true: Tensor, sets: Mapping[str, Tensor], *, paired: bool) -> dict[str, Any]:
@@ -432,8 +436,8 @@ def same_window(run: Run) -> dict[str, Any]:
     return found
 
 
-def told(run: Run) -> dict[str, Any]:
-    """Transformers that are told the class or the map, against the one that is told nothing; and whether samples show what was told."""
+def conditional(run: Run) -> dict[str, Any]:
+    """Class- and map-conditional transformers against the unconditional one; and whether the samples match their conditions."""
     first_stage, maps = run.first_stage("vqgan f4"), run.first_stage("maps f4")
     data, test = encoded(first_stage, run.train.x), encoded(first_stage, run.test.x)
     conditions = {
@@ -454,7 +458,7 @@ def told(run: Run) -> dict[str, Any]:
     rebuilt, inside = decoded(first_stage, test[:DRAWN]), run.test.inside[:DRAWN]
     for which, y in (("drawn", x["class"]), ("rebuilt", rebuilt), ("true", run.test.x[:DRAWN])):
         with torch.no_grad():
-            shape, colour = (logits.argmax(1) for logits in run.judge.told(y))
+            shape, colour = (logits.argmax(1) for logits in run.classifier.predict(y))
         found["class"][f"{which}, shape"] = share(shape == run.test.shape[:DRAWN])
         found["class"][f"{which}, colour"] = share(colour == run.test.colour[:DRAWN])
     own, other = agreement(x["map"], inside), agreement(x["map"], inside.roll(1, 0))
@@ -490,9 +494,9 @@ def painted(codes: Tensor) -> Tensor:
 
 
 def features(run: Run, x: Tensor) -> Tensor:
-    judge = run.judge  # perhaps trained here, with gradients
+    classifier = run.classifier  # perhaps trained here, with gradients
     with torch.no_grad():
-        return judge.features(x)
+        return classifier.features(x)
 
 
 def others() -> Tensor:
@@ -520,7 +524,7 @@ EXPERIMENTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "priors": against_pixelsnail,
     "pixels": pixels_or_codes,
     "window": same_window,
-    "told": told,
+    "conditional": conditional,
 }
 
 
@@ -545,7 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     begun, run = time.monotonic(), Run(given.work, given.minutes, given.seeds, 0)
     path.write_text(json.dumps(plan))
-    _ = run.judge  # before the seeds that share it
+    _ = run.classifier  # before the seeds that share it
     with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(measured, given.work, given.minutes, given.seeds, seed) for seed in range(given.seeds)]
         try:

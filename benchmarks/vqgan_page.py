@@ -10,7 +10,7 @@ ENOUGH = 25  # minutes for each seed
 THIN = (
     "> With so little time the first stages are blurred, the VQGAN's most of all, whose critic enters hardly later than its codebook, and "
     "the priors have only begun to learn. Read the verdicts as those of the first minutes of training; the default budget is what the "
-    "relations should be judged by."
+    "relations should be assessed by."
 )
 
 
@@ -52,7 +52,7 @@ def priors(seeds: Sequence[Found]) -> str:
     return "\n\n".join(
         [
             "## Transformer against PixelSNAIL",
-            "NLL of 500 images' codes (VQGAN, f4: 64 codes of 128), told nothing; batches of 32. The paper's table 1: the transformer is "
+            "NLL of 500 images' codes (VQGAN, f4: 64 codes of 128), unconditional; batches of 32. The paper's table 1: the transformer is "
             "ahead at equal time and at equal steps.",
             table(
                 ["prior", "seed", "parameters", "steps", "seconds", "bits/code"],
@@ -203,11 +203,11 @@ def reconstruction(seeds: Sequence[Found]) -> str:
     )
 
 
-def told(seeds: Sequence[Found]) -> str:
+def conditional(seeds: Sequence[Found]) -> str:
     saved = {name: [each[name]["saved"] for each in seeds] for name in ("class", "map")}
     by_class = rows(
-        [{name: {what: each["class"][f"{name}, {what}"] for what in ("shape", "colour")} for name in JUDGED} for each in seeds],
-        JUDGED,
+        [{name: {what: each["class"][f"{name}, {what}"] for what in ("shape", "colour")} for name in IMAGE_SETS} for each in seeds],
+        IMAGE_SETS,
         lambda at: [of(at["shape"]), of(at["colour"])],
     )
     by_map = rows(
@@ -218,11 +218,11 @@ def told(seeds: Sequence[Found]) -> str:
     above = [each["map"]["agreement above another's"] for each in seeds]
     return "\n\n".join(
         [
-            "## Told a class, told a map, told nothing",
+            "## Conditioned on a class, on a map, unconditional",
             "The same transformer over the VQGAN's codes, at equal time: behind nothing, behind colour and shape as one class, behind the "
             "64 codes of a semantic map by a second VQ-VAE. The paper's sections 4.2 and 4.3.",
             table(
-                ["told", "seed", "bits/code", "saved against nothing"],
+                ["condition", "seed", "bits/code", "saved against unconditional"],
                 rows(seeds, ("nothing", "class", "map"), lambda at: [of(at["bits/code"]), of(at["saved"]) if "saved" in at else ""]),
             ),
             " ".join(
@@ -254,7 +254,7 @@ def told(seeds: Sequence[Found]) -> str:
     )
 
 
-JUDGED = ("drawn", "rebuilt", "true")
+IMAGE_SETS = ("drawn", "rebuilt", "true")
 AGREEMENTS = {
     "drawn by the map": "agreement",
     "true, rebuilt": "agreement of rebuilt",
@@ -265,7 +265,7 @@ SECTIONS: dict[str, Callable[[Sequence[Found]], str]] = {
     "pixels": pixels,
     "window": window,
     "reconstruction": reconstruction,
-    "told": told,
+    "conditional": conditional,
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daguerre.data.colours import HUES, NAMES, PAINTS, classify, colour_of, hue_rotation, main_hue, rotate_hues, shade
+from daguerre.data.colours import COLOUR_CLASSES, HUES, PAINTS, classify, colour_of, hue_rotation, main_hue, rotate_hues, shade
 
 
 def flat(rgb: tuple[int, int, int]) -> Image.Image:
@@ -33,7 +33,7 @@ def test_every_shade_is_classified_as_its_colour(name: str):
     ],
 )
 def test_classify_known_colours(rgb: tuple[int, int, int], word: str):
-    assert NAMES[int(classify(np.array([rgb], dtype=np.uint8))[0])] == word
+    assert COLOUR_CLASSES[int(classify(np.array([rgb], dtype=np.uint8))[0])] == word
 
 
 def test_image_with_two_equal_colours_has_no_colour():

@@ -25,15 +25,15 @@ PAINTS: dict[str, tuple[int, int, int]] = {
     "gray": (140, 140, 142),
     "white": (255, 255, 255),
 }
-NAMES = ("", *PAINTS, "")  # class names by index; class 0 is no clear colour, the last class is a vivid colour without a word
-_UNNAMED = len(NAMES) - 1
+COLOUR_CLASSES = ("", *PAINTS, "")  # class names by index; class 0 is no clear colour, the last class is a vivid colour without a word
+_UNNAMED = len(COLOUR_CLASSES) - 1
 _MIN_ALPHA = 100  # pixels with less alpha are ignored
 _MIN_SHARE = 0.5  # of the opaque pixels that must have the colour of an image
 _MAX_RIVAL = 0.35  # of that share, at most, for any other hue
 
 
 def classify(rgb: np.ndarray) -> np.ndarray:
-    """Colour classes uint8 (*), indices into NAMES, of RGB pixels uint8 (*, 3)."""
+    """Colour classes uint8 (*), indices into COLOUR_CLASSES, of RGB pixels uint8 (*, 3)."""
     r, g, b = (rgb[..., i].astype(np.float32) / 255 for i in range(3))
     value, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
     chroma = np.maximum(value - low, 1e-6)
@@ -58,7 +58,7 @@ def classify(rgb: np.ndarray) -> np.ndarray:
     }
     classes = np.zeros(rgb.shape[:-1], dtype=np.uint8)
     for name, holds in rules.items():
-        classes[(classes == 0) & holds] = NAMES.index(name)
+        classes[(classes == 0) & holds] = COLOUR_CLASSES.index(name)
     classes[(classes == 0) & vivid] = _UNNAMED
     return classes
 
@@ -78,21 +78,21 @@ def _class_table() -> np.ndarray:
 
 
 def colour_shares(rgba: Image.Image) -> np.ndarray:
-    """Fraction of the opaque pixels of an RGBA image in each class of NAMES, float (len(NAMES),)."""
+    """Fraction of the opaque pixels of an RGBA image in each class of COLOUR_CLASSES, float (len(COLOUR_CLASSES),)."""
     pixels = np.asarray(rgba).reshape(-1, 4)
     pixels = pixels[pixels[:, 3] > _MIN_ALPHA] >> 3
     index = (pixels[:, 0].astype(np.intp) << 10) | (pixels[:, 1].astype(np.intp) << 5) | pixels[:, 2]
-    return np.bincount(_class_table()[index], minlength=len(NAMES)) / max(len(pixels), 1)
+    return np.bincount(_class_table()[index], minlength=len(COLOUR_CLASSES)) / max(len(pixels), 1)
 
 
 def colour_of(rgba: Image.Image) -> str | None:
     """The colour word of an RGBA image, or None if no single colour dominates."""
     shares = colour_shares(rgba)
     first = int(shares[1:_UNNAMED].argmax()) + 1
-    rivals = [i for i in (*map(NAMES.index, HUES), _UNNAMED) if i != first]
+    rivals = [i for i in (*map(COLOUR_CLASSES.index, HUES), _UNNAMED) if i != first]
     if shares[first] < _MIN_SHARE or shares[rivals].max() > _MAX_RIVAL * shares[first]:
         return None
-    return NAMES[first]
+    return COLOUR_CLASSES[first]
 
 
 def main_hue(rgba: Image.Image) -> float | None:

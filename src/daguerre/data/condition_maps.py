@@ -42,7 +42,7 @@ SHAPES_PALETTE: tuple[RGBColour, ...] = (  # the background, then SHAPES in orde
 SHAPES_NOUNS: Mapping[str, int] = {
     noun: SHAPES.index(shape) + 1 for shape in SHAPES for noun in (shape, plural(shape))
 }  # -> index in SHAPES_PALETTE
-MAX_CLASSES = 256  # of a folder's semantic maps
+MAX_MAP_COLOURS = 256  # of a folder's semantic maps
 
 
 class ConditionMaps(NamedTuple):
@@ -110,7 +110,7 @@ def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> Conditio
                 )
         if kind == "semantic":
             colours |= _classes(condition_map, path)
-    if len(colours) > MAX_CLASSES:
+    if len(colours) > MAX_MAP_COLOURS:
         raise _too_many(folder)
     resample = Image.Resampling.NEAREST if kind == "semantic" else Image.Resampling.LANCZOS
 
@@ -124,7 +124,7 @@ def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> Conditio
 
 
 def _classes(condition_map: Image.Image, path: Path) -> set[RGBColour]:
-    found = condition_map.getcolors(MAX_CLASSES)
+    found = condition_map.getcolors(MAX_MAP_COLOURS)
     if found is None:
         raise _too_many(path)
     return {cast(RGBColour, colour) for _, colour in found}
@@ -136,5 +136,5 @@ def _subset(source: Dataset, make_map: Callable[[int, np.random.Generator], Imag
 
 def _too_many(path: Path) -> DaguerreError:
     return DaguerreError(
-        f"The semantic maps in '{path}' have more than {MAX_CLASSES} colours; save them as PNG with one colour per class and no smoothing."
+        f"The semantic maps in '{path}' have more than {MAX_MAP_COLOURS} colours; use one colour per class, PNG and no smoothing."
     )

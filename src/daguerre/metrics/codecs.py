@@ -18,7 +18,7 @@ from daguerre.errors import DaguerreError
 
 CODECS = {"JPEG": {"optimize": True}, "WebP": {"method": 4}}
 DOWNSCALES = (1, 2, 4, 8)
-MAX_SIDE = 16_383  # pixels, of a WebP image
+MAX_WEBP_SIDE = 16_383  # pixels, of a WebP image
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def encode_with_codec(x: Tensor, codec: str, budget: int) -> EncodedImage | None
     N, _, H, W = x.shape
     columns = math.ceil(N**0.5)
     rows = math.ceil(N / columns)
-    if max(columns * W, rows * H) > MAX_SIDE:
-        raise DaguerreError(f"{N} images of {W}×{H}, tiled into one, have a side of more than {MAX_SIDE} pixels; use fewer images.")
+    if max(columns * W, rows * H) > MAX_WEBP_SIDE:
+        raise DaguerreError(f"{N} images of {W}×{H}, tiled into one, have a side of more than {MAX_WEBP_SIDE} pixels; use fewer images.")
     padded = torch.cat([x, x.new_zeros(columns * rows - N, 3, H, W)])
     tiled = padded.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).reshape(3, rows * H, columns * W)
     image = to_image(tiled)
