@@ -225,9 +225,9 @@ def test_layout_to_image_matches_the_reference(tmp_path: Path):
     z = sample_ddim(lambda x, t: unet(x, t, encoder_hidden_states=context).sample, noise(model), model.schedule.config)
     assert_close(generate(model, prompt), decode(model, z))
     for wrong in ("cat 0 0 1 1", "5 0.5 0 0.4 1", "5 0 0 1", "5 0 0 1 1.2", "100 0 0 1 1"):
-        with pytest.raises(DaguerreError, match="no object of a layout"):
+        with pytest.raises(DaguerreError, match="not an object of a layout"):
             model.conditioner([wrong])
-    with pytest.raises(DaguerreError, match="has 4 objects; this model is told at most 3"):
+    with pytest.raises(DaguerreError, match="has 4 objects; this model allows at most 3"):
         model.conditioner(["1 0 0 1 1;" * 4])
 
 
@@ -282,7 +282,7 @@ def test_semantic_synthesis_matches_the_reference(tmp_path: Path):
     unet = reference_unet(model)
     z = sample_ddim(lambda x, t: unet(torch.cat([x, condition], dim=1), t).sample, noise(model), model.schedule.config)
     assert_close(generate(model, task=MapToImage(Image.fromarray(classes))), decode(model, z))
-    for wrong, words in ((Image.fromarray(classes + 1), "knows 0 to 8"), (random_image(SIZE), "has colours")):
+    for wrong, words in ((Image.fromarray(classes + 1), "this model has 0 to 8"), (random_image(SIZE), "has colours")):
         with pytest.raises(DaguerreError, match=words):
             generate(model, task=MapToImage(wrong))
     with pytest.raises(DaguerreError, match=r"a model for semantic.*does from-map"):

@@ -54,7 +54,7 @@ def test_a_transformer_with_a_class_prefix_opens(tmp_path: Path):
     assert model.prefix(PriorInputs(["3"], (16, 16))).tolist() == [[3]]
     first, second = (daguerre.generate(model, prompt="3", seed=1)[0].image.tobytes() for _ in range(2))
     assert first == second
-    with pytest.raises(DaguerreError, match="no class '16'"):
+    with pytest.raises(DaguerreError, match="Unknown class '16'"):
         daguerre.generate(model, prompt="16")
 
 
@@ -68,9 +68,9 @@ def test_a_transformer_with_a_bounding_box_prefix_opens(tmp_path: Path):
     assert generated.image.size == (32, 32)
     loaded = daguerre.load(daguerre.save(model, tmp_path / "folder"), device="cpu")
     assert daguerre.generate(loaded, prompt="3 0 0 0.5 1", seed=1)[0].image.tobytes() == generated.image.tobytes()
-    with pytest.raises(DaguerreError, match="no object of a layout"):
+    with pytest.raises(DaguerreError, match="not an object of a layout"):
         daguerre.generate(model, prompt="a fox")
-    with pytest.raises(DaguerreError, match="31 objects; this model is told at most 30"):
+    with pytest.raises(DaguerreError, match="31 objects; this model allows at most 30"):
         daguerre.generate(model, prompt=";".join(["3 0 0 1 1"] * 31))
 
 
@@ -80,7 +80,7 @@ def test_a_transformer_with_a_depth_map_prefix_opens(tmp_path: Path):
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     assert torch.equal(model.prefix(PriorInputs([""], (16, 16), x)), model.prefix.autoencoder.encode_codes(x))
     assert not torch.equal(model.prefix.autoencoder.quantize.embedding.weight, model.autoencoder.quantize.embedding.weight)
-    with pytest.raises(DaguerreError, match=r"told by a map \(depth\)"):
+    with pytest.raises(DaguerreError, match=r"needs a condition map \(depth\)"):
         daguerre.generate(model)
 
 
@@ -94,7 +94,7 @@ def test_a_transformer_with_a_class_map_prefix_opens(tmp_path: Path):
     assert torch.equal(model.prefix(PriorInputs([""], (16, 16), grey)), model.prefix.autoencoder.encode_codes(shares))
     (generated,) = daguerre.generate(model, task=MapToImage(Image.fromarray(classes)), seed=1)
     assert generated.image.size == (32, 32)
-    with pytest.raises(DaguerreError, match="numbers of classes from 0 to 4"):
+    with pytest.raises(DaguerreError, match="class numbers from 0 to 4"):
         daguerre.generate(model, task=MapToImage(Image.fromarray(classes + 1)))
 
 
