@@ -1,7 +1,7 @@
 """Exponential moving average of weights, θ̄ ← d·θ̄ + (1 − d)·θ, with the warm-up d = min(decay, (1 + n)/(10 + n)).
 
-Without it the published DDPM's FID is 12.1 instead of 3.17 (Ho et al. 2020, arXiv:2006.11239, section 4); the warm-up keeps the first
-thousand steps from remembering the random start.
+Without an average, the FID of the published DDPM is 12.1 instead of 3.17 (Ho et al. 2020, arXiv:2006.11239, section 4). The warm-up keeps the
+random initial weights out of the average.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ class EMA:
     def __init__(self, networks: Mapping[str, nn.Module], decay: float):
         self.decay = decay
         self.updates = 0
-        # The parameters and buffers themselves, which stay the same objects when their values change or move to other memory.
-        parts = {f"{n}.{k}": value for n, network in networks.items() for k, value in network.state_dict(keep_vars=True).items()}
-        self._live = {name: value for name, value in parts.items() if value.is_floating_point()}
+        # With keep_vars these are the live tensors: they stay the same objects when their values or memory change.
+        tensors = {f"{n}.{k}": value for n, network in networks.items() for k, value in network.state_dict(keep_vars=True).items()}
+        self._live = {name: value for name, value in tensors.items() if value.is_floating_point()}
         self.averaged = {name: value.detach().float().clone() for name, value in self._live.items()}
 
     @torch.no_grad()
@@ -35,17 +35,17 @@ class EMA:
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """Inside the block the networks carry the averaged weights; afterwards their own again, bit for bit."""
-        kept = {name: value.clone() for name, value in self._live.items()}
+        """Inside the block the networks have the averaged weights; afterwards exactly their own again."""
+        live = {name: value.clone() for name, value in self._live.items()}
         self._assign(self.averaged)
         try:
             yield
         finally:
-            self._assign(kept)
+            self._assign(live)
 
     @torch.no_grad()
     def load(self, averaged: Mapping[str, Tensor], updates: int) -> None:
-        """Take up averages saved earlier; the names must be the same."""
+        """Load averages that were saved earlier. Raises KeyError if their names differ."""
         if averaged.keys() != self.averaged.keys():
             raise KeyError(f"averaged weights differ by {sorted(averaged.keys() ^ self.averaged.keys())[:5]}")
         for name, value in averaged.items():
@@ -53,7 +53,7 @@ class EMA:
         self.updates = updates
 
     def assign(self) -> None:
-        """Put the averages into the networks for good."""
+        """Copy the averages into the networks."""
         self._assign(self.averaged)
 
     @torch.no_grad()

@@ -1,41 +1,57 @@
-"""What a run is, as plain values, and whether what lies on the disk belongs to it."""
+"""The identity of a run as plain JSON values, and the check that files on disk belong to it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from daguerre.atomic_io import atomic_write
 from daguerre.errors import DaguerreError
+from daguerre.weights.tensors.safetensors import read_json
 
-LONGEST = 80  # characters of a value that a message shows
+MAX_SHOWN = 80  # characters of a value in a message
+
+
+def fingerprint(*values: Any) -> str:
+    """A short hash of JSON-able values, for cache file names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as JSON gives them back: tuples are lists, paths are text."""
+    """The values after a JSON round trip: tuples become lists, paths become text."""
     return json.loads(json.dumps(values, default=str))
 
 
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Compare what was written at `where` with what a run is now.
+def record_run(out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, **more: Any) -> None:
+    """Write the run's identity to `out/recipe.json`. Raises DaguerreError if the directory belongs to another run."""
+    path, identity = out / "recipe.json", {"recipe": recipe, "source": source, "size": size, "seed": seed, "base": base}
+    if path.is_file():
+        before = read_json(path)
+        require_same({name: before.get(name) for name in identity}, identity, out)
+    with atomic_write(path) as file:  # every process writes the same
+        file.write(json.dumps(identity | more, indent=1, default=str).encode())
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Compare the identity that was saved at `path` with that of the current run.
 
     Raises:
-        DaguerreError: they differ; only the values that do are named.
+        DaguerreError: they differ; the message names each value that does.
     """
     if differing := _differences(to_plain_values(before), to_plain_values(now), ""):
-        raise DaguerreError(
-            f"{where} belongs to a run with {'; '.join(differing)}. Give the same values to go on with it, or choose another --out."
-        )
+        raise DaguerreError(f"{path} belongs to a run with {'; '.join(differing)}. Use the same values to resume it, or choose another --out.")
 
 
 def _differences(before: Any, now: Any, name: str) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        inside = {**before, **now}
-        return [line for key in inside for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and any(isinstance(each, dict) for each in before):
+        keys = {**before, **now}
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and any(isinstance(item, dict) for item in before):
         return [line for index, pair in enumerate(zip(before, now, strict=True)) for line in _differences(*pair, f"{name}.{index}")]
-    return [] if before == now else [f"{name} {_shown(before)}, not {_shown(now)}"]
+    return [] if before == now else [f"{name} {_shorten(before)}, not {_shorten(now)}"]
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "none" if value is None else str(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

@@ -1,4 +1,4 @@
-"""What a prior is trained on: pictures and their maps, part of them kept for measuring, as codes with what the prior is told of each."""
+"""The training data of a prior: images and their condition maps, with a held-out part, encoded to codes and conditions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,36 +16,37 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_prior import PriorInputs
 from daguerre.models.vq_model import VQModel
 from daguerre.training.datasets.latents import cache_codes
-from daguerre.training.loop import fingerprint, weights_key
 from daguerre.training.objectives.prior import CodeBatch
+from daguerre.training.run_identity import fingerprint
+from daguerre.weights.hashing import network_hash
 
-HELD_OUT_SHARE = 10  # of a folder's pictures every tenth is kept for measuring
+HELD_OUT_EVERY = 10  # every tenth image of a folder is held out for evaluation
 MAX_CLASSES = 1000
-ENCODE_BATCH = 50  # pictures encoded in one call
+ENCODE_BATCH = 50  # images encoded in one call
 
 
 class PriorDataset(NamedTuple):
-    """Pictures, and their maps where the prior is told by them, sample for sample. drawn: anew each time, without end."""
+    """Images, and condition maps at the same indices if the prior is conditioned on them. rendered: images are generated without end."""
 
     images: Dataset
     maps: ConditionMaps | None = None
-    drawn: bool = True
+    rendered: bool = True
 
-    def enough(self, count: int, crops: int) -> int:
-        """`count`, but of pictures that are not drawn no more than `crops` of each."""
-        return count if self.drawn else min(count, crops * len(self.images))
+    def limit(self, count: int, crops: int) -> int:
+        """`count`, but at most `crops` of each image of a folder."""
+        return count if self.rendered else min(count, crops * len(self.images))
 
     def part(self, indices: Sequence[int], name: str) -> "PriorDataset":
-        """The samples of these numbers."""
+        """The samples with these indices."""
 
-        def of(source: Dataset) -> Subset:
+        def subset(source: Dataset) -> Subset:
             return Subset(source.size, f"{name} part of {source.key}", source.sample, indices)
 
-        return self._replace(images=of(self.images), maps=self.maps and ConditionMaps(of(self.maps.source), self.maps.palette))
+        return self._replace(images=subset(self.images), maps=self.maps and ConditionMaps(subset(self.maps.source), self.maps.palette))
 
 
 class EncodedCodes(NamedTuple):
-    """Codes and conditions of N pictures, and the words that go with each."""
+    """Codes and conditions of N images, and their captions."""
 
     batch: CodeBatch
     captions: list[str]
@@ -53,29 +54,29 @@ class EncodedCodes(NamedTuple):
 
 @dataclass(frozen=True)
 class CodeEncoder:
-    """Encodes material once, and keeps the codes in `folder`."""
+    """Encodes a dataset once, with a cache in `folder`."""
 
     first_stage: VQModel
     prefix: Prefixes
     folder: Path
     workers: int = 1
 
-    def __call__(self, material: PriorDataset, count: int, seed: int) -> EncodedCodes:
-        """`count` pictures, drawn by a seed."""
-        codes, captions = self._codes(material.images, self.first_stage, count, seed)
+    def __call__(self, dataset: PriorDataset, count: int, seed: int) -> EncodedCodes:
+        """The codes of `count` images, chosen by a seed."""
+        codes, captions = self._codes(dataset.images, self.first_stage, count, seed)
         maps = None
-        if isinstance(self.prefix, MapPrefix) and material.maps is not None:
-            maps, _ = self._codes(material.maps.source, self.prefix.autoencoder, count, seed)
+        if isinstance(self.prefix, MapPrefix) and dataset.maps is not None:
+            maps, _ = self._codes(dataset.maps.source, self.prefix.autoencoder, count, seed)
         return EncodedCodes(CodeBatch(codes, conditions(self.prefix, codes, captions, maps)), captions)
 
     def _codes(self, source: Dataset, network: VQModel, count: int, seed: int) -> tuple[Tensor, list[str]]:
-        key = fingerprint(source.key, seed, weights_key(network))
+        key = fingerprint(source.key, seed, network_hash(network))
         codes, captions = cache_codes(BatchLoader(source, min(count, ENCODE_BATCH), seed), network, count, self.folder, key, self.workers)
         return codes[:count], captions[:count]
 
 
 def conditions(prefix: Prefixes, codes: Tensor, captions: Sequence[str], maps: Tensor | None) -> Tensor | None:
-    """The condition of each grid of codes (N, h, w): a row (N, P), a grid (N, h', w'), or None. maps: the codes of the pictures' maps."""
+    """The condition of each grid of codes (N, h, w): a row (N, P), a grid (N, h', w'), or None. maps: the codes of the condition maps."""
     match prefix:
         case EmptyPrefix():
             return None
@@ -89,38 +90,34 @@ def conditions(prefix: Prefixes, codes: Tensor, captions: Sequence[str], maps: T
             return prefix(PriorInputs([""], (codes.shape[1], codes.shape[2]))).expand(len(codes), -1, -1)
 
 
-def split_held_out(material: PriorDataset) -> tuple[PriorDataset, PriorDataset, bool]:
-    """What is trained on, what is measured on, and whether no picture is in both.
+def split_held_out(dataset: PriorDataset) -> tuple[PriorDataset, PriorDataset, bool]:
+    """The training part, the evaluation part, and whether they are disjoint.
 
-    Every tenth picture of a folder is kept for measuring; drawn pictures are drawn anew for it.
+    Every tenth image of a folder is held out, if there are at least 20. Rendered datasets need no split: another seed gives new images.
     """
-    count = len(material.images)
-    if material.drawn or count < 2 * HELD_OUT_SHARE:
-        return material, material, material.drawn
-    everywhere = range(count)
-    return (
-        material.part([i for i in everywhere if i % HELD_OUT_SHARE], "trained"),
-        material.part(everywhere[::HELD_OUT_SHARE], "measured"),
-        True,
-    )
+    count = len(dataset.images)
+    if dataset.rendered or count < 2 * HELD_OUT_EVERY:
+        return dataset, dataset, dataset.rendered
+    trained = dataset.part([i for i in range(count) if i % HELD_OUT_EVERY], "trained")
+    return trained, dataset.part(range(0, count, HELD_OUT_EVERY), "measured"), True
 
 
 def shapes_by_class(size: int) -> Subset:
-    """Drawn shapes, one kind in each picture, whose caption is the shape."""
+    """Rendered shapes, one kind per image, with the name of the shape as caption."""
     shapes = ShapesDataset(size, mix=ShapesMix(pair=0))
 
-    def named(index: int, rng: np.random.Generator) -> Sample:
+    def sample(index: int, rng: np.random.Generator) -> Sample:
         return replace(shapes.sample(index, rng), caption=shapes.things[index][1])
 
-    return Subset(size, f"classes of {shapes.key}", named, range(len(shapes)))
+    return Subset(size, f"classes of {shapes.key}", sample, range(len(shapes)))
 
 
-def shape_classes(source: Dataset) -> tuple[str, ...]:
-    """The distinct captions of a source. Raises DaguerreError where there are too many to be classes."""
+def class_names(source: Dataset) -> tuple[str, ...]:
+    """The distinct captions of a dataset, sorted. Raises DaguerreError if there are more than MAX_CLASSES."""
     captions = {caption for _, caption in source.items} if isinstance(source, FolderDataset) else set(source.captions(4000, 0))
     if len(captions) > MAX_CLASSES:
         raise DaguerreError(
-            f"There are {len(captions)} different captions, too many to be classes; put the pictures of each class in a folder of its own, "
-            "or take --condition text."
+            f"There are {len(captions)} different captions, more than the {MAX_CLASSES} classes allowed; use one folder per class, or "
+            "--condition text."
         )
     return tuple(sorted(captions))

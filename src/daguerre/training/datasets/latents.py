@@ -1,8 +1,7 @@
-"""Latents, codes and text states computed once and read many times, so that a training step costs no more than its network.
+"""Latents and codes that are encoded once and read many times, so that a training step runs only the trained network.
 
-The frozen parts see each sample once: `cache_latents` and `cache_codes` draw samples in the order of (seed, step), encode them, and keep
-means in half precision, or codes, with their captions in one folder. `CachedLatents`, or a prior's `CodeBatches`, then give batches whose
-order is again a pure function of (seed, step).
+`cache_latents` and `cache_codes` encode samples in the order of (seed, step) and write them, with their captions, to one directory.
+`CachedLatents`, or a prior's `CodeBatches`, then give batches that depend only on (seed, step).
 """
 
 import json
@@ -27,51 +26,51 @@ from daguerre.weights.tensors.safetensors import write_safetensors
 
 
 class CachedLatents:
-    """Batches of scaled latents (B, Z, h, w) and captions; every epoch visits each of them once, in an order of its own."""
+    """Batches of scaled latents (B, Z, h, w) with captions, shuffled in each epoch."""
 
-    def __init__(self, latents: Tensor, captions: list[str], batch_size: int, seed: int, covered: Tensor | None = None):
-        """covered: what `Batch` says, of each sample."""
-        self.latents, self.captions, self.batch_size, self.seed, self.covered = latents, captions, batch_size, seed, covered
+    def __init__(self, latents: Tensor, captions: list[str], batch_size: int, seed: int, coverage: Tensor | None = None):
+        """coverage: of each sample, as in `Batch`."""
+        self.latents, self.captions, self.batch_size, self.seed, self.coverage = latents, captions, batch_size, seed, coverage
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step; batches run on across the end of an epoch."""
+        """The batch of one step; a batch may span two epochs."""
         first, count = step * self.batch_size, len(self.captions)
         chosen = [epoch_index(self.seed, position, count) for position in range(first, first + self.batch_size)]
-        covered = None if self.covered is None else self.covered[chosen]
-        return Batch(self.latents[chosen], [self.captions[i] for i in chosen], latent=True, coverage=covered)
+        coverage = None if self.coverage is None else self.coverage[chosen]
+        return Batch(self.latents[chosen], [self.captions[i] for i in chosen], latent=True, coverage=coverage)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
-        """The batches of steps start, start + 1, …; they lie in memory, so that one thread keeps up with any network."""
+        """The batches of steps start, start + 1, …; they are in memory, so one thread is fast enough for any network."""
         return prefetch(self.batch, start, workers=1, ahead=2)
 
 
 def cache_latents(
     batches: BatchLoader, autoencoder: AutoencoderKL, count: int, folder: Path, key: str, workers: int = 1
 ) -> tuple[Tensor, list[str]]:
-    """Encode the first `count` samples of `batches`, or read them back from `folder` if they were encoded under the same `key`.
+    """Encode the first `count` samples of `batches`, or load them from `folder` if they were encoded under the same `key`.
 
-    Returns means as scaled latents (N, Z, h, w) in float16, and captions; N is `count` rounded up to whole batches. `key` names everything
-    they depend on: data, seed, weights. Several processes share the work.
+    Returns the means as scaled latents (N, Z, h, w) in float16, and the captions; N is `count` rounded up to whole batches. `key` identifies
+    everything that the latents depend on: data, seed, weights. Several processes share the work.
     """
-    return _encoded_once(batches, autoencoder, lambda x: autoencoder.encode(x).half(), "latents", count, folder / key, workers)
+    return _cache_encoded(batches, autoencoder, lambda x: autoencoder.encode(x).half(), "latents", count, folder / key, workers)
 
 
 def cache_codes(
     batches: BatchLoader, first_stage: VQModel, count: int, folder: Path, key: str, workers: int = 1
 ) -> tuple[Tensor, list[str]]:
-    """The codes (N, h, w) of the first `count` samples of `batches`, in the smallest type that holds them, and the samples' captions.
+    """The codes (N, h, w) of the first `count` samples of `batches`, in the smallest integer type that fits, and the captions.
 
-    All else is as in `cache_latents`. A sample is a function of (seed, place) alone, so two caches of one seed are aligned: a class is the
-    caption, and a map's codes are those of a second source, which draws the map of the same index, under the map's own first stage.
+    Otherwise like `cache_latents`. A sample depends only on (seed, position), so the caches of two datasets with one seed are aligned: the
+    codes of a condition map belong to the codes of the image at the same index.
     """
     small = torch.int16 if first_stage.config.quantizer.codes <= 1 << 15 else torch.int32
-    return _encoded_once(
+    return _cache_encoded(
         batches, first_stage, lambda x: first_stage.encode_codes(x).to(small), "codes", count, folder / f"codes-{key}", workers
     )
 
 
 @torch.no_grad()
-def _encoded_once(
+def _cache_encoded(
     batches: BatchLoader, network: nn.Module, encode: Callable[[Tensor], Tensor], name: str, count: int, stem: Path, workers: int
 ) -> tuple[Tensor, list[str]]:
     share = math.ceil(count / batches.batch_size / world())  # batches of each process
@@ -79,12 +78,12 @@ def _encoded_once(
     if not (path := paths[rank()]).is_file():
         device = next(network.parameters()).device
         encoded, captions = [], []
-        drawn = islice(batches.stream(rank() * share, workers, processes=workers > 1), share)
-        for batch in track(drawn, "encoding pictures once", share, shown=rank() == 0):
+        stream = islice(batches.stream(rank() * share, workers, processes=workers > 1), share)
+        for batch in track(stream, "encoding images", share, shown=rank() == 0):
             encoded.append(encode(batch.x.to(device)).cpu())
             captions += batch.captions
-        with atomic_path(path) as beside:
-            write_safetensors(beside, {name: torch.cat(encoded)}, {"captions": json.dumps(captions)})
+        with atomic_path(path) as temporary:
+            write_safetensors(temporary, {name: torch.cat(encoded)}, {"captions": json.dumps(captions)})
     if is_distributed():
         state().wait_for_everyone()
     encoded, captions = [], []
@@ -96,15 +95,15 @@ def _encoded_once(
 
 
 class CachedCaptions:
-    """Conditions of captions, each read once: for folders of pictures, whose captions come again every epoch."""
+    """Conditions of captions, each encoded once: for image folders, whose captions repeat every epoch."""
 
-    def __init__(self, read: Callable[[Sequence[str]], Conditioning]):
-        self._read = read
-        self._known: dict[str, Conditioning] = {}
+    def __init__(self, encode: Callable[[Sequence[str]], Conditioning]):
+        self._encode = encode
+        self._cache: dict[str, Conditioning] = {}
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """The conditions of a batch of captions, in order."""
         for caption in dict.fromkeys(captions):
-            if caption not in self._known:
-                self._known[caption] = self._read([caption])
-        return Conditioning.cat([self._known[caption] for caption in captions])
+            if caption not in self._cache:
+                self._cache[caption] = self._encode([caption])
+        return Conditioning.cat([self._cache[caption] for caption in captions])

@@ -1,4 +1,4 @@
-"""Recipes: what each is told, as a dataclass that a command line is made of, and the function that runs it; both loaded when asked for."""
+"""Recipes of `daguerre train`: an options dataclass, from which the command line is built, and a run function; both are imported on demand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """One line of help, and where in `daguerre.training` the two parts lie: "module:name"."""
+    """One line of help, and "module:name" of the options and of the run function, inside `daguerre.training`."""
 
     summary: str
     options_path: str
@@ -17,30 +17,35 @@ class Recipe:
 
     @property
     def options(self) -> type:
-        """The dataclass of what it is told."""
+        """The dataclass of its options; importing it does not import torch."""
         return _load(self.options_path)
 
     @property
     def run(self) -> Callable[[Any], Path]:
-        """The function that trains, and returns where the result lies."""
+        """The function that trains and returns the directory of the finished model."""
         return _load(self.run_path)
 
 
-def _load(where: str) -> Any:
-    module, name = where.split(":")
+def _load(path: str) -> Any:
+    module, name = path.split(":")
     return getattr(import_module(f"daguerre.training.{module}"), name)
 
 
+_FIRST_STAGE = "recipes.first_stage:run"
 RECIPES: Mapping[str, Recipe] = {
-    "emoji": Recipe("the embedded model: autoencoder, CLIP, diffusion on drawn emoji", "config:EmojiRecipe", "recipes.emoji:run"),
-    "shapes": Recipe("a small model of drawn shapes, every stage, on two cores", "config:ShapesRecipe", "recipes.shapes:run"),
-    "text-to-image": Recipe("a model of your own pictures and captions", "config:TextToImageRecipe", "recipes.text_to_image:run"),
-    "judge": Recipe("the CLIP that `daguerre evaluate` measures with", "config:JudgeRecipe", "recipes.judge:run"),
-    "autoencoder": Recipe("a plain autoencoder", "lineage_options:PlainRecipe", "recipes.first_stage:run"),
-    "vae": Recipe("a variational autoencoder, on the evidence lower bound", "lineage_options:VariationalRecipe", "recipes.first_stage:run"),
-    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "lineage_options:VQVAERecipe", "recipes.first_stage:run"),
-    "vqgan": Recipe("a VQGAN: a VQ-VAE that has to convince a critic", "lineage_options:VQGANRecipe", "recipes.first_stage:run"),
-    "kl": Recipe("the autoencoder of latent diffusion", "lineage_options:KLRecipe", "recipes.first_stage:run"),
-    "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "lineage_options:PriorRecipe", "recipes.prior:run"),
-    "decoder": Recipe("the decoder alone of a model's autoencoder", "lineage_options:DecoderRecipe", "recipes.decoder:run"),
+    "emoji": Recipe("the embedded model: autoencoder, CLIP, diffusion on emoji", "options.latent_diffusion:EmojiRecipe", "recipes.emoji:run"),
+    "shapes": Recipe("a small model of rendered shapes, on two CPU cores", "options.latent_diffusion:ShapesRecipe", "recipes.shapes:run"),
+    "text-to-image": Recipe(
+        "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
+    ),
+    "clip-scorer": Recipe(
+        "the CLIP that `daguerre evaluate` scores with", "options.latent_diffusion:ClipScorerRecipe", "recipes.clip_scorer:run"
+    ),
+    "autoencoder": Recipe("a plain autoencoder", "options.first_stage:AutoencoderRecipe", _FIRST_STAGE),
+    "vae": Recipe("a variational autoencoder, on the evidence lower bound", "options.first_stage:VAERecipe", _FIRST_STAGE),
+    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "options.first_stage:VQVAERecipe", _FIRST_STAGE),
+    "vqgan": Recipe("a VQGAN: a VQ-VAE with a discriminator", "options.first_stage:VQGANRecipe", _FIRST_STAGE),
+    "kl": Recipe("the autoencoder of latent diffusion", "options.first_stage:KLRecipe", _FIRST_STAGE),
+    "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "options.prior:PriorRecipe", "recipes.prior:run"),
+    "decoder": Recipe("only the decoder of a model's autoencoder", "options.decoder:DecoderRecipe", "recipes.decoder:run"),
 }

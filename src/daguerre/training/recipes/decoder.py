@@ -1,4 +1,4 @@
-"""A model's decoder tuned on someone's pictures: the result is the same model, byte for byte, but for the decoder's tensors."""
+"""Fine-tune a model's decoder on a dataset. All other tensors of the saved model stay the same, byte for byte."""
 
 import shutil
 from pathlib import Path
@@ -8,15 +8,16 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader, FolderDataset
+from daguerre.data.catalog import open_dataset
 from daguerre.metrics import psnr
 from daguerre.training.datasets.codes import PriorDataset, split_held_out
-from daguerre.training.lineage_options import DecoderRecipe, require_multiple
 from daguerre.training.loop import train
 from daguerre.training.objectives.decoder import DecoderTask
 from daguerre.training.objectives.perceptual import load_perceptual
+from daguerre.training.options.decoder import DecoderRecipe
+from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.processes import rank
-from daguerre.training.recipes.first_stage import open_dataset
-from daguerre.training.recipes.latent_diffusion import record_run
+from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save_first_stage
 from daguerre.weights.catalog import find
 from daguerre.weights.diffusers.load import modernize_key
@@ -24,58 +25,58 @@ from daguerre.weights.diffusers.vae import FirstStage, first_stage_folder
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_metadata, read_safetensors, write_safetensors
 
-DECODER = "decoder."
-EVAL_IMAGES = 64  # pictures, or as many as are kept of a folder's
+DECODER_PREFIX = "decoder."
+EVAL_IMAGES = 64  # or as many as a folder has held out
 
 
 def run(recipe: DecoderRecipe) -> Path:
-    """Train, print the PSNR before and after, and return the folder of the finished model.
+    """Train, print the PSNR before and after, and return the directory of the finished model.
 
     Raises:
-        DaguerreError: there are no pictures or no such model, the size does not divide, or `out` holds another run.
+        DaguerreError: there are no images or no such model, the resolution does not fit, or `out` belongs to another run.
     """
     path, loop = find(recipe.model), recipe.loop
     first_stage = load_first_stage(path)
     require_multiple(recipe.resolution, first_stage.downsample_factor, f"'{path}'")
-    pictures = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
-    drawn = not isinstance(pictures, FolderDataset)
-    trained, kept, unseen = split_held_out(PriorDataset(pictures, drawn=drawn))
+    images = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
+    rendered = not isinstance(images, FolderDataset)
+    trained, held_out, disjoint = split_held_out(PriorDataset(images, rendered=rendered))
     source = trained.images
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
-    parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.weight}
+    parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.perceptual_weight}
     record_run(recipe.out, "DecoderRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=parts)
-    measured = BatchLoader(kept.images, kept.enough(EVAL_IMAGES, 1), loop.seed + 1).batch(0).x
+    measured = BatchLoader(held_out.images, held_out.limit(EVAL_IMAGES, 1), loop.seed + 1).batch(0).x
     before = _psnr(first_stage, measured)
-    stage = DecoderTask(first_stage, measured[:8], perceptual and perceptual.distance, recipe.weight)
+    task = DecoderTask(first_stage, measured[:8], perceptual and perceptual.distance, recipe.perceptual_weight)
     torch.manual_seed(loop.seed)
-    train(stage, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=parts | {"source": source.key})
+    train(task, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=parts | {"source": source.key})
     folder = recipe.out / "model"
     if rank() == 0:
         _write(first_stage.cpu(), path, folder, recipe.resolution)
         after = _psnr(load_first_stage(folder), measured)
-        which = "drawn anew" if drawn else "not trained on" if unseen else "trained on"
-        print(f"PSNR of {len(measured)} pictures {which}: {before:.2f} dB before, {after:.2f} dB after")
+        kind = "new rendered images" if rendered else "held-out images" if disjoint else "training images"
+        print(f"PSNR of {len(measured)} {kind}: {before:.2f} dB before, {after:.2f} dB after")
     return folder
 
 
 @torch.no_grad()
 def _psnr(first_stage: FirstStage, x: Tensor) -> float:
     first_stage = first_stage.to(x.device).eval()
-    rebuilt = torch.cat([first_stage.decode(first_stage.encode(part)) for part in x.split(1)])  # one, for it may be large
-    return psnr(x, rebuilt.clamp(-1, 1)).mean().item()
+    reconstruction = torch.cat([first_stage.decode(first_stage.encode(part)) for part in x.split(1)])  # one by one, to save memory
+    return psnr(x, reconstruction.clamp(-1, 1)).mean().item()
 
 
 def _write(first_stage: FirstStage, source: Path, folder: Path, size: int) -> None:
-    """The model at `source` with the decoder of `first_stage`, in the precision it had; of a file, only the first stage."""
+    """Save the model at `source` with the decoder of `first_stage`, in the stored precision; of a file, only the first stage."""
     if source.is_file():
         save_first_stage(first_stage, folder, size)
         return
     part, trained = first_stage_folder(source), first_stage.state_dict()
-    with atomic_path(folder) as beside:
-        shutil.copytree(source, beside)
+    with atomic_path(folder) as temporary:
+        shutil.copytree(source, temporary)
         for file in part.glob("*.safetensors"):
             tensors = read_safetensors(file)
             for name, tensor in tensors.items():
-                if modernize_key(name).startswith(DECODER):
+                if modernize_key(name).startswith(DECODER_PREFIX):
                     tensors[name] = trained[modernize_key(name)].to(tensor.dtype).view_as(tensor)
-            write_safetensors(beside / file.relative_to(source), tensors, read_metadata(file))
+            write_safetensors(temporary / file.relative_to(source), tensors, read_metadata(file))

@@ -1,4 +1,4 @@
-"""The embedded model: autoencoder, CLIP and diffusion on drawn emoji, in order."""
+"""The embedded model: autoencoder, CLIP and diffusion on rendered emoji."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,8 @@ from daguerre.data import EmojiDataset, EmojiMix
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.unet import UNetConfig
-from daguerre.training.config import DiffusionLoss, EmojiRecipe, LoopConfig
-from daguerre.training.objectives.autoencoder import AutoencoderLoss
+from daguerre.training.config import AutoencoderLoss, DiffusionLoss, LoopConfig
+from daguerre.training.options.latent_diffusion import EmojiRecipe
 from daguerre.training.recipes.latent_diffusion import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, LatentDiffusionPlan, tiny_text, tiny_vision
 
@@ -22,7 +22,7 @@ CPU = LatentDiffusionPlan(
             channels=(16, 64, 128, 192),
             blocks=1,
             mid_attention=False,
-            norm_groups=2,  # one channel a group, as 16 would have it, is instance norm, which forgets colour
+            norm_groups=2,  # 16 groups would be one channel each: instance norm, which loses colour
             quant_conv=False,
             post_quant_conv=False,
         ),
@@ -35,7 +35,7 @@ CPU = LatentDiffusionPlan(
             checkpoint_every=200,
             sample_every=400,
         ),
-        AutoencoderLoss(kl=1e-3, equivariance=0.3),
+        AutoencoderLoss(kl_weight=1e-3, equivariance=0.3),
     ),
     clip=ClipPlan(
         tiny_text(vocab_size=2048, width=256, layers=4),
@@ -63,13 +63,12 @@ CPU = LatentDiffusionPlan(
         LoopConfig(max_train_steps=6000, batch_size=64, learning_rate=1e-3, mixed_precision="auto", ema_decay=0.999),
         DiffusionLoss(shift=4.0),
         trains_text=True,
-        guidance=2.0,  # of 1.5, 2, 3 and 5 the one by which the judge found most names
+        guidance=2.0,  # the best of 1.5, 2, 3 and 5 by the CLIP scorer
     ),
     curriculum=0.15,
 )
 
-# Some 20 minutes of an H200 with 16 cores that draw, by parts: 342 s, of which 100 compile, 117 s, and, reckoned from 14 steps a second,
-# with encoding and compiling 720 s.
+# About 20 minutes on an H200 with 16 CPU cores: 342 s (100 of them compile), 117 s, and about 720 s (estimated from 14 steps per second).
 GPU = LatentDiffusionPlan(
     size=128,
     autoencoder=AutoencoderPlan(
@@ -106,13 +105,13 @@ GPU = LatentDiffusionPlan(
             sample_every=3000,
             checkpoint_every=3000,
         ),
-        pool=320_000,
+        cached_samples=320_000,
     ),
     curriculum=0.1,
 )
 
-# Most things keep one place: a picture of 8×8 latents has little room to learn each thing anew wherever it stands.
-# Hardly half of the things can stand beside another, so that a quarter of all pictures are pairs.
+# Most things are centred: with 8×8 latents the model has little capacity to learn each thing at every position.
+# Less than half of the things can be part of a pair, so `pair=0.5` makes a quarter of all images pairs.
 EMOJI_MIX = EmojiMix(recoloured=0.3, background=0.15, pair=0.5, centred=0.8)
 CURRICULUM = replace(EMOJI_MIX, recoloured=0.15, pair=0.65, reading_order=True)
 PRESETS = {"cpu": CPU, "gpu": GPU}
@@ -129,9 +128,9 @@ EMOJI_PREVIEW_PROMPTS = (
 
 
 def run(recipe: EmojiRecipe) -> Path:
-    """Train, and return the folder of the finished model. Raises DaguerreError for the preset `gpu` where there is no GPU."""
+    """Train, and return the directory of the finished model. Raises DaguerreError for the preset gpu on a machine without a GPU."""
     if recipe.preset == "gpu" and not torch.cuda.is_available():
-        raise DaguerreError("The preset gpu would take days without a GPU, and torch sees none here; take --preset cpu.")
+        raise DaguerreError("The preset gpu needs a GPU, and torch finds none; use --preset cpu.")
     plan = PRESETS[recipe.preset]
     return run_latent_recipe(
         recipe, plan, EmojiDataset(plan.size, mix=EMOJI_MIX), EMOJI_PREVIEW_PROMPTS, EmojiDataset(plan.size, mix=CURRICULUM)

@@ -1,65 +1,61 @@
-"""A whole recipe, from pictures to a model folder: what `daguerre train emoji` and `daguerre train shapes` have in common."""
+"""Train a complete model, from a dataset to a saved directory: shared by `daguerre train emoji` and `daguerre train shapes`."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from daguerre.atomic_io import atomic_write
 from daguerre.conditioning import TextConditioner
 from daguerre.data import Dataset
 from daguerre.errors import DaguerreError
-from daguerre.training.config import LatentRecipe, LoopConfig
+from daguerre.training.config import LoopConfig
+from daguerre.training.options.latent_diffusion import LatentRecipe
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import DiffusionPlan, LatentDiffusionPlan, init_model, train_autoencoder, train_clip, train_diffusion
-from daguerre.training.run_identity import require_same
+from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save, save_clip
-from daguerre.weights.tensors.safetensors import read_json
 
 
 def run_latent_recipe(
-    recipe: LatentRecipe, plan: LatentDiffusionPlan, source: Dataset, shown: Sequence[str], curriculum: Dataset | None = None
+    recipe: LatentRecipe, plan: LatentDiffusionPlan, source: Dataset, preview_prompts: Sequence[str], curriculum: Dataset | None = None
 ) -> Path:
-    """Train the stages of `plan` on `source` under `recipe.out`; return `out/model`, the finished folder.
+    """Train the stages of `plan` on `source` in `recipe.out`; return `out/model`, the finished directory.
 
-    A fresh UNet begins with `lesson`, for the share of its steps that the plan has for one.
+    A new UNet first trains on the dataset `curriculum`, for the plan's share of its steps.
     """
     plan = with_steps(plan, recipe)
     if recipe.model is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
-        raise DaguerreError("With --from only the last stage is trained; leave out --autoencoder-steps and --clip-steps, or --from.")
+        raise DaguerreError("With --model only the UNet is trained; remove --autoencoder-steps and --clip-steps, or --model.")
     base = None if recipe.model is None else load_diffusion(recipe.model)
     record_run(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.model, plan=asdict(plan))
     if base is None:
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
         clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")
         if rank() == 0:
-            save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # whole, for who wants its eyes
+            save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # both towers; the model keeps only the text encoder
         conditioner = TextConditioner(tokenizer, clip.text.eval())
         model = init_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
         if curriculum is not None and plan.diffusion.loop.max_train_steps > 1:
-            first, plan = split_over_processes(plan)
-            train_diffusion(first, model, curriculum, recipe.seed, recipe.out / "lesson", shown)
+            first, plan = split_curriculum(plan)
+            train_diffusion(first, model, curriculum, recipe.seed, recipe.out / "curriculum", preview_prompts)
     else:
         model = replace(base, name=recipe.out.name)
-    train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", shown)
+    train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", preview_prompts)
     if rank() == 0:
         save(model, recipe.out / "model")
     return recipe.out / "model"
 
 
-def split_over_processes(plan: LatentDiffusionPlan) -> tuple[DiffusionPlan, LatentDiffusionPlan]:
-    """The lesson of a plan, at least one step, and the plan without it."""
-    whole, steps = plan.diffusion, math.ceil(plan.curriculum * plan.diffusion.loop.max_train_steps)
-    first = replace(
-        whole, cached_samples=math.ceil(plan.curriculum * whole.cached_samples), loop=replace(whole.loop, max_train_steps=steps)
-    )
-    return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, max_train_steps=whole.loop.max_train_steps - steps)))
+def split_curriculum(plan: LatentDiffusionPlan) -> tuple[DiffusionPlan, LatentDiffusionPlan]:
+    """The curriculum part of a plan, at least one step, and the rest of the plan."""
+    whole, total = plan.diffusion, plan.diffusion.loop.max_train_steps
+    steps = math.ceil(plan.curriculum * total)
+    first = replace(whole, cached_samples=math.ceil(plan.curriculum * whole.cached_samples), loop=replace(whole.loop, max_train_steps=steps))
+    return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, max_train_steps=total - steps)))
 
 
 def with_steps(plan: LatentDiffusionPlan, recipe: LatentRecipe) -> LatentDiffusionPlan:
-    """The plan with the numbers of steps that the recipe asks for."""
+    """The plan with the numbers of steps of the recipe."""
 
     def loop(config: LoopConfig, steps: int | None) -> LoopConfig:
         return config if steps is None else replace(config, max_train_steps=steps)
@@ -70,13 +66,3 @@ def with_steps(plan: LatentDiffusionPlan, recipe: LatentRecipe) -> LatentDiffusi
         clip=replace(plan.clip, loop=loop(plan.clip.loop, recipe.clip_steps)),
         diffusion=replace(plan.diffusion, loop=loop(plan.diffusion.loop, recipe.diffusion_steps)),
     )
-
-
-def record_run(out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, **more: Any) -> None:
-    """Write what is trained here to `out/recipe.json`; refuse a folder in which something else was trained."""
-    path, identity = out / "recipe.json", {"recipe": recipe, "source": source, "size": size, "seed": seed, "base": base}
-    if path.is_file():
-        before = read_json(path)
-        require_same({name: before.get(name) for name in identity}, identity, out)
-    with atomic_write(path) as file:  # every process writes the same
-        file.write(json.dumps(identity | more, indent=1, default=str).encode())

@@ -1,7 +1,7 @@
-"""A prior over the codes of a first stage, from pictures to a folder that `daguerre sample` and `daguerre txt2img` open.
+"""Train a prior over the codes of a first stage, for `daguerre sample` and `daguerre txt2img`.
 
-Every picture is encoded once; the prior learns the grids of codes, each behind what it is told: nothing, a class, a text, the codes of a
-map by a second first stage, or its places. At the end stands the exact code length of pictures that training never saw.
+Every image is encoded once. The prior learns its grid of codes after a prefix with the condition: nothing, a class, a text, the codes of a
+condition map from a second first stage, or coordinates. The run ends with the exact code length of held-out images.
 van den Oord et al. 2017, arXiv:1711.00937, section 4; Esser et al. 2021, arXiv:2012.09841, sections 3.2 and 4.1.
 """
 
@@ -15,6 +15,7 @@ import torch
 from daguerre.atomic_io import atomic_write
 from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, EmptyPrefix, MapPrefix, Prefixes, TextPrefix
 from daguerre.data import BatchLoader, FolderDataset
+from daguerre.data.catalog import open_dataset
 from daguerre.data.condition_maps import ConditionMaps, load_condition_maps
 from daguerre.metrics import Interval, bootstrap
 from daguerre.models.latent_prior import LatentPrior, Prior
@@ -22,45 +23,47 @@ from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
 from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
-from daguerre.training.datasets.codes import CodeEncoder, PriorDataset, shape_classes, shapes_by_class, split_held_out
-from daguerre.training.lineage_options import PRIOR_LOOP, AutoencoderLoss, PriorRecipe, require_multiple
-from daguerre.training.loop import train, weights_key
+from daguerre.training.config import AutoencoderLoss
+from daguerre.training.datasets.codes import CodeEncoder, PriorDataset, class_names, shapes_by_class, split_held_out
+from daguerre.training.loop import train
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
 from daguerre.training.objectives.vae_vq import QuantizedTask
+from daguerre.training.options.first_stage import require_multiple
+from daguerre.training.options.prior import PRIOR_LOOP, PriorRecipe
 from daguerre.training.processes import rank
-from daguerre.training.recipes.first_stage import open_dataset
-from daguerre.training.recipes.latent_diffusion import record_run
 from daguerre.training.recipes.stages import learned_tokenizer
+from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save
-from daguerre.weights.diffusers.prior import require_codebook
+from daguerre.weights.diffusers.latent_prior import codebook
+from daguerre.weights.hashing import network_hash
 
 MAP_CODES, MAP_STEPS = 64, 600
-COORDINATE_TOKENS = 1024  # numbers that coordinates are told by
-PREVIEW_IMAGES = 16  # pictures of the sample grid
-CROPS = 10  # of each picture of a folder that are encoded, at most
+COORDINATE_TOKENS = 1024  # distinct values of a coordinate
+PREVIEW_IMAGES = 16  # images in the sample grid
+MAX_CROPS = 10  # encoded crops of each image of a folder
 
 
 def run(recipe: PriorRecipe) -> Path:
-    """Train, and return the folder of the finished model; its code length stands in `nll.json` beside it.
+    """Train, and return the directory of the finished model. Writes the code length to `out/nll.json`.
 
     Raises:
-        DaguerreError: there are no pictures, a size does not fit, or `out` holds another run.
+        DaguerreError: there are no images, the resolution does not fit, or `out` belongs to another run.
     """
-    first_stage = require_codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
+    first_stage = codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
     require_multiple(recipe.resolution, first_stage.downsample_factor, "this first stage")
-    material, seed, key = open_prior_dataset(recipe), recipe.loop.seed, weights_key(first_stage)
+    dataset, seed, key = open_prior_dataset(recipe), recipe.loop.seed, network_hash(first_stage)
     plan = {"first stage": key, **recipe.network}
-    record_run(recipe.out, "PriorRecipe", material.images.key, size=recipe.resolution, seed=seed, base=f"first stage {key}", plan=plan)
-    prefix = build_prefix(recipe, material, first_stage)
-    trained, measured, unseen = split_held_out(material)
+    record_run(recipe.out, "PriorRecipe", dataset.images.key, size=recipe.resolution, seed=seed, base=f"first stage {key}", plan=plan)
+    prefix = build_prefix(recipe, dataset, first_stage)
+    trained, measured, unseen = split_held_out(dataset)
     encode = CodeEncoder(first_stage, prefix, recipe.out / "cache", recipe.loop.workers)
-    data, _ = encode(trained, trained.enough(recipe.num_images, CROPS), seed + 3)
-    test, captions = encode(measured, measured.enough(recipe.eval_images, 1), seed + 1000)
+    data, _ = encode(trained, trained.limit(recipe.num_images, MAX_CROPS), seed + 3)
+    test, captions = encode(measured, measured.limit(recipe.eval_images, 1), seed + 1000)
     torch.manual_seed(seed)
     prior = build_prior(recipe, first_stage, prefix, data)
     batches = CodeBatches(data.codes, data.condition, recipe.loop.batch_size, seed)
-    stage = PriorTask(prior, first_stage, test[:PREVIEW_IMAGES], captions[:PREVIEW_IMAGES], pkeep=recipe.pkeep)
-    train(stage, batches, recipe.loop, recipe.out, recipe=plan)
+    task = PriorTask(prior, first_stage, test[:PREVIEW_IMAGES], captions[:PREVIEW_IMAGES], pkeep=recipe.pkeep)
+    train(task, batches, recipe.loop, recipe.out, recipe=plan)
     if rank() == 0:
         write_nll(recipe.out, bootstrap(code_lengths(prior, test)), first_stage.downsample_factor, unseen)
         save(LatentPrior(prior, first_stage, prefix, recipe.out.name, recipe.resolution), recipe.out / "model")
@@ -68,72 +71,72 @@ def run(recipe: PriorRecipe) -> Path:
 
 
 def open_prior_dataset(recipe: PriorRecipe) -> PriorDataset:
-    """The pictures of a recipe, with captions where the prior is told by them, and their maps."""
+    """The images of a recipe, with captions or condition maps if the prior is conditioned on them."""
     if recipe.condition == "class" and recipe.data == "shapes":
         return PriorDataset(shapes_by_class(recipe.resolution))
     captioned = recipe.condition in ("class", "text")
-    pictures = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad, captioned=captioned)
-    maps = load_condition_maps(pictures, recipe.map, recipe.maps) if recipe.condition == "map" else None
-    return PriorDataset(pictures, maps, drawn=not isinstance(pictures, FolderDataset))
+    images = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad, captioned=captioned)
+    maps = load_condition_maps(images, recipe.map, recipe.maps) if recipe.condition == "map" else None
+    return PriorDataset(images, maps, rendered=not isinstance(images, FolderDataset))
 
 
-def build_prefix(recipe: PriorRecipe, material: PriorDataset, first_stage: VQModel) -> Prefixes:
-    """How the prior is told; a tokenizer, or the first stage of maps, is made where there is none."""
-    source, seed = material.images, recipe.loop.seed
+def build_prefix(recipe: PriorRecipe, dataset: PriorDataset, first_stage: VQModel) -> Prefixes:
+    """The prefix with the prior's condition. Trains a tokenizer, or a first stage of condition maps, if there is none."""
+    source, seed = dataset.images, recipe.loop.seed
     match recipe.condition:
         case "none":
             return EmptyPrefix()
         case "class":
-            return ClassPrefix(shape_classes(source))
+            return ClassPrefix(class_names(source))
         case "text":
-            return TextPrefix(learned_tokenizer(source, recipe.vocabulary, recipe.max_text_tokens, seed, recipe.out / "tokenizer"))
+            return TextPrefix(learned_tokenizer(source, recipe.vocab_size, recipe.max_text_tokens, seed, recipe.out / "tokenizer"))
         case "map":
-            assert material.maps is not None
-            stage = train_map_stage(recipe, material.maps, first_stage)
-            require_multiple(recipe.resolution, stage.downsample_factor, "the first stage of maps")
-            return MapPrefix(stage.requires_grad_(False), recipe.map, material.maps.palette)
+            assert dataset.maps is not None
+            map_stage = map_first_stage(recipe, dataset.maps, first_stage)
+            require_multiple(recipe.resolution, map_stage.downsample_factor, "the first stage of maps")
+            return MapPrefix(map_stage.requires_grad_(False), recipe.map, dataset.maps.palette)
         case "coordinates":
             return CoordinatePrefix(COORDINATE_TOKENS, first_stage.downsample_factor)
 
 
-def train_map_stage(recipe: PriorRecipe, maps: ConditionMaps, like: VQModel) -> VQModel:
-    """The first stage of maps: the one that is named, or a small one with the f of another one, trained in the run's folder."""
-    if recipe.map_stage is not None:
-        return require_codebook(load_first_stage(recipe.map_stage), recipe.map_stage)
+def map_first_stage(recipe: PriorRecipe, maps: ConditionMaps, like: VQModel) -> VQModel:
+    """The first stage of condition maps: the recipe's, or one with the shape of `like` and a small codebook, trained in `out/map-stage`."""
+    if recipe.map_first_stage is not None:
+        return codebook(load_first_stage(recipe.map_first_stage), recipe.map_first_stage)
     source, seed = maps.source, recipe.loop.seed
     torch.manual_seed(seed)
     network = VQModel(replace(like.config, quantizer=replace(like.config.quantizer, codes=MAP_CODES, kind="ema", dead_code_threshold=0.1)))
     loop = replace(PRIOR_LOOP, max_train_steps=MAP_STEPS, batch_size=16, betas=(0.9, 0.99), sample_every=MAP_STEPS, seed=seed)
-    stage = QuantizedTask(network, AutoencoderLoss(), BatchLoader(source, 8, seed + 1).batch(0).x)
+    task = QuantizedTask(network, AutoencoderLoss(), BatchLoader(source, 8, seed + 1).batch(0).x)
     identity = {"model": asdict(network.config), "maps": source.key}
-    train(stage, BatchLoader(source, loop.batch_size, seed), loop, recipe.out / "map-stage", recipe=identity)
+    train(task, BatchLoader(source, loop.batch_size, seed), loop, recipe.out / "map-stage", recipe=identity)
     return network.eval()
 
 
 def build_prior(recipe: PriorRecipe, first_stage: VQModel, prefix: Prefixes, data: CodeBatch) -> Prior:
-    """A prior that knows nothing yet, for such codes and conditions."""
+    """An untrained prior for these codes and conditions."""
     codes, (_, h, w) = first_stage.config.quantizer.codes, data.codes.shape
-    shape = {"width": recipe.width, "dropout": recipe.dropout}
+    shape = {"width": recipe.hidden_size, "dropout": recipe.dropout}
     if recipe.kind == "pixelcnn":
         return PixelCNN(PixelCNNConfig(codes, layers=recipe.layers, classes=prefix.tokens, **shape))
-    if recipe.kind == "pixelsnail":  # `layers` are shared out over blocks of three convolutions and one attention
-        heads = {"heads": recipe.heads, "key_width": recipe.width // 2 // recipe.heads * recipe.heads}
+    if recipe.kind == "pixelsnail":  # each block has three convolutions and one attention layer
+        heads = {"heads": recipe.heads, "key_width": recipe.hidden_size // 2 // recipe.heads * recipe.heads}
         return PixelSNAIL(PixelSNAILConfig(codes, blocks=max(1, recipe.layers // 3), layers=3, classes=prefix.tokens, **heads, **shape))
-    before = 1 if data.condition is None else data.condition[0].numel()
-    config = TransformerPriorConfig(codes, prefix.tokens, before + h * w, (h, w), layers=recipe.layers, heads=recipe.heads, **shape)
+    prefix_length = 1 if data.condition is None else data.condition[0].numel()
+    config = TransformerPriorConfig(codes, prefix.tokens, prefix_length + h * w, (h, w), layers=recipe.layers, heads=recipe.heads, **shape)
     return TransformerPrior(config)
 
 
-def write_nll(out: Path, bits: Interval, downsampling: int, unseen: bool) -> None:
-    """Write the code length to `out/nll.json` and say it."""
-    area, whose = downsampling**2, "that training never saw" if unseen else "that were trained on, for there are too few to keep some"
-    found = {name: getattr(bits, name) for name in ("value", "low", "high")}
+def write_nll(out: Path, bits: Interval, f: int, unseen: bool) -> None:
+    """Write the code length to `out/nll.json` and print it. f: the downsampling factor. unseen: the images were held out."""
+    area, kind = f**2, "held-out images" if unseen else "training images (there are too few to hold some out)"
+    interval = {name: getattr(bits, name) for name in ("value", "low", "high")}
     record = {
-        "bits_per_code": found,
-        "bits_per_pixel": {name: value / area for name, value in found.items()},
-        "pictures": bits.count,
+        "bits_per_code": interval,
+        "bits_per_pixel": {name: value / area for name, value in interval.items()},
+        "images": bits.count,
         "unseen": unseen,
     }
     with atomic_write(out / "nll.json") as file:
         file.write(json.dumps(record, indent=1).encode())
-    print(f"NLL of {bits.count} pictures {whose}: {bits} bits/code, {bits.value / area:.4f} bits/pixel", file=sys.stderr)
+    print(f"NLL of {bits.count} {kind}: {bits} bits/code, {bits.value / area:.4f} bits/pixel", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""The stages that every latent diffusion recipe walks: autoencoder → CLIP → diffusion → one folder that any of the field's tools opens.
+"""The stages of a latent diffusion recipe: autoencoder → CLIP → diffusion.
 
-Each stage works in a folder of its own under the recipe's, so a run that was stopped anywhere goes on from there; a stage that is done is
-read back instead of trained.
+Each stage has its own directory inside the recipe's, so an interrupted run resumes where it stopped; a finished stage is loaded instead of
+trained.
 """
 
 from collections.abc import Sequence
@@ -24,20 +24,23 @@ from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscrim
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import shapes_only
+from daguerre.training.config import AutoencoderLoss, DiffusionLoss, LoopConfig
 from daguerre.training.datasets.latents import CachedLatents, cache_latents
-from daguerre.training.loop import LoopConfig, fingerprint, train, weights_key
+from daguerre.training.loop import train
 from daguerre.training.objectives.attention_grounding import Grounding, coverage
-from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderTask
+from daguerre.training.objectives.autoencoder import AutoencoderTask
 from daguerre.training.objectives.clip import ContrastiveTask
-from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask
+from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.processes import main_process_first
+from daguerre.training.run_identity import fingerprint
+from daguerre.weights.hashing import network_hash
 
 F = TypeVar("F", bound=AutoencoderKL | VQModel)
 
 
 @dataclass(frozen=True)
 class AutoencoderPlan:
-    """The first stage."""
+    """The autoencoder."""
 
     model: AutoencoderKLConfig
     loop: LoopConfig
@@ -47,62 +50,62 @@ class AutoencoderPlan:
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """The second stage: its text tower becomes the model's text encoder."""
+    """CLIP, whose text tower becomes the model's text encoder."""
 
-    text: CLIPTextConfig  # vocab_size is the most the tokenizer may learn
+    text: CLIPTextConfig  # vocab_size is the upper limit for the learned tokenizer
     vision: CLIPVisionConfig
     loop: LoopConfig
-    repeats: int = 4  # pictures of one thing in a batch: they teach the words around it
+    repeats: int = 4  # images of one thing per batch, so that the loss depends on the other words
 
 
 @dataclass(frozen=True)
 class DiffusionPlan:
-    """The last stage."""
+    """The UNet."""
 
     unet: UNetConfig
     loop: LoopConfig
     loss: DiffusionLoss = DiffusionLoss()
     schedule: ScheduleConfig = ScheduleConfig(zero_terminal_snr=True)
-    cached_samples: int = 50_000  # samples encoded once and shown again every epoch
-    trains_text: bool = False  # the text encoder learns on with the UNet
-    grounding: float = 0.0  # weight of the loss that keeps attention to a noun on its thing; only of drawn shapes is it known where that is
-    guidance: float = LatentDiffusion.default_guidance  # the finished model's own
+    cached_samples: int = 50_000  # samples encoded once and used in every epoch
+    trains_text: bool = False  # train the text encoder with the UNet
+    grounding: float = 0.0  # weight of the attention grounding loss, for rendered shapes only
+    guidance: float = LatentDiffusion.default_guidance  # the finished model's default
 
 
 @dataclass(frozen=True)
 class LatentDiffusionPlan:
-    """All three, for pictures of `size` pixels a side.
+    """All three stages, for images of `size` × `size` pixels.
 
-    Where two things stand is said by the order of their names and the word between them together, and by neither alone, so that a model may
-    heed neither for very long. A lesson at the start of the last stage keeps to one order (Bengio et al. 2009, Curriculum Learning).
+    A caption states the positions of two things by the order of their names and the relation word together. Neither alone is informative, so a
+    model can ignore both for long. The curriculum, at the start of the diffusion stage, has only one order (Bengio et al. 2009).
     """
 
     size: int
     autoencoder: AutoencoderPlan
     clip: ClipPlan
     diffusion: DiffusionPlan
-    curriculum: float = 0.0  # its share of the last stage's steps and samples; a model that is trained on needs none
+    curriculum: float = 0.0  # share of the diffusion stage's steps and samples; not used for fine-tuning
 
 
 def train_autoencoder(plan: AutoencoderPlan, source: Dataset, size: int, seed: int, out: Path) -> AutoencoderKL:
-    """Train the autoencoder, then measure the mean and spread of its latents, which become shift and scaling factor."""
+    """Train the autoencoder, then set its shift and scaling factor from the mean and standard deviation of its latents."""
     torch.manual_seed(seed)
     autoencoder = AutoencoderKL(plan.model)
-    critic = PatchDiscriminator(plan.discriminator) if plan.discriminator else None
+    discriminator = PatchDiscriminator(plan.discriminator) if plan.discriminator else None
     batches = BatchLoader(source, plan.loop.batch_size, seed, size)
-    shown = BatchLoader(source, 8, seed + 1, size).batch(0).x
-    stage = AutoencoderTask(autoencoder, plan.loss, shown, discriminator=critic)
+    preview = BatchLoader(source, 8, seed + 1, size).batch(0).x
+    task = AutoencoderTask(autoencoder, plan.loss, preview, discriminator=discriminator)
     identity = {"model": asdict(plan.model), "loss": asdict(plan.loss), "data": source.key, "size": size, "seed": seed}
-    train(stage, batches, plan.loop, out, recipe=identity)
+    train(task, batches, plan.loop, out, recipe=identity)
     return with_measured_scale(autoencoder, BatchLoader(source, 256, seed + 2, size).batch(0).x)
 
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # for a few batches
 def with_measured_scale(first_stage: F, x: Tensor) -> F:
-    """The same weights, whose scaled latents have variance 1 over the pictures x (B, 3, H, W), and mean 0 where the config has a shift."""
+    """The same weights with a scaling factor (and shift) that gives latents of the images x (B, 3, H, W) variance 1 (and mean 0)."""
     device = next(first_stage.parameters()).device
-    z = torch.cat([_unscaled(first_stage, part.to(device)) for part in x.split(32)])
+    z = torch.cat([_unscaled_latents(first_stage, part.to(device)) for part in x.split(32)])
     measured = {"scaling_factor": round(1 / z.std().item(), 5)}
     if isinstance(first_stage, AutoencoderKL):
         measured["shift_factor"] = round(z.mean().item(), 5)
@@ -112,14 +115,14 @@ def with_measured_scale(first_stage: F, x: Tensor) -> F:
     return scaled.eval()
 
 
-def _unscaled(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
+def _unscaled_latents(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     if isinstance(first_stage, AutoencoderKL):
         return first_stage.posterior(x).mean
     return first_stage.encode(x) / first_stage.config.scaling_factor
 
 
 def train_clip(plan: ClipPlan, source: Dataset, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
-    """Learn a vocabulary from the source's captions, then both towers."""
+    """Train a tokenizer on the dataset's captions, then both towers."""
     tokenizer = learned_tokenizer(source, plan.text.vocab_size, plan.text.length, seed, out / "tokenizer")
     torch.manual_seed(seed)
     text = replace(plan.text, vocab_size=len(tokenizer), eos=tokenizer.eos)
@@ -131,55 +134,55 @@ def train_clip(plan: ClipPlan, source: Dataset, size: int, seed: int, out: Path)
 
 
 def learned_tokenizer(source: Dataset, vocab_size: int, length: int, seed: int, folder: Path, captions: int = 40_000) -> Tokenizer:
-    """The tokenizer in `folder`, or one of at most `vocab_size` tokens learned from `captions` of the source's captions and kept there."""
+    """The tokenizer in `folder`; if there is none, train one with at most `vocab_size` tokens on that many `captions` and save it."""
 
-    def learn() -> Tokenizer:
+    def load_or_train() -> Tokenizer:
         if not (folder / "vocab.json").is_file():
-            with atomic_path(folder) as beside:
-                train_tokenizer(source.captions(captions, seed), vocab_size, length).save(beside)
+            with atomic_path(folder) as temporary:
+                train_tokenizer(source.captions(captions, seed), vocab_size, length).save(temporary)
         return Tokenizer.from_folder(folder)
 
-    return main_process_first(learn)
+    return main_process_first(load_or_train)
 
 
 def init_model(
     plan: DiffusionPlan, autoencoder: AutoencoderKL, conditioner: Conditioner, size: int, seed: int, name: str
 ) -> LatentDiffusion:
-    """A model whose UNet knows nothing yet."""
+    """A model with a randomly initialised UNet."""
     torch.manual_seed(seed)
     return LatentDiffusion(UNet(plan.unet), autoencoder, conditioner, Schedule(plan.schedule), "v", name, size, plan.guidance)
 
 
-def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Dataset, seed: int, out: Path, shown: Sequence[str]) -> None:
-    """Train the UNet of `model`, and its text encoder where the plan says so, on cached latents of its autoencoder, which stays."""
+def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Dataset, seed: int, out: Path, prompts: Sequence[str]) -> None:
+    """Train the UNet of `model`, and its text encoder if the plan has `trains_text`, on cached latents. `prompts`: of the sample grid."""
     autoencoder, conditioner = trained_parts(model)
-    encoded = {"data": source.key, "size": model.sample_size, "seed": seed, "autoencoder": weights_key(autoencoder)}
-    drawn = BatchLoader(source, 64, seed + 3, model.sample_size)
-    latents, captions = cache_latents(drawn, autoencoder, plan.cached_samples, out / "cache", fingerprint(encoded), plan.loop.workers)
+    encoded = {"data": source.key, "size": model.sample_size, "seed": seed, "autoencoder": network_hash(autoencoder)}
+    batches = BatchLoader(source, 64, seed + 3, model.sample_size)
+    latents, captions = cache_latents(batches, autoencoder, plan.cached_samples, out / "cache", fingerprint(encoded), plan.loop.workers)
     learned = {"unet": asdict(model.unet.config), "loss": asdict(plan.loss), "schedule": asdict(model.schedule.config)}
-    identity = encoded | learned | {"pool": plan.cached_samples, "text": weights_key(conditioner)}
+    identity = encoded | learned | {"cached_samples": plan.cached_samples, "text": network_hash(conditioner)}
     text = conditioner.requires_grad_(True) if plan.trains_text else None
-    grounding, covered = None, None
+    grounding, object_shares = None, None
     if plan.grounding:
         identity["grounding"] = plan.grounding
-        grounding, covered = Grounding(plan.grounding, conditioner), coverage(drawn, source, len(captions), latents.shape[-1])
-    stage = DiffusionTask(model, plan.loss, conditioner.encode_captions, shown, text=text, grounding=grounding)
-    train(stage, CachedLatents(latents, captions, plan.loop.batch_size, seed, covered), plan.loop, out, recipe=identity)
+        grounding, object_shares = Grounding(plan.grounding, conditioner), coverage(batches, source, len(captions), latents.shape[-1])
+    task = DiffusionTask(model, plan.loss, conditioner.encode_captions, prompts, trained_text=text, grounding=grounding)
+    train(task, CachedLatents(latents, captions, plan.loop.batch_size, seed, object_shares), plan.loop, out, recipe=identity)
 
 
 def trained_parts(model: LatentDiffusion) -> tuple[AutoencoderKL, Conditioner]:
-    """The parts around the UNet, frozen. Raises DaguerreError for a model that lacks one."""
+    """The frozen autoencoder and conditioner. Raises DaguerreError if the model lacks one."""
     autoencoder, conditioner = model.autoencoder, model.conditioner
     if not isinstance(autoencoder, AutoencoderKL) or not isinstance(conditioner, Conditioner):
-        raise DaguerreError(f"{model.name} lacks an autoencoder or a text encoder; training its UNet needs both.")
+        raise DaguerreError(f"{model.name} has no autoencoder or no text encoder; training its UNet needs both.")
     return autoencoder.requires_grad_(False), conditioner.requires_grad_(False)
 
 
 def tiny_text(vocab_size: int, width: int, layers: int, length: int = 32) -> CLIPTextConfig:
-    """A text tower with heads of width 64 and a projection of its own width."""
+    """A text tower with heads of 64 channels and a projection to its own width."""
     return CLIPTextConfig(vocab_size, length, width, layers, width // 64, 4 * width, "gelu", projection=width)
 
 
 def tiny_vision(size: int, patch: int, width: int, layers: int, projection: int) -> CLIPVisionConfig:
-    """A vision tower with heads of width 64."""
+    """A vision tower with heads of 64 channels."""
     return CLIPVisionConfig(size, patch, 3, width, layers, width // 64, 4 * width, "gelu", projection=projection)

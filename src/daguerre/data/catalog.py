@@ -1,0 +1,31 @@
+"""Datasets by name: the built-in ones, or a directory of images."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from daguerre.data.dataset import Dataset
+from daguerre.data.emoji.dataset import EmojiDataset
+from daguerre.data.folder import FolderDataset
+from daguerre.data.shapes import ShapesDataset
+from daguerre.errors import DaguerreError
+
+BUILT_IN_DATASETS = {"shapes": ShapesDataset, "emoji": EmojiDataset}
+
+
+def open_dataset(
+    data: str, size: int, *, skip_bad: bool = False, crop: Literal["random", "center"] = "random", captioned: bool = False
+) -> Dataset:
+    """Images of `size` × `size` pixels, from a built-in dataset or a directory. Prints the files that `skip_bad` skips.
+
+    Raises:
+        DaguerreError: there is no such directory, it has no images, or, if `captioned`, an image has no caption.
+    """
+    if data in BUILT_IN_DATASETS:
+        return BUILT_IN_DATASETS[data](size)
+    if not Path(data).is_dir():
+        raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
+    source = FolderDataset(Path(data), size, crop=crop, captioned=captioned, skip_bad=skip_bad)
+    for path, why in source.bad:
+        print(f"skipped {path}: {why}", file=sys.stderr)
+    return source

@@ -1,0 +1,24 @@
+"""Options of `daguerre train decoder`. No torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from daguerre.training.config import LoopConfig
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Train only the decoder of a model's autoencoder; the latents stay the same."""
+
+    data: str  # Directory with images, or a built-in dataset: shapes, emoji.
+    model: str | None = None  # Model or first stage to start from: a directory, or a checkpoint file. Default: the embedded model.
+    out: Path = Path("runs/decoder")  # Directory for checkpoints, logs and the finished model.
+    resolution: int = 64  # Image size in pixels.
+    perceptual: tuple[Path, ...] = ()  # One or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.
+    perceptual_weight: float = 0.1  # Weight of the perceptual distance; the squared error has weight 1.
+    skip_bad: bool = False  # Skip unreadable images instead of stopping.
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
+        default_factory=lambda: LoopConfig(max_train_steps=1000, batch_size=8, learning_rate=1e-4, ema_decay=0.99, sample_every=250)
+    )

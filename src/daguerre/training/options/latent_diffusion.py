@@ -1,0 +1,43 @@
+"""Options of the recipes that train a latent diffusion model from nothing, and of the CLIP that scores it. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """Options shared by the recipes that train autoencoder, CLIP and UNet. The same command resumes an interrupted run."""
+
+    out: Path  # Directory for checkpoints, logs and the finished model.
+    # Name or directory of a model to fine-tune; only its UNet is trained. By default all parts start from nothing.
+    model: str | None = None
+    seed: int = 0  # Seed of the initial weights, the data order and the noise.
+    autoencoder_steps: int | None = None  # Number of training steps of the autoencoder. Default: the preset's.
+    clip_steps: int | None = None  # Number of training steps of CLIP. Default: the preset's.
+    diffusion_steps: int | None = None  # Number of training steps of the UNet. Default: the preset's.
+
+
+@dataclass(frozen=True)
+class EmojiRecipe(LatentRecipe):
+    """Train the embedded model on rendered emoji: autoencoder, CLIP, diffusion."""
+
+    out: Path = Path("runs/emoji")  # Directory for checkpoints, logs and the finished model.
+    preset: Literal["cpu", "gpu"] = "cpu"  # Model size and batch sizes: for two CPU cores (hours) or one large GPU (20 minutes).
+
+
+@dataclass(frozen=True)
+class ShapesRecipe(LatentRecipe):
+    """Train a small model on rendered shapes, all parts, on two CPU cores."""
+
+    out: Path = Path("runs/shapes")  # Directory for checkpoints, logs and the finished model.
+
+
+@dataclass(frozen=True)
+class ClipScorerRecipe:
+    """Train the CLIP that `daguerre evaluate` scores images with."""
+
+    out: Path = Path("runs/clip-scorer")  # Directory for checkpoints, logs and the finished model.
+    resolution: int = 64  # Image size in pixels.
+    max_train_steps: int | None = None  # Total number of optimizer steps. Default: the preset's.
+    seed: int = 1000  # Seed of the initial weights and the data order.

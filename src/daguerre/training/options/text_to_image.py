@@ -1,0 +1,31 @@
+"""Options of `daguerre train text-to-image`. No torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from daguerre.training.config import DiffusionLoss, LoopConfig
+
+
+@dataclass(frozen=True)
+class TextToImageRecipe:
+    """Fine-tune the UNet of a latent diffusion model on images with captions.
+
+    Captions come from metadata.jsonl, from .txt files next to the images, or from the names of class folders. The same command resumes an
+    interrupted run.
+    """
+
+    data: Path  # Directory with the images.
+    out: Path = Path("runs/text-to-image")  # Directory for checkpoints, logs and the finished model.
+    model: str | None = None  # Name or directory of the model to fine-tune. Default: the embedded model.
+    from_scratch: bool = False  # Start from a UNet with random weights.
+    resolution: int | None = None  # Image size in pixels. Default: the model's own.
+    crops_per_image: int = 4  # Number of random crops of each image that are encoded and cached.
+    cache: bool = True  # Encode all images once before training; without the cache every step encodes new crops.
+    gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
+    skip_bad: bool = False  # Skip unreadable images and missing captions instead of stopping.
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
+        default_factory=lambda: LoopConfig(max_train_steps=2000, batch_size=16, learning_rate=1e-4, mixed_precision="auto")
+    )
+    loss: tyro.conf.OmitArgPrefixes[DiffusionLoss] = field(default_factory=DiffusionLoss)
