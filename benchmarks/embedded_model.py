@@ -131,7 +131,7 @@ def training(folder: Path, runs: int) -> list[tuple[str, float, float | None, st
     def ours() -> None:
         for _ in range(TRAINING_STEPS):
             with torch.autocast("cpu", torch.bfloat16):
-                ((_, loss, _),) = stage.losses(Batch(z, captions, latent=True), draw, step=0)
+                ((_, loss, _),) = stage.losses(Batch(z, captions, latent=True), stage.networks, draw, step=0)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(stage.networks["unet"].parameters(), 1.0)
             our_optimizer.step()

@@ -28,7 +28,8 @@ from daguerre.evaluation.evaluate import generate_set
 from daguerre.metrics import psnr
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request
-from daguerre.training.config import LoopConfig, TextToImageRecipe
+from daguerre.training.config import LoopConfig
+from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.recipes import text_to_image
 from daguerre.weights import load_diffusion
 

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,27 +23,27 @@ from benchmarks.priors import Row, priors
 from daguerre.data import Batch, BatchLoader, ShapesDataset
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from daguerre.training.lineage_options import (
-    ADVERSARIAL,
+from daguerre.training.loop import train
+from daguerre.training.objectives.vae_vq import bits_per_number
+from daguerre.training.options.first_stage import (
+    ADVERSARIAL_LOSS,
     FIRST_STAGE_LOOP,
+    AutoencoderRecipe,
     FirstStageRecipe,
     KLRecipe,
-    PlainRecipe,
-    VariationalRecipe,
+    VAERecipe,
     VQGANRecipe,
     VQVAERecipe,
 )
-from daguerre.training.loop import train
-from daguerre.training.objectives.vae_vq import bits_per_number
 from daguerre.training.recipes.first_stage import build_network, training_task
 
 SIZE, STEPS = 32, 8
-ADVERSARIAL_FROM_START = replace(ADVERSARIAL, adversarial_start=0, adversarial_ramp=0)  # so that the discriminator is measured, too
-DISCRIMINATOR = PatchDiscriminatorConfig(**asdict(KLRecipe("shapes").discriminator))
+ADVERSARIAL_FROM_START = replace(ADVERSARIAL_LOSS, adversarial_start=0, adversarial_ramp=0)  # so that the discriminator is measured, too
+DISCRIMINATOR = PatchDiscriminatorConfig(KLRecipe("shapes").discriminator_channels, layers=KLRecipe("shapes").discriminator_layers)
 FIRST_STAGES: dict[str, FirstStageRecipe] = {
-    "autoencoder": PlainRecipe("shapes", resolution=SIZE),
-    "vae": VariationalRecipe("shapes", resolution=SIZE),
-    "kl, with a discriminator": KLRecipe("shapes", resolution=SIZE, loss=replace(ADVERSARIAL_FROM_START, kl=1e-3)),
+    "autoencoder": AutoencoderRecipe("shapes", resolution=SIZE),
+    "vae": VAERecipe("shapes", resolution=SIZE),
+    "kl, with a discriminator": KLRecipe("shapes", resolution=SIZE, loss=replace(ADVERSARIAL_FROM_START, kl_weight=1e-3)),
     "vqvae": VQVAERecipe("shapes", resolution=SIZE, codebook_start=0),
     "vqgan, with a discriminator": VQGANRecipe("shapes", resolution=SIZE, loss=ADVERSARIAL_FROM_START, codebook_start=0),
 }
@@ -96,7 +96,7 @@ def plain_speed(recipe: FirstStageRecipe, batches: list[Batch]) -> float:
     network = build_network(recipe).train()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(FIRST_STAGE_LOOP.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), lr=FIRST_STAGE_LOOP.learning_rate, betas=FIRST_STAGE_LOOP.betas)
-    adversarial = recipe.loss.adversarial if isinstance(recipe, KLRecipe | VQGANRecipe) else 0.0
+    adversarial = recipe.loss.adversarial_weight if isinstance(recipe, KLRecipe | VQGANRecipe) else 0.0
     discriminator = PatchDiscriminator(DISCRIMINATOR).train() if adversarial else None
     discriminator_optimizer = (
         torch.optim.AdamW(discriminator.parameters(), lr=FIRST_STAGE_LOOP.learning_rate, betas=FIRST_STAGE_LOOP.betas)
@@ -133,9 +133,9 @@ def objective(recipe: FirstStageRecipe, network: nn.Module, x: Tensor) -> tuple[
     """A first stage's loss on images x, and their reconstruction."""
     if isinstance(network, AutoencoderKL):
         noise = torch.randn(len(x), network.config.latent_channels, SIZE // recipe.f, SIZE // recipe.f)
-        reconstruction, posterior = network(x, None if isinstance(recipe, PlainRecipe) else noise)
+        reconstruction, posterior = network(x, None if isinstance(recipe, AutoencoderRecipe) else noise)
         reconstruction = reconstruction.float()
-        if isinstance(recipe, VariationalRecipe):
+        if isinstance(recipe, VAERecipe):
             deviation = (x - reconstruction.detach()).square().mean().sqrt()
             return bits_per_number(x, reconstruction, posterior, deviation).mean(), reconstruction
         own = posterior.kl().mean() / noise[0].numel() * 1e-3 if isinstance(recipe, KLRecipe) else 0.0

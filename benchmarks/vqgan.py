@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.vqgan_page import DEFAULT, page
 from daguerre.data import Batch, ShapesDataset, ShapesMix
 from daguerre.data.condition_maps import shapes_map
-from daguerre.data.images import to_tensor
+from daguerre.data.images import to_image, to_tensor
 from daguerre.data.shapes import COLOURS, SHAPES
 from daguerre.errors import DaguerreError
 from daguerre.metrics import bootstrap, frechet_distance, proportion, psnr, ssim
@@ -43,8 +43,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.training.grids import to_images
-from daguerre.training.objectives.autoencoder import AutoencoderLoss
+from daguerre.training.config import AutoencoderLoss
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
 from daguerre.training.objectives.vae_vq import QuantizedTask
 from daguerre.weights.tensors.safetensors import save_safetensors
@@ -129,7 +128,7 @@ def fit(stage: Any, batches: Any, rate: float, *, seconds: float | None = None, 
         network.train()
     begun, step, done = time.process_time(), 0, 0.0
     while done < 1:
-        for name, loss, _ in stage.losses(batches.batch(step), torch.Generator().manual_seed(step), step):
+        for name, loss, _ in stage.losses(batches.batch(step), stage.networks, torch.Generator().manual_seed(step), step):
             for group in optimizers[name].param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 20, (1 - done) / 0.25)
             optimizers[name].zero_grad()
@@ -250,7 +249,7 @@ class Run:
                 return fit(stage, Images(data, self.seed), RATE, seconds=self.seconds(name))
             # A third of the plain one's steps: with the critic a step costs about twice as much, so it then has half of the time.
             start = max(self.steps("vqvae f4") // 3, ENTERS)
-            loss = AutoencoderLoss(adversarial=0.5, adversarial_start=start, adversarial_ramp=max(start // 4, 1))
+            loss = AutoencoderLoss(adversarial_weight=0.5, adversarial_start=start, adversarial_ramp=max(start // 4, 1))
             critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=24, layers=2))
             stage = QuantizedTask(network, loss, data[:8], discriminator=critic, codebook_start=ENTERS)
             return fit(stage, Images(data, self.seed), RATE, seconds=self.seconds(name))
@@ -349,7 +348,7 @@ def rebuilding(run: Run) -> dict[str, Any]:
     x = run.test.x
     rebuilt = {name: decoded(network, encoded(network, x)) for name, network in networks.items()}
     labels = [name for name in ("given", *rebuilt) for _ in range(8)]
-    save_grid(run.work / "reconstruction.png", to_images(torch.cat([each[:8] for each in (x, *rebuilt.values())])), labels, 8)
+    save_grid(run.work / "reconstruction.png", [*map(to_image, torch.cat([each[:8] for each in (x, *rebuilt.values())]))], labels, 8)
     found: dict[str, Any] = {"frechet": distances(run, x, rebuilt, paired=True)}
     for name, y in rebuilt.items():
         found[name] = {
@@ -381,7 +380,7 @@ def against_pixelsnail(run: Run) -> dict[str, Any]:
     for name in ("pixelsnail", "pixelsnail, equal steps"):
         found[f"{name}, difference"] = interval(bits[name] - bits["transformer"])
     x = [decoded(first_stage, sampled(priors[name], (8, 8), 8)[0]) for name in ("transformer", "pixelsnail")]
-    save_grid(run.work / "priors.png", to_images(torch.cat(x)), ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
+    save_grid(run.work / "priors.png", [*map(to_image, torch.cat(x))], ["transformer"] * 8 + ["PixelSNAIL"] * 8, 8)
     return found
 
 
@@ -408,7 +407,7 @@ def pixels_or_codes(run: Run) -> dict[str, Any]:
             "psnr": interval(psnr(run.test.x, decode(encode(run.test.x)))),
         }
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
-    save_grid(run.work / "pixels.png", to_images(torch.cat([each[:8] for each in x.values()])), ["codes f2"] * 8 + ["pixels"] * 8, 8)
+    save_grid(run.work / "pixels.png", [*map(to_image, torch.cat([each[:8] for each in x.values()]))], ["codes f2"] * 8 + ["pixels"] * 8, 8)
     return found
 
 
@@ -432,7 +431,7 @@ def same_window(run: Run) -> dict[str, Any]:
     found["frechet"] = distances(run, run.test.x, x | {"true": others()}, paired=False)
     found["rebuilt"] = distances(run, run.test.x, rebuilt, paired=True)
     labels = [f"{name}, sees {4 * int(name[1:])} pixels" for name in x for _ in range(8)]
-    save_grid(run.work / "window.png", to_images(torch.cat([each[:8] for each in x.values()])), labels, 8)
+    save_grid(run.work / "window.png", [*map(to_image, torch.cat([each[:8] for each in x.values()]))], labels, 8)
     return found
 
 
@@ -466,8 +465,8 @@ def conditional(run: Run) -> dict[str, Any]:
     found["map"]["agreement above another's"] = interval(own - other)
     found["map"]["agreement of rebuilt"] = interval(agreement(rebuilt, inside))
     names = [f"{COLOURS[c]} {SHAPES[s]}" for c, s in zip(run.test.colour[:8].tolist(), run.test.shape[:8].tolist(), strict=True)]
-    save_grid(run.work / "classes.png", to_images(x["class"][:8]), names, 8)
-    save_grid(run.work / "maps.png", to_images(run.test.maps[:8]) + to_images(x["map"][:8]), ["map"] * 8 + ["drawn by it"] * 8, 8)
+    save_grid(run.work / "classes.png", [*map(to_image, x["class"][:8])], names, 8)
+    save_grid(run.work / "maps.png", [*map(to_image, (*run.test.maps[:8], *x["map"][:8]))], ["map"] * 8 + ["drawn by it"] * 8, 8)
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 import daguerre
 from daguerre.models.autoencoder_kl import VAE_SD, AutoencoderKL
 from daguerre.nn.norm import GroupNorm
-from daguerre.training.noise import normal
+from daguerre.training.loop import normal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, which CI has not")
 CUDA = torch.device("cuda")

@@ -1,10 +1,10 @@
-"""The loop: a stopped run ends in the bits of an unstopped one, several processes act as one, a NaN leaves the last good state."""
+"""The loop: an interrupted run resumes exactly, bad gradients leave the last checkpoint, errors are one sentence."""
 
 import json
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from torch import nn
 
 from daguerre.errors import DaguerreError
 from daguerre.training.checkpoint import checkpoints
-from daguerre.training.loop import Interrupted, LoopConfig, train
-from daguerre.training.processes import launch, rank
+from daguerre.training.config import LoopConfig
+from daguerre.training.loop import Interrupted, train
 
 CONFIG = LoopConfig(
     max_train_steps=12, batch_size=8, learning_rate=1e-2, lr_warmup_steps=3, log_every=4, sample_every=0, checkpoint_every=4, ema_decay=0.9
@@ -37,58 +37,58 @@ class Numbers:
 
 
 class NumberBatches:
-    """Random vectors, a pure function of the step."""
+    """Random vectors that depend only on the step."""
 
-    def __init__(self, size: int = 8, broken_at: int | None = None):
-        self.size, self.broken_at = size, broken_at
+    def __init__(self, size: int = 8, nan_at: int | None = None):
+        self.size, self.nan_at = size, nan_at
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Numbers]:
         while True:
             x = torch.randn(self.size, 4, generator=torch.Generator().manual_seed(start))
-            yield Numbers(x * float("nan") if start == self.broken_at else x)
+            yield Numbers(x * float("nan") if start == self.nan_at else x)
             start += 1
 
 
 class TwoNetworks:
-    """A generator-like network with dropout and noise, then a critic of its detached output: every kind of randomness and order."""
+    """A network with dropout and noise, then a second one on its detached output, as in adversarial training."""
 
     name = "two"
-    averaged = ("first",)
+    ema_networks = ("first",)
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        seen = nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten()  # whose weights have an order of their own
-        first = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Tanh(), *seen, nn.Linear(16, 4))
+        conv = nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten()  # its weights have their own memory format
+        first = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Tanh(), *conv, nn.Linear(16, 4))
         self.networks: dict[str, nn.Module] = {"first": first, "second": nn.Linear(4, 1)}
         self.stop_at: int | None = None
 
     def to(self, device: torch.device) -> None: ...
 
-    def losses(self, batch: Numbers, draw: torch.Generator, step: int):
+    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
         if step == self.stop_at:
-            self.stop_at = None  # a second signal would end the process
+            self.stop_at = None  # a second signal would kill the process
             os.kill(os.getpid(), signal.SIGTERM)
-        y = self.networks["first"](batch.x + 0.1 * torch.randn(batch.x.shape, generator=draw))
+        y = networks["first"](batch.x + 0.1 * torch.randn(batch.x.shape, generator=generator))
         yield "first", (y - batch.x).square().mean(), {}
-        yield "second", (self.networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
+        yield "second", (networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
 
     def sample(self) -> None:
         return None
 
 
-def weights(stage: TwoNetworks) -> list[torch.Tensor]:
-    return [p.detach().clone() for network in stage.networks.values() for p in network.parameters()]
+def weights(task: TwoNetworks) -> list[torch.Tensor]:
+    return [p.detach().clone() for network in task.networks.values() for p in network.parameters()]
 
 
-def run(folder: Path, config: LoopConfig = CONFIG, stop_at: int | None = None, broken_at: int | None = None) -> list[torch.Tensor]:
-    stage = TwoNetworks()
-    stage.stop_at = stop_at
-    train(stage, NumberBatches(config.batch_size, broken_at), config, folder)
-    return weights(stage)
+def run(folder: Path, config: LoopConfig = CONFIG, stop_at: int | None = None, nan_at: int | None = None) -> list[torch.Tensor]:
+    task = TwoNetworks()
+    task.stop_at = stop_at
+    train(task, NumberBatches(config.batch_size, nan_at), config, folder)
+    return weights(task)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_stopped_and_resumed_ends_in_the_same_bits(tmp_path, accumulate):
+def test_an_interrupted_run_resumes_exactly(tmp_path, accumulate):
     config = replace(CONFIG, gradient_accumulation_steps=accumulate)
     whole = run(tmp_path / "whole", config)
     with pytest.raises(Interrupted):
@@ -98,44 +98,53 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_bits(tmp_path, accumulate):
     assert len(checkpoints(tmp_path / "parts" / "checkpoints")) == 2
 
 
-def test_training_moves_the_weights_and_the_loss(tmp_path):
+def test_training_changes_all_weights_and_lowers_the_loss(tmp_path):
     before, after = weights(TwoNetworks()), run(tmp_path, replace(CONFIG, max_train_steps=200, lr_decay=0.0))
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     losses = [json.loads(line)["first"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] / 2
 
 
-def test_accumulated_parts_give_the_gradient_of_the_whole(tmp_path):
-    """Without noise and dropout, parts of a batch are the batch."""
+def test_training_keeps_the_callers_random_state(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    task = TwoNetworks()
+    torch.set_rng_state(before)
+    train(task, NumberBatches(), CONFIG, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradient_accumulation_equals_the_whole_batch(tmp_path):
+    """Without noise and dropout. The tolerance is a few roundings of weights around 1."""
     results = [without_dropout(tmp_path / str(accumulate), accumulate) for accumulate in (1, 4)]
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
 
 
 def without_dropout(folder: Path, accumulate: int) -> list[torch.Tensor]:
-    stage = TwoNetworks()
-    first = stage.networks["first"]
+    task = TwoNetworks()
+    first = task.networks["first"]
     assert isinstance(first, nn.Sequential)
-    stage.networks = {"first": nn.Sequential(first[0], *first[2:])}
-    stage.losses = lambda batch, draw, step: iter([("first", (stage.networks["first"](batch.x) - batch.x).square().mean(), {})])
-    train(stage, NumberBatches(), replace(CONFIG, gradient_accumulation_steps=accumulate, ema_decay=0), folder)
-    return weights(stage)
+    task.networks = {"first": nn.Sequential(first[0], *first[2:])}
+    task.losses = lambda batch, networks, generator, step: iter([("first", (networks["first"](batch.x) - batch.x).square().mean(), {})])
+    train(task, NumberBatches(), replace(CONFIG, gradient_accumulation_steps=accumulate, ema_decay=0), folder)
+    return weights(task)
 
 
-def test_nan_stops_with_the_last_good_checkpoint(tmp_path):
+def test_a_nan_loss_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(DaguerreError, match="nan at step 6"):
-        run(tmp_path, broken_at=6)
+        run(tmp_path, nan_at=6)
     (kept,) = checkpoints(tmp_path / "checkpoints")
     assert json.loads((kept / "state.json").read_text())["step"] == 4
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
     whole = run(tmp_path)
     newest = checkpoints(tmp_path / "checkpoints")[-1] / "networks.safetensors"
     newest.write_bytes(newest.read_bytes()[:-8])
     assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path), strict=True))
 
 
-def test_what_does_not_change_the_meaning_of_a_checkpoint_may_change(tmp_path):
+def test_most_settings_may_change_between_runs(tmp_path):
     run(tmp_path, replace(CONFIG, max_train_steps=4))
     changed = replace(
         CONFIG,
@@ -160,43 +169,43 @@ def test_what_does_not_change_the_meaning_of_a_checkpoint_may_change(tmp_path):
         ({"seed": 1}, "seed 0, not 1"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path, changes, named):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, changes, named):
     run(tmp_path, replace(CONFIG, max_train_steps=1))
-    with pytest.raises(DaguerreError, match=f"step-00000001 belongs to a run with {named}\\. Give the same values"):
+    with pytest.raises(DaguerreError, match=f"step-00000001 belongs to a run with {named}\\. Use the same values"):
         run(tmp_path, replace(CONFIG, **changes))
 
 
-def test_the_recipe_s_own_values_are_named_too(tmp_path):
+def test_differing_recipe_values_are_named(tmp_path):
     config = replace(CONFIG, max_train_steps=1)
     train(TwoNetworks(), NumberBatches(), config, tmp_path, recipe={"model": {"channels": (8, 16), "blocks": 1}, "data": "shapes"})
-    with pytest.raises(DaguerreError, match=r"with recipe\.model\.channels \[8, 16\], not \[8, 32\]\. Give"):
+    with pytest.raises(DaguerreError, match=r"with recipe\.model\.channels \[8, 16\], not \[8, 32\]\. Use"):
         train(TwoNetworks(), NumberBatches(), config, tmp_path, recipe={"model": {"channels": (8, 32), "blocks": 1}, "data": "shapes"})
 
 
-def test_a_finished_run_says_so_and_cannot_become_shorter(tmp_path, capsys):
+def test_a_finished_run_can_be_repeated_but_not_shortened(tmp_path, capsys):
     whole = run(tmp_path, replace(CONFIG, max_train_steps=4))
     capsys.readouterr()
     assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path, replace(CONFIG, max_train_steps=4)), strict=True))
-    assert capsys.readouterr().err == "two: all 4 steps were done before\n"
-    with pytest.raises(DaguerreError, match="trained for 4 steps already, more than the 3 asked for"):
+    assert capsys.readouterr().err == "two: all 4 steps are already done\n"
+    with pytest.raises(DaguerreError, match="already has 4 training steps, more than the 3 requested"):
         run(tmp_path, replace(CONFIG, max_train_steps=3))
 
 
-def test_the_log_of_a_resumed_run_tells_every_step_once(tmp_path):
-    """Steps that were logged after the last checkpoint are trained again, so what was said of them is forgotten."""
+def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path):
+    """Steps after the last checkpoint run again, so their log entries are dropped."""
     config = replace(CONFIG, log_every=1, checkpoint_every=4)
     with pytest.raises(DaguerreError, match="nan at step 6"):
-        run(tmp_path, config, broken_at=6)
+        run(tmp_path, config, nan_at=6)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 7, "fir')
     run(tmp_path, config)
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(1, 13))
-    curve = EventAccumulator(str(tmp_path / "curves")).Reload().Scalars("two/first")
+    curve = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("two/first")
     assert [point.step for point in curve] == list(range(1, 13))
 
 
 class HalfPrecision(Accelerator):
-    """Half precision on the CPU, its loss scaled as on a GPU, from so high that the first gradients are infinite and left out."""
+    """A loss scaler on the CPU, as for float16 on a GPU; its initial scale makes the first gradients infinite."""
 
     def __init__(self, **_settings: str):
         super().__init__()
@@ -208,7 +217,7 @@ class HalfPrecision(Accelerator):
         return nullcontext()
 
 
-def test_half_precision_s_scale_is_part_of_a_checkpoint(tmp_path, monkeypatch):
+def test_the_loss_scale_is_part_of_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("daguerre.training.loop.Accelerator", HalfPrecision)
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -218,18 +227,18 @@ def test_half_precision_s_scale_is_part_of_a_checkpoint(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole, run(tmp_path / "parts"), strict=True))
 
 
-def test_each_stage_of_a_recipe_has_its_own_precision(tmp_path):
+def test_each_task_of_a_recipe_has_its_own_precision(tmp_path):
     for precision in ("bf16", "no"):
         run(tmp_path / precision, replace(CONFIG, max_train_steps=1, mixed_precision=precision))
 
 
-def test_half_precision_is_for_gpus(tmp_path):
+def test_float16_is_refused_without_a_gpu(tmp_path):
     if not torch.cuda.is_available():
-        with pytest.raises(DaguerreError, match="fp16 needs a GPU, and this is the cpu; use bf16 or no"):
+        with pytest.raises(DaguerreError, match="fp16 needs a GPU, but the device is cpu; use bf16 or no"):
             run(tmp_path, replace(CONFIG, mixed_precision="fp16"))
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     run(tmp_path, replace(CONFIG, max_train_steps=4))
 
     def full(*_args, **_kwargs):
@@ -242,8 +251,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
-def test_a_disk_too_full_for_the_log_is_one_sentence(tmp_path):
-    """The system itself refuses to let any file grow past the log's size."""
+def test_a_disk_too_full_for_the_log_is_one_error(tmp_path):
+    """A resource limit keeps any file from growing past the size of the log."""
     run(tmp_path, replace(CONFIG, max_train_steps=4))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write(json.dumps({"step": 4, "filling": "x" * 200_000}) + "\n")
@@ -257,102 +266,64 @@ def test_a_disk_too_full_for_the_log_is_one_sentence(tmp_path):
     run(tmp_path)
 
 
-def test_a_disk_too_full_for_the_curves_is_one_sentence(tmp_path, monkeypatch):
-    def full(*_args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("daguerre.training.curves.RecordWriter.write", full)
-    with pytest.raises(DaguerreError, match=r"Cannot write the log in .*: No space left on device"):
+def test_an_error_from_tensorboard_is_one_error(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file, so that the directory cannot be created")
+    with pytest.raises(DaguerreError, match=r"Cannot write the log in .*exists"):
         run(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"max_train_steps": 0}, "max_train_steps is 0; it must be 1 or more"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be 0 or more"),
-        ({"ema": 1.5}, "ema is 1.5; it must lie between 0 and 1"),
-        ({"batch_size": 9, "accumulate": 2}, "batch_size 9 is not a multiple of accumulate 2"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5; it must be between 0 and 1"),
+        ({"batch_size": 9, "gradient_accumulation_steps": 2}, "batch_size 9 is not a multiple of gradient_accumulation_steps 2"),
     ],
 )
-def test_impossible_settings(changes, said):
-    with pytest.raises(DaguerreError, match=said):
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(DaguerreError, match=message):
         replace(CONFIG, **changes)
 
 
-def test_the_rate_rises_stays_and_falls():
+def test_the_learning_rate_warms_up_stays_and_decays():
     config = LoopConfig(max_train_steps=100, lr_warmup_steps=10, lr_decay=0.2, learning_rate=1.0)
     assert [round(config.rate(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]
 
 
-def one_or_two(out: Path) -> list[list[float]]:
-    """A run without dropout and noise, so that parts of a batch are the batch."""
-    stage = TwoNetworks()
-    first = stage.networks["first"]
-    assert isinstance(first, nn.Sequential)
-    stage.networks["first"] = nn.Sequential(first[0], *first[2:])
-
-    def losses(batch: Numbers, draw: torch.Generator, step: int):
-        y = stage.networks["first"](batch.x)
-        yield "first", (y - batch.x).square().mean(), {}
-        yield "second", (stage.networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
-
-    stage.losses = losses
-    train(stage, NumberBatches(), CONFIG, out)
-    return [value.flatten().tolist() for value in weights(stage)]
-
-
-def told_to_stop(out: Path) -> None:
-    """A run of which only the second process is asked to stop."""
-    run(out, stop_at=5 if rank() == 1 else None)
-
-
-def test_two_processes_train_as_one_and_stop_as_one(tmp_path):
-    """The same global batch in two processes gives the same gradient, so the same weights but for the order of sums."""
-    one = one_or_two(tmp_path / "one")
-    both = launch(2, one_or_two, tmp_path / "both")
-    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(one, both, strict=True))
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "both")]
-    assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=1e-5)
-    with pytest.raises(Interrupted, match="after step 6 of 12"):
-        launch(2, told_to_stop, tmp_path / "stopped")
-    (kept,) = (path.name for path in checkpoints(tmp_path / "stopped" / "checkpoints")[-1:])
-    assert kept == "step-00000006"
-
-
 def with_infinite_gradients(steps: range) -> TwoNetworks:
-    """A stage whose gradient is infinite in these steps, by the square root's slope at 0, though its loss is fine."""
-    stage = TwoNetworks()
-    first = stage.networks["first"]
-    stage.networks = {"first": first}
+    """A task with an infinite gradient in these steps, from the slope of the square root at 0, and a finite loss."""
+    task = TwoNetworks()
+    first = task.networks["first"]
+    task.networks = {"first": first}
 
-    def losses(batch: Numbers, draw: torch.Generator, step: int):
-        y = first(batch.x)
+    def losses(batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+        y = networks["first"](batch.x)
         yield "first", (y * 0).sum().sqrt() if step in steps else y.square().mean(), {}
 
-    stage.losses = losses
-    return stage
+    task.losses = losses
+    return task
 
 
-def test_a_step_whose_gradient_is_not_finite_is_left_out_and_told(tmp_path, capsys):
+def test_a_step_with_a_bad_gradient_is_skipped_and_logged(tmp_path, capsys):
     before, after = with_infinite_gradients(range(0)), with_infinite_gradients(range(6, 7))
     train(before, NumberBatches(), replace(CONFIG, max_train_steps=6, ema_decay=0, lr_decay=0), tmp_path / "before")
     train(after, NumberBatches(), replace(CONFIG, max_train_steps=7, ema_decay=0, lr_decay=0), tmp_path / "after")
     assert all(torch.equal(a, b) for a, b in zip(weights(before), weights(after), strict=True))
-    assert "two: the gradient of 'first' is not finite at step 6, which is left out" in capsys.readouterr().err
+    assert "two: skipped step 6 of 'first', whose gradient is not finite" in capsys.readouterr().err
 
 
-def test_gradients_that_are_not_finite_again_and_again_leave_the_last_good_checkpoint(tmp_path):
-    stage = with_infinite_gradients(range(6, 12))
+def test_repeated_bad_gradients_stop_the_run(tmp_path):
+    task = with_infinite_gradients(range(6, 12))
     with pytest.raises(DaguerreError, match=r"gradient of 'first' became infinite or NaN, 6 times in a row, at step 11"):
-        train(stage, NumberBatches(), CONFIG, tmp_path)
-    assert all(bool(p.isfinite().all()) for p in stage.networks["first"].parameters())
+        train(task, NumberBatches(), CONFIG, tmp_path)
+    assert all(bool(p.isfinite().all()) for p in task.networks["first"].parameters())
     kept = [json.loads((path / "state.json").read_text())["step"] for path in checkpoints(tmp_path / "checkpoints")]
     assert max(kept) == 8
 
 
-class Own(nn.Module):
-    """A module of another class than PyTorch's own, whose `compile` does nothing where they stand alone."""
+class Wrapper(nn.Module):
+    """A user-defined module: `compile` has no effect on PyTorch's own modules."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -363,30 +334,30 @@ class Own(nn.Module):
 
 
 def test_steps_are_compiled_and_samples_are_not(tmp_path, monkeypatch):
-    """A sample's shapes and mode are others, for which compiling would take longer than the sample."""
-    compiled, seen, plain = [], [], nn.Module.compile
+    """Samples have other shapes and modes, for which compiling would take longer than the sample."""
+    compiled, shapes, plain = [], [], nn.Module.compile
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]):
         compiled.append(graph)
         return graph.forward
 
     monkeypatch.setattr(nn.Module, "compile", lambda network: plain(network, backend=backend))
-    stage = TwoNetworks()
-    stage.networks = {name: Own(network) for name, network in stage.networks.items()}
-    stage.sample = lambda: seen.append(stage.networks["first"](torch.zeros(3, 4)).shape)
-    train(stage, NumberBatches(), replace(CONFIG, compile=True, sample_every=4), tmp_path)
-    assert seen == [(3, 4)] * 3
+    task = TwoNetworks()
+    task.networks = {name: Wrapper(network) for name, network in task.networks.items()}
+    task.sample = lambda: shapes.append(task.networks["first"](torch.zeros(3, 4)).shape)
+    train(task, NumberBatches(), replace(CONFIG, compile=True, sample_every=4), tmp_path)
+    assert shapes == [(3, 4)] * 3
     assert len(compiled) == 2  # the two networks, once each
 
 
-@pytest.mark.parametrize("has", [True, False])
-def test_the_precision_called_auto_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, capsys, has):
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_is_bfloat16_if_the_processor_supports_it(tmp_path, monkeypatch, capsys, native):
     monkeypatch.setattr("daguerre.training.loop.torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("daguerre.training.loop.multiplies_bfloat16", lambda: has)
+    monkeypatch.setattr("daguerre.training.loop.has_native_bfloat16", lambda: native)
     found = {name: run(tmp_path / name, replace(CONFIG, mixed_precision=name)) for name in ("auto", "no")}
-    assert "no instructions for bf16" not in capsys.readouterr().err
+    assert "no bfloat16 instructions" not in capsys.readouterr().err
     found["bf16"] = run(tmp_path / "bf16", replace(CONFIG, mixed_precision="bf16"))
-    assert ("no instructions for bf16" in capsys.readouterr().err) is not has
-    same, other = ("bf16", "no") if has else ("no", "bf16")
+    assert ("no bfloat16 instructions" in capsys.readouterr().err) is not native
+    same, other = ("bf16", "no") if native else ("no", "bf16")
     assert all(torch.equal(a, b) for a, b in zip(found["auto"], found[same], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found["auto"], found[other], strict=True))

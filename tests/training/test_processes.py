@@ -1,36 +1,35 @@
-"""Processes that train together know each other from the start, share the encoding of pictures, and see the same samples as one."""
+"""Data-parallel training with torchrun: two processes act like one, share the encoding of images, and stop after the same step."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
-from daguerre.cli.main import main
 from daguerre.data import BatchLoader, ShapesDataset
+from daguerre.diffusion import Conditioning
+from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
+from daguerre.training.loop import train
+from daguerre.training.processes import main_process_first, rank, state, world
+from tests.training.test_loop import CONFIG, NumberBatches, Numbers, TwoNetworks
 
-PROGRAM = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tests.training.test_processes import cached
-from daguerre.training.processes import main_first, rank, world
-out = Path(sys.argv[1])
-seen = main_first(lambda: [*sorted(path.name for path in out.glob("mark-*")), (out / f"mark-{{rank()}}").touch()][:-1])
-latents, captions = cached(out)
-line = "|".join(map(str, (rank(), world(), len(latents), *captions[:2], *seen)))
-sys.stdout.write(line + chr(10))  # in one piece, for both processes write at once
-"""
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 
 
 def cached(out: Path) -> tuple[torch.Tensor, list[str]]:
@@ -39,26 +38,98 @@ def cached(out: Path) -> tuple[torch.Tensor, list[str]]:
     return cache_latents(BatchLoader(ShapesDataset(16), 4, seed=0), AutoencoderKL(config), 16, out / "cache", "key")
 
 
-def test_two_processes_share_the_work_and_agree_with_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    (tmp_path / "two").mkdir()
-    done = subprocess.run([*launcher, program, tmp_path / "two"], env=environment, check=True, capture_output=True, text=True)
-    alone, captions = cached(tmp_path / "one")
-    line = f"|2|16|{captions[0]}|{captions[1]}"
-    expected = [f"0{line}", f"1{line}|mark-0"]  # the main process saw no mark when it was its turn, the other one the main's
-    assert sorted(line for line in done.stdout.splitlines() if "|2|" in line) == expected
-    assert {path.name for path in (tmp_path / "two" / "cache").iterdir()} == {f"key-16-{r}-of-2.safetensors" for r in (0, 1)}
-    for rank in (0, 1):
-        from safetensors.torch import load_file
+def deterministic_task() -> TwoNetworks:
+    """Without dropout and noise, so that the parts of a batch have the same losses in one or two processes."""
+    task = TwoNetworks()
+    first = task.networks["first"]
+    assert isinstance(first, nn.Sequential)
+    task.networks["first"] = nn.Sequential(first[0], *first[2:])
 
-        part = load_file(tmp_path / "two" / "cache" / f"key-16-{rank}-of-2.safetensors")["latents"]
-        assert torch.equal(part, alone[rank * 8 : rank * 8 + 8])
+    def losses(batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+        y = networks["first"](batch.x)
+        yield "first", (y - batch.x).square().mean(), {}
+        yield "second", (networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
+
+    task.losses = losses
+    return task
 
 
-def test_what_was_encoded_is_read_back(tmp_path, monkeypatch):
+def everything(out: Path) -> None:
+    """What each process runs: encoding, training, a refused batch size, and a run in which only the second process receives SIGTERM."""
+    marks = main_process_first(lambda: [*sorted(path.name for path in out.glob("mark-*")), (out / f"mark-{rank()}").touch()][:-1])
+    latents, captions = cached(out)
+    task = deterministic_task()
+    train(task, NumberBatches(), CONFIG, out / "train")
+    weights = [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
+    report = {"world": world(), "latents": len(latents), "captions": captions, "marks": marks, "weights": weights}
+    (out / f"report-{rank()}.json").write_text(json.dumps(report))
+    with pytest.raises(DaguerreError, match="batch_size 3 is not a multiple of gradient_accumulation_steps 1 times 2 processes"):
+        train(deterministic_task(), NumberBatches(), replace(CONFIG, batch_size=3), out / "odd")
+    interrupted = TwoNetworks()
+    interrupted.stop_at = 5 if rank() == 1 else None
+    try:
+        train(interrupted, NumberBatches(), CONFIG, out / "stopped")
+    finally:
+        state().destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that `everything` wrote under torchrun."""
+    out = tmp_path_factory.mktemp("two")
+    program = out / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nfrom daguerre.training.loop import Interrupted\n"
+        "from tests.training.test_processes import everything\n"
+        "try:\n    everything(Path(sys.argv[1]))\nexcept Interrupted as error:\n    print(error, flush=True)\n"
+    )
+    done = subprocess.run([*TORCHRUN, str(program), str(out)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (out / "stdout.txt").write_text(done.stdout)
+    return out
+
+
+def reports(folder: Path) -> list[dict]:
+    return [json.loads((folder / f"report-{r}.json").read_text()) for r in (0, 1)]
+
+
+@needs_two_cores
+def test_two_processes_share_the_encoding_and_agree_with_one(two: Path, tmp_path: Path):
+    latents, captions = cached(tmp_path)
+    for report in reports(two):
+        assert (report["world"], report["latents"], report["captions"]) == (2, 16, captions)
+    assert {path.name for path in (two / "cache").iterdir()} == {f"key-16-{r}-of-2.safetensors" for r in (0, 1)}
+    for r in (0, 1):
+        part = load_file(two / "cache" / f"key-16-{r}-of-2.safetensors")["latents"]
+        assert torch.equal(part, latents[r * 8 : r * 8 + 8])
+
+
+@needs_two_cores
+def test_the_main_process_runs_first(two: Path):
+    assert [report["marks"] for report in reports(two)] == [[], ["mark-0"]]
+
+
+@needs_two_cores
+def test_two_processes_train_like_one(two: Path, tmp_path: Path):
+    """The same global batch gives the same gradient up to the order of sums, so weights around 1 differ by a few roundings per step."""
+    task = deterministic_task()
+    train(task, NumberBatches(), CONFIG, tmp_path)
+    alone = [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
+    first, second = (report["weights"] for report in reports(two))
+    assert first == second
+    bound = CONFIG.max_train_steps * 8 * torch.finfo(torch.float32).eps
+    assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, first, strict=True))
+    logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (tmp_path, two / "train")]
+    assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=2e-6)  # six decimals are logged
+
+
+@needs_two_cores
+def test_a_signal_to_one_process_stops_both_after_the_same_step(two: Path):
+    assert (two / "stdout.txt").read_text().count("Stopped after step 6 of 12") == 2
+    assert checkpoints(two / "stopped" / "checkpoints")[-1].name == "step-00000006"
+
+
+def test_cached_latents_are_read_back(tmp_path, monkeypatch):
     first, captions = cached(tmp_path)
     monkeypatch.setattr(AutoencoderKL, "encode", None)
     again, same = cached(tmp_path)
@@ -76,18 +147,16 @@ def test_every_epoch_visits_each_latent_once_in_another_order():
     assert [float(x) for x in batches.batch(4).x.flatten()] == [float(c) for c in batches.batch(4).captions]
 
 
-def test_captions_are_read_once():
-    from daguerre.diffusion import Conditioning
-
+def test_each_caption_is_encoded_once():
     calls: list[str] = []
 
-    def read(captions: list[str]) -> Conditioning:
+    def encode(captions: list[str]) -> Conditioning:
         calls.extend(captions)
         return Conditioning(context=torch.tensor([[[float(len(c))]] for c in captions]))
 
-    remembered = CachedCaptions(read)
+    cached_captions = CachedCaptions(encode)
     for _ in range(2):
-        context = remembered(["a", "bcd", "a"]).context
+        context = cached_captions(["a", "bcd", "a"]).context
         assert context is not None
         assert context.flatten().tolist() == [1, 3, 1]
     assert calls == ["a", "bcd"]
@@ -95,12 +164,13 @@ def test_captions_are_read_once():
 
 @pytest.fixture
 def command(tmp_path: Path):
-    """Starts `daguerre train …` in two processes; whatever happens, nothing of it is left running."""
+    """Starts `daguerre train …`, alone or under torchrun, and kills it at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "daguerre", "train", *arguments, "--processes", "2"]
-        started.append(subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    def start(launcher: list[str], *arguments: str) -> subprocess.Popen[str]:
+        line = [*launcher, "-m", "daguerre", "train", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, **pipes))
         return started[-1]
 
     yield start
@@ -109,59 +179,31 @@ def command(tmp_path: Path):
         process.wait()
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
-def test_a_mistake_that_every_process_finds_is_one_sentence(command, tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    process = command("kl", "--data", str(tmp_path), "--size", "32", "--batch-size", "3", "--out", "out", "--loss.adversarial", "0")
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, out) == (1, "")
-    assert err == "daguerre: batch_size 3 is not a multiple of 1 parts x 2 processes.\n"
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
-def test_ctrl_c_stops_all_processes_after_one_step_and_leaves_none(command, tmp_path):
-    process = command("shapes", "--out", "out")
-    lines = iter(process.stderr.readline, "")
-    assert next(line for line in lines if line.startswith("autoencoder")).startswith("autoencoder 20/")
-    children = children_of(process)
-    process.send_signal(signal.SIGINT)
-    *_, last = lines
-    assert process.wait(timeout=300) == 1
-    assert re.fullmatch(r"daguerre: Stopped after step (\d+) of \d+; run the same command again to go on from there\.\n", last)
-    assert len(children) >= 2
-    wait_until(lambda: not running(children))
-    assert checkpoints(tmp_path / "out" / "autoencoder" / "checkpoints")
-
-
-def test_no_process_outlives_the_one_that_was_killed(tmp_path):
-    (tmp_path / "mark.py").write_text(
-        "import time\nfrom pathlib import Path\ndef mark():\n    Path(__file__).with_name('here').touch()\n    time.sleep(600)\n"
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [([sys.executable], signal.SIGINT), pytest.param(TORCHRUN, signal.SIGTERM, marks=needs_two_cores)],
+    ids=["one process, SIGINT", "torchrun, SIGTERM"],
+)
+def test_a_signal_stops_a_command_after_one_step_with_a_checkpoint(command, tmp_path, launcher, number):
+    process = command(
+        launcher, "autoencoder", "--data", "shapes", "--resolution", "16", "--base-channels", "4", "--f", "2", "--log-every", "1"
     )
-    program = "from daguerre.training.processes import together; from mark import mark; together(1, mark)"
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
-    wait_until((tmp_path / "here").exists)
+    assert any(line.startswith("autoencoder 1/") for line in iter(process.stderr.readline, ""))
     children = children_of(process)
-    process.kill()
-    process.wait()
-    wait_until(lambda: not running(children))
+    process.send_signal(number)
+    rest = process.communicate(timeout=300)[1]
+    assert process.returncode != 0
+    assert re.search(r"^daguerre: Stopped after step (\d+) of \d+; run the same command again to resume\.$", rest, re.MULTILINE)
+    assert checkpoints(tmp_path / "runs" / "autoencoder" / "checkpoints")
+    wait_until(lambda: not [child for child in children if Path(f"/proc/{child}").exists()])
 
 
 def children_of(process: subprocess.Popen) -> list[str]:
     return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
 
-def running(children: list[str]) -> list[str]:
-    return [child for child in children if Path(f"/proc/{child}").exists()]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 120
-    while not true():
+    while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize("given", ["two", "0", "9999"])
-def test_impossible_numbers_of_processes_are_refused(given, capsys):
-    assert main(["train", "shapes", "--processes", given]) == 1
-    assert "processes" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Checkpoints that survive `kill -9`: written to a temporary directory, fsynced, renamed, and loaded only if every hash matches.
 
-A checkpoint is a directory `step-00001200/` with safetensors (networks, optimizers, averages) and a `state.json` with the step, the identity
-of the run, the state of the loss scaler and the SHA-256 of each file. It contains no pickles.
+A checkpoint is a directory `step-00001200/` with safetensors (networks, optimizers, averages) and a `state.json` with the step, the
+identity of the run, the state of the loss scaler and the SHA-256 of each file. It contains no pickles.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Exponential moving average of weights, θ̄ ← d·θ̄ + (1 − d)·θ, with the warm-up d = min(decay, (1 + n)/(10 + n)).
 
-Without an average, the FID of the published DDPM is 12.1 instead of 3.17 (Ho et al. 2020, arXiv:2006.11239, section 4). The warm-up keeps the
-random initial weights out of the average.
+Without an average, the FID of the published DDPM is 12.1 instead of 3.17 (Ho et al. 2020, arXiv:2006.11239, section 4). The warm-up keeps
+the random initial weights out of the average.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,8 +2,8 @@
 
     for each step:  batch = batches(seed, step);  for each loss of the task:  backward, clip, optimizer step;  update the EMA
 
-The random numbers and the batch of step n depend only on (seed, n), and the learning rate only on n. So a checkpoint holds weights, optimizer
-state, EMA and loss scale, and a resumed run gives the same bits as an uninterrupted one.
+The random numbers and the batch of step n depend only on (seed, n), and the learning rate only on n. So a checkpoint holds weights,
+optimizer state, EMA and loss scale, and a resumed run gives the same bits as an uninterrupted one.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ MAX_BAD_STEPS = 5  # consecutive steps with a gradient that is not finite; after
 class TrainingTask(Protocol):
     """A model with its loss.
 
-    `networks` are the trained networks by name, each with its own optimizer. A task may have an attribute `no_decay` with parameters that are
-    exempt from weight decay.
+    `networks` are the trained networks by name, each with its own optimizer. A task may have an attribute `no_decay` with parameters that
+    are exempt from weight decay.
     """
 
     networks: dict[str, nn.Module]
@@ -95,7 +95,8 @@ def train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Pat
     a checkpoint with another one is refused. A step with a gradient that is not finite is skipped and logged.
 
     Raises:
-        DaguerreError: the loss is not finite, or the gradient of more than MAX_BAD_STEPS consecutive steps (the last checkpoint is kept); the
+        DaguerreError: the loss is not finite, or the gradient of more than MAX_BAD_STEPS consecutive steps (the last checkpoint is kept);
+        the
             checkpoint belongs to another run or has more steps; the disk is full.
         Interrupted: SIGINT or SIGTERM arrived; all processes stop after the same step.
     """
@@ -116,8 +117,8 @@ def train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Pat
     start, total = restore_checkpoint(out / "checkpoints", state), config.max_train_steps
     if start > total:
         raise DaguerreError(
-            f"{task.name} in {out} already has {start} training steps, more than the {total} requested; request at least {start}, or choose "
-            "another --out."
+            f"{task.name} in {out} already has {start} training steps, more than the {total} requested; request at least {start}, or "
+            "choose another --out."
         )
     prepared = {name: (accelerator.prepare(networks[name]), accelerator.prepare(optimizers[name])) for name in networks}
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -235,7 +236,7 @@ class _Run:
 def _accelerator(config: LoopConfig) -> Accelerator:
     """Accelerate's view of devices and processes. Raises DaguerreError if the settings do not fit them."""
     process_state()
-    # Accelerate keeps the precision of the process's first Accelerator and has no public way to change it; each task of a recipe has its own.
+    # Each task of a recipe has its own precision, but Accelerate keeps the first one and has no public function to change it.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=_native_precision() if config.mixed_precision == "auto" else config.mixed_precision)
     kind, world = accelerator.distributed_type, accelerator.num_processes

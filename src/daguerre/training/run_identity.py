@@ -40,7 +40,9 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) 
         DaguerreError: they differ; the message names each value that does.
     """
     if differing := _differences(to_plain_values(before), to_plain_values(now), ""):
-        raise DaguerreError(f"{path} belongs to a run with {'; '.join(differing)}. Use the same values to resume it, or choose another --out.")
+        raise DaguerreError(
+            f"{path} belongs to a run with {'; '.join(differing)}. Use the same values to resume it, or choose another --out."
+        )
 
 
 def _differences(before: Any, now: Any, name: str) -> list[str]:

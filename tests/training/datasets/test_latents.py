@@ -1,4 +1,4 @@
-"""What is encoded once: codes that equal the first stage's own, read back and not computed again, aligned between two sources."""
+"""Cached codes equal the first stage's own and are read back instead of encoded again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +23,18 @@ def first_stage(codes: int = 40) -> VQModel:
     return model.eval()
 
 
-def test_codes_are_the_first_stages_own_with_their_captions(tmp_path: Path):
+def test_cached_codes_and_captions_match_direct_encoding(tmp_path: Path):
     model, batches = first_stage(), BatchLoader(ShapesDataset(16), 4, seed=3)
     codes, captions = cache_codes(batches, model, 8, tmp_path, "key")
-    drawn = [batches.batch(step) for step in range(2)]
+    expected = [batches.batch(step) for step in range(2)]
     with torch.no_grad():
-        assert torch.equal(codes.long(), model.encode_codes(torch.cat([batch.x for batch in drawn])))
-    assert captions == drawn[0].captions + drawn[1].captions
+        assert torch.equal(codes.long(), model.encode_codes(torch.cat([batch.x for batch in expected])))
+    assert captions == expected[0].captions + expected[1].captions
     assert codes.dtype == torch.int16
     assert len(codes.unique()) > 2
 
 
-def test_a_second_time_they_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_second_call_reads_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, batches = first_stage(), BatchLoader(ShapesDataset(16), 4, seed=3)
     once = cache_codes(batches, model, 8, tmp_path, "key")
     monkeypatch.setattr(VQModel, "encode_codes", lambda *_: pytest.fail("encoded again"))
@@ -43,7 +43,7 @@ def test_a_second_time_they_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
     assert once[1] == again[1]
 
 
-def test_a_large_codebook_is_not_cut_to_sixteen_bits(tmp_path: Path):
+def test_a_large_codebook_uses_32_bit_codes(tmp_path: Path):
     model = first_stage(codes=40_000)
     codes, _ = cache_codes(BatchLoader(ShapesDataset(16), 2, seed=0), model, 2, tmp_path, "key")
     assert codes.dtype == torch.int32

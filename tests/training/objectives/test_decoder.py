@@ -1,4 +1,4 @@
-"""Tuning the decoder alone: the pictures come nearer, the latents stay as they were, and so does every other byte of the model."""
+"""Training only the decoder: the PSNR rises, and every other byte of the model stays the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,9 @@ import daguerre
 from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.training.lineage_options import DecoderRecipe, VQVAERecipe
-from daguerre.training.loop import LoopConfig
+from daguerre.training.config import LoopConfig
+from daguerre.training.options.decoder import DecoderRecipe
+from daguerre.training.options.first_stage import VQVAERecipe
 from daguerre.training.recipes.decoder import run
 from daguerre.training.recipes.first_stage import build_network
 from daguerre.weights import load_first_stage, save, save_first_stage
@@ -35,7 +36,7 @@ def model(make_tiny_model: Callable[..., LatentDiffusion], tmp_path_factory: pyt
     return save(make_tiny_model(), tmp_path_factory.mktemp("model") / "tiny", dtype=torch.float16)
 
 
-def test_a_models_latents_and_all_its_other_bytes_stay(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_only_the_decoders_tensors_change(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     result = run(DecoderRecipe("shapes", str(model), tmp_path, resolution=32, loop=LOOP))
     files = {path.relative_to(model) for path in model.rglob("*") if path.is_file()}
     assert files == {path.relative_to(result) for path in result.rglob("*") if path.is_file()}
@@ -54,23 +55,23 @@ def test_a_models_latents_and_all_its_other_bytes_stay(model: Path, tmp_path: Pa
     assert daguerre.load(result).sample_size == 32
 
 
-def test_a_codebook_model_keeps_its_codes(tmp_path: Path):
+def test_only_the_decoder_of_a_vq_vae_changes(tmp_path: Path):
     torch.manual_seed(0)
-    network = build_network(VQVAERecipe("shapes", resolution=16, f=2, width=8, codebook_size=16, code_width=4)).eval()
+    network = build_network(VQVAERecipe("shapes", resolution=16, f=2, base_channels=8, codebook_size=16, code_dim=4)).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result = run(DecoderRecipe("shapes", str(save_first_stage(network, tmp_path / "vq", 16)), tmp_path / "out", resolution=16, loop=LOOP))
     after = load_first_stage(result).state_dict()
     assert {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])} == {"decoder"}
 
 
-def test_one_picture_in_ten_of_a_folder_is_kept_for_measuring(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "pictures").mkdir()
+def test_one_image_in_ten_of_a_folder_is_held_out(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "images").mkdir()
     for i in range(20):
-        Image.new("RGB", (32, 32), (12 * i, 100, 200)).save(tmp_path / "pictures" / f"{i}.png")
-    run(DecoderRecipe(str(tmp_path / "pictures"), str(model), tmp_path / "out", resolution=32, loop=LOOP))
-    assert "PSNR of 2 pictures not trained on" in capsys.readouterr().out
+        Image.new("RGB", (32, 32), (12 * i, 100, 200)).save(tmp_path / "images" / f"{i}.png")
+    run(DecoderRecipe(str(tmp_path / "images"), str(model), tmp_path / "out", resolution=32, loop=LOOP))
+    assert "PSNR of 2 held-out images" in capsys.readouterr().out
 
 
-def test_a_size_that_does_not_divide_is_told(model: Path, tmp_path: Path):
-    with pytest.raises(DaguerreError, match=r"size is 18; for .* it must be a multiple of 4"):
+def test_a_resolution_that_does_not_fit_is_refused(model: Path, tmp_path: Path):
+    with pytest.raises(DaguerreError, match=r"resolution is 18; for .* it must be a multiple of 4"):
         run(DecoderRecipe("shapes", str(model), tmp_path, resolution=18, loop=LOOP))

@@ -1,4 +1,4 @@
-"""First stages by recipe, tiny: every kind ends in a folder that opens, resumes to the same bits; impossible wishes are told at once."""
+"""First-task recipes at a tiny size: every kind saves a model that loads, resumes exactly, and refuses impossible options."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,34 +8,24 @@ import torch
 from PIL import Image
 
 from daguerre.data import BatchLoader, ShapesDataset
+from daguerre.data.catalog import open_dataset
 from daguerre.errors import DaguerreError
-from daguerre.training.lineage_options import (
-    AutoencoderLoss,
-    DiscriminatorOptions,
-    FirstStageRecipe,
-    KLRecipe,
-    PlainRecipe,
-    VariationalRecipe,
-    VQGANRecipe,
-    VQVAERecipe,
-)
-from daguerre.training.loop import LoopConfig
-from daguerre.training.recipes.first_stage import open_dataset, run
+from daguerre.training.config import AutoencoderLoss, LoopConfig
+from daguerre.training.options.first_stage import AutoencoderRecipe, FirstStageRecipe, KLRecipe, VAERecipe, VQGANRecipe, VQVAERecipe
+from daguerre.training.recipes.first_stage import run
 from daguerre.weights import load_first_stage
 
 LOOP = LoopConfig(max_train_steps=4, batch_size=4, lr_warmup_steps=1, lr_decay=0.0, log_every=2, sample_every=4, checkpoint_every=2)
-ADVERSARIAL = AutoencoderLoss(adversarial=0.5, adversarial_start=2, adversarial_ramp=1)
-CRITIC = DiscriminatorOptions(channels=8, layers=1)
-TINY = {"data": "shapes", "size": 16, "f": 2, "width": 8, "loop": LOOP}
+ADVERSARIAL = AutoencoderLoss(adversarial_weight=0.5, adversarial_start=2, adversarial_ramp=1)
+TINY = {"data": "shapes", "resolution": 16, "f": 2, "base_channels": 8, "loop": LOOP}
+GAN = {"loss": ADVERSARIAL, "discriminator_channels": 8, "discriminator_layers": 1}
 RECIPES: dict[str, FirstStageRecipe] = {
-    "autoencoder": PlainRecipe(**TINY),
-    "vae": VariationalRecipe(**TINY),
-    "kl": KLRecipe(**TINY, loss=ADVERSARIAL, discriminator=CRITIC),
-    "vqvae": VQVAERecipe(**TINY, codebook_size=16, code_width=4, codebook_start=1),
-    "vqgan": VQGANRecipe(**TINY, codebook_size=16, code_width=4, codebook_start=1, loss=ADVERSARIAL, discriminator=CRITIC),
-    "gumbel": VQGANRecipe(
-        **TINY, codebook_size=16, code_width=4, codebook="gumbel", temperature_steps=3, loss=ADVERSARIAL, discriminator=CRITIC
-    ),
+    "autoencoder": AutoencoderRecipe(**TINY),
+    "vae": VAERecipe(**TINY),
+    "kl": KLRecipe(**TINY, **GAN),
+    "vqvae": VQVAERecipe(**TINY, codebook_size=16, code_dim=4, codebook_start=1),
+    "vqgan": VQGANRecipe(**TINY, codebook_size=16, code_dim=4, codebook_start=1, **GAN),
+    "gumbel": VQGANRecipe(**TINY, codebook_size=16, code_dim=4, codebook="gumbel", temperature_steps=3, **GAN),
 }
 
 
@@ -44,7 +34,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_every_kind_ends_in_a_folder_that_opens_and_has_unit_variance(kind: str, tmp_path: Path):
+def test_every_kind_saves_a_model_with_unit_variance_latents(kind: str, tmp_path: Path):
     folder = run(replace(RECIPES[kind], out=tmp_path))
     model = load_first_stage(folder)
     x = BatchLoader(ShapesDataset(16), 64, seed=9).batch(0).x
@@ -56,42 +46,42 @@ def test_every_kind_ends_in_a_folder_that_opens_and_has_unit_variance(kind: str,
 
 
 @pytest.mark.parametrize("kind", ["vqgan", "gumbel"])
-def test_stopped_before_the_critic_and_run_again_it_ends_in_the_same_bits(kind: str, tmp_path: Path):
-    first = replace(RECIPES[kind], loop=replace(LOOP, steps=3), out=tmp_path / "parts")
+def test_a_run_stopped_before_the_discriminator_starts_resumes_exactly(kind: str, tmp_path: Path):
+    first = replace(RECIPES[kind], loop=replace(LOOP, max_train_steps=3), out=tmp_path / "parts")
     run(first)
     whole, parts = run(replace(RECIPES[kind], out=tmp_path / "whole")), run(replace(first, loop=LOOP))
     assert all(torch.equal(value, state(parts)[name]) for name, value in state(whole).items())
 
 
-def test_the_features_that_it_was_trained_with_are_part_of_its_identity(tmp_path: Path):
-    eyes = [run(replace(RECIPES["autoencoder"], out=tmp_path / f"eyes {seed}", loop=replace(LOOP, seed=seed))) for seed in (0, 1)]
-    recipe = replace(RECIPES["vqgan"], out=tmp_path / "out", perceptual=(eyes[0],), loop=replace(LOOP, steps=3))
+def test_the_perceptual_network_is_part_of_the_runs_identity(tmp_path: Path):
+    encoder = [run(replace(RECIPES["autoencoder"], out=tmp_path / f"encoder {seed}", loop=replace(LOOP, seed=seed))) for seed in (0, 1)]
+    recipe = replace(RECIPES["vqgan"], out=tmp_path / "out", perceptual=(encoder[0],), loop=replace(LOOP, max_train_steps=3))
     run(recipe)
     with pytest.raises(DaguerreError, match="perceptual"):
-        run(replace(recipe, perceptual=(eyes[1],), loop=LOOP))
+        run(replace(recipe, perceptual=(encoder[1],), loop=LOOP))
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"size": 18, "f": 4}, "size is 18; for f 4 it must be a multiple of 4"),
-        ({"loop": replace(LOOP, steps=2)}, "enters at step 2 and has its full weight at step 3, but there are only 2 steps"),
-        ({"codebook": "gumbel", "cooling": 9}, "falls for 9 steps, but there are only 4"),
-        ({"enters": 4}, "takes part from step 4 on, but there are only 4"),
-        ({"width": 6}, "width is 6; it must be a multiple of 4"),
-        ({"loss": replace(ADVERSARIAL, perceptual=1.0)}, "name its weights with --perceptual"),
+        ({"resolution": 18, "f": 4}, "resolution is 18; for f 4 it must be a multiple of 4"),
+        ({"loop": replace(LOOP, max_train_steps=2)}, "starts at step 2 and has its full weight at step 3, but there are only 2 steps"),
+        ({"codebook": "gumbel", "temperature_steps": 9}, "falls over 9 steps, but there are only 4"),
+        ({"codebook_start": 4}, "starts at step 4, but there are only 4"),
+        ({"base_channels": 6}, "base_channels is 6; it must be a multiple of 4"),
+        ({"loss": replace(ADVERSARIAL, perceptual_weight=1.0)}, "give its weights with --perceptual"),
     ],
 )
-def test_impossible_wishes_are_told_before_anything_is_made(changes: dict[str, object], sentence: str):
+def test_impossible_options_are_refused(changes: dict[str, object], sentence: str):
     with pytest.raises(DaguerreError, match=sentence):
         replace(RECIPES["vqgan"], **changes)
 
 
-def test_pictures_need_no_captions_and_what_is_no_folder_is_named(tmp_path: Path):
+def test_images_need_no_captions_and_a_missing_directory_is_refused(tmp_path: Path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     assert len(open_dataset(str(tmp_path), 16)) == 1
-    with pytest.raises(DaguerreError, match="no folder 'nowhere'; the data is a folder of pictures, or shapes or emoji"):
+    with pytest.raises(DaguerreError, match="no directory 'nowhere'; give a directory of images, or shapes or emoji"):
         open_dataset("nowhere", 16)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DaguerreError, match="No pictures in"):
+    with pytest.raises(DaguerreError, match=r"No (images|pictures) in"):
         open_dataset(str(tmp_path / "empty"), 16)

@@ -1,4 +1,4 @@
-"""`daguerre train prior`, tiny: every way to be told, kept pictures, exact bits, resumption, and what is refused."""
+"""`daguerre train prior` at a tiny size: every condition, held-out images, code lengths, and refused options."""
 
 import json
 from dataclasses import replace
@@ -16,9 +16,9 @@ from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import MapToImage
-from daguerre.training.lineage_options import PriorRecipe
-from daguerre.training.loop import LoopConfig
+from daguerre.training.config import LoopConfig
 from daguerre.training.objectives.prior import CodeBatch, code_lengths, no_decay
+from daguerre.training.options.prior import PriorRecipe
 from daguerre.training.recipes import prior as recipe
 from daguerre.training.recipes.prior import run
 from daguerre.weights import save_first_stage
@@ -35,8 +35,17 @@ def first_stage(tmp_path_factory) -> Path:
 
 
 def tiny(first_stage: Path, out: Path, **changes) -> PriorRecipe:
-    shape = {"data": "shapes", "size": 16, "pictures": 8, "measured": 6, "width": 8, "layers": 1, "heads": 2, "loop": LOOP}
-    return PriorRecipe(first_stage, out=out, **{**shape, **changes})
+    options = {
+        "data": "shapes",
+        "resolution": 16,
+        "num_images": 8,
+        "eval_images": 6,
+        "hidden_size": 8,
+        "layers": 1,
+        "heads": 2,
+        "loop": LOOP,
+    }
+    return PriorRecipe(first_stage, out=out, **{**options, **changes})
 
 
 @pytest.mark.parametrize(
@@ -45,19 +54,19 @@ def tiny(first_stage: Path, out: Path, **changes) -> PriorRecipe:
         ({}, Request()),
         ({"kind": "pixelcnn", "condition": "class"}, Request(prompt="circle")),
         ({"kind": "pixelsnail"}, Request()),
-        ({"condition": "text", "keep": 0.9}, Request(prompt="a red circle")),
+        ({"condition": "text", "pkeep": 0.9}, Request(prompt="a red circle")),
         ({"condition": "coordinates"}, Request(width=24)),
         ({"condition": "map"}, Request(task=MapToImage(Image.new("RGB", (16, 16))))),
     ],
     ids=["none", "class", "pixelsnail", "text", "coordinates", "map"],
 )  # fmt: skip
-def test_every_prior_trains_and_draws(first_stage: Path, tmp_path: Path, monkeypatch, changes: dict, request_: Request):
+def test_every_prior_trains_and_generates(first_stage: Path, tmp_path: Path, monkeypatch, changes: dict, request_: Request):
     monkeypatch.setattr(recipe, "MAP_STEPS", 2)
     model = daguerre.load(run(tiny(first_stage, tmp_path / "out", **changes)))
     assert isinstance(model, LatentPrior)
     assert len(daguerre.generate(model, request_)) == 1
     found = json.loads((tmp_path / "out" / "nll.json").read_text())
-    assert found["pictures"] == 6
+    assert found["images"] == 6
     assert found["bits_per_pixel"]["value"] == pytest.approx(found["bits_per_code"]["value"] / 16)
     assert 1 < found["bits_per_code"]["value"] < 4
 
@@ -67,67 +76,67 @@ def test_code_lengths_are_those_of_each_grid():
     prior = recipe.TransformerPrior(recipe.TransformerPriorConfig(8, 3, 10, (3, 3), width=8, layers=1, heads=2))
     data = CodeBatch(torch.randint(8, (5, 3, 3), dtype=torch.uint8), torch.randint(3, (5, 1)))
     whole = code_lengths(prior, data)
-    assert torch.equal(code_lengths(prior, data, at_once=2), whole)
+    assert torch.equal(code_lengths(prior, data, batch_size=2), whole)
     codes = data.codes.long()
     torch.testing.assert_close(whole, bits_per_code(prior(codes, data.condition), codes).detach())
 
 
-def test_embeddings_are_spared_from_weight_decay():
+def test_embeddings_have_no_weight_decay():
     prior = recipe.TransformerPrior(recipe.TransformerPriorConfig(8, 3, 10, (3, 3), width=8, layers=1, heads=2))
-    spared = {id(p) for p in no_decay(prior)}
-    decayed = {name for name, p in prior.named_parameters() if p.ndim > 1 and id(p) not in spared}
+    exempt = {id(p) for p in no_decay(prior)}
+    decayed = {name for name, p in prior.named_parameters() if p.ndim > 1 and id(p) not in exempt}
     assert decayed == {name for name, _ in prior.named_parameters() if name.endswith("weight") and "emb" not in name and "ln" not in name}
-    assert id(prior.tok_emb.weight) in spared
-    assert id(prior.pos_emb) in spared
+    assert id(prior.tok_emb.weight) in exempt
+    assert id(prior.pos_emb) in exempt
 
 
-def test_every_tenth_picture_of_a_folder_is_kept(first_stage: Path, tmp_path: Path):
+def test_every_tenth_image_of_a_folder_is_held_out(first_stage: Path, tmp_path: Path):
     for name in ("cat", "dog"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(10):
-            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / "pictures" / name / f"{i}.png")
-    (tmp_path / "pictures" / "cat" / "bad.png").write_bytes(b"no picture")
-    told = {"data": str(tmp_path / "pictures"), "condition": "class"}
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "images" / "cat" / "bad.png").write_bytes(b"not an image")
+    options = {"data": str(tmp_path / "images"), "condition": "class"}
     with pytest.raises(DaguerreError, match="--skip-bad"):
-        run(tiny(first_stage, tmp_path / "out", **told))
-    path = run(tiny(first_stage, tmp_path / "out", num_images=500, eval_images=500, skip_bad=True, **told))
+        run(tiny(first_stage, tmp_path / "out", **options))
+    path = run(tiny(first_stage, tmp_path / "out", num_images=500, eval_images=500, skip_bad=True, **options))
     model = daguerre.load(path)
     assert model.prefix.names == ("cat", "dog")
     found = json.loads((tmp_path / "out" / "nll.json").read_text())
     assert found["unseen"]
-    assert found["pictures"] == 2  # no picture counts twice
-    assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each
-    trained, measured, unseen = recipe.split_held_out(recipe.open_prior_dataset(tiny(first_stage, tmp_path, skip_bad=True, **told)))
+    assert found["images"] == 2  # no image counts twice
+    assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each image
+    trained, measured, unseen = recipe.split_held_out(recipe.open_prior_dataset(tiny(first_stage, tmp_path, skip_bad=True, **options)))
     assert (len(trained.images), len(measured.images), unseen) == (18, 2, True)
 
 
-def test_depth_is_told_by_files_beside_a_folders_pictures(first_stage: Path, tmp_path: Path):
+def test_depth_maps_come_from_files(first_stage: Path, tmp_path: Path):
     for i in range(3):
-        for name, mode in (("pictures", "RGB"), ("depth", "L")):
+        for name, mode in (("images", "RGB"), ("depth", "L")):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.linear_gradient("L").convert(mode).rotate(90 * i).save(tmp_path / name / f"{i}.png")
-    told = {"data": str(tmp_path / "pictures"), "condition": "map", "map": "depth", "map_stage": first_stage}
-    model = daguerre.load(run(tiny(first_stage, tmp_path / "out", maps=tmp_path / "depth", **told)))
+    options = {"data": str(tmp_path / "images"), "condition": "map", "map": "depth", "map_first_stage": first_stage}
+    model = daguerre.load(run(tiny(first_stage, tmp_path / "out", maps=tmp_path / "depth", **options)))
     assert model.prefix.kind == "depth"
     assert not json.loads((tmp_path / "out" / "nll.json").read_text())["unseen"]
-    picture, *_ = daguerre.generate(model, Request(task=MapToImage(Image.linear_gradient("L").resize((16, 16)))))
-    assert picture.image.size == (16, 16)
+    image, *_ = daguerre.generate(model, Request(task=MapToImage(Image.linear_gradient("L").resize((16, 16)))))
+    assert image.image.size == (16, 16)
     with pytest.raises(DaguerreError, match="--maps"):
-        run(tiny(first_stage, tmp_path / "other", **told))
+        run(tiny(first_stage, tmp_path / "other", **options))
 
 
-def test_what_does_not_fit_is_refused(first_stage: Path, tmp_path: Path):
+def test_impossible_options_are_refused(first_stage: Path, tmp_path: Path):
     for changes, message in (
-        ({"size": 18}, "18; for this first stage it must be a multiple of 4, such as 16"),
+        ({"resolution": 18}, "18; for this first stage it must be a multiple of 4, such as 16"),
         ({"data": str(tmp_path / "none")}, "none"),
     ):
         with pytest.raises(DaguerreError, match=message):
             run(tiny(first_stage, tmp_path / "out", **changes))
     for changes, message in (
-        ({"kind": "pixelcnn", "condition": "text"}, "take --kind transformer"),
-        ({"heads": 3}, "the heads must divide the width"),
-        ({"pictures": 2}, "too few"),
-        ({"map_stage": first_stage}, "with --condition map alone"),
+        ({"kind": "pixelcnn", "condition": "text"}, "use --kind transformer"),
+        ({"heads": 3}, "heads must divide hidden_size"),
+        ({"num_images": 2}, "use at least 4 and 1"),
+        ({"map_first_stage": first_stage}, "only to --condition map"),
     ):
         with pytest.raises(DaguerreError, match=message):
             tiny(first_stage, tmp_path / "out", **changes)

@@ -1,4 +1,4 @@
-"""Recipes end to end at a tiny size: stopped in any stage, run again, the model that results opens and is the same in every bit."""
+"""Recipes end to end at a tiny size: a run interrupted in any task resumes, and the model is the same in every bit."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +14,10 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNetConfig
-from daguerre.training.config import EmojiRecipe, LatentRecipe, LoopConfig, TextToImageRecipe
+from daguerre.training.config import LoopConfig
 from daguerre.training.loop import Interrupted
+from daguerre.training.options.latent_diffusion import EmojiRecipe, LatentRecipe
+from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.recipes import RECIPES
 from daguerre.training.recipes.emoji import PRESETS
 from daguerre.training.recipes.emoji import run as run_emoji
@@ -32,7 +34,7 @@ PLAN = LatentDiffusionPlan(
     clip=ClipPlan(tiny_text(600, 64, 1, length=16), tiny_vision(16, 8, 64, 1, projection=64), LOOP),
     diffusion=DiffusionPlan(
         UNetConfig(4, 4, channels=(32, 64), blocks=1, depth=(0, 1), heads=(1, 1), context_width=64),
-        replace(LOOP, steps=8),
+        replace(LOOP, max_train_steps=8),
         cached_samples=48,
     ),
     curriculum=0.5,
@@ -58,28 +60,28 @@ def finished(tmp_path_factory) -> Path:
     return run(TinyRecipe(tmp_path_factory.mktemp("runs") / "whole"))
 
 
-def test_the_result_opens_and_makes_pictures(finished):
+def test_the_finished_model_generates_images(finished):
     model = daguerre.load(finished)
-    (picture,) = daguerre.generate(model, prompt="a red circle", steps=3)
-    assert picture.image.size == (16, 16)
+    (image,) = daguerre.generate(model, prompt="a red circle", steps=3)
+    assert image.image.size == (16, 16)
     samples = sorted(path.name for path in finished.parent.glob("*/samples/*.png"))
-    assert samples == ["000004.png"] * 3  # autoencoder, lesson and diffusion
+    assert samples == ["000004.png"] * 3  # autoencoder, curriculum and diffusion
 
 
 def test_latents_have_unit_variance(finished):
     model = daguerre.load(finished)
     rng = np.random.default_rng(9)
     source = ShapesDataset(16)
-    pictures = [np.asarray(source.sample(i, rng).image) for i in range(64)]
-    z = model.autoencoder.encode(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1)
+    images = [np.asarray(source.sample(i, rng).image) for i in range(64)]
+    z = model.autoencoder.encode(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1)
     assert z.std().item() == pytest.approx(1, abs=0.15)
     assert abs(z.mean().item()) < 0.15
 
 
-def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path, monkeypatch):
+def test_an_interrupted_recipe_resumes_exactly(finished, tmp_path, monkeypatch):
     recipe = TinyRecipe(tmp_path / "parts")
-    for stage in ("autoencoder", "clip", "lesson", "diffusion"):
-        monkeypatch.setattr("daguerre.training.loop._stop_signals", stop_after(3, tmp_path / "parts" / stage))
+    for task in ("autoencoder", "clip", "curriculum", "diffusion"):
+        monkeypatch.setattr("daguerre.training.loop._stop_signals", stop_after(3, tmp_path / "parts" / task))
         with pytest.raises(Interrupted, match="step 3 of 4"):
             run(recipe)
     monkeypatch.undo()
@@ -90,42 +92,42 @@ def test_stopped_in_a_stage_and_run_again_gives_the_same_bits(finished, tmp_path
 
 
 @pytest.mark.parametrize(("trains_text", "learned"), [(False, {"unet"}), (True, {"unet", "text"})])
-def test_a_finished_model_trains_on(finished, tmp_path, trains_text, learned):
+def test_a_finished_model_can_be_fine_tuned(finished, tmp_path, trains_text, learned):
     plan = replace(PLAN, diffusion=replace(PLAN.diffusion, trains_text=trains_text))
     again = run(TinyRecipe(tmp_path / "more", model=str(finished)), plan)
-    assert not (again.parent / "lesson").exists()  # which would take relations from a model that knows them
+    assert not (again.parent / "curriculum").exists()  # it would make a trained model forget relations
     before, after = weights(daguerre.load(finished)), weights(daguerre.load(again))
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == learned
 
 
 def stop_after(steps: int, folder: Path):
-    """In place of signals: the wish to stop, after `steps` steps of the stage whose checkpoints lie in `folder`."""
+    """Replaces signals: requests a stop after `steps` steps of the task that writes to `folder`."""
     from contextlib import contextmanager
 
     @contextmanager
     def signals():
-        asked = 0
+        calls = 0
 
-        def ask() -> bool:
-            nonlocal asked
-            asked += 1
-            return folder.exists() and not (folder.parent / NEXT[folder.name]).exists() and asked == steps
+        def stop_requested() -> bool:
+            nonlocal calls
+            calls += 1
+            return folder.exists() and not (folder.parent / NEXT[folder.name]).exists() and calls == steps
 
-        yield ask
+        yield stop_requested
 
     return signals
 
 
-NEXT = {"autoencoder": "clip", "clip": "lesson", "lesson": "diffusion", "diffusion": "model"}
+NEXT = {"autoencoder": "clip", "clip": "curriculum", "curriculum": "diffusion", "diffusion": "model"}
 
 
-def test_another_recipes_folder_is_refused(finished):
+def test_a_folder_of_another_recipe_is_refused(finished):
     with pytest.raises(DaguerreError, match=r"belongs to a run with seed 0, not 5\. .* choose another --out"):
         run(TinyRecipe(finished.parent, seed=5))
 
 
-def test_a_model_that_is_not_there_leaves_nothing(tmp_path):
-    """Or the folder would remember the wrong name, and refuse the right one."""
+def test_a_missing_model_leaves_no_files(tmp_path):
+    """Otherwise the folder would keep the wrong name and refuse the right one."""
     with pytest.raises(DaguerreError, match="no model 'none'"):
         run(TinyRecipe(tmp_path / "out", model="none"))
     assert not (tmp_path / "out").exists()
@@ -139,13 +141,13 @@ def test_steps_of_a_preset_can_be_changed():
 
 def test_the_gpu_preset_is_refused_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DaguerreError, match="take --preset cpu"):
+    with pytest.raises(DaguerreError, match="use --preset cpu"):
         run_emoji(EmojiRecipe(tmp_path / "out", preset="gpu"))
     assert not (tmp_path / "out").exists()
 
 
-def test_the_embedded_model_fits():
-    """At most 64 MB in half precision, by either preset."""
+def test_the_embedded_model_has_at_most_64_mb():
+    """In half precision, for both presets."""
     from daguerre.models.autoencoder_kl import AutoencoderKL
     from daguerre.models.clip import CLIPText
     from daguerre.models.unet import UNet
@@ -158,16 +160,16 @@ def test_the_embedded_model_fits():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i, colour in enumerate(("red", "green", "blue", "white")):
         Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"a {colour} picture")
+        (folder / f"{i}.txt").write_text(f"a {colour} image")
     return folder
 
 
-@pytest.mark.parametrize("changes", [{}, {"fresh": True, "cache": False, "gradient_checkpointing": True}])
-def test_text_to_image_trains_the_unet_alone(finished, folder, tmp_path, changes):
+@pytest.mark.parametrize("changes", [{}, {"from_scratch": True, "cache": False, "gradient_checkpointing": True}])
+def test_text_to_image_trains_only_the_unet(finished, folder, tmp_path, changes):
     loop = replace(LOOP, batch_size=4, sample_every=0, mixed_precision="no")
     recipe = TextToImageRecipe(folder, tmp_path / "out", model=str(finished), loop=loop, **changes)
     before, after = weights(daguerre.load(finished)), weights(daguerre.load(run_text_to_image(recipe)))
@@ -175,21 +177,21 @@ def test_text_to_image_trains_the_unet_alone(finished, folder, tmp_path, changes
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("unet"))
 
 
-def test_text_to_image_learns_the_pictures(finished, folder, tmp_path):
+def test_text_to_image_lowers_the_loss(finished, folder, tmp_path):
     import json
 
-    loop = replace(LOOP, steps=150, batch_size=8, learning_rate=2e-3, sample_every=0, log_every=50)
+    loop = replace(LOOP, max_train_steps=150, batch_size=8, learning_rate=2e-3, sample_every=0, log_every=50)
     run_text_to_image(TextToImageRecipe(folder, tmp_path / "out", model=str(finished), from_scratch=True, loop=loop))
     losses = [json.loads(line)["unet"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] * 0.8
 
 
-def test_an_empty_folder_is_named(tmp_path, finished):
+def test_an_empty_folder_is_refused(tmp_path, finished):
     (tmp_path / "none").mkdir()
     with pytest.raises(DaguerreError, match="none"):
         run_text_to_image(TextToImageRecipe(tmp_path / "none", tmp_path / "out", model=str(finished)))
 
 
-def test_every_recipe_says_what_it_does():
+def test_every_recipe_has_help_and_a_run_function():
     assert {"emoji", "shapes", "text-to-image"} <= RECIPES.keys()
     assert all(recipe.summary and recipe.options.__doc__ and callable(recipe.run) for recipe in RECIPES.values())

@@ -1,4 +1,4 @@
-"""The shapes recipe's own plan: what it trains can be written and opened, and what it shows is said as its pictures are."""
+"""The plan of the shapes recipe: its model can be saved and loaded, its attention is grounded, its preview prompts use known words."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from daguerre.weights import load_diffusion, save
 
 
 @pytest.fixture
-def fresh() -> LatentDiffusion:
+def untrained() -> LatentDiffusion:
     tokenizer = train_tokenizer(
         ShapesDataset(SHAPES_PLAN.size).captions(200, seed=0), SHAPES_PLAN.clip.text.vocab_size, SHAPES_PLAN.clip.text.length
     )
@@ -26,20 +26,22 @@ def fresh() -> LatentDiffusion:
     return init_model(SHAPES_PLAN.diffusion, AutoencoderKL(SHAPES_PLAN.autoencoder.model), conditioner, SHAPES_PLAN.size, 0, "shapes")
 
 
-def test_its_model_is_saved_and_opened(fresh: LatentDiffusion, tmp_path: Path):
-    assert load_diffusion(save(fresh, tmp_path / "shapes")).unet.config == SHAPES_PLAN.diffusion.unet
+def test_the_model_can_be_saved_and_loaded(untrained: LatentDiffusion, tmp_path: Path):
+    assert load_diffusion(save(untrained, tmp_path / "shapes")).unet.config == SHAPES_PLAN.diffusion.unet
 
 
-def test_its_attention_is_taught_where_the_shapes_are(fresh: LatentDiffusion, tmp_path: Path):
-    """The first steps of the last stage, as the plan has them."""
-    plan = replace(SHAPES_PLAN.diffusion, pool=64, loop=replace(SHAPES_PLAN.diffusion.loop, steps=2, log_every=1, sample_every=0))
-    train_diffusion(plan, fresh, ShapesDataset(SHAPES_PLAN.size), 0, tmp_path, SHAPES_PREVIEW_PROMPTS)
+def test_the_grounding_loss_is_part_of_the_diffusion_loss(untrained: LatentDiffusion, tmp_path: Path):
+    """The first steps of the diffusion task."""
+    plan = replace(
+        SHAPES_PLAN.diffusion, cached_samples=64, loop=replace(SHAPES_PLAN.diffusion.loop, max_train_steps=2, log_every=1, sample_every=0)
+    )
+    train_diffusion(plan, untrained, ShapesDataset(SHAPES_PLAN.size), 0, tmp_path, SHAPES_PREVIEW_PROMPTS)
     first, second = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
-    assert plan.grounding * first["astray"] == pytest.approx(first["unet"] - first["mse"], abs=1e-5)
-    assert 0 < second["astray"] < 1
+    assert plan.grounding * first["grounding"] == pytest.approx(first["unet"] - first["mse"], abs=1e-5)
+    assert 0 < second["grounding"] < 1
 
 
-def test_the_shown_prompts_are_in_the_sources_words():
+def test_the_preview_prompts_use_the_words_of_the_captions():
     fixed = ["a", "an", "two", "on", "to", "the", "left", "of", "background"]
     known = {*fixed, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *COUNTS.values(), *SIZES, *" ".join(POSITIONS).split()}
     assert not {word for prompt in SHAPES_PREVIEW_PROMPTS for word in prompt.split()} - known

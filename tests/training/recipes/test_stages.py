@@ -1,4 +1,4 @@
-"""The losses against hand calculations and autograd; what must not change does not."""
+"""Losses against hand calculations and autograd."""
 
 import math
 
@@ -12,10 +12,11 @@ from daguerre.diffusion import Conditioning, Schedule, ScheduleConfig
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from daguerre.training.config import AutoencoderLoss, DiffusionLoss
 from daguerre.training.ema import EMA
-from daguerre.training.objectives.autoencoder import AutoencoderLoss, AutoencoderTask, adaptive_weight, gradient_distance, latent_change
+from daguerre.training.objectives.autoencoder import AutoencoderTask, adaptive_weight, gradient_distance, random_transform
 from daguerre.training.objectives.clip import contrastive_loss
-from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask, sample_timesteps
+from daguerre.training.objectives.diffusion import DiffusionTask, sample_timesteps
 
 TINY = AutoencoderKLConfig(latent_channels=4, channels=(8, 16), blocks=1, mid_attention=False, norm_groups=4)
 
@@ -32,57 +33,56 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     assert not adaptive_weight(rec, g, w).requires_grad
 
 
-def test_each_loss_of_the_adversarial_pair_moves_only_its_own_network():
+def test_each_adversarial_loss_updates_only_its_own_network():
     torch.manual_seed(0)
-    weights = AutoencoderLoss(gradient=0.0, kl=0.0, adversarial=1.0, adversarial_start=0, adversarial_ramp=1)
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
-    stage = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+    weights = AutoencoderLoss(gradient_weight=0.0, kl_weight=0.0, adversarial_weight=1.0, adversarial_start=0, adversarial_ramp=1)
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
+    task = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=discriminator)
     batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
-    yielded = stage.losses(batch, seeded(), step=5)
+    yielded = task.losses(batch, task.networks, seeded(), step=5)
     name, loss, logged = next(yielded)
     assert name == "autoencoder"
     assert logged["lambda"].item() > 0
     loss.backward()
-    assert all(p.grad is None for p in critic.parameters())
-    moved = {name: p.grad.clone() for name, p in stage.plain.named_parameters()}  # all of them have one
+    assert all(p.grad is None for p in discriminator.parameters())
+    moved = {name: p.grad.clone() for name, p in task.autoencoder.named_parameters()}  # all of them have one
     name, d, _ = next(yielded)
     d.backward()
     assert name == "discriminator"
-    assert all(p.grad is not None for p in critic.parameters())
-    assert all(torch.equal(p.grad, moved[name]) for name, p in stage.plain.named_parameters())
+    assert all(p.grad is not None for p in discriminator.parameters())
+    assert all(torch.equal(p.grad, moved[name]) for name, p in task.autoencoder.named_parameters())
     assert next(yielded, None) is None
 
 
-def test_the_autoencoders_gradient_is_that_of_the_whole_sum():
+def test_the_autoencoders_gradient_equals_that_of_the_full_loss():
     torch.manual_seed(0)
-    weights = AutoencoderLoss(kl=0.0, adversarial=0.7, adversarial_start=0, adversarial_ramp=1)
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
-    stage = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+    weights = AutoencoderLoss(kl_weight=0.0, adversarial_weight=0.7, adversarial_start=0, adversarial_ramp=1)
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
+    task = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=discriminator)
     batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
-    _, loss, logged = next(stage.losses(batch, seeded(), step=5))
+    _, loss, logged = next(task.losses(batch, task.networks, seeded(), step=5))
     loss.backward()
-    ours = {name: p.grad.clone() for name, p in stage.plain.named_parameters()}
-    stage.plain.zero_grad()
-    draw = seeded()
-    torch.rand((), generator=draw)  # whether the latent is changed is drawn before its noise
-    noise = torch.randn(4, 4, 8, 8, generator=draw)
-    rebuilt, _ = stage.plain(batch.x, noise)
-    whole = stage._reconstruction(batch.x, rebuilt) - 0.7 * logged["lambda"] * critic(rebuilt).mean()
+    gradients = {name: p.grad.clone() for name, p in task.autoencoder.named_parameters()}
+    task.autoencoder.zero_grad()
+    generator = seeded()
+    torch.rand((), generator=generator)  # decides on the transform, before the noise
+    noise = torch.randn(4, 4, 8, 8, generator=generator)
+    rebuilt, _ = task.autoencoder(batch.x, noise)
+    whole = task.reconstruction_loss(batch.x, rebuilt) - 0.7 * logged["lambda"] * discriminator(rebuilt).mean()
     torch.testing.assert_close(loss, whole)
     whole.backward()
-    assert stage.plain.last_layer.grad.abs().max() > 1e-3
-    for name, p in stage.plain.named_parameters():
-        torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert task.autoencoder.last_layer.grad.abs().max() > 1e-3
+    for name, p in task.autoencoder.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_the_critic_waits_for_its_start_and_rises():
-    weights = AutoencoderLoss(adversarial=1.0, adversarial_start=10, adversarial_ramp=4)
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
-    stage = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=critic)
+def test_the_discriminator_starts_late():
+    weights = AutoencoderLoss(adversarial_weight=1.0, adversarial_start=10, adversarial_ramp=4)
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
+    task = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=discriminator)
     batch = Batch(torch.zeros(2, 3, 16, 16), [""] * 2)
-    assert [name for name, _, _ in stage.losses(batch, seeded(), step=9)] == ["autoencoder"]
-    assert [name for name, _, _ in stage.losses(batch, seeded(), step=10)] == ["autoencoder", "discriminator"]
-    assert [stage._adversarial_ramp(step) for step in (9, 10, 11, 13, 99)] == [0.0, 0.25, 0.5, 1.0, 1.0]
+    assert [name for name, _, _ in task.losses(batch, task.networks, seeded(), step=9)] == ["autoencoder"]
+    assert [name for name, _, _ in task.losses(batch, task.networks, seeded(), step=10)] == ["autoencoder", "discriminator"]
 
 
 def test_gradient_distance_by_hand():
@@ -90,15 +90,15 @@ def test_gradient_distance_by_hand():
     assert gradient_distance(x, y).item() == pytest.approx(((1 + 3) / 2 + (3 + 1) / 2) / 2)
 
 
-def test_latent_change_does_the_same_to_latents_and_pictures():
-    """Turning commutes with pooling, so changing then pooling is pooling then changing."""
+def test_a_transform_acts_alike_on_latents_and_images():
+    """Rotation and scaling commute with pooling."""
     x = torch.rand(1, 3, 64, 64, generator=seeded(1))
     for n in range(12):
-        change = latent_change(seeded(n))
-        ahead, behind = F.avg_pool2d(change(x), 8), change(F.avg_pool2d(x, 8))
-        assert ahead.shape == behind.shape
-        assert (ahead - behind).abs().mean() < 0.08  # resizing filters differ in width; turns are exact
-    turned = {tuple(latent_change(seeded(n))(x).shape[-2:]) for n in range(12)}
+        transform = random_transform(seeded(n))
+        before, after = F.avg_pool2d(transform(x), 8), transform(F.avg_pool2d(x, 8))
+        assert before.shape == after.shape
+        assert (before - after).abs().mean() < 0.08  # resizing filters differ in width; turns are exact
+    turned = {tuple(random_transform(seeded(n))(x).shape[-2:]) for n in range(12)}
     assert turned == {(64, 64), (48, 48), (32, 32)}
 
 
@@ -110,8 +110,8 @@ def test_contrastive_loss_is_cross_entropy_both_ways():
     assert right.item() == pytest.approx((logits.argmax(0) == own).float().mean().item())
 
 
-def test_equal_captions_are_one_class():
-    """Logits that are the same for equal captions lose nothing but the log of how many share the target."""
+def test_equal_captions_share_the_target():
+    """Logits that are the same for equal captions cost only the log of the number that share the target."""
     logits = torch.full((4, 4), -50.0)
     logits[:2, :2] = logits[2, 2] = logits[3, 3] = 50.0
     loss, right = contrastive_loss(logits, ["a cat", "a cat", "a dog", "a pig"])
@@ -120,17 +120,17 @@ def test_equal_captions_are_one_class():
 
 
 class Perfect(nn.Module):
-    """Answers v exactly for a data set of one point: x0 is known, so ε and v follow from x_t."""
+    """Predicts v exactly for a dataset of one point: x0 is known, so ε and v follow from x_t."""
 
     def __init__(self, x0: torch.Tensor, schedule: Schedule):
         super().__init__()
-        self.x0, self.schedule, self.told = x0, schedule, []
-        self.conv_norm_out = nn.GroupNorm(1, 1)  # which tells device and dtype
+        self.x0, self.schedule, self.labels = x0, schedule, []
+        self.conv_norm_out = nn.GroupNorm(1, 1)  # LatentDiffusion reads device and dtype from it
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         a = self.schedule.alphas_cumprod[t].float().view(-1, 1, 1, 1)
         eps = (x - a.sqrt() * self.x0) / (1 - a).sqrt()
-        self.told.append(cond.label)
+        self.labels.append(cond.label)
         return a.sqrt() * eps - (1 - a).sqrt() * self.x0
 
 
@@ -140,26 +140,26 @@ def test_the_diffusion_loss_of_a_perfect_network_is_zero(loss):
     x0 = torch.randn(1, 4, 8, 8, generator=seeded())
     network = Perfect(x0, schedule)
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
-    stage = DiffusionTask(model, loss, lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
+    task = DiffusionTask(model, loss, lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
     batch = Batch(x0.expand(64, -1, -1, -1), ["abc"] * 64, latent=True)
-    (name, value, values), *rest = stage.losses(batch, seeded(3), step=0)
+    (name, value, values), *rest = task.losses(batch, task.networks, seeded(3), step=0)
     assert (name, rest) == ("unet", [])
-    assert ("mse" in values) == (loss.min_snr is not None)  # without weights it is the loss itself
+    assert ("mse" in values) == (loss.snr_gamma is not None)  # otherwise it equals the loss
     assert value.item() < 1e-6
     network.x0 = x0 + 1.0
-    assert next(stage.losses(batch, seeded(3), step=0))[1].item() > 1e-2
+    assert next(task.losses(batch, task.networks, seeded(3), step=0))[1].item() > 1e-2
 
 
 def test_a_tenth_of_the_captions_is_dropped():
     schedule = Schedule(ScheduleConfig())
     network = Perfect(torch.zeros(1, 4, 8, 8), schedule)
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
-    stage = DiffusionTask(model, DiffusionLoss(), lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
-    list(stage.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), seeded(), step=0))
-    assert (network.told[0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.015)
+    task = DiffusionTask(model, DiffusionLoss(), lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
+    list(task.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), seeded(), step=0))
+    assert (network.labels[0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.015)
 
 
-def test_times_cover_the_schedule():
+def test_timesteps_cover_the_schedule():
     uniform, normal, shifted = (
         sample_timesteps(20_000, 1000, loss, seeded())
         for loss in (DiffusionLoss(), DiffusionLoss(timestep_sampling="logit_normal"), DiffusionLoss(shift=4.0))
@@ -171,7 +171,7 @@ def test_times_cover_the_schedule():
     assert ((normal > 250) & (normal < 750)).float().mean().item() == pytest.approx(math.erf(math.log(3) / math.sqrt(2)), abs=0.01)
 
 
-def test_the_average_warms_up_as_said_and_comes_off():
+def test_the_ema_warms_up_and_is_removed_after_use():
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     ema = EMA({"n": network}, decay=0.9)
@@ -187,8 +187,8 @@ def test_the_average_warms_up_as_said_and_comes_off():
     assert network.weight.item() == 199.0
 
 
-def test_contrary_captions_are_told_from_by_pictures_alone():
-    logits = torch.zeros(3, 2)  # two captions, and one that is not true of the second picture, but as good by these logits
+def test_hard_negatives_count_only_for_images():
+    logits = torch.zeros(3, 2)  # two captions and one hard negative, all with equal logits
     loss, _ = contrastive_loss(logits, ["a cat", "a dog"])
     assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
     logits[2, 1] = 9.0

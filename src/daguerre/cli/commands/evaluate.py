@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from daguerre.training.config import EvaluateConfig
+from daguerre.evaluation.config import EvaluateConfig
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -49,8 +49,8 @@ def cache_latents(
 ) -> tuple[Tensor, list[str]]:
     """Encode the first `count` samples of `batches`, or load them from `folder` if they were encoded under the same `key`.
 
-    Returns the means as scaled latents (N, Z, h, w) in float16, and the captions; N is `count` rounded up to whole batches. `key` identifies
-    everything that the latents depend on: data, seed, weights. Several processes share the work.
+    Returns the means as scaled latents (N, Z, h, w) in float16, and the captions; N is `count` rounded up to whole batches. `key`
+    identifies everything that the latents depend on: data, seed, weights. Several processes share the work.
     """
     return _cache_encoded(batches, autoencoder, lambda x: autoencoder.encode(x).half(), "latents", count, folder / key, workers)
 

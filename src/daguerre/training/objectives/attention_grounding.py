@@ -3,12 +3,12 @@
     L = mean over nouns n of ᾱ_t·(1 − Σ_u m(u)·A_n(u) / Σ_u A_n(u))²        (TokenCompose: Wang et al. 2024, arXiv:2312.03626, section 3.2)
 
 A_n(u) is the attention of position u to noun n, the mean over heads and layers. m(u) is the share of position u that the object covers,
-divided by the largest share (in the paper 0 or 1). The loss depends on where the attention to a noun is, not on how much there is, and only on
-the mean, so that single heads stay free. The factor ᾱ_t, the signal's share of x_t, is not in the paper: where noise hides the object, its
-position is unknown.
+divided by the largest share (in the paper 0 or 1). The loss depends on where the attention to a noun is, not on how much there is, and only
+on the mean, so that single heads stay free. The factor ᾱ_t, the signal's share of x_t, is not in the paper: where noise hides the object,
+its position is unknown.
 
-Without this loss nothing ties attention to objects, because self-attention carries information between positions: a network can equally well
-read "circle" from the background, the padding or another word.
+Without this loss nothing ties attention to objects, because self-attention carries information between positions: a network can equally
+well read "circle" from the background, the padding or another word.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,6 @@ from daguerre.conditioning import Conditioner
 from daguerre.conditioning.prompt import WeightedText
 from daguerre.data import BatchLoader, Dataset, to_tensor
 from daguerre.data.condition_maps import SHAPES_NOUNS, load_condition_maps
-from daguerre.data.images import to_tensor
 from daguerre.nn.attention_hooks import GridSize, attention_probs
 
 

@@ -3,9 +3,9 @@
     L = |x − x̂|·l1 + |x − x̂|²·l2 + |∇x − ∇x̂|·gradient + perceptual(x, x̂) + kl·KL(q(z|x) ‖ N(0, 1)) + λ·w·g
     λ = ‖∂rec/∂W‖ / (‖∂g/∂W‖ + 1e-4),  W the decoder's last convolution     (Esser et al. 2021, arXiv:2012.09841, eq. 6 and 7)
 
-All terms are means over elements, so the weights do not depend on the image size. With `equivariance`, a share of the batches has its latent
-scaled or rotated before the decoder, and the target is the image with the same transform. Diffusion models train faster on such latents
-(Kouzelis et al. 2025, arXiv:2502.09509).
+All terms are means over elements, so the weights do not depend on the image size. With `equivariance`, a share of the batches has its
+latent scaled or rotated before the decoder, and the target is the image with the same transform. Diffusion models train faster on such
+latents (Kouzelis et al. 2025, arXiv:2502.09509).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -29,7 +29,9 @@ class DecoderTask(AutoencoderTask):
 
     def __init__(self, first_stage: AutoencoderKL | VQModel, preview: Tensor, perceptual: nn.Module | None = None, weight: float = 0.1):
         """preview: as in AutoencoderTask. weight: of the perceptual distance, if there is one."""
-        super().__init__(first_stage, replace(DECODER_LOSS, perceptual_weight=weight if perceptual else 0.0), preview, perceptual=perceptual)
+        super().__init__(
+            first_stage, replace(DECODER_LOSS, perceptual_weight=weight if perceptual else 0.0), preview, perceptual=perceptual
+        )
         self.networks = {"decoder": first_stage.decoder}
 
     def to(self, device: torch.device) -> None:

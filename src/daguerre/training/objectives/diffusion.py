@@ -2,10 +2,11 @@
 
     x_t = √ᾱ·x0 + √(1 − ᾱ)·ε,   L = w(t)·‖F(x_t, t, c) − target‖²      (Ho et al. 2020, arXiv:2006.11239, eq. 14)
 
-Timesteps are uniform or logit-normal, with an optional shift towards noise (Esser et al. 2024, arXiv:2403.03206, sections 3.1 and 5.3.2): in
-small latents the image is soon recognisable, and the caption matters only under much noise. w is 1 or the min-SNR weight (Hang et al. 2023,
-arXiv:2303.09556). A share of the captions is dropped, so that the model is also unconditional for classifier-free guidance. The text encoder is
-frozen or trained with the UNet, as in the first text-conditioned latent diffusion model (Rombach et al. 2022, arXiv:2112.10752, section 4.3.1).
+Timesteps are uniform or logit-normal, with an optional shift towards noise (Esser et al. 2024, arXiv:2403.03206, sections 3.1 and 5.3.2):
+in small latents the image is soon recognisable, and the caption matters only under much noise. w is 1 or the min-SNR weight (Hang et al.
+2023, arXiv:2303.09556). A share of the captions is dropped, so that the model is also unconditional for classifier-free guidance. The text
+encoder is frozen or trained with the UNet, as in the first text-conditioned latent diffusion model (Rombach et al. 2022, arXiv:2112.10752,
+section 4.3.1).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

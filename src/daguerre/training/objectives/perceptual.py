@@ -1,7 +1,7 @@
 """Load a perceptual distance for training and evaluation: LPIPS, or the features of a CLIP or an autoencoder.
 
-LPIPS weights are read from any file that contains them: the published pair (VGG16 and the five linear layers), or the checkpoint of a VQGAN or
-of Stable Diffusion's autoencoder, which has both under `loss.perceptual_loss.` (arXiv:1801.03924; arXiv:2012.09841).
+LPIPS weights are read from any file that contains them: the published pair (VGG16 and the five linear layers), or the checkpoint of a VQGAN
+or of Stable Diffusion's autoencoder, which has both under `loss.perceptual_loss.` (arXiv:1801.03924; arXiv:2012.09841).
 """
 
 import re
@@ -34,7 +34,7 @@ class PerceptualLoss:
 
     def embed(self, x: Tensor) -> Tensor:
         """The features of each image, averaged over positions and concatenated over layers: (B, D), for distances between sets."""
-        maps = self.distance.states(x) if isinstance(self.distance, LPIPS) else self.distance.features(x)
+        maps = self.distance.feature_maps(x) if isinstance(self.distance, LPIPS) else self.distance.features(x)
         return torch.cat([state.mean(dim=(2, 3)) for state in maps], dim=1)
 
 
@@ -48,8 +48,8 @@ def load_perceptual(paths: Sequence[Path]) -> PerceptualLoss:
         return _from_folder(paths[0])
     if not 1 <= len(paths) <= 2 or any(path.is_dir() for path in paths):
         raise DaguerreError(
-            f"{', '.join(map(str, paths)) or 'Nothing'} was given as perceptual network; give the directory of a CLIP or an autoencoder, or one or "
-            "two files with the weights of VGG16 and LPIPS."
+            f"{', '.join(map(str, paths)) or 'Nothing'} is no perceptual network; give the directory of a CLIP or an autoencoder, or "
+            "one or two files with the weights of VGG16 and LPIPS."
         )
     return _from_files(paths)
 

@@ -4,8 +4,8 @@
     variational:      L = −log₂ p(x|z) + KL(q(z|x) ‖ N(0, 1)) / ln 2  per number    (Kingma and Welling 2014, arXiv:1312.6114, eq. 3)
     vector-quantised: L = rec(x, x̂) + codebook + λ·w·g                             (Esser et al. 2021, arXiv:2012.09841, eq. 4 to 7)
 
-The variational p(x|z) is a Gaussian around x̂, discretised to the 256 values of a byte. Its standard deviation is the batch's RMS error, which
-maximises the likelihood (Rybkin et al. 2021, arXiv:2006.13202, section 3.2).
+The variational p(x|z) is a Gaussian around x̂, discretised to the 256 values of a byte. Its standard deviation is the batch's RMS error,
+which maximises the likelihood (Rybkin et al. 2021, arXiv:2006.13202, section 3.2).
 """
 
 import math

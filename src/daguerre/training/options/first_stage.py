@@ -66,7 +66,8 @@ class _AdversarialOptions(_FirstStageOptions):
         if loss.adversarial_weight and end > self.loop.max_train_steps:
             raise DaguerreError(
                 f"The discriminator starts at step {loss.adversarial_start} and has its full weight at step {end}, but there are only "
-                f"{self.loop.max_train_steps} steps; increase --max-train-steps, decrease --adversarial-start, or use --adversarial-weight 0."
+                f"{self.loop.max_train_steps} steps; increase --max-train-steps, decrease --adversarial-start, or set "
+                "--adversarial-weight 0."
             )
 
     @property
@@ -104,7 +105,7 @@ class VQVAERecipe(_AdversarialOptions):
     out: Path = Path("runs/vqvae")  # Directory for checkpoints, logs and the finished model.
     codebook_size: int = 512  # Number of codes.
     code_dim: int = 16  # Dimensions of a code's vector.
-    # How codes are chosen and learned: nearest code by the loss, nearest code by moving averages, or Gumbel-softmax.
+    # Nearest code, learned by the loss (nearest) or by moving averages (ema); or Gumbel-softmax.
     codebook: Literal["nearest", "ema", "gumbel"] = "ema"
     # Re-initialise codes used fewer than this many times per batch (moving average). Default: 0.1; 0 for gumbel.
     dead_code_threshold: float | None = None
@@ -132,7 +133,7 @@ class VQGANRecipe(VQVAERecipe):
 
     out: Path = Path("runs/vqgan")  # Directory for checkpoints, logs and the finished model.
     loss: tyro.conf.OmitArgPrefixes[AutoencoderLoss] = field(default_factory=lambda: ADVERSARIAL_LOSS)
-    # How codes are chosen and learned: nearest code by the loss, nearest code by moving averages, or Gumbel-softmax.
+    # Nearest code, learned by the loss (nearest) or by moving averages (ema); or Gumbel-softmax.
     codebook: Literal["nearest", "ema", "gumbel"] = "nearest"
 
 

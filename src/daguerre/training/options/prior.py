@@ -19,10 +19,8 @@ PRIOR_LOOP = LoopConfig(
     sample_every=1000,
     checkpoint_every=500,
 )
-IDENTITY = (
-    ("kind", "condition", "map", "resolution", "num_images", "hidden_size", "layers", "heads", "dropout")
-    + ("vocab_size", "max_text_tokens", "pkeep")
-)  # fmt: skip
+NETWORK_FIELDS = ("kind", "condition", "map", "resolution", "num_images", "hidden_size", "layers", "heads", "dropout")
+TEXT_FIELDS = ("vocab_size", "max_text_tokens", "pkeep")
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,15 @@ class PriorRecipe:
 
     def __post_init__(self) -> None:
         if self.kind != "transformer" and self.condition not in ("none", "class"):
-            raise DaguerreError(
-                f"A {self.kind} supports the conditions none and class, not {self.condition}; use --kind transformer."
-            )
+            raise DaguerreError(f"A {self.kind} supports the conditions none and class, not {self.condition}; use --kind transformer.")
         if self.heads < 1 or self.layers < 1 or self.hidden_size % self.heads:
             raise DaguerreError(
-                f"layers is {self.layers}, heads is {self.heads} and hidden_size is {self.hidden_size}; all must be 1 or more, and the heads "
-                "must divide the hidden size."
+                f"layers is {self.layers}, heads is {self.heads} and hidden_size is {self.hidden_size}; all must be 1 or more, and heads "
+                "must divide hidden_size."
             )
         if self.num_images < self.loop.batch_size or self.eval_images < 1:
             raise DaguerreError(
-                f"num_images is {self.num_images} and eval_images is {self.eval_images}; use at least {self.loop.batch_size} (one batch) and 1."
+                f"num_images is {self.num_images} and eval_images is {self.eval_images}; use at least {self.loop.batch_size} and 1."
             )
         if self.condition != "map" and (self.maps or self.map_first_stage):
             raise DaguerreError("--maps and --map-first-stage apply only to --condition map; remove them or set the condition.")
@@ -71,4 +67,4 @@ class PriorRecipe:
     @property
     def network(self) -> dict[str, object]:
         """The values that determine the trained weights, apart from data, first stage and loop."""
-        return {name: getattr(self, name) for name in IDENTITY}
+        return {name: getattr(self, name) for name in (*NETWORK_FIELDS, *TEXT_FIELDS)}

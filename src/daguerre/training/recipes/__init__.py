@@ -1,4 +1,4 @@
-"""Recipes of `daguerre train`: an options dataclass, from which the command line is built, and a run function; both are imported on demand."""
+"""Recipes of `daguerre train`: an options dataclass and a run function each, both imported on demand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ def _load(path: str) -> Any:
 
 _FIRST_STAGE = "recipes.first_stage:run"
 RECIPES: Mapping[str, Recipe] = {
-    "emoji": Recipe("the embedded model: autoencoder, CLIP, diffusion on emoji", "options.latent_diffusion:EmojiRecipe", "recipes.emoji:run"),
+    "emoji": Recipe(
+        "the embedded model: autoencoder, CLIP, diffusion on emoji", "options.latent_diffusion:EmojiRecipe", "recipes.emoji:run"
+    ),
     "shapes": Recipe("a small model of rendered shapes, on two CPU cores", "options.latent_diffusion:ShapesRecipe", "recipes.shapes:run"),
     "text-to-image": Recipe(
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"

@@ -50,7 +50,9 @@ def split_curriculum(plan: LatentDiffusionPlan) -> tuple[DiffusionPlan, LatentDi
     """The curriculum part of a plan, at least one step, and the rest of the plan."""
     whole, total = plan.diffusion, plan.diffusion.loop.max_train_steps
     steps = math.ceil(plan.curriculum * total)
-    first = replace(whole, cached_samples=math.ceil(plan.curriculum * whole.cached_samples), loop=replace(whole.loop, max_train_steps=steps))
+    first = replace(
+        whole, cached_samples=math.ceil(plan.curriculum * whole.cached_samples), loop=replace(whole.loop, max_train_steps=steps)
+    )
     return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, max_train_steps=total - steps)))
 
 

@@ -76,8 +76,8 @@ class DiffusionPlan:
 class LatentDiffusionPlan:
     """All three stages, for images of `size` × `size` pixels.
 
-    A caption states the positions of two things by the order of their names and the relation word together. Neither alone is informative, so a
-    model can ignore both for long. The curriculum, at the start of the diffusion stage, has only one order (Bengio et al. 2009).
+    A caption states the positions of two things by the order of their names and the relation word together. Neither alone is informative,
+    so a model can ignore both for long. The curriculum, at the start of the diffusion stage, has only one order (Bengio et al. 2009).
     """
 
     size: int

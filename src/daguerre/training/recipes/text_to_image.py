@@ -47,7 +47,9 @@ def run(recipe: TextToImageRecipe) -> Path:
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
     batches = BatchLoader(source, loop.batch_size, loop.seed, size)
     if recipe.cache:
-        latents, captions = cache_latents(batches, autoencoder, recipe.crops_per_image * len(source), recipe.out / "cache", fingerprint(encoded))
+        latents, captions = cache_latents(
+            batches, autoencoder, recipe.crops_per_image * len(source), recipe.out / "cache", fingerprint(encoded)
+        )
         batches = CachedLatents(latents, captions, loop.batch_size, loop.seed)
     task = DiffusionTask(model, recipe.loss, CachedCaptions(conditioner.encode_captions), source.captions(8, seed=0))
     options = {name: getattr(recipe, name) for name in ("from_scratch", "cache", "crops_per_image")}
