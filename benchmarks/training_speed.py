@@ -39,7 +39,7 @@ from daguerre.training.recipes.first_stage import build_network, training_task
 
 SIZE, STEPS = 32, 8
 ADVERSARIAL_FROM_START = replace(ADVERSARIAL_LOSS, adversarial_start=0, adversarial_ramp=0)  # so that the discriminator is measured, too
-DISCRIMINATOR = PatchDiscriminatorConfig(KLRecipe("shapes").discriminator_channels, layers=KLRecipe("shapes").discriminator_layers)
+DISCRIMINATOR = PatchDiscriminatorConfig(channels=KLRecipe("shapes").discriminator_channels, layers=KLRecipe("shapes").discriminator_layers)
 FIRST_STAGES: dict[str, FirstStageRecipe] = {
     "autoencoder": AutoencoderRecipe("shapes", resolution=SIZE),
     "vae": VAERecipe("shapes", resolution=SIZE),

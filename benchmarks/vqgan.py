@@ -1,6 +1,6 @@
 """The experiments of the VQGAN paper in small, on drawn shapes of 32 pixels (Esser et al. 2021, arXiv:2012.09841, sections 4.1 to 4.4).
 
-    python -m benchmarks.vqgan [--minutes 60] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out docs/vqgan]
+    python -m benchmarks.vqgan [--minutes 60] [--seeds 2] [--workers 2] [--work runs/vqgan] [--out benchmarks/vqgan.md]
 
 Every network is trained once for each seed, which draws its first weights and the order of its images; images, maps and the classifier are
 the same for all. `--minutes` are of processor time for the trainings of all seeds together, each on one thread, so that a busy machine
@@ -165,8 +165,8 @@ class ClassifierTask:
     def __init__(self, classifier: Classifier):
         self.classifier, self.networks = classifier, {"classifier": classifier}
 
-    def losses(self, batch: Shapes, draw: torch.Generator, step: int):
-        x = batch.x + 0.05 * torch.randn(batch.x.shape, generator=draw)
+    def losses(self, batch: Shapes, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+        x = batch.x + 0.05 * torch.randn(batch.x.shape, generator=generator)
         shape, colour = self.classifier.predict(x)
         yield "classifier", F.cross_entropy(shape, batch.shape) + F.cross_entropy(colour, batch.colour), {}
 
@@ -540,7 +540,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="how often everything is trained")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="how many seeds are trained at once")
     parser.add_argument("--work", type=Path, default=Path("runs/vqgan"), help="where networks and measurements are kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "vqgan")
+    parser.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "docs" / "vqgan", help="directory for the images")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), help="file for the tables")
     given = parser.parse_args(arguments)
     plan, path = {"minutes": given.minutes, "seeds": given.seeds}, given.work / "plan.json"
     if path.is_file() and json.loads(path.read_text()) != plan:
@@ -555,11 +556,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = [job.result() for job in jobs]
         except DaguerreError as error:
             parser.error(str(error))
-    given.out.mkdir(parents=True, exist_ok=True)
+    given.images.mkdir(parents=True, exist_ok=True)
     for image in run.work.glob("*.png"):
-        shutil.copy(image, given.out)
-    (given.out / "README.md").write_text(page(found, given.minutes))
-    print(f"{given.out / 'README.md'} after {(time.monotonic() - begun) / 60:.0f} minutes")
+        shutil.copy(image, given.images)
+    images = os.path.relpath(given.images, given.out.parent)
+    given.out.write_text(page(found, given.minutes).replace("](", f"]({images}/").replace(f"]({images}/http", "](http"))
+    print(f"{given.out} after {(time.monotonic() - begun) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":

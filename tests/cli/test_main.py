@@ -163,8 +163,8 @@ def test_a_checkpoint_is_converted_to_a_precision_by_either_of_its_names(run: Ru
         (["convert", "none", "x.safetensors"], "none", 1),
         (["reproduce", "none.png"], "there is no such file", 1),
         (["train", "emojy"], "Did you mean 'emoji'", 1),
-        (["train"], "No recipe is named first; there are emoji", 2),
-        (["train", "--processes", "2", "shapes"], "No recipe is named first", 2),
+        (["train"], "The first argument must be a recipe: emoji", 2),
+        (["train", "--seed", "2", "shapes"], "The first argument must be a recipe", 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -84,9 +84,8 @@ def test_grounding_adds_its_loss_to_an_unchanged_diffusion_loss(tiny_model: Late
     keys = [block.attn2.to_k.weight for block in model.unet.modules() if isinstance(block, TransformerBlock)]
     moved = torch.autograd.grad(after - before, keys)
     assert all(gradient.abs().max() > 0 for gradient in moved)
-    ((_, without, logged),) = grounded.losses(
-        replace(batch, coverage=None), grounded.networks, seeded(), step=0
-    )  # a dataset without positions
+    unknown = replace(batch, coverage=None)  # a dataset without positions
+    ((_, without, logged),) = grounded.losses(unknown, grounded.networks, seeded(), step=0)
     assert torch.equal(without, before)
     assert not logged
 

@@ -155,7 +155,7 @@ def test_a_tenth_of_the_captions_is_dropped():
     network = Perfect(torch.zeros(1, 4, 8, 8), schedule)
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
     task = DiffusionTask(model, DiffusionLoss(), lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
-    list(task.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), seeded(), step=0))
+    list(task.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), task.networks, seeded(), step=0))
     assert (network.labels[0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.015)
 
 
