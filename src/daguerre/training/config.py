@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from daguerre.errors import DaguerreError
 
 
+def optional(metavar: str) -> Any:
+    """Annotation of an option whose help text states the default itself."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass(frozen=True)
 class LoopConfig:
-    """Length, batch size, optimizer, precision and logging of one training. Presets derive with `dataclasses.replace`."""
+    """Length, batch size, optimizer, precision and logging of one training."""
 
     max_train_steps: int = 1000  # Total number of optimizer steps.
     batch_size: int = 64  # Images per optimizer step, summed over all processes and accumulated parts.
@@ -75,6 +82,8 @@ class DiffusionLoss:
 
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"  # Distribution of the timesteps.
     shift: float = 1.0  # Timestep shift s: u becomes s·u / (1 + (s − 1)·u); above 1 there is more noise.
-    snr_gamma: float | None = None  # Gamma of min-SNR loss weighting (5 in the paper); by default all timesteps weigh the same.
+    snr_gamma: Annotated[float | None, optional("FLOAT")] = (
+        None  # Gamma of min-SNR loss weighting (5 in the paper); by default all timesteps weigh the same.
+    )
     weight_floor: float = 0.05  # Smallest min-SNR weight (0 in the paper): zero terminal SNR needs training at pure noise.
     caption_dropout: float = 0.1  # Share of captions replaced by the empty one, for classifier-free guidance.

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from daguerre.training.config import LoopConfig
+from daguerre.training.config import LoopConfig, optional
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class DecoderRecipe:
     """Train only the decoder of a model's autoencoder; the latents stay the same."""
 
     data: str  # Directory with images, or a built-in dataset: shapes, emoji.
-    model: str | None = None  # Model or first stage to start from: a directory, or a checkpoint file. Default: the embedded model.
+    # Model or first stage to start from: a directory, or a checkpoint file. Default: the embedded model.
+    model: Annotated[str | None, optional("MODEL")] = None
     out: Path = Path("runs/decoder")  # Directory for checkpoints, logs and the finished model.
     resolution: int = 64  # Image size in pixels.
     perceptual: tuple[Path, ...] = ()  # One or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from daguerre.errors import DaguerreError
-from daguerre.training.config import AutoencoderLoss, LoopConfig
+from daguerre.training.config import AutoencoderLoss, LoopConfig, optional
 
 NORM_GROUPS = 4  # of every group norm: with few channels a group it is nearly instance norm, which loses colour
 FIRST_STAGE_LOOP = LoopConfig(
@@ -43,7 +43,7 @@ class _FirstStageOptions:
 
 @dataclass(frozen=True)
 class _ContinuousOptions(_FirstStageOptions):
-    latent_channels: int | None = None  # Channels of the latent. Default: 4 at f2, doubled with each level.
+    latent_channels: Annotated[int | None, optional("INT")] = None  # Channels of the latent. Default: 4 at f2, doubled with each level.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +108,7 @@ class VQVAERecipe(_AdversarialOptions):
     # Nearest code, learned by the loss (nearest) or by moving averages (ema); or Gumbel-softmax.
     codebook: Literal["nearest", "ema", "gumbel"] = "ema"
     # Re-initialise codes used fewer than this many times per batch (moving average). Default: 0.1; 0 for gumbel.
-    dead_code_threshold: float | None = None
+    dead_code_threshold: Annotated[float | None, optional("FLOAT")] = None
     codebook_start: int = 200  # Step at which a codebook that is not gumbel starts; before it the latent is not quantised.
     temperature_steps: int = 1000  # Number of steps over which the temperature of a gumbel codebook falls.
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from daguerre.training.config import optional
 
 
 @dataclass(frozen=True)
@@ -11,11 +13,11 @@ class LatentRecipe:
 
     out: Path  # Directory for checkpoints, logs and the finished model.
     # Name or directory of a model to fine-tune; only its UNet is trained. By default all parts start from nothing.
-    model: str | None = None
+    model: Annotated[str | None, optional("MODEL")] = None
     seed: int = 0  # Seed of the initial weights, the data order and the noise.
-    autoencoder_steps: int | None = None  # Number of training steps of the autoencoder. Default: the preset's.
-    clip_steps: int | None = None  # Number of training steps of CLIP. Default: the preset's.
-    diffusion_steps: int | None = None  # Number of training steps of the UNet. Default: the preset's.
+    autoencoder_steps: Annotated[int | None, optional("INT")] = None  # Number of training steps of the autoencoder. Default: the preset's.
+    clip_steps: Annotated[int | None, optional("INT")] = None  # Number of training steps of CLIP. Default: the preset's.
+    diffusion_steps: Annotated[int | None, optional("INT")] = None  # Number of training steps of the UNet. Default: the preset's.
 
 
 @dataclass(frozen=True)
@@ -39,5 +41,5 @@ class ClipScorerRecipe:
 
     out: Path = Path("runs/clip-scorer")  # Directory for checkpoints, logs and the finished model.
     resolution: int = 64  # Image size in pixels.
-    max_train_steps: int | None = None  # Total number of optimizer steps. Default: the preset's.
+    max_train_steps: Annotated[int | None, optional("INT")] = None  # Total number of optimizer steps. Default: the preset's.
     seed: int = 1000  # Seed of the initial weights and the data order.

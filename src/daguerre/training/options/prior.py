@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from daguerre.errors import DaguerreError
-from daguerre.training.config import LoopConfig
+from daguerre.training.config import LoopConfig, optional
 
 PRIOR_LOOP = LoopConfig(
     max_train_steps=3000,
@@ -34,8 +34,9 @@ class PriorRecipe:
     # What the prior is conditioned on. A class is a folder's name, a caption, or the kind of a rendered shape.
     condition: Literal["none", "class", "text", "map", "coordinates"] = "none"
     map: Literal["semantic", "depth", "edges", "small"] = "semantic"  # Kind of condition map, with --condition map.
-    maps: Path | None = None  # Directory with semantic or depth maps: PNG files under the names of the images.
-    map_first_stage: Path | None = None  # Directory of the first stage of the maps. By default a small one is trained first.
+    maps: Annotated[Path | None, optional("PATH")] = None  # Directory with semantic or depth maps: PNG files under the names of the images.
+    # Directory of the first stage of the maps. By default a small one is trained first.
+    map_first_stage: Annotated[Path | None, optional("PATH")] = None
     resolution: int = 64  # Image size in pixels.
     num_images: int = 20_000  # Number of images that are encoded once for training; a folder gives at most ten crops of each image.
     eval_images: int = 1000  # Number of images on which the final code length is measured; a folder gives each image once.

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from daguerre.training.config import DiffusionLoss, LoopConfig
+from daguerre.training.config import DiffusionLoss, LoopConfig, optional
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class TextToImageRecipe:
 
     data: Path  # Directory with the images.
     out: Path = Path("runs/text-to-image")  # Directory for checkpoints, logs and the finished model.
-    model: str | None = None  # Name or directory of the model to fine-tune. Default: the embedded model.
+    model: Annotated[str | None, optional("MODEL")] = None  # Name or directory of the model to fine-tune. Default: the embedded model.
     from_scratch: bool = False  # Start from a UNet with random weights.
-    resolution: int | None = None  # Image size in pixels. Default: the model's own.
+    resolution: Annotated[int | None, optional("INT")] = None  # Image size in pixels. Default: the model's own.
     crops_per_image: int = 4  # Number of random crops of each image that are encoded and cached.
     cache: bool = True  # Encode all images once before training; without the cache every step encodes new crops.
     gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
