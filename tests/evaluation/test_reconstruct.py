@@ -1,4 +1,4 @@
-"""What `daguerre reconstruct` reports: sizes by hand, the same for every way, and images beside their numbers."""
+"""The report of `daguerre reconstruct`: bits per pixel by hand, the same budget for every method."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from daguerre.cli.main import main
 from daguerre.errors import DaguerreError
-from daguerre.evaluation.reconstruct import ReconstructConfig, in_bytes, run
+from daguerre.evaluation.reconstruct import ReconstructConfig, round_to_8_bits, run
 from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.options.first_stage import KLRecipe, VQVAERecipe
 from daguerre.training.recipes.first_stage import build_network
@@ -31,20 +31,20 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_first_stage(build_network(KLRecipe(**TINY, latent_channels=3)), tmp_path_factory.mktemp("first stages") / "latents", 32)
 
 
-def test_codes_take_their_logarithm_and_every_way_no_more(codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_codes_take_log2_bits_and_codecs_no_more(codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["reconstruct", "shapes", "--model", str(codes), "--size", "32", "--count", "64", "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["codes", "JPEG", "WebP"]
     sizes = [row["bits_per_pixel"] for row in report["rows"]]
-    assert sizes[0] == pytest.approx(4 / 16)  # log₂ 16 bits a code, a code for 4×4 pixels
+    assert sizes[0] == pytest.approx(4 / 16)  # log₂ 16 bits per code, one code per 4×4 pixels
     assert all(0.5 * sizes[0] < size <= sizes[0] for size in sizes[1:])
     assert report["codes"]["bits per pixel"] <= sizes[0]
-    assert report["eyes"] == "the embedded model's encoder"
+    assert report["features"] == "the embedded model's encoder"
     assert (tmp_path / "out" / "side-by-side.png").is_file()
     assert "| codes | 0.250 |" in capsys.readouterr().out
 
 
-def test_a_continuous_latent_is_measured_as_bytes_and_as_it_is(latents: Path, codes: Path, tmp_path: Path):
+def test_continuous_latents_are_measured_rounded_and_unrounded(latents: Path, codes: Path, tmp_path: Path):
     report = run(ReconstructConfig("shapes", str(latents), tmp_path, size=32, count=32, perceptual=(codes,)))
     rounded, exact, *_ = report.rows
     assert rounded.bits_per_pixel == pytest.approx(3 * 8 / 16)
@@ -55,22 +55,22 @@ def test_a_continuous_latent_is_measured_as_bytes_and_as_it_is(latents: Path, co
     assert report.codes is None
 
 
-def test_a_codec_without_a_file_so_small_is_left_out_and_named(codes: Path, tmp_path: Path):
+def test_codecs_that_exceed_the_budget_are_listed(codes: Path, tmp_path: Path):
     report = run(ReconstructConfig("shapes", str(codes), tmp_path, size=16, count=2))
     assert [row.name for row in report.rows] == ["codes"]
-    assert "JPEG and WebP: no file" in report.markdown()
+    assert "JPEG and WebP: cannot encode" in report.markdown()
 
 
-def test_bytes_are_evenly_spread():
+def test_round_to_8_bits_is_uniform():
     z = torch.linspace(-3, 5, 10_000)
-    rounded = in_bytes(z)
+    rounded = round_to_8_bits(z)
     assert len(rounded.unique()) == 256
     assert (rounded - z).abs().max() <= 8 / 255 / 2 + 1e-6
-    assert torch.equal(in_bytes(torch.full((4,), 2.0)), torch.full((4,), 2.0))
+    assert torch.equal(round_to_8_bits(torch.full((4,), 2.0)), torch.full((4,), 2.0))
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"size": 30}, "size is 30; for .* it must be a multiple of 4"),
         ({"count": 1}, "count is 1"),
@@ -78,13 +78,13 @@ def test_bytes_are_evenly_spread():
         ({"model": "nowhere"}, "nowhere"),
     ],
 )
-def test_what_cannot_be_is_told(codes: Path, tmp_path: Path, changes: dict[str, object], sentence: str):
-    with pytest.raises(DaguerreError, match=sentence):
+def test_invalid_config_raises(codes: Path, tmp_path: Path, changes: dict[str, object], message: str):
+    with pytest.raises(DaguerreError, match=message):
         run(ReconstructConfig(**{"data": "shapes", "model": str(codes), "out": tmp_path / "out", "size": 32, **changes}))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_not_overwritten(codes: Path, tmp_path: Path):
+def test_other_folders_are_not_overwritten(codes: Path, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DaguerreError, match="holds no earlier reconstruction"):
+    with pytest.raises(DaguerreError, match="contains no earlier reconstruction"):
         run(ReconstructConfig("shapes", str(codes), tmp_path, size=32))

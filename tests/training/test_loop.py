@@ -115,9 +115,9 @@ def test_training_keeps_the_callers_random_state(tmp_path):
 
 
 def test_gradient_accumulation_equals_the_whole_batch(tmp_path):
-    """Without noise and dropout. The tolerance is a few roundings of weights around 1."""
+    """Without noise and dropout. The tolerance is a few roundings of weights around 1 in each of 12 steps."""
     results = [without_dropout(tmp_path / str(accumulate), accumulate) for accumulate in (1, 4)]
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
 
 
 def without_dropout(folder: Path, accumulate: int) -> list[torch.Tensor]:

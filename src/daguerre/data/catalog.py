@@ -26,6 +26,6 @@ def open_dataset(
     if not Path(data).is_dir():
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
     source = FolderDataset(Path(data), size, crop=crop, captioned=captioned, skip_bad=skip_bad)
-    for path, why in source.bad:
+    for path, why in source.skipped:
         print(f"skipped {path}: {why}", file=sys.stderr)
     return source

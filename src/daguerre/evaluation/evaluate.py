@@ -1,9 +1,9 @@
-"""Does the model draw what it's asked for? Images of prompts that it knows and of combinations that it never saw, before a judge.
+"""Measures whether a model generates what the prompt asks for, on known prompts and on combinations held out from training.
 
-    prompts ─► the road every user walks ─► images ─► judge ─► R-precision, Fréchet distance, nearest training images
+    prompts ─► generate ─► images ─► scorer ─► R-precision, Fréchet distance, nearest training images
 
-Everything is measured twice, on the generated images and on true renders, which shows what the judge and the measure are worth. Where a
-judge doesn't recognise the true renders, its word on the model counts for nothing.
+Every metric is also computed on true renders of the prompts, as a reference for the scorer and the metric. If the scorer does not
+recognise the true renders, its scores of the generated images are not reliable.
 """
 
 import json
@@ -17,15 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from daguerre.atomic_io import atomic_path, check_writable
+from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader, EmojiDataset, ShapesDataset
 from daguerre.data.images import to_image, to_tensor
-from daguerre.errors import DaguerreError
 from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
 from daguerre.evaluation.prompts_emoji import Box, EvalPrompt, held_out_prompts, known_prompts
 from daguerre.evaluation.prompts_shapes import shapes_prompts
-from daguerre.evaluation.report import DistanceReport, EvaluationReport, KindReport, PromptReport
+from daguerre.evaluation.report import DistanceReport, EvaluationReport, KindReport, PromptReport, check_out
 from daguerre.evaluation.shapes_scorer import ShapesScorer
 from daguerre.metrics import (
     Neighbours,
@@ -49,18 +48,18 @@ from daguerre.pipelines.tasks import VQ_PRIOR
 from daguerre.progress import track
 from daguerre.weights import load
 
-EVAL_BATCH = 32  # prompts sampled together; they share their noise, as the prompts of any one request do
-SHOWN_PER_KIND = 32  # images on a sheet
-SHOWN_NEIGHBOURS = 12
-KNOWN_SHARE = "known"  # the kind of trial whose prompts training saw
-SOURCES = {"emoji": EmojiDataset, "shapes": ShapesDataset}
+EVAL_BATCH = 32  # prompts per request; they share their initial noise, as in any request with several prompts
+GRID_IMAGES = 32  # images per grid and kind of prompt
+GRID_NEIGHBOURS = 12
+KNOWN_KIND = "known"  # the kind of prompts that training contains
+DATASETS = {"emoji": EmojiDataset, "shapes": ShapesDataset}
 AnyScorer = ClipScorer | ShapesScorer
-OTHER_PROMPTS = 1  # added to the seed of the prompts, for the true renders of others
+REFERENCE_SEED_OFFSET = 1  # added to the seed, for the prompts of the reference renders
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The report, and the images (N, 3, H, W) that it speaks of: generated, and the training image nearest to each in either sense."""
+    """The report, the generated images (N, 3, H, W), and the nearest training image of each by features and by pixels."""
 
     report: EvaluationReport
     images: Tensor
@@ -68,49 +67,52 @@ class Evaluation:
     nearest_in_pixels: Tensor
 
     def save(self, folder: Path) -> None:
-        """Write `report.json`, `report.md`, and sheets: of each kind the first images and what was mistaken, and the neighbours.
+        """Write `report.json`, `report.md`, grids of the first and of the mistaken images of each kind, and a grid of neighbours.
 
-        Raises DaguerreError if the place cannot be written.
+        Raises DaguerreError if the folder cannot be written.
         """
         prompts = self.report.prompts
-        with atomic_path(folder) as beside:
-            beside.mkdir()
-            (beside / "report.json").write_text(json.dumps(self.report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            (beside / "report.md").write_text(self.report.markdown() + "\n", encoding="utf-8")
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            (temporary / "report.json").write_text(json.dumps(self.report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (temporary / "report.md").write_text(self.report.markdown() + "\n", encoding="utf-8")
             for kind in dict.fromkeys(prompt.kind for prompt in prompts):
-                here = [i for i, prompt in enumerate(prompts) if prompt.kind == kind]
-                shown, missed = here[:SHOWN_PER_KIND], [i for i in here if prompts[i].rank > 0][:SHOWN_PER_KIND]
-                labelled_grid([*map(to_image, self.images[shown])], [prompts[i].prompt for i in shown]).save(beside / f"samples-{kind}.png")
+                indices = [i for i, prompt in enumerate(prompts) if prompt.kind == kind]
+                shown, missed = indices[:GRID_IMAGES], [i for i in indices if prompts[i].rank > 0][:GRID_IMAGES]
+                labelled_grid([*map(to_image, self.images[shown])], [prompts[i].prompt for i in shown]).save(
+                    temporary / f"samples-{kind}.png"
+                )
                 if missed:
-                    labels = [f"{prompts[i].prompt} (taken for {prompts[i].taken_for})" for i in missed]
-                    labelled_grid([*map(to_image, self.images[missed])], labels).save(beside / f"mistaken-{kind}.png")
-            spread = torch.linspace(0, len(prompts) - 1, min(SHOWN_NEIGHBOURS, len(prompts))).long().tolist()
-            rows = [self.images[spread], self.nearest_in_features[spread], self.nearest_in_pixels[spread]]
-            labels = [prompts[i].prompt for i in spread] + ["nearest to the judge"] * len(spread) + ["nearest in pixels"] * len(spread)
-            labelled_grid([*map(to_image, torch.cat(rows))], labels, columns=len(spread)).save(beside / "neighbours.png")
+                    labels = [f"{prompts[i].prompt} (mistaken for {prompts[i].best_match})" for i in missed]
+                    labelled_grid([*map(to_image, self.images[missed])], labels).save(temporary / f"mistaken-{kind}.png")
+            sample = torch.linspace(0, len(prompts) - 1, min(GRID_NEIGHBOURS, len(prompts))).long().tolist()
+            rows = [self.images[sample], self.nearest_in_features[sample], self.nearest_in_pixels[sample]]
+            labels = [prompts[i].prompt for i in sample] + ["nearest by features"] * len(sample) + ["nearest by pixels"] * len(sample)
+            labelled_grid([*map(to_image, torch.cat(rows))], labels, columns=len(sample)).save(temporary / "neighbours.png")
 
 
 def run(config: EvaluateConfig) -> EvaluationReport:
-    """Draw the prompts, judge the images and write everything to `config.out`.
+    """Generate images for the prompts, score them and write the results to `config.out`.
 
     Raises:
-        DaguerreError: no such model or judge, fewer than `count` prompts of a kind, an impossible setting, or `out` can't be written.
+        DaguerreError: there is no such model or scorer; there are fewer than `num_images` prompts of a kind; a setting is invalid; `out`
+            cannot be written.
     """
     request = Request(steps=config.steps, sampler=config.sampler, guidance_scale=config.guidance_scale, seed=config.seed)
-    check_out(config.out)
+    check_out(config.out, "evaluation", "report.json")
     model = load(config.model)
     if request.guidance_scale is None and isinstance(model, LatentDiffusion):
-        request = replace(request, guidance_scale=model.default_guidance)  # so that the report names it
-    stream(model, request)  # says at once if the model can't do what is asked
-    judge = ShapesScorer() if config.data == "shapes" else load_clip_scorer(config.scorer, device=model.device)
-    trials, others = (
-        eval_prompts(config.data, model.sample_size, config.num_images, seed) for seed in (config.seed, config.seed + OTHER_PROMPTS)
+        request = replace(request, guidance_scale=model.default_guidance)  # for the report
+    stream(model, request)  # raises early if the model does not support the request
+    scorer = ShapesScorer() if config.data == "shapes" else load_clip_scorer(config.scorer, device=model.device)
+    prompts, others = (
+        eval_prompts(config.data, model.sample_size, config.num_images, seed) for seed in (config.seed, config.seed + REFERENCE_SEED_OFFSET)
     )
-    training = BatchLoader(SOURCES[config.data](model.sample_size, split="train"), 64, config.seed)
+    training = BatchLoader(DATASETS[config.data](model.sample_size, split="train"), 64, config.seed)
     evaluation = evaluate(
-        judge,
-        trials,
-        generate_set(model, [trial.prompt for trial in trials], request),
+        scorer,
+        prompts,
+        generate_set(model, [prompt.prompt for prompt in prompts], request),
         reference=true_renders(others),
         training=first_images(training, config.training_images),
     )
@@ -119,7 +121,7 @@ def run(config: EvaluateConfig) -> EvaluationReport:
 
 
 def eval_prompts(data: Literal["emoji", "shapes"], size: int, count: int, seed: int) -> list[EvalPrompt]:
-    """`count` prompts of each kind that there is of emoji, or of shapes."""
+    """`count` evaluation prompts of each kind, for emoji or shapes."""
     if data == "shapes":
         return shapes_prompts(size, count, seed)
     source = EmojiDataset(size, split="all")
@@ -128,7 +130,7 @@ def eval_prompts(data: Literal["emoji", "shapes"], size: int, count: int, seed: 
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """One image (N, 3, H, W) for each of N prompts, the seed of each, and who made them, how, in how many seconds."""
+    """One image (N, 3, H, W) and seed for each of N prompts, with the model, the request and the total time in seconds."""
 
     images: Tensor
     seeds: tuple[int, ...]
@@ -140,104 +142,105 @@ class GeneratedSet:
 def generate_set(model: LatentDiffusion | LatentPrior, prompts: Sequence[str], request: Request) -> GeneratedSet:
     """Generate an image for each prompt.
 
-    Prompts are drawn `AT_ONCE` at a time by one request with one seed, which is one more for the next. They are shuffled before, so that
-    no kind of prompt meets its own noises.
+    Each request takes `EVAL_BATCH` prompts; the seed increases by one per request. The prompts are shuffled first, so that the noise does
+    not depend on the kind of prompt.
     """
     started = time.monotonic()
-    parts = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(EVAL_BATCH)
+    batches = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(request.seed)).split(EVAL_BATCH)
     images: dict[int, Tensor] = {}
     seeds: dict[int, int] = {}
-    for number, part in enumerate(track(parts, f"sampling, {EVAL_BATCH} prompts at once")):
-        places: list[int] = part.tolist()
-        here = replace(request, prompt=tuple(literal(prompts[i]) for i in places), seed=request.seed + number, num_images=1)
-        for i, image in zip(places, generate(model, here), strict=True):
-            images[i], seeds[i] = to_tensor(image.image), here.seed
+    for number, batch in enumerate(track(batches, f"generating images, {EVAL_BATCH} prompts per batch")):
+        indices: list[int] = batch.tolist()
+        batch_request = replace(request, prompt=tuple(literal(prompts[i]) for i in indices), seed=request.seed + number, num_images=1)
+        for i, image in zip(indices, generate(model, batch_request), strict=True):
+            images[i], seeds[i] = to_tensor(image.image), batch_request.seed
     if isinstance(model, LatentPrior):
         request = replace(request, sampler=VQ_PRIOR)
-    everywhere = range(len(prompts))
-    whole = torch.stack([images[i] for i in everywhere])
-    return GeneratedSet(whole, tuple(seeds[i] for i in everywhere), model.name, request, time.monotonic() - started)
+    order = range(len(prompts))
+    return GeneratedSet(
+        torch.stack([images[i] for i in order]), tuple(seeds[i] for i in order), model.name, request, time.monotonic() - started
+    )
 
 
-def evaluate(judge: AnyScorer, trials: Sequence[EvalPrompt], made: GeneratedSet, *, reference: Tensor, training: Tensor) -> Evaluation:
-    """Measure the images that were made of trials.
+def evaluate(
+    scorer: AnyScorer, prompts: Sequence[EvalPrompt], generated: GeneratedSet, *, reference: Tensor, training: Tensor
+) -> Evaluation:
+    """Score the images that were generated for `prompts`.
 
     Args:
-        trials: the prompts, of any kinds, each with its true render and as many distractors as the others.
-        made: an image for each trial, from `sample`.
-        reference: true renders (M, 3, H, W) of other prompts of the same kinds, which both the generated images and the trials' true
-            renders are set against.
-        training: images (T, 3, H, W) that the model was trained on, to search for neighbours.
+        prompts: of any kinds, each with its true render and the same number of distractors.
+        generated: an image for each prompt, from `generate_set`.
+        reference: true renders (M, 3, H, W) of other prompts of the same kinds; the distances of both the generated images and the true
+            renders are to these.
+        training: training images (T, 3, H, W) for the nearest-neighbour search.
     """
-    known = torch.cat([judge.embed_images(part) for part in track(training.split(256), "judging training images")])  # (T, P)
-    said = [_said(judge, trial) for trial in track(trials, "reading prompts")]
-    ours, true = (_judged(judge, x, said, training, known) for x in (made.images, true_renders(trials)))
-    others = judge.embed_images(reference)
-    unheeded = {"prompt", "num_images"} | (DIFFUSION_ONLY.keys() - {"sampler"} if made.request.sampler == VQ_PRIOR else set())
+    training_features = torch.cat([scorer.embed_images(part) for part in track(training.split(256), "embedding training images")])  # (T, P)
+    features = [_prompt_features(scorer, prompt) for prompt in track(prompts, "embedding prompts")]
+    scores, true = (_score(scorer, x, features, training, training_features) for x in (generated.images, true_renders(prompts)))
+    others = scorer.embed_images(reference)
+    unused = {"prompt", "num_images"} | (DIFFUSION_ONLY.keys() - {"sampler"} if generated.request.sampler == VQ_PRIOR else set())
     report = EvaluationReport(
-        model=made.model,
-        scorer=judge.name,
-        settings={field.name: getattr(made.request, field.name) for field in fields(Request) if field.name not in unheeded},
-        candidates=ours.scores.shape[1],
-        kinds=tuple(_kind_report(kind, ours, true, here) for kind, here in _kinds(trials)),
-        frechet=DistanceReport(frechet_distance(ours.features, others), frechet_distance(true.features, others)),
-        kid=DistanceReport(kernel_distance(ours.features, others).mean, kernel_distance(true.features, others).mean),
+        model=generated.model,
+        scorer=scorer.name,
+        settings={field.name: getattr(generated.request, field.name) for field in fields(Request) if field.name not in unused},
+        candidates=scores.scores.shape[1],
+        kinds=tuple(_kind_report(kind, scores, true, mask) for kind, mask in _kinds(prompts)),
+        frechet=DistanceReport(frechet_distance(scores.features, others), frechet_distance(true.features, others)),
+        kid=DistanceReport(kernel_distance(scores.features, others).mean, kernel_distance(true.features, others).mean),
         training_images=len(training),
         prompts=tuple(
             PromptReport(
-                kind=trial.kind,
-                prompt=trial.prompt,
-                seed=made.seeds[i],
-                rank=int(ours.rank[i]),
-                taken_for=trial.candidates[int(ours.scores[i].argmax())].prompt,
+                kind=prompt.kind,
+                prompt=prompt.prompt,
+                seed=generated.seeds[i],
+                rank=int(scores.rank[i]),
+                best_match=prompt.candidates[int(scores.scores[i].argmax())].prompt,
                 true_rank=int(true.rank[i]),
-                nearest_in_features=ours.by_features.distance[i, 0].item(),
-                nearest_in_pixels=ours.by_pixels.distance[i, 0].item(),
+                nearest_in_features=scores.by_features.distance[i, 0].item(),
+                nearest_in_pixels=scores.by_pixels.distance[i, 0].item(),
             )
-            for i, trial in enumerate(trials)
+            for i, prompt in enumerate(prompts)
         ),
-        seconds=made.seconds,
+        seconds=generated.seconds,
     )
-    return Evaluation(report, made.images, training[ours.by_features.index[:, 0]], training[ours.by_pixels.index[:, 0]])
+    return Evaluation(report, generated.images, training[scores.by_features.index[:, 0]], training[scores.by_pixels.index[:, 0]])
 
 
 @dataclass(frozen=True)
 class _PromptFeatures:
-    """What the claims of one trial say, K parts in all: of which claim each is, where it is looked at, and its text's embedding (K, P)."""
+    """The K parts of all candidates of one prompt: the candidate, the image box and the text embedding of each part."""
 
-    claim: Tensor  # (K,)
+    candidate: Tensor  # (K,), index
     boxes: list[Box]
-    texts: Tensor
+    texts: Tensor  # (K, P)
 
-    def scores(self, seen: Mapping[Box, Tensor]) -> Tensor:
-        """The cosines (M,) of each claim with one image, whose embedding (P,) in each box is given: the mean over the claim's parts."""
-        cosines = cosine(torch.stack([seen[box] for box in self.boxes])[:, None], self.texts[:, None])[:, 0, 0]
-        counts = self.claim.bincount()
-        return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.claim, cosines) / counts
+    def scores(self, box_features: Mapping[Box, Tensor]) -> Tensor:
+        """The score (M,) of each candidate for one image with features (P,) of each box: the mean cosine over the candidate's parts."""
+        cosines = cosine(torch.stack([box_features[box] for box in self.boxes])[:, None], self.texts[:, None])[:, 0, 0]
+        counts = self.candidate.bincount()
+        return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.candidate, cosines) / counts
 
 
-def _said(judge: AnyScorer, trial: EvalPrompt) -> _PromptFeatures:
-    claims = trial.candidates
-    boxes, texts = zip(*(part for claim in claims for part in claim.parts), strict=True)
-    return _PromptFeatures(
-        torch.arange(len(claims)).repeat_interleave(torch.tensor([len(c.parts) for c in claims])), list(boxes), judge.embed_texts(texts)
-    )
+def _prompt_features(scorer: AnyScorer, prompt: EvalPrompt) -> _PromptFeatures:
+    boxes, texts = zip(*(part for candidate in prompt.candidates for part in candidate.parts), strict=True)
+    counts = torch.tensor([len(candidate.parts) for candidate in prompt.candidates])
+    return _PromptFeatures(torch.arange(len(counts)).repeat_interleave(counts), list(boxes), scorer.embed_texts(texts))
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """What is known of N images, each with M candidate claims, the first its own."""
+    """The scores of N images, each with M candidates, the first one true."""
 
     features: Tensor  # (N, P)
-    scores: Tensor  # (N, M), cosines with each claim, the mean over its parts
-    rank: Tensor  # (N,), of its own claim
+    scores: Tensor  # (N, M), mean cosines
+    rank: Tensor  # (N,), of the true candidate
     by_features: Neighbours
     by_pixels: Neighbours
 
 
-def _judged(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures], training: Tensor, training_features: Tensor) -> _Scores:
-    features = judge.embed_images(x)
-    scores = _claim_scores(judge, x, said)
+def _score(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures], training: Tensor, training_features: Tensor) -> _Scores:
+    features = scorer.embed_images(x)
+    scores = _candidate_scores(scorer, x, prompts)
     return _Scores(
         features=features,
         scores=scores,
@@ -247,60 +250,53 @@ def _judged(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures], traini
     )
 
 
-def _claim_scores(judge: AnyScorer, x: Tensor, said: Sequence[_PromptFeatures]) -> Tensor:
-    """How well each image of x (N, 3, H, W) shows each claim of its trial: (N, M) cosines."""
-    seen = {box: judge.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for each in said for box in each.boxes)}
-    return torch.stack([each.scores({box: features[i] for box, features in seen.items()}) for i, each in enumerate(said)])
+def _candidate_scores(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures]) -> Tensor:
+    """The score (N, M) of each candidate for images x (N, 3, H, W)."""
+    by_box = {box: scorer.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for prompt in prompts for box in prompt.boxes)}
+    return torch.stack([prompt.scores({box: features[i] for box, features in by_box.items()}) for i, prompt in enumerate(prompts)])
 
 
 def crop_box(x: Tensor, box: Box) -> Tensor:
-    """The part of images (N, 3, H, W) inside a box, in whole pixels."""
+    """Crop images (N, 3, H, W) to a box, rounded to pixels."""
     (height, width), (left, top, right, bottom) = x.shape[-2:], box
     return x[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
-def _kinds(trials: Sequence[EvalPrompt]) -> Iterator[tuple[str, Tensor]]:
-    """Each kind of trial with its mask (N,), in order; then all that training never saw together."""
-    kinds = [trial.kind for trial in trials]
+def _kinds(prompts: Sequence[EvalPrompt]) -> Iterator[tuple[str, Tensor]]:
+    """Each kind of prompt with its mask (N,); then all held-out prompts together."""
+    kinds = [prompt.kind for prompt in prompts]
     for kind in dict.fromkeys(kinds):
         yield kind, torch.tensor([each == kind for each in kinds])
-    if len({*kinds} - {KNOWN_SHARE}) > 1:
-        yield "all held out", torch.tensor([each != KNOWN_SHARE for each in kinds])
+    if len({*kinds} - {KNOWN_KIND}) > 1:
+        yield "all held out", torch.tensor([each != KNOWN_KIND for each in kinds])
 
 
-def _kind_report(kind: str, made: _Scores, true: _Scores, here: Tensor) -> KindReport:
-    """The report of the images that the mask `here` (N,) selects."""
+def _kind_report(kind: str, generated: _Scores, true: _Scores, mask: Tensor) -> KindReport:
+    """The report of the images in `mask` (N,)."""
     return KindReport(
         kind=kind,
-        at_1=proportion(recall_at(made.rank[here], 1)),
-        at_5=proportion(recall_at(made.rank[here], 5)),
-        true_at_1=proportion(recall_at(true.rank[here], 1)),
-        true_at_5=proportion(recall_at(true.rank[here], 5)),
-        score=bootstrap(clip_score(made.scores[here, 0])),
-        true_score=bootstrap(clip_score(true.scores[here, 0])),
-        in_features=copying(made.by_features.distance[here, 0], true.by_features.distance[here, 0]),
-        in_pixels=copying(made.by_pixels.distance[here, 0], true.by_pixels.distance[here, 0]),
+        at_1=proportion(recall_at(generated.rank[mask], 1)),
+        at_5=proportion(recall_at(generated.rank[mask], 5)),
+        true_at_1=proportion(recall_at(true.rank[mask], 1)),
+        true_at_5=proportion(recall_at(true.rank[mask], 5)),
+        score=bootstrap(clip_score(generated.scores[mask, 0])),
+        true_score=bootstrap(clip_score(true.scores[mask, 0])),
+        in_features=copying(generated.by_features.distance[mask, 0], true.by_features.distance[mask, 0]),
+        in_pixels=copying(generated.by_pixels.distance[mask, 0], true.by_pixels.distance[mask, 0]),
     )
 
 
 def literal(prompt: str) -> str:
-    """A prompt whose brackets, should a thing's name have some, are brackets and not emphasis."""
+    """Escape the brackets of a prompt, which would otherwise change its weights."""
     return re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)
 
 
-def true_renders(trials: Sequence[EvalPrompt]) -> Tensor:
-    """The true renders of trials as (N, 3, H, W) in [−1, 1]."""
-    return torch.stack([to_tensor(trial.image) for trial in trials])
+def true_renders(prompts: Sequence[EvalPrompt]) -> Tensor:
+    """The true renders of prompts (N, 3, H, W) in [−1, 1]."""
+    return torch.stack([to_tensor(prompt.image) for prompt in prompts])
 
 
 def first_images(batches: BatchLoader, count: int) -> Tensor:
-    """The first `count` images that training with these batches would see, (count, 3, H, W)."""
+    """The first `count` images of a loader, (count, 3, H, W)."""
     parts = range(-(-count // batches.batch_size))
-    return torch.cat([batches.batch(step).x for step in track(parts, "drawing training images")])[:count]
-
-
-def check_out(folder: Path) -> None:
-    """Refuse, before hours are spent, a folder that can't be written or holds something other than an earlier evaluation."""
-    if folder.exists() and not (folder / "report.json").is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DaguerreError(f"'{folder}' exists and holds no earlier evaluation, so it is not overwritten; name another with --out.")
-    check_writable(folder / "report.json")
+    return torch.cat([batches.batch(step).x for step in track(parts, "loading training images")])[:count]

@@ -39,6 +39,7 @@ def mean_error(model: LatentDiffusion, folder: Path) -> float:
     return loss.item()
 
 
+@pytest.mark.long
 def test_fine_tuning_the_embedded_model_lowers_its_error(folder: Path, tmp_path: Path):
     loop = LoopConfig(
         max_train_steps=10, batch_size=4, learning_rate=4e-4, lr_warmup_steps=2, ema_decay=0, mixed_precision="bf16", sample_every=0

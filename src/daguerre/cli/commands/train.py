@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from daguerre.errors import DaguerreError, nearest
+from daguerre.runtime.allocator import tune_malloc
 from daguerre.training.recipes import RECIPES
 
 USAGE = "usage: daguerre train RECIPE [--help] [OPTIONS]"
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from daguerre.training.processes import is_distributed, rank, state
 
+    tune_malloc()
     path = RECIPES[name].run(recipe)
     if rank() == 0:
         print(path)

@@ -34,7 +34,7 @@ from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import learned_tokenizer
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save
-from daguerre.weights.diffusers.latent_prior import codebook
+from daguerre.weights.diffusers.prior import require_codebook
 from daguerre.weights.hashing import network_hash
 
 MAP_CODES, MAP_STEPS = 64, 600
@@ -49,7 +49,7 @@ def run(recipe: PriorRecipe) -> Path:
     Raises:
         DaguerreError: there are no images, the resolution does not fit, or `out` belongs to another run.
     """
-    first_stage = codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
+    first_stage = require_codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
     require_multiple(recipe.resolution, first_stage.downsample_factor, "this first stage")
     dataset, seed, key = open_prior_dataset(recipe), recipe.loop.seed, network_hash(first_stage)
     plan = {"first stage": key, **recipe.network}
@@ -102,7 +102,7 @@ def build_prefix(recipe: PriorRecipe, dataset: PriorDataset, first_stage: VQMode
 def map_first_stage(recipe: PriorRecipe, maps: ConditionMaps, like: VQModel) -> VQModel:
     """The first stage of condition maps: the recipe's, or one with the shape of `like` and a small codebook, trained in `out/map-stage`."""
     if recipe.map_first_stage is not None:
-        return codebook(load_first_stage(recipe.map_first_stage), recipe.map_first_stage)
+        return require_codebook(load_first_stage(recipe.map_first_stage), recipe.map_first_stage)
     source, seed = maps.source, recipe.loop.seed
     torch.manual_seed(seed)
     network = VQModel(replace(like.config, quantizer=replace(like.config.quantizer, codes=MAP_CODES, kind="ema", dead_code_threshold=0.1)))

@@ -36,10 +36,10 @@ def run(recipe: TextToImageRecipe) -> Path:
         raise DaguerreError(f"crops_per_image is {recipe.crops_per_image}; it must be 1 or more.")
     require_multiple(size, autoencoder.downsample_factor, model.name)
     source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad)
-    for _, why in source.bad:
+    for _, why in source.skipped:
         print(f"skipped: {why}", file=sys.stderr)
-    if source.bad:
-        print(f"{len(source.bad)} skipped, {len(source)} images left", file=sys.stderr)
+    if source.skipped:
+        print(f"{len(source.skipped)} skipped, {len(source)} images left", file=sys.stderr)
     record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
     torch.manual_seed(loop.seed)
     unet = UNet(model.unet.config) if recipe.from_scratch else model.unet.float()
