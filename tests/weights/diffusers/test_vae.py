@@ -20,6 +20,7 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.weights import load_first_stage, load_prior, save_first_stage, save_prior
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_json, save_json
+from tests.tolerance import NETWORK_TERMS, assert_rounded
 from tests.weights import checkpoints
 
 VQ = VQModelConfig(
@@ -58,8 +59,8 @@ def test_diffusers_opens_a_codebook(tmp_path: Path, kind):
     x = random_image(1, 3, 32, 32)
     with torch.no_grad():
         h = reference.encode(x).latents
-        torch.testing.assert_close(h * network.config.scaling_factor, network.encode(x), atol=1e-5, rtol=0)
-        torch.testing.assert_close(reference.decode(h).sample, network.decode(network.encode(x)), atol=1e-5, rtol=0)
+        assert_rounded(h * network.config.scaling_factor, network.encode(x), NETWORK_TERMS)
+        assert_rounded(reference.decode(h).sample, network.decode(network.encode(x)), NETWORK_TERMS)
     assert reference.config.sample_size == 32
     assert reference.config.scaling_factor == 0.5
 
@@ -78,7 +79,7 @@ def test_a_vq_model_saved_by_diffusers_opens(tmp_path: Path):
     assert isinstance(network, VQModel)
     x = random_image(1, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(reference(x).sample, network.decode(network.encode(x)), atol=1e-5, rtol=0)
+        assert_rounded(reference(x).sample, network.decode(network.encode(x)), NETWORK_TERMS)
 
 
 def test_a_saved_kl_autoencoder_loads_identically_and_opens_in_diffusers(tmp_path: Path):
@@ -91,8 +92,8 @@ def test_a_saved_kl_autoencoder_loads_identically_and_opens_in_diffusers(tmp_pat
     x = random_image(1, 3, 32, 32)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
     with torch.no_grad():
-        torch.testing.assert_close(loaded.encode(x), network.encode(x), atol=1e-5, rtol=0)  # another memory layout
-        torch.testing.assert_close(reference.encode(x).latent_dist.mean, network.posterior(x).mean, atol=1e-5, rtol=0)
+        assert_rounded(loaded.encode(x), network.encode(x), NETWORK_TERMS)  # another memory layout
+        assert_rounded(reference.encode(x).latent_dist.mean, network.posterior(x).mean, NETWORK_TERMS)
 
 
 def test_load_first_stage_opens_published_files(tmp_path: Path):

@@ -38,6 +38,7 @@ from daguerre.weights.original.infer_config import (
 )
 from daguerre.weights.original.key_map import KeyTable, Rule, UNetLayout, rule, unet_rules
 from daguerre.weights.tensors.reader import TensorFile
+from tests.tolerance import NETWORK_TERMS, assert_rounded
 from tests.weights import checkpoints
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -315,7 +316,7 @@ def test_the_unet_matches_the_original_implementation(name, heads):
     network = built(UNet, replace(unet_from_shapes(tensors), heads=heads), tensors)
     with torch.inference_mode():
         out = network(io["x"], io["t"], Conditioning(context=io.get("context")))
-    torch.testing.assert_close(out, io["out"], atol=1e-5, rtol=0)
+    assert_rounded(out, io["out"], NETWORK_TERMS)
 
 
 def test_the_kl_autoencoder_matches_the_original_implementation():
@@ -324,8 +325,8 @@ def test_the_kl_autoencoder_matches_the_original_implementation():
     network = built(AutoencoderKL, autoencoder_from_shapes(tensors, 1.0), tensors)
     with torch.inference_mode():
         posterior, decoded = network.posterior(io["x"]), network.decode(io["z"])
-    torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(decoded, io["decoded"], atol=1e-5, rtol=0)
+    assert_rounded(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], NETWORK_TERMS)
+    assert_rounded(decoded, io["decoded"], NETWORK_TERMS)
 
 
 def test_the_vqgan_matches_the_original_implementation():
@@ -335,9 +336,9 @@ def test_the_vqgan_matches_the_original_implementation():
     with torch.inference_mode():
         h, codes = network.encode(io["x"]), network.encode_codes(io["x"])
         decoded = network.decode_codes(codes)
-    torch.testing.assert_close(h, io["h"], atol=1e-5, rtol=0)
+    assert_rounded(h, io["h"], NETWORK_TERMS)
     assert torch.equal(codes, io["indices"].long())
-    torch.testing.assert_close(decoded, io["decoded"], atol=1e-5, rtol=0)
+    assert_rounded(decoded, io["decoded"], NETWORK_TERMS)
 
 
 def test_the_transformer_over_codes_matches_the_original_implementation():
@@ -345,7 +346,7 @@ def test_the_transformer_over_codes_matches_the_original_implementation():
     tensors = parts["transformer"].canonical()
     network = built(TransformerPrior, replace(prior_from_shapes(tensors), heads=2), tensors)
     with torch.inference_mode():
-        torch.testing.assert_close(network.read(io["ids"].long()), io["logits"], atol=1e-5, rtol=0)
+        assert_rounded(network.read(io["ids"].long()), io["logits"], NETWORK_TERMS)
 
 
 def test_the_text_transformer_matches_the_original_implementation():
@@ -353,7 +354,7 @@ def test_the_text_transformer_matches_the_original_implementation():
     tensors = parts["text_encoder"].canonical()
     network = built(LDMBert, ldm_text_from_shapes(tensors), tensors)
     with torch.inference_mode():
-        torch.testing.assert_close(network(io["ids"].long()), io["out"], atol=1e-5, rtol=0)
+        assert_rounded(network(io["ids"].long()), io["out"], NETWORK_TERMS)
 
 
 def test_the_discriminator_matches_the_original_implementation():
@@ -362,7 +363,7 @@ def test_the_discriminator_matches_the_original_implementation():
         layers = json.loads(file.metadata()["config"])["n_layers"]
     network = built(PatchDiscriminator, PatchDiscriminatorConfig(3, 16, layers), parts["discriminator"].canonical())
     with torch.inference_mode():
-        torch.testing.assert_close(network(io["x"]), io["logits"], atol=1e-5, rtol=0)
+        assert_rounded(network(io["x"]), io["logits"], NETWORK_TERMS)
 
 
 def test_every_family_has_a_rule_for_heads():

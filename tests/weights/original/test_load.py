@@ -255,6 +255,11 @@ def test_input_channels_determine_the_task():
     for name, task in tasks.items():
         config = getattr(unets, name)
         assert task_of(family_of(config, {}), config) == task
+    # Three more channels are those of an upscaler even if the latents have three, as in instruct-pix2pix.
+    for extra, kinds, task in ((0, {}, "text-to-image"), (3, {}, "upscaling"), (4, {}, "inpainting"), (5, {}, None),
+                               (3, {"condition": "spatial_rescaler"}, "semantic")):  # fmt: skip
+        config = replace(unets.LDM_FACES, in_channels=3 + extra)
+        assert task_of(family_of(config, kinds), config) == task
 
 
 def test_heads_that_do_not_divide_the_channels_must_be_given():

@@ -21,6 +21,7 @@ from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.tasks import MapToImage
 from daguerre.weights import load_first_stage
 from daguerre.weights.inspect import inspect
+from tests.tolerance import NETWORK_TERMS, assert_rounded
 from tests.weights import checkpoints
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
@@ -125,8 +126,8 @@ def test_the_vqgan_matches_the_original_implementation(tmp_path: Path):
     network = load_first_stage(path)
     assert isinstance(network, VQModel)
     assert torch.equal(network.encode_codes(io["x"]), io["indices"].long())
-    torch.testing.assert_close(network.encode(io["x"]), io["h"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(network.decode_codes(io["indices"].long()), io["decoded"], atol=1e-5, rtol=0)
+    assert_rounded(network.encode(io["x"]), io["h"], NETWORK_TERMS)
+    assert_rounded(network.decode_codes(io["indices"].long()), io["decoded"], NETWORK_TERMS)
 
 
 @torch.no_grad()
@@ -135,5 +136,5 @@ def test_the_kl_autoencoder_matches_the_original_implementation(tmp_path: Path):
     network = load_first_stage(path, scaling_factor=1.0)
     assert isinstance(network, AutoencoderKL)
     posterior = network.posterior(io["x"])
-    torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(network.decode(io["z"]), io["decoded"], atol=1e-5, rtol=0)
+    assert_rounded(torch.cat([posterior.mean, posterior.logvar], dim=1), io["moments"], NETWORK_TERMS)
+    assert_rounded(network.decode(io["z"]), io["decoded"], NETWORK_TERMS)

@@ -6,6 +6,7 @@ from typing import Any
 
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.model_task import ModelTask
 from daguerre.models.unet import UNetConfig
 from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.original.families import Family, task_of
@@ -16,14 +17,14 @@ IMAGE_VARIATION_PIPELINE = "StableDiffusionImageVariationPipeline"
 REFINER_PIPELINE = "StableDiffusionXLImg2ImgPipeline"
 UPSCALE_PIPELINE = "StableDiffusionUpscalePipeline"
 DEPTH_PIPELINE = "StableDiffusionDepth2ImgPipeline"
-SD_PIPELINES = {
+SD_PIPELINES: dict[ModelTask | None, str] = {
     "text-to-image": "StableDiffusionPipeline",
     "inpainting": "StableDiffusionInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
     "depth": DEPTH_PIPELINE,
     "upscaling": UPSCALE_PIPELINE,
 }
-SDXL_PIPELINES = {
+SDXL_PIPELINES: dict[ModelTask | None, str] = {
     "text-to-image": "StableDiffusionXLPipeline",
     "inpainting": "StableDiffusionXLInpaintPipeline",
     "instruct-pix2pix": "StableDiffusionXLInstructPix2PixPipeline",

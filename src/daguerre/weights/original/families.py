@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import ScheduleConfig
 from daguerre.errors import DaguerreError
-from daguerre.models.model_task import task_by_channels
+from daguerre.models.model_task import ModelTask, task_by_channels
 from daguerre.models.unet import UNetConfig
 
 STABLE_DIFFUSION_SCHEDULE = ScheduleConfig("scaled_linear", 0.00085, 0.012)
@@ -100,11 +100,9 @@ def _family_with_context(unet: UNetConfig, kinds: Mapping[str, str]) -> str:
     return "sd1"
 
 
-def task_of(family: Family, unet: UNetConfig) -> str:
-    """What the UNet's input channels are for."""
-    if family.name.startswith("ldm"):
-        return family.name.removeprefix("ldm-").removesuffix("-vq").removesuffix("-f8")
-    return task_by_channels(unet.in_channels, unet.out_channels) or f"{unet.in_channels} input channels"
+def task_of(family: Family, unet: UNetConfig) -> ModelTask | None:
+    """What a model was trained for; None for a UNet with an unknown number of input channels."""
+    return "semantic" if family.name == "ldm-semantic" else task_by_channels(unet.in_channels, unet.out_channels)
 
 
 def heads_of(family: Family, unet: UNetConfig, given: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
