@@ -1,9 +1,9 @@
-"""Files that are either there whole or not there at all: written beside, flushed to the disk, then renamed over the name.
+"""Atomic writes: write to a temporary path, flush it to the disk, then rename it. A file is complete or does not exist.
 
     with atomic_write("apple.png") as file:
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
 
-A rename is atomic on one file system (POSIX `rename`), so neither a full disk nor a killed process leaves half a file behind.
+A rename is atomic on one file system (POSIX `rename`), so neither a full disk nor a killed process leaves half a file.
 """
 
 import errno
@@ -20,64 +20,70 @@ from daguerre.errors import DaguerreError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or a folder to; it takes the name `path` when the block ends well.
+    """Yield a temporary path for a file or a folder, which is renamed to `path` when the block ends without an error.
 
-    A folder replaces the folder of that name. After any error nothing new is left, and what stood at `path` stands.
+    A folder replaces an existing folder. After an error the temporary path is removed and `path` is unchanged.
 
     Raises:
-        DaguerreError: the place cannot be written, or the disk is full.
+        DaguerreError: the path cannot be written, or the disk is full.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        _flush(beside)
-        _replace(beside, path)
+        yield temporary
+        _flush(temporary)
+        _replace(temporary, path)
         _flush_entry(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        _remove(beside)
+        _remove(temporary)
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes `path` when the block ends well (see `atomic_path`).
+    """Yield a binary file that is renamed to `path` when the block ends without an error (see `atomic_path`).
 
     Raises:
-        DaguerreError: the place cannot be written, or the disk is full.
+        DaguerreError: the path cannot be written, or the disk is full.
     """
-    with atomic_path(path) as beside, beside.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 def check_writable(path: str | Path) -> None:
-    """Ask before a long job whether a file could be written to `path`, missing folders being made.
+    """Check before a long job that a file can be written to `path`; missing folders are created later.
 
     Raises:
-        DaguerreError: it could not.
+        DaguerreError: it cannot be written.
     """
     path = Path(path)
-    above = next(parent for parent in path.absolute().parents if parent.exists())
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
         raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    if not above.is_dir():
-        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{above} is not a folder"))
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder"))
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
+def check_overwrite(folder: Path, required_file: str, kind: str = "saved model") -> None:
+    """Raise DaguerreError unless the folder is new, empty, or of this kind, which is recognised by `required_file`."""
+    if folder.exists() and not (folder / required_file).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DaguerreError(f"'{folder}' exists and holds no {kind}, so it is not overwritten; name another folder.")
+
+
 def cannot_write(path: Path, error: OSError) -> DaguerreError:
-    """Say in one sentence why `path` could not be written."""
+    """The error for a path that cannot be written."""
     reason = error.strerror or str(error)
-    return DaguerreError(f"Cannot write '{path}': {reason}. Nothing was changed there; free some space or choose another place.")
+    return DaguerreError(f"Cannot write '{path}': {reason}. Nothing was changed; free some space or choose another path.")
 
 
 def _flush(path: Path) -> None:
-    """Make the kernel put a file, or a folder with everything in it, on the disk."""
-    for each in sorted(path.rglob("*"), reverse=True) if path.is_dir() else ():
-        _flush_entry(each)
+    """Flush a file, or a folder with its contents, to the disk."""
+    for entry in sorted(path.rglob("*"), reverse=True) if path.is_dir() else ():
+        _flush_entry(entry)
     _flush_entry(path)
 
 
@@ -93,7 +99,7 @@ def _replace(new: Path, path: Path) -> None:
     if not (new.is_dir() and path.is_dir()):
         new.replace(path)
         return
-    # A folder cannot be renamed over a full one, so the old one steps aside first and comes back if the rename fails.
+    # A folder cannot replace a non-empty one, so the old one is renamed first, and renamed back if the second rename fails.
     old = path.with_name(f"{new.name}.old")
     path.rename(old)
     try:

@@ -1,4 +1,4 @@
-"""What long jobs show while they run: on stderr, so that stdout holds results alone, and only where someone looks on."""
+"""Progress bars of long jobs, on stderr and only in a terminal, so that stdout has nothing but results."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,20 +17,20 @@ class _Speed(ProgressColumn):
 
 
 def progress(*more: ProgressColumn, transient: bool = True, shown: bool = True) -> Progress:
-    """A bar with how much is done, the speed and the time that is left, then `more`."""
+    """A bar with the count, the speed and the remaining time, then the columns `more`."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(), *more
     return Progress(*columns, console=console, transient=transient, disable=not (shown and console.is_terminal))
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, *, shown: bool = True) -> Iterator[T]:
-    """Pass items on while showing how many of `total`, which is their number if not given, are done."""
+    """Yield items and show how many of `total` are done. Default: the length of items."""
     with progress(shown=shown) as bar:
         yield from bar.track(items, total=total, description=description)
 
 
 class Counted(Protocol):
-    """A step that knows its place: index counts from 0, total is None where it is not known."""
+    """A step with its index, from 0, and the total number of steps if it is known."""
 
     @property
     def index(self) -> int: ...
@@ -42,7 +42,7 @@ S = TypeVar("S", bound=Counted)
 
 
 def track_steps(steps: Iterable[S], description: str) -> Iterator[S]:
-    """Pass steps on while showing how many are done, the speed and the time that is left."""
+    """Yield steps and show the count, the speed and the remaining time."""
     with progress() as bar:
         task = bar.add_task(description, total=None)
         for step in steps:
@@ -52,7 +52,7 @@ def track_steps(steps: Iterable[S], description: str) -> Iterator[S]:
 
 @contextmanager
 def spinner(description: str) -> Iterator[None]:
-    """Show that something of unknown length goes on."""
+    """Show that a job of unknown length is running."""
     console = Console(stderr=True)
     with console.status(description) if console.is_terminal else nullcontext():
         yield

@@ -137,7 +137,7 @@ def test_inspect_tells_every_network_of_a_prior_s_folder_and_what_does_not_fit(t
     model = Path(folder(tmp_path, "map"))
     assert main(["inspect", str(model), "--json", "--hash"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["family"], told["task"], told["identity"]) == ("latent-prior", "told by map", identity(load(model)))
+    assert (told["family"], told["task"], told["identity"]) == ("latent-prior", "conditioned on map", identity(load(model)))
     assert {name: part["network"] for name, part in told["parts"].items()} == {
         "vqvae": "VQModel",
         "prior": "TransformerPrior",

@@ -298,7 +298,7 @@ def test_invalid_config_raises_before_generating(tiny_model, scorer_folder: Path
     for config, message in (
         (replace(valid, scorer=tmp_path / "nobody"), "no CLIP scorer at .*daguerre train clip-scorer"),
         (replace(valid, model=str(tmp_path / "nothing")), "nothing"),
-        (replace(valid, out=tmp_path / "full"), "no earlier evaluation"),
+        (replace(valid, out=tmp_path / "full"), "holds no evaluation"),
         (replace(valid, sampler="eulr"), "euler"),
         (replace(valid, steps=0), "steps is 0"),
         (replace(valid, num_images=5000), "5000"),

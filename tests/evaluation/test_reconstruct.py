@@ -86,5 +86,5 @@ def test_invalid_config_raises(codes: Path, tmp_path: Path, changes: dict[str, o
 
 def test_other_folders_are_not_overwritten(codes: Path, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DaguerreError, match="contains no earlier reconstruction"):
+    with pytest.raises(DaguerreError, match="holds no reconstruction"):
         run(ReconstructConfig("shapes", str(codes), tmp_path, size=32))

@@ -15,9 +15,9 @@ from daguerre.weights.inspect import inspect
 from tests.weights import checkpoints
 
 
-def test_a_file_is_hashed_anew_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_is_hashed_again_only_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashing, "LARGE", 3)
+    monkeypatch.setattr(hashing, "CACHE_MIN_BYTES", 3)
     file, reads = tmp_path / "a", []
     digest = hashing.hashlib.file_digest
     monkeypatch.setattr(hashing.hashlib, "file_digest", lambda *given: reads.append(1) or digest(*given))

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from daguerre.atomic_io import check_writable
-from daguerre.errors import DaguerreError
+from daguerre.atomic_io import check_overwrite, check_writable
 from daguerre.metrics import Copying, Interval
 from daguerre.pipelines import Request
 
@@ -125,8 +124,7 @@ class EvaluationReport:
 
 def check_out(folder: Path, kind: str, marker: str) -> None:
     """Raise DaguerreError before the work if the folder cannot be written or is neither empty nor an earlier report with file `marker`."""
-    if folder.exists() and not (folder / marker).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DaguerreError(f"'{folder}' exists and contains no earlier {kind}, so it is not overwritten; give another folder with --out.")
+    check_overwrite(folder, marker, kind)
     check_writable(folder / "report.json")
 
 

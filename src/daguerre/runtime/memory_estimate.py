@@ -188,7 +188,8 @@ BROADCAST = {"add", "sub", "mul", "div"}
 
 def _call_on_meta(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """func(*args, **kwargs). Functions that are slow on the meta device, or import the compiler there, only compute their shapes."""
-    name, first = func.__name__, args[0] if args else None
+    name: str = func.__name__
+    first: Any = args[0] if args else None
     if name == "arange":
         return _empty(len(range(*args)), dtype=kwargs.get("dtype") or torch.long)
     if name == "stack" and not kwargs:

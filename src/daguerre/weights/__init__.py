@@ -1,10 +1,10 @@
-"""Models from files and into files: `load` opens any source, `save` writes the field's folder layout.
+"""Load models from any source, and save them in the diffusers folder layout.
 
     model = load()                     # the embedded model
-    model = load("my-model")           # a folder in the field's layout
+    model = load("my-model")           # a folder in the diffusers layout
     save(model, "copy", dtype=torch.float16)
 
-The names load their files on first use, so that asking which models there are imports no torch.
+Modules are imported on first use, so that listing models imports no torch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,11 @@
-"""Checkpoints from one form into another: one file or a folder of parts, any precision, without the running average, out of pickle.
+"""Convert checkpoints: one file or a folder, any precision, with or without EMA weights, from pickle to safetensors.
 
     convert("model.ckpt", "model.safetensors", dtype=torch.float16)
     convert("model.safetensors", "model-folder")
     convert("model-folder", "model.safetensors")
 
-No network is built: tensors go from map to file under their new names, so that without a new precision every one keeps its bytes.
-What a network predicts is never lost: it is written into the scheduler's config or the file's metadata, and where nobody knows it, the
-caller is asked.
+No network is built: tensors are copied from a memory map under their new names, so without a new dtype every tensor keeps its bytes. The
+prediction type is always stored, in the scheduler's config or the file's metadata; if it is unknown, the caller must give it.
 """
 
 import json
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daguerre.atomic_io import atomic_path
+from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.conditioning import Tokenizer, WordPiece
 from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.denoiser import Prediction
@@ -29,7 +28,7 @@ from daguerre.weights.diffusers.clip_config import clip_text_json, ldm_bert_json
 from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE, NETWORK_FOLDERS, PART_ALIASES, SCHEDULER_CONFIG_FILE
 from daguerre.weights.diffusers.index import LDM_PIPELINES, UPSCALE_PIPELINE, model_index, pipeline_class
-from daguerre.weights.diffusers.load import check_overwrite, write_part
+from daguerre.weights.diffusers.load import write_part
 from daguerre.weights.diffusers.save import class_name, tokenizer_class
 from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
 from daguerre.weights.diffusers.unet_config import unet_json
@@ -51,7 +50,7 @@ from daguerre.weights.original.load import OPEN_CLIP_PAD
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors
 from daguerre.weights.tensors.safetensors import read_safetensors, write_json, write_safetensors
 
-EXTRA_TENSORS = "unread.safetensors"  # beside the parts: what a single file holds and a folder has no place for, kept for the way back
+EXTRA_TENSORS = "unread.safetensors"  # tensors of a single file that the folder layout lacks, stored to convert back
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
@@ -65,64 +64,62 @@ def convert(
     heads: int | tuple[int, ...] | None = None,
     variant: str | None = None,
 ) -> Path:
-    """Write a checkpoint in another form; the target's name tells which: `*.safetensors` is one file, anything else a folder.
+    """Convert a checkpoint. A target named `*.safetensors` becomes one file, any other name a folder.
 
     Args:
-        source: a single file, the index of its shards, a whole model's folder, or one part's.
-        dtype: of the floating-point tensors; None keeps each as it is.
-        ema: write the running average in the place of the weights (True), or the weights without it (False). None: from file to file
-            both stay, and a folder gets the weights, or the average where there is nothing else.
-        prediction, heads: as in `describe`, where the source does not say.
+        source: a single file, the index of shards, a model's folder, or the folder of one network.
+        dtype: of the floating-point tensors. Default: unchanged.
+        ema: write the EMA weights as the weights (True), or only the plain weights (False). None: a file keeps both, and a folder gets the
+            plain weights, or the EMA weights if there is nothing else.
+        prediction, heads: as in `detect`, if the source does not specify it.
         variant: of a folder's files, such as "fp16".
 
     Raises:
-        DaguerreError: the source does not fit its family (lists every name), it cannot be told what it predicts, or the place cannot be
-        written. Nothing is left behind then.
+        DaguerreError: the source does not fit its family (lists every name), its prediction type is unknown, or the target cannot be
+            written. No partial output remains.
     """
     target = Path(target)
     file = open_tensors(source, variant=variant)
-    about = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
-    if ema is not None and about.unet is None and any(name.startswith("model_ema.") for name in file.shapes):
-        raise DaguerreError(f"'{source}' holds only the running average of its UNet; without it nothing is left. Leave ema out.")
+    detected = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
+    if ema is not None and detected.unet is None and any(name.startswith("model_ema.") for name in file.shapes):
+        raise DaguerreError(f"'{source}' has only EMA weights of its UNet, so there is nothing to choose. Omit ema.")
     if target.suffix == ".safetensors" and file.container != "folder":
-        tensors = _pruned(file.read(), ema)
-        _write_file(target, tensors, {**file.metadata, **_prediction_metadata(about, prediction)}, dtype)
+        tensors = _select_weights(file.read(), ema)
+        _write_file(target, tensors, {**file.metadata, **_prediction_metadata(detected, prediction)}, dtype)
         return target
-    if faults := {what: names for what, names in about.key_errors().items() if names}:
-        lists = "; ".join(f"{len(names)} {what} ({join_names(names)})" for what, names in faults.items())
-        raise DaguerreError(f"'{source}' is not converted, because it does not fit the networks that it looks like: {lists}.")
-    if about.unet is not None and about.prediction is None:
+    detected.check_keys()
+    if detected.unet is not None and detected.prediction is None:
         raise unknown_prediction_error(source)
-    parts = split_components(file.read(name for name in file.shapes if name not in about.contents.ignored), ema=ema).parts
+    parts = split_components(file.read(name for name in file.shapes if name not in detected.contents.ignored), ema=ema).parts
     if target.suffix == ".safetensors":
-        names = _single_file_tables(about)
-        tensors = {name: tensor for part, table in names.items() for name, tensor in _to_original(table, parts[part], about).items()}
-        kept = read_stored_configs(file.metadata)
-        if (unread := Path(source) / EXTRA_TENSORS).is_file():
-            tensors |= read_safetensors(unread)
-            kept.pop("text_encoder", None)  # it describes the tower without its last block
-        _write_file(target, tensors, _prediction_metadata(about, about.prediction) | {CONFIGS: json.dumps(kept)}, dtype)
+        names = _single_file_tables(detected)
+        tensors = {name: tensor for part, table in names.items() for name, tensor in _to_original(table, parts[part], detected).items()}
+        stored = read_stored_configs(file.metadata)
+        if (extra := Path(source) / EXTRA_TENSORS).is_file():
+            tensors |= read_safetensors(extra)
+            stored.pop("text_encoder", None)  # it describes the text encoder without its last block
+        _write_file(target, tensors, _prediction_metadata(detected, detected.prediction) | {CONFIGS: json.dumps(stored)}, dtype)
     else:
-        _write_folder(target, parts, about, dtype)
+        _write_folder(target, parts, detected, dtype)
     return target
 
 
-def _pruned(tensors: dict[str, Tensor], ema: bool | None) -> dict[str, Tensor]:
-    """The file's tensors under its own names, with the wanted set of the UNet's weights."""
+def _select_weights(tensors: dict[str, Tensor], ema: bool | None) -> dict[str, Tensor]:
+    """The tensors under their own names, with the plain or the EMA weights of the UNet."""
     if ema is None:
         return tensors
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model_ema.")}
     return rest | ema_weights(tensors) if ema else rest
 
 
-def _prediction_metadata(about: DetectedModel, prediction: Prediction | None) -> dict[str, str]:
-    """The metadata in which a single file says what it predicts."""
-    return {"modelspec.prediction_type": "sample" if prediction == "x0" else prediction} if prediction and about.unet else {}
+def _prediction_metadata(detected: DetectedModel, prediction: Prediction | None) -> dict[str, str]:
+    """The metadata of a single file that states its prediction type."""
+    return {"modelspec.prediction_type": "sample" if prediction == "x0" else prediction} if prediction and detected.unet else {}
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> None:
-    with atomic_path(path) as beside:
-        write_safetensors(beside, _cast(tensors, dtype), metadata)
+    with atomic_path(path) as temporary:
+        write_safetensors(temporary, _cast(tensors, dtype), metadata)
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -133,140 +130,141 @@ def _prefixed(prefix: str, rules: Iterable[Rule]) -> KeyTable:
     return KeyTable(one._replace(original=prefix + one.original) for one in rules)
 
 
-def _single_file_tables(about: DetectedModel) -> dict[str, KeyTable]:
-    """Part -> the table of its single-file names, as the family's own files have them. A part alone keeps its bare names."""
+def _single_file_tables(detected: DetectedModel) -> dict[str, KeyTable]:
+    """Part -> its key table for a single file of this family. A single network has no prefix."""
     tables: dict[str, KeyTable] = {}
-    whole = about.unet is not None
-    if about.unet is not None:
-        tables["unet"] = _prefixed("model.diffusion_model.", unet_rules(UNetLayout.of(about.unet)))
-    if about.autoencoder is not None:
-        rules = autoencoder_rules(len(about.autoencoder.channels), about.autoencoder.blocks + 1)
-        tables["vae"] = _prefixed("first_stage_model." if whole else "", rules)
-    family = about.family.name if about.family else ""
-    if (words := about.networks.get("text_encoder")) and isinstance(words, LDMBert):
-        tables["text_encoder"] = _prefixed("cond_stage_model.transformer." if whole else "", ldm_text_rules(words.config.layers))
-    for part, config in about.text_encoders.items():
+    is_model = detected.unet is not None
+    if detected.unet is not None:
+        tables["unet"] = _prefixed("model.diffusion_model.", unet_rules(UNetLayout.of(detected.unet)))
+    if detected.autoencoder is not None:
+        rules = autoencoder_rules(len(detected.autoencoder.channels), detected.autoencoder.blocks + 1)
+        tables["vae"] = _prefixed("first_stage_model." if is_model else "", rules)
+    family = detected.family.name if detected.family else ""
+    if (encoder := detected.networks.get("text_encoder")) and isinstance(encoder, LDMBert):
+        tables["text_encoder"] = _prefixed("cond_stage_model.transformer." if is_model else "", ldm_text_rules(encoder.config.layers))
+    for part, config in detected.text_encoders.items():
         open_clip = family.startswith("sd2") or part == "text_encoder_2"
-        place = "conditioner.embedders.0" if part == "text_encoder" or family == "sdxl-refiner" else "conditioner.embedders.1"
-        place = place if family.startswith("sdxl") else "cond_stage_model" if whole else ""
-        prefix = f"{place}.{'model' if open_clip else 'transformer'}." if place else ""
+        owner = "conditioner.embedders.0" if part == "text_encoder" or family == "sdxl-refiner" else "conditioner.embedders.1"
+        owner = owner if family.startswith("sdxl") else "cond_stage_model" if is_model else ""
+        prefix = f"{owner}.{'model' if open_clip else 'transformer'}." if owner else ""
         tables[part] = _prefixed(prefix, open_clip_rules(config.layers) if open_clip else [rule("", "")])
     return tables
 
 
-def _to_original(table: KeyTable, part: Component, about: DetectedModel) -> dict[str, Tensor]:
-    tensors, lost = table.to_original(about.canonical(part))
-    if lost:
-        raise DaguerreError(f"A single file has no names for {len(lost)} tensors of {part.name} ({join_names(lost)}).")
+def _to_original(table: KeyTable, part: Component, detected: DetectedModel) -> dict[str, Tensor]:
+    tensors, unnamed = table.to_original(detected.canonical(part))
+    if unnamed:
+        raise DaguerreError(f"The single-file format has no names for {len(unnamed)} tensors of {part.name} ({join_names(unnamed)}).")
     return tensors
 
 
-def _write_folder(target: Path, parts: Mapping[str, Component], about: DetectedModel, dtype: torch.dtype | None) -> None:
-    if about.file.container == "folder" and target.exists() and target.samefile(about.file.path):
-        raise DaguerreError(f"'{target}' would be written over itself; name another folder.")
-    check_overwrite(target, INDEX if about.unet else CONFIG_FILE)
-    pipeline = pipeline_class(about.family, about.unet, parts) if about.family and about.unet else None
-    if lost := [part for part in parts.values() if part.name not in NETWORK_FOLDERS]:
-        raise _no_layout_error(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in lost)}")
+def _write_folder(target: Path, parts: Mapping[str, Component], detected: DetectedModel, dtype: torch.dtype | None) -> None:
+    if detected.file.container == "folder" and target.exists() and target.samefile(detected.file.path):
+        raise DaguerreError(f"'{target}' is both source and target; name another folder.")
+    check_overwrite(target, INDEX if detected.unet else CONFIG_FILE)
+    pipeline = pipeline_class(detected.family, detected.unet, parts) if detected.family and detected.unet else None
+    if unsupported := [part for part in parts.values() if part.name not in NETWORK_FOLDERS]:
+        raise _no_layout_error(f"holds {', '.join(f'{part.name} ({part.kind.network})' for part in unsupported)}")
     if not parts:
-        raise _no_layout_error("holds nothing that is known here")
-    if about.family is not None and pipeline is None:
-        raise _no_layout_error(f"is a model of the kind {about.family.name}")
-    written = {name: _config(name, about) for name in parts}
-    unread: dict[str, Tensor] = {}
-    with atomic_path(target) as beside:
+        raise _no_layout_error("holds no known network")
+    if detected.family is not None and pipeline is None:
+        raise _no_layout_error(f"is a model of the family {detected.family.name}")
+    written = {name: _config(name, detected) for name in parts}
+    extra: dict[str, Tensor] = {}
+    with atomic_path(target) as temporary:
         for name, config in written.items():
-            tensors = about.canonical(parts[name])
-            if name in about.text_encoders:
-                tensors, left = _read_of_text(tensors, config)
-                unread |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_original(left)[0].items()}
-            write_part(beside / _place(name, pipeline) if about.unet else beside, config, tensors, dtype)
+            tensors = detected.canonical(parts[name])
+            if name in detected.text_encoders:
+                tensors, unused = _split_text_tensors(tensors, config)
+                extra |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_original(unused)[0].items()}
+            write_part(temporary / _part_folder(name, pipeline) if detected.unet else temporary, config, tensors, dtype)
             if name in TOKENIZERS:
-                _tokenizer(name, about).save(beside / TOKENIZERS[name])
-        if unread:
-            write_safetensors(beside / EXTRA_TENSORS, _cast(unread, dtype))
-        if pipeline is not None and about.prediction is not None:
-            schedulers = _schedulers(about, pipeline)
+                _tokenizer(name, detected).save(temporary / TOKENIZERS[name])
+        if extra:
+            write_safetensors(temporary / EXTRA_TENSORS, _cast(extra, dtype))
+        if pipeline is not None and detected.prediction is not None:
+            schedulers = _schedulers(detected, pipeline)
             for name, config in schedulers.items():
-                (beside / name).mkdir()
-                write_json(beside / name / SCHEDULER_CONFIG_FILE, config)
-            write_json(beside / INDEX, _index(about, pipeline, written, schedulers))
+                (temporary / name).mkdir()
+                write_json(temporary / name / SCHEDULER_CONFIG_FILE, config)
+            write_json(temporary / INDEX, _index(detected, pipeline, written, schedulers))
 
 
-AS_ONE_FILE = "it can be written as one file: give a name that ends in .safetensors."
+AS_ONE_FILE = "write it as one file: give a name that ends in .safetensors."
 
 
 def _no_layout_error(what: str) -> DaguerreError:
-    return DaguerreError(f"This file {what}, for which the field has no folder layout; {AS_ONE_FILE}")
+    return DaguerreError(f"This file {what}, for which there is no folder layout; {AS_ONE_FILE}")
 
 
-def _place(part: str, pipeline: str | None) -> str:
-    """The folder of a part, as the field's pipelines call it."""
+def _part_folder(part: str, pipeline: str | None) -> str:
+    """The folder name of a part in a pipeline."""
     return PART_ALIASES.get(part, part) if pipeline in LDM_PIPELINES.values() else part
 
 
-def _schedulers(about: DetectedModel, pipeline: str) -> dict[str, Json]:
-    assert about.family is not None
-    assert about.prediction is not None
-    kept = about.stored_configs
-    found = {"scheduler": kept.get("scheduler") or schedule_json(about.schedule, about.prediction)}
+def _schedulers(detected: DetectedModel, pipeline: str) -> dict[str, Json]:
+    assert detected.family is not None
+    assert detected.prediction is not None
+    stored = detected.stored_configs
+    found = {"scheduler": stored.get("scheduler") or schedule_json(detected.schedule, detected.prediction)}
     if pipeline == UPSCALE_PIPELINE:
-        found["low_res_scheduler"] = kept.get("low_res_scheduler") or low_res_schedule_json(about.family.schedule)
+        found["low_res_scheduler"] = stored.get("low_res_scheduler") or low_res_schedule_json(detected.family.schedule)
     return found
 
 
-def _config(part: str, about: DetectedModel) -> Json:
-    """The config.json of a part: the one it came with, or one made from its shapes."""
-    kept = about.stored_configs
-    if part in kept:
-        return kept[part]
-    if part == "unet" and about.unet is not None:
-        factor = 2 ** (len(about.autoencoder.channels) - 1) if about.autoencoder else 8
+def _config(part: str, detected: DetectedModel) -> Json:
+    """The config.json of a part: the stored one, or one derived from its shapes."""
+    stored = detected.stored_configs
+    if part in stored:
+        return stored[part]
+    if part == "unet" and detected.unet is not None:
+        factor = 2 ** (len(detected.autoencoder.channels) - 1) if detected.autoencoder else 8
         try:
-            return unet_json(about.unet, about.sample_size // factor)
+            return unet_json(detected.unet, detected.sample_size // factor)
         except DaguerreError as error:
             raise DaguerreError(f"{str(error).removesuffix('.')}; {AS_ONE_FILE}") from error
-    if part == "vae" and about.autoencoder is not None:
-        return first_stage_json(about.autoencoder, about.sample_size)
-    tokenizer, words = _tokenizer(part, about), about.networks[part]
-    if isinstance(words, LDMBert):
-        return ldm_bert_json(words.config, tokenizer.pad)
-    config = about.text_encoders[part]
-    if about.family is not None and about.family.name.startswith("sd2") and config.projection is not None:
-        config = replace(config, layers=config.layers - 1, projection=None)  # readers of a folder always read the last block
+    if part == "vae" and detected.autoencoder is not None:
+        return first_stage_json(detected.autoencoder, detected.sample_size)
+    tokenizer, encoder = _tokenizer(part, detected), detected.networks[part]
+    if isinstance(encoder, LDMBert):
+        return ldm_bert_json(encoder.config, tokenizer.pad)
+    config = detected.text_encoders[part]
+    if detected.family is not None and detected.family.name.startswith("sd2") and config.projection is not None:
+        config = replace(config, layers=config.layers - 1, projection=None)  # loaders of a folder always use the last block
     return clip_text_json(config, bos=tokenizer.bos, pad=tokenizer.pad)
 
 
-def _read_of_text(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A text tower's tensors that its config has a place for, and the others."""
+def _split_text_tensors(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the tensors of a text encoder into those that its config describes and the others."""
     layers = config["num_hidden_layers"]
     projected = "Projection" in str(config.get("architectures"))
 
-    def has_place(name: str) -> bool:
+    def is_described(name: str) -> bool:
         if name == "text_projection.weight":
             return projected
         _, layer, number = name.partition(".layers.")
         return not layer or int(number.partition(".")[0]) < layers
 
-    return {k: t for k, t in tensors.items() if has_place(k)}, {k: t for k, t in tensors.items() if not has_place(k)}
+    return {k: t for k, t in tensors.items() if is_described(k)}, {k: t for k, t in tensors.items() if not is_described(k)}
 
 
-def _tokenizer(part: str, about: DetectedModel) -> Tokenizer | WordPiece:
-    folder, words = about.file.path / TOKENIZERS[part], about.networks[part]
-    if isinstance(words, LDMBert):
-        length = words.config.length
+def _tokenizer(part: str, detected: DetectedModel) -> Tokenizer | WordPiece:
+    folder, encoder = detected.file.path / TOKENIZERS[part], detected.networks[part]
+    if isinstance(encoder, LDMBert):
+        length = encoder.config.length
         return WordPiece.from_folder(folder, max_length=length) if folder.is_dir() else WordPiece.bert(max_length=length)
     if folder.is_dir():
         return Tokenizer.from_folder(folder)
-    blank = part == "text_encoder_2" or (about.family is not None and about.family.name.startswith("sd2"))
+    blank = part == "text_encoder_2" or (detected.family is not None and detected.family.name.startswith("sd2"))
     return Tokenizer.clip(pad=OPEN_CLIP_PAD if blank else EOS)
 
 
-def _index(about: DetectedModel, pipeline: str, written: Mapping[str, Json], schedulers: Mapping[str, Json]) -> dict[str, Any]:
-    """model_index.json: the one it came with, without the parts that are not here, or one made from what it holds."""
-    if kept := about.stored_configs.get("model_index"):
-        there = {*(_place(part, pipeline) for part in written), *(TOKENIZERS[part] for part in written if part in TOKENIZERS), *schedulers}
-        return {name: [None, None] if isinstance(entry, list) and name not in there else entry for name, entry in kept.items()}
-    classes = {_place(part, pipeline): class_name(config) for part, config in written.items()}
-    classes |= {TOKENIZERS[part]: tokenizer_class(_tokenizer(part, about)) for part in written if part in TOKENIZERS}
+def _index(detected: DetectedModel, pipeline: str, written: Mapping[str, Json], schedulers: Mapping[str, Json]) -> dict[str, Any]:
+    """model_index.json: the stored one without missing parts, or a new one."""
+    if stored := detected.stored_configs.get("model_index"):
+        tokenizers = [TOKENIZERS[part] for part in written if part in TOKENIZERS]
+        present = {*(_part_folder(part, pipeline) for part in written), *tokenizers, *schedulers}
+        return {name: [None, None] if isinstance(entry, list) and name not in present else entry for name, entry in stored.items()}
+    classes = {_part_folder(part, pipeline): class_name(config) for part, config in written.items()}
+    classes |= {TOKENIZERS[part]: tokenizer_class(_tokenizer(part, detected)) for part in written if part in TOKENIZERS}
     return model_index(pipeline, classes | {name: class_name(config) for name, config in schedulers.items()})

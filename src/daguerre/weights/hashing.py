@@ -1,7 +1,7 @@
-"""Which weights these are, as SHA-256: of a file, or of the numbers of a network wherever they lie.
+"""SHA-256 of weights: of a file, or of the values of a network in memory.
 
-A network's hash covers its names, shapes and values and not their precision in memory: a file in half precision that is read into
-float32 has the same. Rounding changes it.
+A network's hash covers names, shapes and values, but not their dtype: a half-precision file that is loaded into float32 keeps its hash.
+Rounding changes it.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights.tensors.safetensors import read_json, save_json, unreadable
 
-LARGE = 1 << 26  # bytes from which a file's hash is kept between runs
-REMEMBERED = 500
+CACHE_MIN_BYTES = 1 << 26  # larger files have their hash cached between runs
+MAX_CACHED = 500
 
 
 def identity(model: LatentDiffusion | LatentPrior) -> str:
-    """A model's hash: of its file, of all its files together, or, where it did not come from files, of its networks."""
+    """A model's hash: of its file or files, or of its networks if it was not loaded from files."""
     if model.files:
         return files_hash(model.files)
     return _joined(network_hash(module) for module in model.modules)
 
 
 def files_hash(files: Sequence[Path]) -> str:
-    """The SHA-256 of one file, or of the sorted hashes of several, so that it does not matter where they lie."""
+    """The SHA-256 of one file, or of the sorted hashes of several, so that their paths do not matter."""
     return file_hash(files[0]) if len(files) == 1 else _joined(sorted(file_hash(path) for path in files))
 
 
 def file_hash(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes; a large one is read once, and remembered as long as its path, size and time of change stay.
+    """The SHA-256 of a file's bytes; that of a large file is cached by path, size and modification time.
 
     Raises:
         DaguerreError: it cannot be read.
@@ -50,15 +50,15 @@ def file_hash(path: str | Path) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    key, known = f"{path} {size} {changed}", _read_cache() if size >= LARGE else {}
-    if key not in known:
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    key, cache = f"{path} {size} {modified}", _read_cache() if size >= CACHE_MIN_BYTES else {}
+    if key not in cache:
         with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        if size >= LARGE:
-            with suppress(DaguerreError):  # a home that cannot be written only costs time
-                save_json(_cache_path(), dict(list(known.items())[-REMEMBERED:]))
-    return known[key]
+            cache[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        if size >= CACHE_MIN_BYTES:
+            with suppress(DaguerreError):  # without a writable cache, it only takes longer
+                save_json(_cache_path(), dict(list(cache.items())[-MAX_CACHED:]))
+    return cache[key]
 
 
 def _cache_path() -> Path:
@@ -77,7 +77,7 @@ def _joined(hashes: Iterable[str]) -> str:
 
 
 def network_hash(network: nn.Module | Mapping[str, Tensor]) -> str:
-    """The SHA-256 of a network's tensors in the order of their names."""
+    """The SHA-256 of a network's tensors, sorted by name."""
     tensors = network.state_dict() if isinstance(network, nn.Module) else network
     digest = hashlib.sha256()
     for name in sorted(tensors):

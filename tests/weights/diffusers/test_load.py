@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_old_model_unchanged(
 def test_a_folder_that_is_not_a_model_is_not_overwritten(tiny_model: LatentDiffusion, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(DaguerreError, match="is not a saved model, so it is not overwritten"):
+    with pytest.raises(DaguerreError, match="holds no saved model, so it is not overwritten"):
         daguerre.save(tiny_model, tmp_path / "photos")
 
 

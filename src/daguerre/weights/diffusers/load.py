@@ -84,12 +84,6 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     )
 
 
-def check_overwrite(folder: Path, required_file: str) -> None:
-    """Raise DaguerreError unless the folder is new, empty, or a saved model, which holds `required_file`."""
-    if folder.exists() and not (folder / required_file).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DaguerreError(f"'{folder}' exists and is not a saved model, so it is not overwritten; name another folder.")
-
-
 def write_part(folder: Path, config: Json, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write one network inside an `atomic_path`; raises OSError if the disk is full.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from daguerre.atomic_io import atomic_path
+from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, EmptyPrefix, LayoutPrefix, MapPrefix, Prefixes, TextPrefix
 from daguerre.conditioning.tokenizer import Tokenizer
 from daguerre.errors import DaguerreError
@@ -29,7 +29,7 @@ from daguerre.models.vq_model import VQModel
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.diffusers.config_fields import choose
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE, DIFFUSERS_WEIGHTS
-from daguerre.weights.diffusers.load import build, check_overwrite, read_part, write_part
+from daguerre.weights.diffusers.load import build, read_part, write_part
 from daguerre.weights.diffusers.vae import load_first_stage, write_first_stage
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_json, write_json

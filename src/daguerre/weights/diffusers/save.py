@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daguerre.atomic_io import atomic_path
+from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
 from daguerre.conditioning.class_map_image import ImageConditioner, UnconditionalConditioner
 from daguerre.diffusion.conditioning import Conditioning
@@ -23,7 +23,7 @@ from daguerre.weights.diffusers.clip_config import clip_text_json, clip_vision_j
 from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import SCHEDULER_CONFIG_FILE
 from daguerre.weights.diffusers.index import GUIDANCE_KEY, UPSCALE_PIPELINE, model_index, pipeline_class
-from daguerre.weights.diffusers.load import check_overwrite, write_part
+from daguerre.weights.diffusers.load import write_part
 from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
 from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.diffusers.vae_config import first_stage_json

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from daguerre.atomic_io import atomic_path
+from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.weights.catalog import INDEX
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE
-from daguerre.weights.diffusers.load import build, check_overwrite, load_autoencoder, read_autoencoder_tensors, write_part
+from daguerre.weights.diffusers.load import build, load_autoencoder, read_autoencoder_tensors, write_part
 from daguerre.weights.diffusers.vae_config import first_stage_json, vq_config
 from daguerre.weights.original.load import load_first_stage_file
 from daguerre.weights.tensors.safetensors import config_errors, read_json

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from daguerre.conditioning.class_map_image import ClassConditioner
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import ScheduleConfig
-from daguerre.errors import DaguerreError
+from daguerre.errors import DaguerreError, join_names
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.ldm_bert import LDMBert
@@ -132,6 +132,13 @@ class DetectedModel:
                 if key in given and given[key].shape != tensor.shape
             ]
         return errors
+
+    def check_keys(self) -> None:
+        """Raise DaguerreError with every name that does not fit the networks."""
+        if errors := {kind: names for kind, names in self.key_errors().items() if names}:
+            lists = "; ".join(f"{len(names)} {kind} ({join_names(names)})" for kind, names in errors.items())
+            model = f"{self.family.name} model" if self.family else "networks"
+            raise DaguerreError(f"'{self.file.path}' does not fit the {model} that it seems to hold: {lists}.")
 
 
 def detect(

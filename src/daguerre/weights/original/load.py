@@ -16,7 +16,7 @@ from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import Schedule
-from daguerre.errors import DaguerreError, join_names
+from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -244,9 +244,7 @@ def _check_complete(detected: DetectedModel) -> None:
     family = detected.family.name
     if missing := [name for name in ("vae", *REQUIRED_PARTS[family]) if name not in parts]:
         raise DaguerreError(f"'{path}' holds only {held}; a complete {family} model also has {', '.join(missing)}.")
-    if errors := {kind: names for kind, names in detected.key_errors().items() if names}:
-        lists = "; ".join(f"{len(names)} {kind} ({join_names(names)})" for kind, names in errors.items())
-        raise DaguerreError(f"'{path}' does not fit the {family} model that it seems to be: {lists}.")
+    detected.check_keys()
 
 
 def _memory_map_test(files: Sequence[Path]) -> Callable[[Tensor], bool]:

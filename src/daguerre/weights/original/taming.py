@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, LayoutPrefix, MapPrefix, Prefixes
-from daguerre.errors import DaguerreError, join_names
+from daguerre.errors import DaguerreError
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vq_model import VQModel
@@ -33,9 +33,7 @@ def load_taming(file: TensorFile, *, device: torch.device | str = "cpu", dtype: 
     if missing := [part for part in ("transformer", "vae") if part not in detected.contents.parts]:
         held = ", ".join(detected.contents.parts)
         raise DaguerreError(f"'{file.path}' holds only {held}; a complete model of this kind also has {', '.join(missing)}.")
-    if errors := {kind: names for kind, names in detected.key_errors().items() if names}:
-        lists = "; ".join(f"{len(names)} {kind} ({join_names(names)})" for kind, names in errors.items())
-        raise DaguerreError(f"'{file.path}' does not fit the networks that it seems to hold: {lists}.")
+    detected.check_keys()
     parts = split_components(file.read(name for name in file.shapes if name not in detected.contents.ignored)).parts
     for name, network in detected.networks.items():
         tensors = {key: tensor.to(device, dtype) for key, tensor in detected.canonical(parts[name]).items()}
