@@ -1,4 +1,4 @@
-"""The model that ships: its size and origin, that it answers, and that diffusers makes the same picture of the same folder."""
+"""The embedded model: size, provenance, prompts, and the same image in diffusers."""
 
 import hashlib
 import json
@@ -37,15 +37,15 @@ def test_diffusers_generates_the_same_image(model, sampler, scheduler):
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 16, model.sample_size // 8, model.sample_size // 8, generator=torch.Generator().manual_seed(7))
     asked = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": model.sample_size, "width": model.sample_size, "latents": noise}
-    theirs = np.asarray(pipe("a red apple", **asked).images[0], dtype=int)
-    (ours,) = daguerre.generate(
+    reference = np.asarray(pipe("a red apple", **asked).images[0], dtype=int)
+    (result,) = daguerre.generate(
         model, prompt="a red apple", steps=20, guidance_scale=4.0, seed=7, sampler=sampler, spacing="trailing", initial_noise="sigma_max"
     )
-    assert np.abs(np.asarray(ours.image, dtype=int) - theirs).max() <= 2
+    assert np.abs(np.asarray(result.image, dtype=int) - reference).max() <= 2
 
 
 def test_the_background_has_the_colour_of_the_prompt(model):
-    """A coarse check on pixels that any broken part would fail; what the model is worth is measured in its card."""
+    """A coarse check on pixels that any broken part would fail; the model card has the measurements."""
     colours = ("red", "green", "blue", "yellow", "purple")
     pictures = daguerre.generate(model, prompt=tuple(f"a gift on a {colour} background" for colour in colours))
     wanted = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "purple": (1, 0, 1)}

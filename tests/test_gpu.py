@@ -1,4 +1,4 @@
-"""What only a GPU can show: that pictures, large decodes and training steps there are those of the CPU. Runs where there is a CUDA GPU."""
+"""Images, large decodes and training steps on a CUDA GPU equal those on the CPU. Skipped without a GPU."""
 
 import numpy as np
 import pytest
@@ -25,18 +25,18 @@ def test_the_embedded_model_gives_the_image_of_the_cpu(dtype: torch.dtype, apart
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_large_image_is_encoded_and_decoded_in_chunks_of_rows(dtype: torch.dtype):
-    """At 512×512 pixels with the channels of Stable Diffusion the maps are large enough for it."""
+    """At 512×512 pixels with Stable Diffusion's channels, feature maps are large enough for chunking."""
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(VAE_SD).eval()
     x = torch.rand(1, 3, 512, 512) * 2 - 1
     z = autoencoder.encode(x)
     decoded = autoencoder.decode(z)
     autoencoder.to(CUDA, dtype)
-    for mine, theirs in (
+    for mine, reference in (
         (autoencoder.encode(x.to(CUDA, dtype)), z),
         (autoencoder.decode(z.to(CUDA, dtype)), decoded),
     ):
-        assert (mine.float().cpu() - theirs).norm() < 0.01 * theirs.norm()
+        assert (mine.float().cpu() - reference).norm() < 0.01 * reference.norm()
 
 
 def test_group_norm_under_autocast_keeps_bfloat16_and_is_right():

@@ -1,4 +1,4 @@
-"""A tiny pipeline of diffusers for each family beside our model of it, made once."""
+"""A tiny pipeline of diffusers for each family and the model loaded from its folder, built once."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +14,7 @@ from tests.families import peers
 
 @pytest.fixture(scope="session")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path, LatentDiffusion]]:
-    """`peer("sdxl")` is a pipeline, the folder that it saves itself to, and our model of that folder. Only the scheduler may be changed."""
+    """`peer("sdxl")` is a pipeline, the folder it was saved to, and the model loaded from it. Only the scheduler may be changed."""
 
     @cache
     def made(name: str) -> tuple[Any, Path, LatentDiffusion]:

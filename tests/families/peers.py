@@ -38,7 +38,7 @@ UPSCALER_UNET = {
 
 
 def randomized(network: nn.Module, seed: int) -> nn.Module:
-    """No weight is zero or one, so that every path shows; the same each time."""
+    """Random weights, none zero or one, so that every path counts; the same each time."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -60,7 +60,7 @@ def autoencoder(levels: int = 2, scaling_factor: float = 0.18215) -> Any:
 
 
 def text(width: int = 64, layers: int = 2, activation: str = "quick_gelu", projection: int | None = None, seed: int = 3) -> Any:
-    """A text tower; heads have width 64, as in all that are published."""
+    """A text encoder with heads of width 64, as in all published ones."""
     config = transformers.CLIPTextConfig(
         vocab_size=49408,
         hidden_size=width,
@@ -83,7 +83,7 @@ def tokenizer(pad: str = EOS) -> transformers.CLIPTokenizer:
 
 
 def sd(kind: type = diffusers.StableDiffusionPipeline, prediction: str = "epsilon", *, second: bool = False, **unet_options: Any) -> Any:
-    """A pipeline with one text tower, of Stable Diffusion 1 or, where `second`, 2."""
+    """A pipeline with one text encoder, of Stable Diffusion 1 or, with `second`, 2."""
     parts = {
         "unet": unet(**{**(SD2_UNET if second else SD1_UNET), **unet_options}),
         "vae": autoencoder(),
@@ -196,6 +196,6 @@ PEERS: Mapping[str, Callable[[], Any]] = {
 
 
 def saved(pipeline: Any, folder: Path) -> Path:
-    """The folder that diffusers itself writes."""
+    """The folder that diffusers writes."""
     pipeline.save_pretrained(folder)
     return folder

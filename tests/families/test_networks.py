@@ -1,4 +1,4 @@
-"""Each network of each family on the same inputs as diffusers' and transformers', out of the folder that they wrote."""
+"""Each network of each family equals that of diffusers or transformers, loaded from the folder that they wrote."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +16,10 @@ Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 TOLERANCE = 1e-5
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert theirs.std() > 0.05 * theirs.abs().max()
-    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+def close(result: Tensor, reference: Tensor) -> None:
+    assert result.shape == reference.shape
+    assert reference.std() > 0.05 * reference.abs().max()
+    difference = ((result - reference).abs().max() / reference.abs().max()).item()
     assert difference < TOLERANCE, difference
 
 

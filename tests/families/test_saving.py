@@ -1,4 +1,4 @@
-"""What `save` writes opens in diffusers as the pipeline that it is, and both programs draw the same pictures from it as before."""
+"""Saved folders open in diffusers as the same pipeline, and both programs generate the same images as before."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,12 +36,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-def theirs(pipeline: Any, given: dict[str, Any]) -> np.ndarray:
+def reference(pipeline: Any, given: dict[str, Any]) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(**given, num_inference_steps=4, output_type="np", generator=torch.Generator().manual_seed(3)).images
 
 
-def ours(model: LatentDiffusion, given: dict[str, Any], task: Any) -> torch.Tensor:
+def result(model: LatentDiffusion, given: dict[str, Any], task: Any) -> torch.Tensor:
     size = {"width": 32, "height": 32} if task == TextToImage() else {}
     *_, last = daguerre.stream(model, prompt=given.get("prompt", ""), task=task, guidance_scale=3.0, steps=4, seed=3, **size)
     return last.x
@@ -54,11 +54,11 @@ def test_a_saved_model_gives_the_same_in_both_programs(peer: Peer, tmp_path: Pat
     folder = daguerre.save(model, tmp_path / "saved")
     again = daguerre.load(folder, device="cpu")
     assert (again.prediction, again.sample_size, again.schedule.config) == (model.prediction, model.sample_size, model.schedule.config)
-    assert torch.equal(ours(again, given, task), ours(model, given, task))
+    assert torch.equal(result(again, given, task), result(model, given, task))
     without = {"depth_estimator": None, "feature_extractor": None} if family == "sd2-depth" else {}
     opened = diffusers.DiffusionPipeline.from_pretrained(folder, **without)
     assert type(opened) is type(pipeline)
-    opened.scheduler = pipeline.scheduler  # ours is written as a DDIMScheduler, whatever the model came with
-    found, wanted = theirs(opened, given), theirs(pipeline, given)
+    opened.scheduler = pipeline.scheduler  # result is written as a DDIMScheduler, whatever the model came with
+    found, wanted = reference(opened, given), reference(pipeline, given)
     assert wanted.std() > 0.01
     np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The tasks of models that were trained for one, end to end as diffusers' pipelines for them."""
+"""Tasks that need a model trained for them, end to end against the pipelines of diffusers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.planners.refiner import with_refiner
 from daguerre.pipelines.tasks import DepthToImage, ImageToImage, ImageVariation, InstructPix2Pix, Upscale
-from tests.families.test_txt2img import NAMED, SAID, STEPS, close, ours_latents
+from tests.families.test_txt2img import NAMED, SAID, STEPS, close, daguerre_latents
 
 Peer = Callable[[str], tuple[Any, Path, LatentDiffusion]]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
@@ -29,7 +29,7 @@ def source() -> torch.Generator:
 
 
 def with_scheduler(pipeline: Any, named: str, **options: Any) -> Any:
-    """The pipeline with the scheduler of a named pair; its others are put back by whoever takes them."""
+    """The pipeline with the scheduler of a named pair; each test sets its own."""
     _, kind, given = NAMED[named]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **given, **options)
     return pipeline
@@ -38,30 +38,30 @@ def with_scheduler(pipeline: Any, named: str, **options: Any) -> Any:
 @pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
 def test_instruct_pix2pix_equals_diffusers(peer: Peer, named: str):
     pipeline, _, model = peer("sd1-pix2pix")
-    theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, image_guidance_scale=1.7, generator=source()).images
-    ours = ours_latents(model, task=InstructPix2Pix(PICTURE, image_guidance_scale=1.7), sampler=named, **SIZE)
-    close(ours, theirs)
-    assert (ours - ours_latents(model, task=InstructPix2Pix(PICTURE), sampler=named, **SIZE)).abs().max() > 0.01  # the scale is heard
+    reference = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, image_guidance_scale=1.7, generator=source()).images
+    result = daguerre_latents(model, task=InstructPix2Pix(PICTURE, image_guidance_scale=1.7), sampler=named, **SIZE)
+    close(result, reference)
+    assert (result - daguerre_latents(model, task=InstructPix2Pix(PICTURE), sampler=named, **SIZE)).abs().max() > 0.01  # the scale is heard
 
 
 @pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
 def test_depth_to_image_equals_diffusers(peer: Peer, named: str):
     pipeline, _, model = peer("sd2-depth")
     depth = np.random.default_rng(1).uniform(2, 9, (32, 48)).astype(np.float32)
-    theirs = with_scheduler(pipeline, named)(
+    reference = with_scheduler(pipeline, named)(
         **COMMON, image=TENSOR, depth_map=torch.from_numpy(depth)[None], strength=0.6, generator=source()
     ).images
     task = DepthToImage(Image.fromarray(depth), PICTURE, strength=0.6, latent="sample")
-    close(ours_latents(model, task=task, sampler=named, **SIZE), theirs)
+    close(daguerre_latents(model, task=task, sampler=named, **SIZE), reference)
 
 
 @pytest.mark.parametrize("named", ["euler", "dpmpp_2m"])
 def test_upscaling_equals_diffusers(peer: Peer, named: str):
     pipeline, _, model = peer("sd2-upscaler")
-    theirs = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, noise_level=120, generator=source()).images
+    reference = with_scheduler(pipeline, named)(**COMMON, image=TENSOR, noise_level=120, generator=source()).images
     task = Upscale(PICTURE, noise=120)
-    ours = ours_latents(model, task=task, sampler=named, width=None, height=None)
-    close(ours, theirs)
+    result = daguerre_latents(model, task=task, sampler=named, width=None, height=None)
+    close(result, reference)
     (picture,) = daguerre.generate(model, prompt="", task=task, steps=1)
     assert picture.image.size == (96, 64)
 
@@ -73,11 +73,11 @@ def test_sdxl_with_its_refiner_equals_diffusers(peer: Peer, kind: Any, share: fl
     for pipeline in (base, refiner):
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     half = base(**COMMON, **SIZE, denoising_end=share, generator=source()).images
-    theirs = refiner(**COMMON, image=half, denoising_start=share, generator=source()).images
+    reference = refiner(**COMMON, image=half, denoising_start=share, generator=source()).images
     fields = {"sampler": "euler", "initial_noise": "sigma_max"} if kind is diffusers.EulerDiscreteScheduler else {"sampler": "dpmpp_2m"}
-    ours = ours_latents(with_refiner(model, second), refiner_switch_at=share, **fields, **SIZE)
-    close(ours, theirs)
-    assert (ours - ours_latents(model, **fields, **SIZE)).abs().max() > 0.01
+    result = daguerre_latents(with_refiner(model, second), refiner_switch_at=share, **fields, **SIZE)
+    close(result, reference)
+    assert (result - daguerre_latents(model, **fields, **SIZE)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("size", [(40, 64), (90, 33)])
@@ -85,31 +85,31 @@ def test_image_variations_equal_diffusers(peer: Peer, size: tuple[int, int]):
     pipeline, _, model = peer("sd1-variations")
     picture = PICTURE.resize(size, Image.Resampling.BICUBIC)
     common = {name: value for name, value in COMMON.items() if name not in SAID}
-    theirs = with_scheduler(pipeline, "euler")(**common, **SIZE, image=picture, generator=source()).images
+    reference = with_scheduler(pipeline, "euler")(**common, **SIZE, image=picture, generator=source()).images
     fields = {"prompt": "", "negative_prompt": "", "sampler": "euler", **SIZE}
-    ours = ours_latents(model, task=ImageVariation(picture), **fields)
-    close(ours, theirs)
-    other = ours_latents(model, task=ImageVariation(picture.rotate(180)), **fields)
-    assert (ours - other).abs().max() > 0.01  # the picture is seen
+    result = daguerre_latents(model, task=ImageVariation(picture), **fields)
+    close(result, reference)
+    other = daguerre_latents(model, task=ImageVariation(picture.rotate(180)), **fields)
+    assert (result - other).abs().max() > 0.01  # the picture is seen
 
 
 def test_img2img_with_the_refiner_alone_equals_diffusers(peer: Peer):
     pipeline, _, model = peer("sdxl-refiner")
-    theirs = with_scheduler(pipeline, "euler")(**COMMON, image=TENSOR, strength=0.6, generator=source()).images
+    reference = with_scheduler(pipeline, "euler")(**COMMON, image=TENSOR, strength=0.6, generator=source()).images
     task = ImageToImage(PICTURE, strength=0.6, latent="sample")
-    close(ours_latents(model, task=task, sampler="euler", **SIZE), theirs)
+    close(daguerre_latents(model, task=task, sampler="euler", **SIZE), reference)
 
 
 def test_prompt_scheduling_counts_steps_across_the_refiner(peer: Peer):
-    """The refiner's pass is the end of one run, not a run of its own."""
+    """The refiner's pass counts its steps as part of the whole run."""
     model = with_refiner(peer("sdxl")[2], peer("sdxl-refiner")[2])
 
-    def walked(prompt: str) -> list[torch.Tensor]:
+    def steps_done(prompt: str) -> list[torch.Tensor]:
         return [step.x for step in daguerre.stream(model, prompt=prompt, sampler="euler", steps=STEPS, **SIZE)]
 
-    pairs = zip(walked("[a red apple:a cat:.6]"), walked("a red apple"), strict=True)
+    pairs = zip(steps_done("[a red apple:a cat:.6]"), steps_done("a red apple"), strict=True)
     assert [torch.equal(one, other) for one, other in pairs] == [True, True, True, False, False]
-    pairs = zip(walked("[a red apple:a cat:.8]"), walked("a red apple"), strict=True)
+    pairs = zip(steps_done("[a red apple:a cat:.8]"), steps_done("a red apple"), strict=True)
     assert [torch.equal(one, other) for one, other in pairs] == [True, True, True, True, False]
 
 

@@ -1,4 +1,4 @@
-"""Words to pictures as diffusers makes them, end to end, in each family: from the folder that diffusers wrote and from one file of ours."""
+"""Text to image equals diffusers end to end in each family, from a folder of diffusers and from one converted file."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +36,11 @@ STEPS = 5  # divides 1000, as the DDIM of diffusers needs for its trailing steps
 
 # Those that a request names: sampler, spacing and start against a scheduler of diffusers.
 NAMED: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
-    "euler": ({"sampler": "euler"}, diffusers.DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}),
+    "euler": (
+        {"sampler": "euler", "initial_noise": "variance_preserving"},
+        diffusers.DDIMScheduler,
+        {"clip_sample": False, "timestep_spacing": "trailing"},
+    ),
     "euler_a": (
         {"sampler": "euler_a", "initial_noise": "sigma_max"},
         diffusers.EulerAncestralDiscreteScheduler,
@@ -67,11 +71,11 @@ CONFIGURED: list[tuple[type, dict[str, Any]]] = [
 ]
 
 
-def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
-    """Relative to the spread of what is compared, at the worst place."""
-    assert ours.shape == theirs.shape
-    assert theirs.std() > 0.05 * theirs.abs().max()  # not a plane that everything would equal
-    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+def close(result: Tensor, reference: Tensor, tolerance: float = 1e-4) -> None:
+    """Relative to the largest reference value, at the worst position."""
+    assert result.shape == reference.shape
+    assert reference.std() > 0.05 * reference.abs().max()  # not a plane that everything would equal
+    difference = ((result - reference).abs().max() / reference.abs().max()).item()
     assert difference < tolerance, difference
 
 
@@ -87,14 +91,14 @@ def rest(pipeline: Any) -> dict[str, Any]:
     return {"requires_safety_checker": False}
 
 
-def theirs_latents(pipeline: Any, **options: Any) -> Tensor:
+def reference_latents(pipeline: Any, **options: Any) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
     source = torch.Generator().manual_seed(5)
     given = {**SAID, **SIZE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent", "generator": source, **options}
     return pipeline(**{name: value for name, value in given.items() if value is not None}).images
 
 
-def ours_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
+def daguerre_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
     given = {
         "prompt": SAID["prompt"],
         "negative_prompt": SAID["negative_prompt"],
@@ -113,11 +117,11 @@ def ours_latents(model: LatentDiffusion, **fields: Any) -> Tensor:
 def test_latents_and_images_equal_diffusers(peer: Peer, family: str, named: str):
     pipeline, _, model = peer(family)
     fields, kind, options = NAMED[named]
-    theirs = theirs_latents(scheduled(pipeline, kind, options))
-    ours = ours_latents(model, **fields)
-    close(ours, theirs)
+    reference = reference_latents(scheduled(pipeline, kind, options))
+    result = daguerre_latents(model, **fields)
+    close(result, reference)
     with torch.no_grad():
-        close(model.autoencoder.decode(ours), pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample)
+        close(model.autoencoder.decode(result), pipeline.vae.decode(reference / pipeline.vae.config.scaling_factor).sample)
 
 
 @pytest.mark.parametrize(("kind", "options"), CONFIGURED, ids=lambda value: getattr(value, "__name__", "") or "-".join(value))
@@ -125,13 +129,13 @@ def test_latents_and_images_equal_diffusers(peer: Peer, family: str, named: str)
 def test_scheduler_configurations_give_the_latents_of_diffusers(peer: Peer, family: str, kind: type, options: dict[str, Any]):
     pipeline, _, model = peer(family)
     pipeline = scheduled(pipeline, kind, options)
-    theirs = theirs_latents(pipeline)
-    close(configured(model, pipeline.scheduler), theirs)
+    reference = reference_latents(pipeline)
+    close(configured(model, pipeline.scheduler), reference)
 
 
 @torch.no_grad()
 def configured(model: LatentDiffusion, scheduler: Any) -> Tensor:
-    """Our latents by what `read_scheduler` makes of a scheduler's configuration."""
+    """The latents with the settings that `read_scheduler` returns."""
     sampling = read_scheduler(type(scheduler).__name__, dict(scheduler.config))
     sigmas = sampling.sigmas(model.schedule, STEPS)
     sources = generators([5])
@@ -153,38 +157,38 @@ def test_a_converted_file_gives_the_same_latents(peer: Peer, tmp_path: Path, fam
     assert model.prediction == whole.prediction
     assert model.schedule.config == whole.schedule.config
     assert model.sample_size == whole.sample_size
-    assert torch.equal(ours_latents(model, sampler="euler"), ours_latents(whole, sampler="euler"))
+    assert torch.equal(daguerre_latents(model, sampler="euler"), daguerre_latents(whole, sampler="euler"))
 
 
 @pytest.mark.parametrize("family", ["sd2", "sd2-v", "sdxl-refiner", "sd2-upscaler"])
 def test_a_file_without_configs_gives_the_same_latents(peer: Peer, tmp_path: Path, family: str):
-    """Names and shapes tell all but what Stable Diffusion 2 predicts. (The others have a CLIP tower that only its true width tells.)"""
+    """Names and shapes determine everything but the prediction type of Stable Diffusion 2. (Other families need the true CLIP width.)"""
     _, folder, whole = peer(family)
     bare = tmp_path / "bare.safetensors"
-    save_file(load_file(convert(folder, tmp_path / "ours.safetensors")), bare)
+    save_file(load_file(convert(folder, tmp_path / "result.safetensors")), bare)
     model = daguerre.load(bare, device="cpu", prediction=whole.prediction if family in ("sd2", "sd2-v") else None)
     assert (model.prediction, model.schedule.config) == (whole.prediction, whole.schedule.config)
     assert model.unet.config == whole.unet.config
     fields = {"width": None, "height": None, "task": Upscale(Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 50))}
     fields = fields if family == "sd2-upscaler" else {}
-    assert torch.equal(ours_latents(model, sampler="euler", **fields), ours_latents(whole, sampler="euler", **fields))
+    assert torch.equal(daguerre_latents(model, sampler="euler", **fields), daguerre_latents(whole, sampler="euler", **fields))
 
 
 def test_sdxl_size_and_crop_conditioning_equals_diffusers(peer: Peer):
-    """Sizes and crop of training's pictures are numbers that the network reads."""
+    """Image size and crop in training are inputs of SDXL."""
     pipeline, _, model = peer("sdxl")
     told = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
     negative = {f"negative_{name}": value for name, value in told.items()}
-    theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
+    reference = reference_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
     size = SizeConditioning((20, 30), (16, 32), crop_top_left=(3, 7))
     fixed = model.conditioner.with_size(16, 32, size)
     fixed.with_size = lambda *_: fixed
-    close(ours_latents(replace(model, conditioner=fixed), sampler="euler"), theirs)
+    close(daguerre_latents(replace(model, conditioner=fixed), sampler="euler"), reference)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
 def test_sdxl_empty_negative_prompt_follows_the_folder(tmp_path: Path, zeros: bool):
     pipeline = peers.sdxl(zeros=zeros)
     model = daguerre.load(peers.saved(pipeline, tmp_path / "xl"), device="cpu")
-    theirs = theirs_latents(scheduled(pipeline, *NAMED["euler"][1:]), negative_prompt=None)
-    close(ours_latents(model, sampler="euler", negative_prompt=""), theirs)
+    reference = reference_latents(scheduled(pipeline, *NAMED["euler"][1:]), negative_prompt=None)
+    close(daguerre_latents(model, sampler="euler", negative_prompt=""), reference)

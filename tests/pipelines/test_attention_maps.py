@@ -1,4 +1,4 @@
-"""Maps of words: what the formula gives layer by layer, for every kind of prompt, with pictures and model as they were."""
+"""Attention maps equal the formula layer by layer, for every kind of prompt, and recording changes nothing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,16 +27,16 @@ def maps(model: LatentDiffusion, prompt: str | Sequence[str], **more) -> list[li
     return [record.words(i) for i in range(len(request.items))]
 
 
-def heats(words: Sequence[WordMap]) -> Tensor:
+def heatmaps(words: Sequence[WordMap]) -> Tensor:
     return torch.stack([word.heatmap for word in words])
 
 
-def crossing(unet: UNet) -> list[Attention]:
+def cross_attention_layers(unet: UNet) -> list[Attention]:
     return [block.attn2 for block in unet.modules() if isinstance(block, TransformerBlock)]
 
 
 def test_a_map_is_the_mean_over_heads_layers_and_steps(tiny_model: LatentDiffusion):
-    """Recomputed from what every layer's two projections put out, one layer and one step at a time."""
+    """Recomputed from the outputs of every layer's two projections, one layer and one step at a time."""
     asked, kept, queries = "a green circle on a white background", [], {}
 
     def keep(attention: Attention):
@@ -51,11 +51,11 @@ def test_a_map_is_the_mean_over_heads_layers_and_steps(tiny_model: LatentDiffusi
         attention.to_q.register_forward_hook(lambda _to_q, _inputs, q: queries.update({attention: q}))
         return attention.to_k.register_forward_hook(hook)
 
-    hooks = [keep(attention) for attention in crossing(tiny_model.unet)]
+    hooks = [keep(attention) for attention in cross_attention_layers(tiny_model.unet)]
     try:
         found = maps(tiny_model, asked)[0]
     finally:
-        for attention, hook in zip(crossing(tiny_model.unet), hooks, strict=True):
+        for attention, hook in zip(cross_attention_layers(tiny_model.unet), hooks, strict=True):
             hook.remove()
             attention.to_q._forward_hooks.clear()
     assert len(kept) == 3 * len(hooks) > 3
@@ -79,7 +79,7 @@ def test_recording_changes_neither_images_nor_model(tiny_model: LatentDiffusion)
     assert len(record.words()) == before
     with pytest.raises(ZeroDivisionError), record_attention(tiny_model):
         raise ZeroDivisionError
-    assert not [attention for attention in crossing(tiny_model.unet) if "attend" in vars(attention)]
+    assert not [attention for attention in cross_attention_layers(tiny_model.unet) if "attend" in vars(attention)]
     assert not {"encode", "sized"} & set(vars(tiny_model.conditioner))
     assert not [module for module in tiny_model.unet.modules() if module._forward_pre_hooks]
 
@@ -90,7 +90,7 @@ def test_maps_of_an_image_in_a_batch_equal_those_of_the_image_alone(tiny_model: 
     for i, (prompt, seed) in enumerate([(prompt, seed) for prompt in prompts for seed in (4, 5)]):
         alone = maps(tiny_model, prompt, seed=seed, negative_prompt="a blue apple")[0]
         assert [word.text for word in together[i]] == prompt.split()
-        torch.testing.assert_close(heats(together[i]), heats(alone), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(heatmaps(together[i]), heatmaps(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_every_part_of_a_prompt_has_maps_with_and_without_guidance(tiny_model: LatentDiffusion):
@@ -140,7 +140,7 @@ def test_maps_of_several_resolutions_and_image_sizes(make_tiny_model: Callable[.
     found = maps(model, "a red apple", width=48, height=24)[0]
     assert found[0].heatmap.shape == (6, 12)
     assert min(word.heatmap.min() for word in found) >= 0
-    assert heats(found).sum(0).max() < 1  # begin, end and padding have the rest
+    assert heatmaps(found).sum(0).max() < 1  # begin, end and padding have the rest
 
 
 def test_sdxl_has_maps(make_tiny_model: Callable[..., LatentDiffusion]):

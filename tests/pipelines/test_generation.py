@@ -1,4 +1,4 @@
-"""The road from a request to pictures: equal to diffusers', to itself, and to each picture made alone."""
+"""From a request to images: equal to diffusers, reproducible, and the same in a batch as alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,9 +44,9 @@ def test_diffusers_generates_the_same_image_from_the_same_folder(
     pipeline.set_progress_bar_config(disable=True)
     common = {"prompt": "a red apple", "negative_prompt": "a blue apple", "num_inference_steps": 8, "guidance_scale": 3.0}
     sources = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    theirs = pipeline(**common, eta=fields.get("eta", 0.0), num_images_per_prompt=2, generator=sources, output_type="np").images
+    reference = pipeline(**common, eta=fields.get("eta", 0.0), num_images_per_prompt=2, generator=sources, output_type="np").images
 
-    ours = daguerre.generate(
+    result = daguerre.generate(
         model,
         prompt="a red apple",
         negative_prompt="a blue apple",
@@ -57,9 +57,9 @@ def test_diffusers_generates_the_same_image_from_the_same_folder(
         sampler=name,
         **fields,
     )
-    difference = np.abs(pixels(ours) - (theirs * 255).round().astype(int))
+    difference = np.abs(pixels(result) - (reference * 255).round().astype(int))
     assert difference.max() <= 2, difference.max()
-    assert pixels(ours).std() > 20  # a picture, not a grey plane that everything would equal
+    assert pixels(result).std() > 20  # a picture, not a grey plane that everything would equal
 
 
 def test_diffusers_opens_a_folder_in_half_precision(tiny_model: LatentDiffusion, tmp_path: Path):
@@ -67,11 +67,11 @@ def test_diffusers_opens_a_folder_in_half_precision(tiny_model: LatentDiffusion,
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     source = torch.Generator().manual_seed(5)
-    theirs = pipeline("a red apple", num_inference_steps=4, guidance_scale=3.0, generator=source, output_type="np").images
-    ours = daguerre.generate(
+    reference = pipeline("a red apple", num_inference_steps=4, guidance_scale=3.0, generator=source, output_type="np").images
+    result = daguerre.generate(
         daguerre.load(folder, device="cpu"), prompt="a red apple", steps=4, guidance_scale=3.0, seed=5, sampler="euler"
     )
-    assert np.abs(pixels(ours) - (theirs * 255).round().astype(int)).max() <= 2
+    assert np.abs(pixels(result) - (reference * 255).round().astype(int)).max() <= 2
 
 
 def test_an_image_of_a_batch_equals_the_image_alone(tiny_model: LatentDiffusion):
@@ -119,16 +119,16 @@ def test_a_model_without_prompts_ignores_them(tiny_model: LatentDiffusion):
 
 
 def test_steps_report_progress_and_the_last_has_the_images(tiny_model: LatentDiffusion):
-    walked = list(daguerre.stream(tiny_model, prompt="a red apple", steps=5, sampler="euler", num_images=2))
-    assert [step.index for step in walked] == [0, 1, 2, 3, 4]
-    assert {step.total for step in walked} == {5}
-    assert all(before.sigma > after.sigma for before, after in pairwise(walked))
-    assert [step.images is None for step in walked] == [True] * 4 + [False]
-    assert walked[-1].sigma == 0
-    assert walked[-1].x.shape == (2, 6, 8, 8)
-    torch.testing.assert_close(walked[-1].x, walked[-1].x0)
-    assert walked[-1].decode(1).tobytes() == walked[-1].images[1].image.tobytes()
-    assert not walked[-1].x.requires_grad
+    steps_done = list(daguerre.stream(tiny_model, prompt="a red apple", steps=5, sampler="euler", num_images=2))
+    assert [step.index for step in steps_done] == [0, 1, 2, 3, 4]
+    assert {step.total for step in steps_done} == {5}
+    assert all(before.sigma > after.sigma for before, after in pairwise(steps_done))
+    assert [step.images is None for step in steps_done] == [True] * 4 + [False]
+    assert steps_done[-1].sigma == 0
+    assert steps_done[-1].x.shape == (2, 6, 8, 8)
+    torch.testing.assert_close(steps_done[-1].x, steps_done[-1].x0)
+    assert steps_done[-1].decode(1).tobytes() == steps_done[-1].images[1].image.tobytes()
+    assert not steps_done[-1].x.requires_grad
     assert daguerre.generate(tiny_model, prompt="a", steps=2, width=48, height=16)[0].image.size == (48, 16)
 
 
@@ -149,15 +149,15 @@ def test_every_sampler_gives_the_same_image_in_a_batch_and_alone(tiny_model: Lat
 
 def test_joined_sampler_names_are_recorded_as_two(tiny_model: LatentDiffusion):
     (joined,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="DPM++ 2M Karras")
-    (ours,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="dpmpp_2m", spacing="karras")
-    assert joined == ours
+    (result,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="dpmpp_2m", spacing="karras")
+    assert joined == result
     (asked,) = daguerre.generate(tiny_model, prompt="a", steps=3, sampler="DPM++ 2M Karras", spacing="trailing")
     assert asked.provenance.request.spacing == "trailing"
     assert asked.provenance == daguerre.generate(tiny_model, prompt="a", steps=3)[0].provenance
 
 
 class LinearAutoencoder:
-    """rgb = A·z + b, each place four pixels a side."""
+    """rgb = A·z + b, with four pixels a side for each latent position."""
 
     downsample_factor = 4
 

@@ -1,4 +1,4 @@
-"""The same pictures with less memory, and half precision that overflows."""
+"""Low-memory runs give the same images, and overflowing half precision is repaired."""
 
 import logging
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_tiled_decoding_of_a_pointwise_decoder_is_exact(shape: tuple[int, int]):
 
 @torch.no_grad()
 def test_no_seam_shows_between_tiles(model: LatentDiffusion):
-    """Where tiles pass into each other, neighbouring pixels differ no more than in the picture decoded whole."""
+    """Where tiles overlap, neighbouring pixels differ no more than in the image decoded at once."""
     f = model.autoencoder.downsample_factor
     x = torch.linspace(-0.8, 0.8, 32 * f).expand(1, 3, 32 * f, -1)  # a smooth picture shows every seam
     z = model.autoencoder.encode(x)
@@ -84,7 +84,7 @@ def test_a_run_that_does_not_fit_uses_low_memory_or_is_refused(
 
 
 class Overflowing(nn.Module):
-    """Multiplies by 4 and divides again; float16 cannot hold what is between."""
+    """Multiplies by 4 and divides again; the intermediate value overflows float16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_a_network_that_overflows_computes_in_float32_from_then_on(caplog: pytes
 
 
 def test_images_survive_an_overflowing_decoder(caplog: pytest.LogCaptureFixture):
-    """A network whose last layers are enlarged and shrunk by the same factor says the same in float32, and overflows in float16."""
+    """A decoder whose last two layers are scaled up and down by the same factor is unchanged in float32 and overflows in float16."""
     model = load_diffusion(dtype=torch.float32)
     request = Request("a red apple", steps=2)
     truth = generate(model, request)[0].image

@@ -1,4 +1,4 @@
-"""A request is checked where it is made, and survives the way into JSON and back."""
+"""Requests are validated on construction and survive a round trip through JSON."""
 
 import json
 import math

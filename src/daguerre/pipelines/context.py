@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -262,7 +262,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return first * a + second * b
 
 
-def with_circular_padding(model: LatentDiffusion, tiling: str) -> LatentDiffusion:
+def with_circular_padding(model: LatentDiffusion, tiling: Literal["none", "both", "x", "y"]) -> LatentDiffusion:
     """The model with convolutions that wrap around along the axes of `tiling`; itself for "none"."""
     if tiling == "none":
         return model

@@ -212,8 +212,7 @@ def _has_type(name: str, value: object, expected: Any) -> bool:
     if name == "prompt":
         return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(text, str) for text in value))
     if name == "guidance_interval":
-        pair = isinstance(value, tuple) and len(value) == 2
-        return value is None or (pair and all(_has_type("", share, float) for share in value))
+        return value is None or (isinstance(value, tuple) and len(value) == 2 and all(_has_type("", share, float) for share in value))
     if name in REQUEST_CHOICES:
         return value is None or isinstance(value, str)
     if expected is bool or isinstance(value, bool):

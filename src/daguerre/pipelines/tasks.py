@@ -1,4 +1,4 @@
-"""What a request does besides following the prompt: one small frozen dataclass for each task, with its input images and settings.
+"""The task of a request: one small frozen dataclass for each task, with its input images and settings.
 
     Request(prompt="a fox", task=ImageToImage(Image.open("cat.png"), strength=0.6))
 
@@ -215,7 +215,7 @@ class MapToImage(Task):
 
 @dataclass(frozen=True)
 class InstructPix2Pix(Task):
-    """Edit an image as the prompt, an instruction such as "make it winter", says.
+    """Edit an image by an instruction as the prompt, such as "make it winter".
 
     image_guidance_scale: scale s_I of the guidance by the image, next to the request's guidance scale s_T; 1 disables it.
     resize_mode: as in `ImageToImage`.

@@ -1,4 +1,4 @@
-"""Pictures on the disk: whole, with their request inside in words that others read, as grids and as films."""
+"""Saved images, their metadata, grids and animations."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Masks of every kind, feathers and patches; and the first step that some samplers take apart."""
+"""Masks of every kind, feathering, interpolated noise, and samplers with an exact first step."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Texts of other programs are read as requests, what has no place is named, and nothing in a file can do harm."""
+"""Metadata of other programs is read as a request; unused values are listed, and malformed files do no harm."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Pictures made of pictures: equal to diffusers' where it does the same, exact where a byte may not change, and consistent at the ends."""
+"""Tasks with input images: equal to diffusers, exact outside masks, and consistent at the limits of their settings."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ WORDS = {"prompt": "a red apple", "negative_prompt": "a blue apple", "guidance_s
 
 
 def smooth(width: int = 32, height: int = 32) -> Any:
-    """A picture of slow waves."""
+    """A smooth image."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / width * 3 + i) * 60 + np.cos(y / height * 2 - i) * 50 + 128 for i in range(3)]
     return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
@@ -42,7 +42,7 @@ def half(width: int = 32, height: int = 32) -> Any:
 
 
 def with_channels(model: LatentDiffusion, channels: int) -> LatentDiffusion:
-    """The model with a random UNet that takes so many channels."""
+    """The model with a random UNet with so many input channels."""
     torch.manual_seed(1)
     unet = UNet(replace(model.unet.config, in_channels=channels)).eval()
     for end in unet.modules():
@@ -51,8 +51,8 @@ def with_channels(model: LatentDiffusion, channels: int) -> LatentDiffusion:
     return replace(model, unet=unet)
 
 
-def theirs(kind: Any, model: LatentDiffusion, folder: Path, scheduler: Any, **fields: Any) -> torch.Tensor:
-    """The latents that a pipeline of diffusers makes of the same request, two pictures."""
+def reference(kind: Any, model: LatentDiffusion, folder: Path, scheduler: Any, **fields: Any) -> torch.Tensor:
+    """The latents of a pipeline of diffusers for the same request, two images."""
     pipeline = kind.from_pretrained(daguerre.save(model, folder))
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -61,7 +61,7 @@ def theirs(kind: Any, model: LatentDiffusion, folder: Path, scheduler: Any, **fi
     return pipeline(**words, num_images_per_prompt=2, generator=sources, output_type="latent", **fields).images
 
 
-def ours(model: LatentDiffusion, **fields: Any) -> torch.Tensor:
+def result(model: LatentDiffusion, **fields: Any) -> torch.Tensor:
     *_, last = daguerre.stream(model, **WORDS, num_images=2, **fields)
     return last.x
 
@@ -80,14 +80,14 @@ def test_img2img_equals_diffusers(
 ):
     model = make_tiny_model(prediction, zero_terminal_snr=prediction == "v")
     kind = diffusers.StableDiffusionImg2ImgPipeline
-    wanted = theirs(kind, model, tmp_path, scheduler, image=smooth(), strength=0.7, num_inference_steps=10)
-    made = ours(model, sampler=sampler, steps=10, task=ImageToImage(smooth(), 0.7, latent="sample"))
+    wanted = reference(kind, model, tmp_path, scheduler, image=smooth(), strength=0.7, num_inference_steps=10)
+    made = result(model, sampler=sampler, steps=10, task=ImageToImage(smooth(), 0.7, latent="sample"))
     assert relative(made, wanted) < 1e-4
 
 
 @pytest.fixture
 def four_channels(make_tiny_model: Callable[..., LatentDiffusion], monkeypatch: pytest.MonkeyPatch) -> LatentDiffusion:
-    """A tiny model with latents of four channels, the only ones that diffusers inpaints, which there takes the mean of what it encodes."""
+    """A tiny model with four latent channels, the only number that diffusers can inpaint; its posterior is replaced by the mean."""
     from daguerre.models.autoencoder_kl import AutoencoderKL
 
     model = make_tiny_model("epsilon", zero_terminal_snr=False)
@@ -99,19 +99,19 @@ def four_channels(make_tiny_model: Callable[..., LatentDiffusion], monkeypatch: 
 
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting_equals_diffusers(four_channels: LatentDiffusion, tmp_path: Path, channels: int):
-    """The latents are diffusers'; the picture is not, which changes bytes outside the mask, where ours keeps every one."""
+    """The latents equal those of diffusers; the images do not, because diffusers changes bytes outside the mask."""
     model = with_channels(four_channels, channels)
     fields = {"image": smooth(), "mask_image": half(), "height": 32, "width": 32, "strength": 0.8, "num_inference_steps": 10}
-    wanted = theirs(diffusers.StableDiffusionInpaintPipeline, model, tmp_path, diffusers.DDIMScheduler, **fields)
-    made = ours(model, sampler="euler", steps=10, task=Inpaint(smooth(), half(), 0.8))
+    wanted = reference(diffusers.StableDiffusionInpaintPipeline, model, tmp_path, diffusers.DDIMScheduler, **fields)
+    made = result(model, sampler="euler", steps=10, task=Inpaint(smooth(), half(), 0.8))
     assert relative(made, wanted) < 1e-4
 
 
 def test_inpainting_models_start_from_noise_as_in_diffusers(four_channels: LatentDiffusion, tmp_path: Path):
     model = with_channels(four_channels, 9)
     fields = {"image": smooth(), "mask_image": half(), "height": 32, "width": 32, "strength": 1.0, "num_inference_steps": 10}
-    wanted = theirs(diffusers.StableDiffusionInpaintPipeline, model, tmp_path, diffusers.DDIMScheduler, **fields)
-    assert relative(ours(model, sampler="euler", steps=10, task=Inpaint(smooth(), half())), wanted) < 1e-4
+    wanted = reference(diffusers.StableDiffusionInpaintPipeline, model, tmp_path, diffusers.DDIMScheduler, **fields)
+    assert relative(result(model, sampler="euler", steps=10, task=Inpaint(smooth(), half())), wanted) < 1e-4
 
 
 def pixels(picture: Any) -> np.ndarray:
@@ -138,10 +138,10 @@ def test_strength_ranges_from_the_image_to_the_prompt_alone(tiny_model: LatentDi
 def test_every_task_works_with_every_kind_of_sampler(tiny_model: LatentDiffusion, sampler: str):
     for task in (ImageToImage(smooth(), 0.5), Inpaint(smooth(), half()), Hires(1.5, 0.5)):
         request = Request(prompt="a red apple", steps=6, sampler=sampler, num_images=2, seed=1, task=task)
-        walked = list(daguerre.stream(tiny_model, request))
-        assert [step.index for step in walked] == list(range(walked[0].total or 0))
+        steps_done = list(daguerre.stream(tiny_model, request))
+        assert [step.index for step in steps_done] == list(range(steps_done[0].total or 0))
         alone = daguerre.generate(tiny_model, request.split()[1])
-        assert np.abs(pixels(walked[-1].images[1]) - pixels(alone[0])).max() <= 1
+        assert np.abs(pixels(steps_done[-1].images[1]) - pixels(alone[0])).max() <= 1
 
 
 SIZES = st.tuples(st.integers(20, 48), st.integers(20, 48))
@@ -194,7 +194,7 @@ def test_a_white_mask_ignores_the_image_and_a_black_one_is_refused(tiny_model: L
 
 @pytest.mark.parametrize("place", [24, 32, 41])
 def test_mask_blur_hides_the_seam(tiny_model: LatentDiffusion, place: int):
-    """On a smooth picture the steps across the mask's border stay below the 99th percentile of its own, with noise inside the mask."""
+    """On a smooth image, steps across the mask's border stay below the 99th percentile of its own, with noise inside the mask."""
     x = np.arange(64) / 64
     waves = np.stack([128 + 100 * np.sin(12 * x + i) for i in range(3)], axis=-1)
     picture = np.broadcast_to(waves, (64, 64, 3)).astype(np.uint8)
@@ -211,12 +211,12 @@ def test_mask_blur_hides_the_seam(tiny_model: LatentDiffusion, place: int):
 
 @pytest.mark.parametrize("through", ["lanczos", "latent"])
 def test_a_hires_fix_starts_from_the_small_image(tiny_model: LatentDiffusion, through: Any):
-    walked = list(daguerre.stream(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0.5, through)))
-    assert len(walked) == walked[0].total == 9
-    assert [step.x.shape[-1] for step in walked] == [8] * 6 + [16] * 3
-    assert walked[-1].images[0].image.size == (64, 64)
+    steps_done = list(daguerre.stream(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0.5, through)))
+    assert len(steps_done) == steps_done[0].total == 9
+    assert [step.x.shape[-1] for step in steps_done] == [8] * 6 + [16] * 3
+    assert steps_done[-1].images[0].image.size == (64, 64)
     plain = [step.x for step in daguerre.stream(tiny_model, prompt="a red apple", steps=6)]
-    assert torch.equal(plain[-1], walked[5].x)
+    assert torch.equal(plain[-1], steps_done[5].x)
     # Nothing drawn anew: the small picture enlarged and through the autoencoder, which a Lanczos enlargement is close to.
     still = daguerre.generate(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0, through))[0]
     again = daguerre.generate(tiny_model, prompt="a red apple", steps=6, task=Hires(2, 0, through), seed=1)[0]

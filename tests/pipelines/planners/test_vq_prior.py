@@ -1,4 +1,4 @@
-"""Pictures drawn code by code: what a prior is told, sizes beyond its window and within, completion, folders, and what is refused."""
+"""Images from an autoregressive prior: conditions, sizes above and below its window, completion, folders, and errors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def first_stage(seed: int = 0) -> VQModel:
 
 
 def model_of(prefix: Prefixes, told: int = 1) -> LatentPrior:
-    """Pictures of 16 pixels as 4×4 codes."""
+    """Images of 16 pixels as 4×4 codes."""
     torch.manual_seed(1)
     prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, told + 16, (4, 4), width=16, layers=1, heads=2)).eval()
     for parameter in prior.parameters():
@@ -61,7 +61,7 @@ def codes_of(model: LatentPrior, request: Request) -> torch.Tensor:
 
 
 def test_a_request_gives_the_codes_of_the_prior(by_text: LatentPrior):
-    """The whole road against its parts: tokens, randomness of each seed, the prior, the decoder."""
+    """The pipeline against its parts: tokens, noise of each seed, prior, decoder."""
     request = Request(prompt=("a red circle", "a blue square"), seed=3, num_images=2, temperature=0.9, top_k=5)
     steps = list(daguerre.stream(by_text, request))
     assert [(step.index, step.total, step.images is None) for step in steps] == [(i, 4, i < 3) for i in range(4)]

@@ -29,13 +29,13 @@ def labelled_grid(images: Sequence[Image.Image], labels: Sequence[str], columns:
     below = [max(len(cell) for cell in lines[row * columns : (row + 1) * columns]) * line_height for row in range(rows)]
 
     grid = Image.new("RGB", (columns * (width + GAP) + GAP, sum(below) + rows * (height + 2 * GAP) + GAP), BACKGROUND)
-    pen = ImageDraw.Draw(grid)
+    canvas = ImageDraw.Draw(grid)
     for i, (image, cell) in enumerate(zip(images, lines, strict=True)):
         row, column = divmod(i, columns)
         left, top = GAP + column * (width + GAP), GAP + row * (height + 2 * GAP) + sum(below[:row])
         grid.paste(image.resize((width, height), Image.Resampling.LANCZOS) if scale > 1 else image, (left, top))
         for j, line in enumerate(cell):
-            pen.text((left + width / 2, top + height + GAP // 2 + j * line_height), line, TEXT_COLOUR, font, anchor="ma")
+            canvas.text((left + width / 2, top + height + GAP // 2 + j * line_height), line, TEXT_COLOUR, font, anchor="ma")
     return grid
 
 

@@ -85,11 +85,11 @@ def _list(holder: Mapping[str, Any], name: str) -> list[Any]:
 
 def _upstream(graph: ComfyGraph, node: ComfyNode) -> Iterator[ComfyNode]:
     """Every node that this one depends on, nearest first, each once."""
-    queue, seen = _links(node), set()
+    queue, visited = _links(node), set()
     while queue:
         name = queue.pop(0)
-        if name not in seen and name in graph:
-            seen.add(name)
+        if name not in visited and name in graph:
+            visited.add(name)
             yield graph[name]
             queue += _links(graph[name])
 

@@ -210,7 +210,7 @@ def read_image_texts(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
 
 
 def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
-    """Names and texts from all places where the three formats store them; of equal names the last one counts."""
+    """Names and texts from everywhere that the three formats store them; of equal names the last one counts."""
     xmp = image.info.get("xmp", image.info.get("XML:com.adobe.xmp", b""))
     xmp = xmp.decode("utf-8", errors="replace") if isinstance(xmp, bytes) else str(xmp)
     for tag in ("dc:description", "exif:UserComment"):

@@ -27,7 +27,7 @@ from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR, Completion, MapToImage, Task
 
-DIFFUSION_ONLY: Mapping[str, tuple[object, ...]] = {  # fields without effect here, and the values accepted besides the default
+DIFFUSION_ONLY: Mapping[str, tuple[object, ...]] = {  # fields without effect here, and values accepted other than the default
     "negative_prompt": (),
     "steps": (),
     "sampler": (VQ_PRIOR,),  # as the metadata of such images has it
