@@ -81,7 +81,7 @@ def prompts_of_colours(count: int = 12) -> list[EvalPrompt]:
 
 def generated_set(names: list[str]) -> GeneratedSet:
     images = torch.stack([to_tensor(solid(name)) for name in names])
-    return GeneratedSet(images, tuple(range(len(names))), "model", Request(steps=3, guidance_scale=5.0), 1.5)
+    return GeneratedSet(images, tuple(range(len(names))), "model", Request(steps=3, sampler="dpmpp_2m", guidance_scale=5.0), 1.5)
 
 
 def random_images(count: int, seed: int = 0) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_candidate_parts_are_scored_in_their_boxes():
         EvalPrompt(sides[name], render, kind, (*(c for c in sides.values() if c.prompt != name), full_image("magenta")))
         for name, kind in (("red and blue", "pair"), ("blue and red", "known"))
     ]
-    generated = GeneratedSet(true_renders(prompts), (0, 1), "model", Request(steps=3, guidance_scale=5.0), 1.5)
+    generated = GeneratedSet(true_renders(prompts), (0, 1), "model", Request(steps=3, sampler="dpmpp_2m", guidance_scale=5.0), 1.5)
     report = evaluate(ColourScorer(), prompts, generated, reference=random_images(12), training=random_images(12)).report  # type: ignore[arg-type]
     assert [prompt.rank for prompt in report.prompts] == [0, 2]
     assert report.prompts[1].best_match == "red and blue"
