@@ -17,7 +17,7 @@ class EvaluateConfig:
     data: Literal["emoji", "shapes"] = "emoji"  # Dataset that the model was trained on. Emoji are scored by CLIP, shapes are measured.
     num_images: int = 125  # Number of prompts of each kind.
     steps: int = 20  # Number of sampling steps.
-    sampler: str | None = None  # None: the default of the model
+    sampler: str | None = None  # Default: the sampler of the model.
     guidance_scale: float | None = None  # Classifier-free guidance scale. Default: the model's own.
     seed: int = 0  # Seed of the prompts and the noise.
     training_images: int = 8192  # Number of training images that are searched for near copies.
