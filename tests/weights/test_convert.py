@@ -28,7 +28,7 @@ FAMILIES = {
 
 
 def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what is ignored on purpose."""
+    """Without the ignored names."""
     ignored = split_components(tensors).ignored
     return {name: tensor for name, tensor in tensors.items() if name not in ignored}
 

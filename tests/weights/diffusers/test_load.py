@@ -183,7 +183,7 @@ def test_a_pickled_part_loads_without_running_code(tiny_model: LatentDiffusion, 
     loaded = parts(daguerre.load(saved, device="cpu"))[part].state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in parts(tiny_model)[part].state_dict().items())
     torch.save({"conv_out.bias": Path(saved)}, pickled)  # unpickling a path would run code
-    with pytest.raises(DaguerreError, match="is not read as a pickled checkpoint"):
+    with pytest.raises(DaguerreError, match="is refused as a pickled checkpoint"):
         daguerre.load(saved, device="cpu")
 
 

@@ -1,6 +1,6 @@
-"""Tensors out of a pickled checkpoint, without running it (the pickle itself is read by `pickle_machine`).
+"""Read the tensors of a pickled checkpoint without executing it (`pickle_vm` interprets the pickle).
 
-Two containers are read, told apart by their first bytes: the zip archive (torch >= 1.6: NAME/data.pkl, NAME/data/KEY) and the older
+There are two containers, recognised by their first bytes: the zip archive (torch >= 1.6: NAME/data.pkl, NAME/data/KEY) and the older
 stream of pickles followed by raw storages, both as torch.save writes them (torch/serialization.py).
 """
 
@@ -27,14 +27,17 @@ DAMAGE = (
     struct.error,
     NotImplementedError,
     RuntimeError,
-)  # zipfile's own words
+)  # raised by zipfile
 
 
 class PickledFile:
-    """The tensors of a pickled checkpoint, described at once and mapped on demand.
+    """The tensors of a pickled checkpoint: described at once, mapped on demand.
 
-    `tensors` holds the entries of the state dict (the root itself, or what lies under "state_dict"; one level of other dictionaries is
-    joined with a dot), `metadata` the plain numbers and strings beside it. Raises `DaguerreError` for anything else, and runs nothing.
+    tensors: the entries of the state dict, which is the root or its "state_dict"; nested dictionaries are joined with a dot.
+    metadata: numbers and strings next to the state dict.
+
+    Raises:
+        DaguerreError: the file contains anything else. Nothing of it is executed.
     """
 
     def __init__(self, path: Path | str):
@@ -42,42 +45,42 @@ class PickledFile:
         try:
             with self.path.open("rb") as file:
                 start = file.read(len(LEGACY_START))
-                root, self._places = _read_legacy(file) if start == LEGACY_START else _read_zip(file)
+                root, self._locations = _read_legacy(file) if start == LEGACY_START else _read_zip(file)
             self.tensors, self.metadata = _state_dict(root)
-            self._check_places()
+            self._check_locations()
         except (RefusedError, *DAMAGE) as error:
             raise DaguerreError(
-                f"{self.path} is not read as a pickled checkpoint: {error}. Only files of plain tensors are; "
-                "if you trust its maker, ask them for a .safetensors file."
+                f"{self.path} is refused as a pickled checkpoint: {error}. Only plain tensors are allowed; "
+                "use a .safetensors file of the same model."
             ) from error
 
-    def _check_places(self) -> None:
+    def _check_locations(self) -> None:
         size = self.path.stat().st_size
         for name, ref in self.tensors.items():
-            start, length = self._places.get(ref.storage.key, (0, -1))
+            start, length = self._locations.get(ref.storage.key, (0, -1))
             if ref.storage.numel * ref.dtype.itemsize > length or start + length > size:
-                raise RefusedError(f"the bytes of {name[:80]!r} are not all there; the file may be cut off")
+                raise RefusedError(f"the bytes of {name[:80]!r} are incomplete; the file may be cut off")
 
     @cached_property
     def _bytes(self) -> Tensor:
         return mapped_bytes(self.path)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of that name as a private map of the file: nothing is read before it is used, and the file is never written."""
+        """The tensor as a private memory map of the file: bytes are read on use, and the file is never written."""
         ref = self.tensors[name]
-        start = self._places[ref.storage.key][0]
+        start = self._locations[ref.storage.key][0]
         flat = typed(self._bytes[start : start + ref.storage.numel * ref.dtype.itemsize], ref.dtype)
         return flat.as_strided(ref.shape, ref.strides, flat.storage_offset() + ref.offset)
 
 
 def mapped_bytes(path: Path) -> Tensor:
-    """The bytes of a file, mapped copy-on-write: (N,) uint8."""
+    """The bytes of a file as a copy-on-write memory map: (N,) uint8."""
     mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     return torch.empty(0, dtype=torch.uint8).set_(mapped)  # pyright: ignore[reportArgumentType]
 
 
 def typed(raw: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes as numbers, copied only where they do not lie at a multiple of their size."""
+    """View bytes as a dtype; copies them only if they are not aligned."""
     return (raw if raw.storage_offset() % dtype.itemsize == 0 else raw.clone()).view(dtype)
 
 
@@ -86,15 +89,15 @@ def _state_dict(root: object) -> tuple[dict[str, TensorRef], dict[str, str]]:
         raise RefusedError("it holds no dictionary of tensors")
     inner = root.get("state_dict", root)
     if not isinstance(inner, dict):
-        raise RefusedError("its state_dict is no dictionary")
+        raise RefusedError("its state_dict is not a dictionary")
     tensors = {key: value for key, value in inner.items() if isinstance(key, str) and isinstance(value, TensorRef)}
     if inner is root:
         nested = {key: value for key, value in root.items() if isinstance(key, str) and isinstance(value, dict)}
         tensors |= {f"{outer}.{key}": ref for outer, level in nested.items() for key, ref in level.items() if isinstance(ref, TensorRef)}
     if not tensors:
         raise RefusedError("it holds no tensors")
-    if hidden := [name for name in tensors if not name.isprintable()]:
-        raise RefusedError(f"the name {hidden[0][:80]!a} holds what cannot be shown")
+    if unprintable := [name for name in tensors if not name.isprintable()]:
+        raise RefusedError(f"the name {unprintable[0][:80]!a} has unprintable characters")
     return tensors, {key: str(value) for key, value in root.items() if isinstance(key, str) and isinstance(value, str | int | float)}
 
 
@@ -114,15 +117,15 @@ def _read_zip(file: BinaryIO) -> tuple[object, Mapping[str, tuple[int, int]]]:
             raise RefusedError("its numbers are not little-endian")
         with archive.open(roots[0]) as stream:
             root = Machine().run(Bounded(stream, entries[roots[0]].file_size))
-    places = {}
+    locations = {}
     for entry in wanted:
         file.seek(entry.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise RefusedError(f"its archive entry {entry.filename[:80]!r} is damaged")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        places[entry.filename.removeprefix(f"{folder}data/")] = (entry.header_offset + 30 + name_length + extra_length, entry.file_size)
-    return root, places
+        locations[entry.filename.removeprefix(f"{folder}data/")] = (entry.header_offset + 30 + name_length + extra_length, entry.file_size)
+    return root, locations
 
 
 def _read_legacy(file: BinaryIO) -> tuple[object, Mapping[str, tuple[int, int]]]:
@@ -138,14 +141,14 @@ def _read_legacy(file: BinaryIO) -> tuple[object, Mapping[str, tuple[int, int]]]
     version, system, root, keys = pickled(), pickled(), pickled(), pickled()
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise RefusedError("its container has an unknown version or byte order")
-    places = {}
+    locations = {}
     for key in keys:
         count = file.read(8)
         if not isinstance(key, str) or key not in storages or len(count) < 8:
-            raise RefusedError("its storages are not all there; the file may be cut off")
+            raise RefusedError("its storages are incomplete; the file may be cut off")
         length = struct.unpack("<q", count)[0] * storages[key].dtype.itemsize
-        places[key] = (file.tell(), length)
+        locations[key] = (file.tell(), length)
         if length < 0 or file.tell() + length > end:
-            raise RefusedError("its storages are not all there; the file may be cut off")
+            raise RefusedError("its storages are incomplete; the file may be cut off")
         file.seek(length, 1)
-    return root, places
+    return root, locations
