@@ -1,7 +1,8 @@
-"""`python -m daguerre` is the command `daguerre`."""
+"""`python -m daguerre` runs the command `daguerre`."""
 
 import sys
 
 from daguerre.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

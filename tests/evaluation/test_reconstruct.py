@@ -45,7 +45,7 @@ def test_codes_take_log2_bits_and_codecs_no_more(codes: Path, tmp_path: Path, ca
 
 
 def test_continuous_latents_are_measured_rounded_and_unrounded(latents: Path, codes: Path, tmp_path: Path):
-    report = run(ReconstructConfig("shapes", str(latents), tmp_path, size=32, count=32, perceptual=(codes,)))
+    report = run(ReconstructConfig("shapes", str(latents), tmp_path, resolution=32, num_images=32, perceptual=(codes,)))
     rounded, exact, *_ = report.rows
     assert rounded.bits_per_pixel == pytest.approx(3 * 8 / 16)
     assert exact.bits_per_pixel is None
@@ -56,7 +56,7 @@ def test_continuous_latents_are_measured_rounded_and_unrounded(latents: Path, co
 
 
 def test_codecs_that_exceed_the_budget_are_listed(codes: Path, tmp_path: Path):
-    report = run(ReconstructConfig("shapes", str(codes), tmp_path, size=16, count=2))
+    report = run(ReconstructConfig("shapes", str(codes), tmp_path, resolution=16, num_images=2))
     assert [row.name for row in report.rows] == ["codes"]
     assert "JPEG and WebP: cannot encode" in report.markdown()
 
@@ -72,19 +72,19 @@ def test_round_to_8_bits_is_uniform():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 30}, "size is 30; for .* it must be a multiple of 4"),
-        ({"count": 1}, "count is 1"),
+        ({"resolution": 30}, "size is 30; for .* it must be a multiple of 4"),
+        ({"num_images": 1}, "num_images is 1"),
         ({"data": "nowhere"}, "There is no folder 'nowhere'"),
         ({"model": "nowhere"}, "nowhere"),
     ],
 )
 def test_invalid_config_raises(codes: Path, tmp_path: Path, changes: dict[str, object], message: str):
     with pytest.raises(DaguerreError, match=message):
-        run(ReconstructConfig(**{"data": "shapes", "model": str(codes), "out": tmp_path / "out", "size": 32, **changes}))
+        run(ReconstructConfig(**{"data": "shapes", "model": str(codes), "out": tmp_path / "out", "resolution": 32, **changes}))
     assert not (tmp_path / "out").exists()
 
 
 def test_other_folders_are_not_overwritten(codes: Path, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DaguerreError, match="holds no reconstruction"):
-        run(ReconstructConfig("shapes", str(codes), tmp_path, size=32))
+        run(ReconstructConfig("shapes", str(codes), tmp_path, resolution=32))

@@ -1,89 +1,95 @@
-"""One picture or a folder of them: what every command that is given a picture does with it."""
+"""Commands with an input image also take a folder of images: one request for each."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from daguerre.atomic_io import check_writable
-from daguerre.cli.generation import GenerationOptions, check_outputs, generate_and_save, open_for, output_paths, warn_prompt, write_outputs
+from daguerre.cli.generation import check_outputs, generate_and_save, open_for, output_paths, warn_prompt, write_outputs
+from daguerre.cli.options import GenerationOptions
+from daguerre.cli.parsing import usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
 
 
-def run_batch(options: GenerationOptions, given: Path, request: Callable[[Path], Request], ending: str) -> None:
-    """Make the request of a picture, or of every picture of a folder, and print where the results are.
+def run_batch(options: GenerationOptions, source: Path, request: Callable[[Path], Request], suffix: str) -> None:
+    """Run the request of an image, or of every image in a folder, and print the output paths.
 
-    Those of a folder go to the folder --out under the names of the pictures; one that cannot be read or worked on is told, and the others
-    are made.
+    For a folder, --out is a folder; outputs keep the names of the inputs. An input that fails is reported and the others continue.
 
-    ending: goes after the name of what is given, where --out says no place: of a folder, and of a picture whose prompt has no words.
+    Args:
+        source: an image or a folder.
+        request: the request of one input image.
+        suffix: for the default output name, `<source>-<suffix>`.
 
     Raises:
-        DaguerreError: what `make` raises; or there is no picture in the folder, the options want one file, or some pictures failed.
+        DaguerreError: the folder has no images, an option needs a single image, or some images failed.
     """
-    if given.is_dir():
-        _make_all(options, given, request, options.out or given.with_name(f"{given.name}-{ending}"))
+    if source.is_dir():
+        _run_folder(options, source, request, options.output.out or source.with_name(f"{source.name}-{suffix}"))
     else:
-        generate_and_save(options, request(given), Path(f"{given.stem}-{ending}.png"))
+        generate_and_save(options, lambda: request(source), Path(f"{source.stem}-{suffix}.png"))
 
 
-def _make_all(options: GenerationOptions, folder: Path, request: Callable[[Path], Request], out: Path) -> None:
+def _run_folder(options: GenerationOptions, folder: Path, request: Callable[[Path], Request], out: Path) -> None:
     from daguerre.data.images import SUFFIXES
     from daguerre.pipelines.capabilities import check_capability
 
-    pictures = images_in(folder)
-    if not pictures:
-        raise DaguerreError(f"There is no picture in '{folder}'; files ending in {', '.join(sorted(SUFFIXES))} are looked for.")
-    if options.animation or options.preview:
-        raise DaguerreError("--film and --preview show one picture, and a folder was given; leave them out.")
-    if out.resolve() == folder.resolve() or out.suffix.lower() in OUTPUT_FORMATS:
-        raise DaguerreError(f"--out '{out}' must be a folder for the results, another than that of the pictures.")
-    check_writable(out / "one.png")
-    first = request(next(filter(_readable, pictures), pictures[0]))  # options that are wrong with one picture are so with all
+    with usage_errors():
+        inputs = images_in(folder)
+        if not inputs:
+            raise DaguerreError(f"There are no images in '{folder}'; supported files end in {', '.join(sorted(SUFFIXES))}.")
+        if options.output.animation or options.output.preview:
+            raise DaguerreError("--animation and --preview need a single input image, and a folder was given; remove them.")
+        if out.resolve() == folder.resolve() or out.suffix.lower() in OUTPUT_FORMATS:
+            raise DaguerreError(f"--out '{out}' must be a folder for the results, and not the input folder.")
+        check_writable(out / "image.png")
+        first = request(next(filter(_is_readable, inputs), inputs[0]))  # an option that is wrong for one image is wrong for all
     model = open_for(options)
-    check_capability(model, first.task)
+    with usage_errors():
+        check_capability(model, first.task)
     warn_prompt(model, first)
-    stems, failed = [path.stem for path in pictures], []
-    for path in pictures:
-        place = out / f"{path.stem if stems.count(path.stem) == 1 else path.name}.png"
+    stems, failed = [path.stem for path in inputs], []
+    for path in inputs:
+        target = out / f"{path.stem if stems.count(path.stem) == 1 else path.name}.png"
         try:
             wanted = request(path)
-            check_outputs(output_paths(options, place), wanted)
-            for written in write_outputs(model, options, wanted, place):
+            check_outputs(output_paths(options, target), wanted)
+            for written in write_outputs(model, options, wanted, target):
                 print(written)
         except DaguerreError as error:
             print(f"daguerre: {path.name}: {error}", file=sys.stderr)
             failed.append(path.name)
     if failed:
-        others = f"; the others are in '{out}'" if len(failed) < len(pictures) else ""
-        raise DaguerreError(f"{len(failed)} of {len(pictures)} pictures could not be made: {', '.join(failed)}{others}.")
+        others = f"; the others are in '{out}'" if len(failed) < len(inputs) else ""
+        raise DaguerreError(f"{len(failed)} of {len(inputs)} images failed: {', '.join(failed)}{others}.")
 
 
-def matching_file(picture: Path, place: Path, what: str) -> Path:
-    """What belongs to a picture: the file at `place`, or of a folder there the one of the picture's name, best with its suffix, too.
+def matching_file(image: Path, source: Path, what: str) -> Path:
+    """The file that belongs to an input image: `source` itself, or in a folder the file of the same name, preferably with its suffix.
 
     Raises:
-        DaguerreError: the folder has none, or several; `what` says what is looked for.
+        DaguerreError: the folder has no such file, or several; `what` names what is missing.
     """
-    if not place.is_dir():
-        return place
-    found = [path for path in images_in(place) if path.stem == picture.stem]
-    found = [path for path in found if path.name == picture.name] or found
+    if not source.is_dir():
+        return source
+    found = [path for path in images_in(source) if path.stem == image.stem]
+    found = [path for path in found if path.name == image.name] or found
     if len(found) != 1:
         has = " and ".join(path.name for path in found) or "none"
-        raise DaguerreError(f"Of '{picture.name}' one {what} is looked for in '{place}', and there is {has}; call it '{picture.name}'.")
+        raise DaguerreError(f"'{image.name}' needs one {what} in '{source}', which has {has}; name it '{image.name}'.")
     return found[0]
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The files of a folder that are called as pictures are, by name."""
+    """The image files of a folder, by suffix, in order of their names."""
     from daguerre.data.images import SUFFIXES
 
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _readable(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     from daguerre.data.images import decode_image
 
     try:

@@ -1,4 +1,4 @@
-"""Pictures from files, as requests take them, and again when a request is repeated."""
+"""Input images: read from files for a request, and found again when a request is repeated."""
 
 import sys
 from collections.abc import Mapping
@@ -9,48 +9,48 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.request import Request
 
-INPUT_OPTIONS = {"image": "input"}  # of `daguerre reproduce`, where a field's own name is taken
+INPUT_OPTIONS = {"image": "input"}  # `daguerre reproduce` already has an argument IMAGE
 
 
 def read_input(path: str | Path) -> InputImage:
-    """A picture from a file; of an animation the first frame, which is said.
+    """Read an image file; of an animation, the first frame, with a note on stderr.
 
     Raises:
-        DaguerreError: there is no such file, or it is no whole picture.
+        DaguerreError: there is no such file, or it is not a complete image.
     """
     from daguerre.data.images import decode_image
 
     image, frames = decode_image(Path(path))
     if frames > 1:
-        print(f"daguerre: '{path}' is animated; its first frame is taken.", file=sys.stderr)
+        print(f"daguerre: '{path}' is animated; only its first frame is used.", file=sys.stderr)
     return InputImage.from_any(image, str(path))
 
 
-def reopen_inputs(request: Request, beside: Path, named: Mapping[str, Path]) -> Request:
-    """A request read from a picture, its own pictures opened.
+def reopen_inputs(request: Request, source: Path, replacements: Mapping[str, Path]) -> Request:
+    """A request from a saved image, with its input images read again.
 
     Args:
-        beside: the picture that carried the request; what is not found where it was is looked for there.
-        named: files to take instead, by the field that they stand in ("image", "mask").
+        source: the saved image; missing inputs are also searched in its folder.
+        replacements: files to use instead, by field ("image", "mask").
 
     Raises:
-        DaguerreError: a picture is missing, or is another than it was.
+        DaguerreError: an input is missing, or its content has changed.
     """
     task = request.task
-    opened = {name: _reopened(name, given, beside, named.get(name)) for name, given in task.input_images.items()}
+    opened = {name: _reopen(name, image, source, replacements.get(name)) for name, image in task.input_images.items()}
     return replace(request, task=task.with_input_images(opened)) if opened else request
 
 
-def _reopened(name: str, given: InputImage, beside: Path, named: Path | None) -> InputImage:
+def _reopen(name: str, image: InputImage, source: Path, replacement: Path | None) -> InputImage:
     option = f"--{INPUT_OPTIONS.get(name, name)}"
-    if named is None and given.path is None:
-        raise DaguerreError(f"The {name} that '{beside}' was made of came from a program, not from a file; name its file with {option}.")
-    path = Path(named or given.path or "")
-    places = [path] if named else [path, beside.parent / path, beside.parent / path.name]
-    found = next((place for place in places if place.is_file()), None)
+    if replacement is None and image.path is None:
+        raise DaguerreError(f"The input {name} of '{source}' came from a program, not from a file; give its file with {option}.")
+    path = Path(replacement or image.path or "")
+    candidates = [path] if replacement else [path, source.parent / path, source.parent / path.name]
+    found = next((file for file in candidates if file.is_file()), None)
     if found is None:
-        raise DaguerreError(f"The {name} '{path}' that '{beside}' was made of is not there any more; name its file with {option}.")
+        raise DaguerreError(f"The input {name} '{path}' of '{source}' does not exist any more; give its file with {option}.")
     again = read_input(found)
-    if again.sha256 != given.sha256:
-        raise DaguerreError(f"The {name} '{found}' has changed since '{beside}' was made of it; name the file as it was with {option}.")
-    return replace(again, path=given.path)
+    if again.sha256 != image.sha256:
+        raise DaguerreError(f"The input {name} '{found}' has changed since '{source}' was generated; give the original with {option}.")
+    return replace(again, path=image.path)

@@ -1,7 +1,6 @@
-"""The command `daguerre`: one table of subcommands, each loaded only when it is called, and one place where errors end.
+"""The command `daguerre`: a table of subcommands, each imported only when it is called, and the place where all errors end.
 
-Neither this file nor a command's help imports torch, so that asking costs a fraction of a second; only the help of those recipes of `train`
-that are told a network's configuration does.
+Neither this file nor any `--help` imports torch, so help appears at once.
 """
 
 import os
@@ -13,46 +12,46 @@ import daguerre
 from daguerre.errors import DaguerreError, nearest
 
 COMMANDS = {
-    "txt2img": "make pictures from words",
-    "img2img": "draw over a picture",
-    "inpaint": "draw the masked part of a picture anew",
-    "outpaint": "continue a picture beyond its edges",
-    "pix2pix": "change a picture as an instruction says",
-    "depth2img": "make pictures as near and as far as a map says",
-    "upscale": "draw a picture with four times its sides",
-    "variations": "make pictures that mean what another one means",
-    "layout": "make pictures with things in their places, by boxes or a map",
-    "sample": "draw pictures code by code, by a class, a text, a map, or from half a picture on",
-    "attention": "show where the model looks for each word",
-    "models": "list the models inside, or the samplers and spacings",
+    "txt2img": "generate images from text",
+    "img2img": "change an image by a prompt",
+    "inpaint": "regenerate the masked part of an image",
+    "outpaint": "extend an image beyond its edges",
+    "pix2pix": "edit an image by an instruction",
+    "depth2img": "generate images that follow a depth map",
+    "upscale": "enlarge an image four times per side",
+    "variations": "generate images similar to another one",
+    "layout": "generate images from boxes or a segmentation map",
+    "sample": "sample from a prior over codes (VQ-VAE, VQGAN)",
+    "attention": "show the cross-attention of each word",
+    "models": "list models, samplers and spacings",
     "train": "train a model by a recipe",
-    "evaluate": "measure how well a model answers its prompts",
-    "reconstruct": "show what an autoencoder keeps of pictures",
-    "inspect": "tell what a picture or a checkpoint says of itself",
-    "convert": "write a checkpoint in another form",
-    "reproduce": "make a saved picture again and compare",
+    "evaluate": "measure how well a model follows its prompts",
+    "reconstruct": "measure what an autoencoder preserves of images",
+    "inspect": "show the metadata of an image, or the contents of a checkpoint",
+    "convert": "write a checkpoint in another format",
+    "reproduce": "generate a saved image again and compare",
 }
 
-# How often a thread that is done looks whether the others are, before it sleeps. By default it looks for milliseconds, and where another
-# program keeps one core busy, threads that only look keep those that work from it: a picture of three seconds takes forty.
-SPINS = "10000"
+# How often an idle OpenMP thread polls before it sleeps. GNU OpenMP polls for milliseconds by default. On a machine where another program
+# keeps a core busy, polling threads take the other cores from working ones: an image of three seconds then takes forty.
+SPIN_COUNT = "10000"
 
 HELP = """usage: daguerre COMMAND [...]
 
-Stable Diffusion and every generation that led to it, small enough to read.
+Stable Diffusion and every generation that led to it, as a small PyTorch library.
 
 commands:
 {commands}
 
-  daguerre COMMAND --help    what a command takes
+  daguerre COMMAND --help    options of a command
   daguerre --version         the version
-  daguerre --debug ...       show where an error came from
+  daguerre --debug ...       show the traceback of an error
 
 example: daguerre txt2img "a red apple" --out apple.png"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    """Run one command line; returns the exit code: 0, 1 if the work failed, 2 for a wrong command line or value, 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -64,27 +63,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        return _print_error(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported, which only commands do
+        return _print_error(f"There is no command {name!r}; choose one of {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # before any command imports PyTorch
     try:
         import_module(f"daguerre.cli.commands.{name}").main(rest)
-    except SystemExit as stop:  # the argument parser has said what it had to say
-        return stop.code if isinstance(stop.code, int) else 2
+    except SystemExit as stop:  # after --help
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        return _print_error("Interrupted; nothing half-written is left.", 130)
-    except BrokenPipeError:  # whoever reads our output has read enough
+        return _print_error("Interrupted; no incomplete file is left.", 130)
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        from daguerre.cli.parsing import UsageError
+
         if debug:
             raise
         if isinstance(error, DaguerreError):
-            return _print_error(str(error), 1)
+            return _print_error(str(error), 2 if isinstance(error, UsageError) else 1)
         first_line = (str(error).strip() or "no message").splitlines()[0]
-        return _print_error(f"Unexpected {type(error).__name__}: {first_line}. Run it again with --debug to see where.", 1)
+        return _print_error(f"Unexpected {type(error).__name__}: {first_line}. Run it again with --debug for the traceback.", 1)
     return 0
 
 
-def _print_error(sentence: str, code: int) -> int:
-    print(f"daguerre: {sentence}", file=sys.stderr)
+def _print_error(message: str, code: int) -> int:
+    print(f"daguerre: {message}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""The model that a command line names."""
+"""Open the model that a command line names."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.cli.options import PREDICTIONS_BY_FLAG, dtype_by_name
-from daguerre.errors import DaguerreError
+from daguerre.cli.parsing import UsageError, usage_errors
 from daguerre.weights.catalog import find, may_be_on_the_hub
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 def open_model(
     name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "auto"
 ) -> "LatentDiffusion":
-    """The diffusion model of the command line's options, with another autoencoder where one is named.
+    """Open a diffusion model, with another autoencoder if one is named.
 
     Raises:
-        DaguerreError: there is no such model, or the autoencoder's latents are not the model's.
+        DaguerreError: there is no such model, it is not a diffusion model, or the autoencoder does not fit it.
     """
     model = open_any(name, vae, device, dtype, offline=offline, prediction=prediction)
     from daguerre.models.latent_diffusion import LatentDiffusion
 
     if not isinstance(model, LatentDiffusion):
-        raise DaguerreError(f"'{name}' is a prior over codes, where a diffusion model is needed; `daguerre sample {name}` draws from it.")
+        raise UsageError(f"'{name}' is a prior over codes, not a diffusion model; `daguerre sample {name}` samples from it.")
     return model
 
 
@@ -44,54 +44,89 @@ def open_any(
     prediction: str = "auto",
     refiner: str | None = None,
     request: "Request | None" = None,
-    stay: Sequence[str] = (),
+    keep_loaded: Sequence[str] = (),
 ) -> "LatentDiffusion | LatentPrior":
-    """As `open_model`, and priors over codes, too; a diffusion model with its refiner where one is named.
+    """Open a diffusion model or a prior over codes; a diffusion model with its refiner if one is named.
 
-    request: what it is opened for; what would not fit is refused at once, and the parts take turns in memory where that is better.
-    stay: the parts that had better not, as the request needs them again and again.
+    Args:
+        request: what the model is opened for; a request that does not fit in memory fails before loading, or uses sequential offload.
+        keep_loaded: components that sequential offload keeps in memory, because the request needs them again and again.
+
+    Raises:
+        UsageError: there is no such model or device, or the options do not fit the model.
+        DaguerreError: its files are damaged or incomplete, or the request does not fit in memory.
     """
-    if not may_be_on_the_hub(name):
-        find(name)  # before torch is imported, which takes a second that a wrong name need not cost
+    for source in (name, *filter(None, (vae, refiner))):
+        check_model_name(source)  # before importing torch, which takes a second
 
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.runtime.dtype import default_dtype
     from daguerre.weights import load
     from daguerre.weights.loading import default_device
 
-    told = PREDICTIONS_BY_FLAG[prediction]
-    computed = default_dtype(default_device(device)) if dtype == "auto" else dtype_by_name(dtype)
-    order = None if request is None else _order(name, refiner, request, stay, default_device(device), computed, offline)
-    more = {} if order is None else {"offload": order}
-    model = load(name, device=device, dtype=computed, offline=offline, prediction=told, **more)
+    if request is not None:
+        check_sampler(request)
+    with usage_errors():
+        place = default_device(device)
+    compute_dtype = default_dtype(place) if dtype == "auto" else dtype_by_name(dtype)
+    offload = None if request is None else _plan_offload(name, refiner, request, keep_loaded, place, compute_dtype, offline)
+    more = {} if offload is None else {"offload": offload}
+    model = load(name, device=device, dtype=compute_dtype, offline=offline, prediction=PREDICTIONS_BY_FLAG[prediction], **more)
     if vae is None and refiner is None:
         return model
     if not isinstance(model, LatentDiffusion):
-        raise DaguerreError(f"'{name}' is a prior over the codes of its own first stage; leave out --vae and --refiner.")
+        raise UsageError(f"'{name}' is a prior over codes with its own autoencoder; remove --vae and --refiner.")
     model = model if vae is None else _with_autoencoder(model, vae, offline)
     if refiner is None:
         return model
     from daguerre.pipelines.planners.refiner import with_refiner
 
-    finisher = load(refiner, device=device, dtype=computed, offline=offline, **more)
-    if not isinstance(finisher, LatentDiffusion):
-        raise DaguerreError(f"'{refiner}' is a prior over codes, where a diffusion model is needed to refine.")
-    return with_refiner(model, finisher)
+    second = load(refiner, device=device, dtype=compute_dtype, offline=offline, **more)
+    if not isinstance(second, LatentDiffusion):
+        raise UsageError(f"'{refiner}' is a prior over codes; --refiner needs a diffusion model.")
+    with usage_errors():
+        return with_refiner(model, second)
 
 
-def _order(
+def check_model_name(source: str | None) -> None:
+    """Check that a model exists, unless only the hub can tell.
+
+    Raises:
+        UsageError: there is no such name or path; names the nearest.
+    """
+    with usage_errors():
+        if not may_be_on_the_hub(source):
+            find(source)
+
+
+def check_sampler(request: "Request") -> None:
+    """Check the names of sampler and spacing before a model is loaded.
+
+    Raises:
+        UsageError: there is no such sampler or spacing; names the nearest.
+    """
+    from daguerre.diffusion.sampler_names import parse_sampler_name, parse_spacing_name
+
+    with usage_errors():
+        if request.sampler is not None:
+            parse_sampler_name(request.sampler)
+        if request.spacing is not None:
+            parse_spacing_name(request.spacing)
+
+
+def _plan_offload(
     name: str | None,
     refiner: str | None,
     request: "Request",
-    stay: Sequence[str],
+    keep_loaded: Sequence[str],
     device: "torch.device",
     dtype: "torch.dtype",
     offline: bool,
 ) -> "SequentialOffload | None":
-    """In which order the parts of a model and its refiner come into memory for a request; None is all at once.
+    """How a model and its refiner are offloaded for a request; None loads everything at once.
 
     Raises:
-        DaguerreError: the request would not fit.
+        DaguerreError: the request does not fit in memory.
     """
     from daguerre.pipelines.memory_plan import plan_offload
     from daguerre.weights.loading import is_diffusion_model, resolve_path
@@ -108,7 +143,7 @@ def _order(
         device=device,
         dtype=dtype,
         low_memory=request.low_memory,
-        keep_loaded=stay,
+        keep_loaded=keep_loaded,
     )
 
 
@@ -118,10 +153,10 @@ def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "Lat
     from daguerre.weights.loading import vae_files
 
     own = model.autoencoder
-    scale = own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0  # of the latents that this model makes
+    scale = own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0
     autoencoder = load_vae(vae, device=model.device, dtype=model.dtype, offline=offline, scaling_factor=scale)
     channels, wanted = autoencoder.config.latent_channels, model.unet.config.out_channels
     if channels != wanted:
-        raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels and the model {model.name!r} makes {wanted}.")
-    name = f"{model.name} + {Path(vae).stem}"  # which no model has, so that none is taken for it by mistake
+        raise UsageError(f"The autoencoder '{vae}' has {channels} latent channels; the model {model.name!r} needs {wanted}.")
+    name = f"{model.name} + {Path(vae).stem}"  # a name of its own, so that the two are not confused
     return replace(model, autoencoder=autoencoder, name=name, files=(*model.files, *vae_files(vae, offline=offline)))

@@ -1,8 +1,10 @@
-"""Options of `daguerre evaluate`, without torch, so that `--help` stays instant."""
+"""Options of `daguerre evaluate` and `daguerre reconstruct`, without torch, so that `--help` stays instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from daguerre.errors import DaguerreError
 
@@ -26,3 +28,26 @@ class EvaluateConfig:
         for name in ("num_images", "training_images"):
             if getattr(self, name) < 1:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Encode and decode images with a first stage and measure the reconstructions."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """A folder of images, or the built-in dataset `shapes` or `emoji`."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The folder or file of a first stage, or of a model with one."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("reconstruction")
+    """Where to write report.json, report.md and side-by-side.png."""
+    resolution: int = 64
+    """Image side in pixels."""
+    num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """Number of images."""
+    perceptual: tuple[Path, ...] = ()
+    """Features for the perceptual distance: files with the weights of LPIPS, or the folder of a CLIP or an autoencoder. Default: the
+    encoder of the embedded model."""
+    seed: Annotated[int, tyro.conf.arg(aliases=["-s"])] = 0
+    """Seed for the selection of images."""
+    skip_bad: bool = False
+    """Skip unreadable images instead of stopping."""

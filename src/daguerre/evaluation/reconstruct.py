@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader, to_image
 from daguerre.data.catalog import open_dataset
 from daguerre.errors import DaguerreError
+from daguerre.evaluation.config import ReconstructConfig
 from daguerre.evaluation.report import check_out
 from daguerre.metrics import Interval, bootstrap, frechet_distance, psnr, ssim
 from daguerre.metrics.codecs import CODECS, encode_with_codec
@@ -37,29 +37,6 @@ MAX_PSNR = 99.0  # decibels, for equal images
 GRID_ROWS = 8  # images in the grid
 EMBEDDED = "the embedded model's encoder"
 LEVELS = 255  # steps between minimum and maximum of a latent with 8 bits per number
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """Encode and decode images with a first stage and measure the reconstructions."""
-
-    data: tyro.conf.Positional[str]
-    """A folder of images, or the built-in dataset `shapes` or `emoji`."""
-    model: str
-    """The folder or file of a first stage, or of a model with one."""
-    out: Path = Path("reconstruction")
-    """Where to write report.json, report.md and side-by-side.png."""
-    size: int = 64
-    """Image side in pixels."""
-    count: int = 64
-    """Number of images."""
-    perceptual: tuple[Path, ...] = ()
-    """Features for the perceptual distance: files with the weights of LPIPS, or the folder of a CLIP or an autoencoder. Default: the
-    encoder of the embedded model."""
-    seed: int = 0
-    """Seed for the selection of images."""
-    skip_bad: bool = False
-    """Skip unreadable images instead of stopping."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +100,12 @@ def run(config: ReconstructConfig) -> Reconstruction:
     """
     check_out(config.out, "reconstruction", "side-by-side.png")
     first_stage = load_first_stage(config.model)
-    require_multiple(config.size, first_stage.downsample_factor, f"'{config.model}'")
-    if config.count < 2:
-        raise DaguerreError(f"count is {config.count}; the Fréchet distance needs 2 images or more.")
+    require_multiple(config.resolution, first_stage.downsample_factor, f"'{config.model}'")
+    if config.num_images < 2:
+        raise DaguerreError(f"num_images is {config.num_images}; the Fréchet distance needs 2 images or more.")
     perceptual = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
-    source = open_dataset(config.data, config.size, crop="center", skip_bad=config.skip_bad)
-    count = min(config.count, len(source)) if Path(config.data).is_dir() else config.count
+    source = open_dataset(config.data, config.resolution, crop="center", skip_bad=config.skip_bad)
+    count = min(config.num_images, len(source)) if Path(config.data).is_dir() else config.num_images
     x = BatchLoader(source, count, config.seed).batch(0).x
     report, images = reconstruct(first_stage, x, perceptual, config)
     with atomic_path(config.out) as temporary:
@@ -163,7 +140,7 @@ def reconstruct(
             methods[codec] = (encoded.x, 8 * encoded.bytes / pixels)
     embedded = _in_batches(count, perceptual.embed, x)
     rows = tuple(_row(name, size, x, y, perceptual, embedded, count) for name, (y, size) in methods.items())
-    report = Reconstruction(config.model, config.data, config.size, len(x), perceptual.name, perceptual.key, rows, usage)
+    report = Reconstruction(config.model, config.data, config.resolution, len(x), perceptual.name, perceptual.key, rows, usage)
     return report, _side_by_side(x[:GRID_ROWS], {name: y[:GRID_ROWS] for name, (y, _) in methods.items()})
 
 

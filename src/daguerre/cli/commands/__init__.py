@@ -1,1 +1,1 @@
-"""One file for each subcommand, with `main(arguments)`; heavy imports stand inside the functions that need them."""
+"""One file for each subcommand, with `main(arguments)`; heavy imports are inside the functions that need them."""

@@ -1,4 +1,4 @@
-"""`daguerre convert SOURCE TARGET`: a checkpoint in another form, tensor by tensor."""
+"""`daguerre convert SOURCE TARGET`: write a checkpoint in another format, tensor by tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,31 +7,38 @@ from typing import Annotated, Literal
 
 import tyro
 
-from daguerre.cli.options import PREDICTIONS_BY_FLAG, DtypeName, PredictionFlag, dtype_by_name
+from daguerre.cli.options import PREDICTIONS_BY_FLAG, DtypeName, OptionalText, PredictionFlag, dtype_by_name
+from daguerre.cli.parsing import UsageError, parse_options
 from daguerre.progress import spinner
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Write a checkpoint in another form: one file or a folder, another precision, without the running average, out of pickle."""
+    """Write a checkpoint in another format: one file or a folder, another precision, with or without EMA weights, without pickle."""
 
-    source: tyro.conf.Positional[Path]
-    """A checkpoint's file, the index of its shards, or a folder."""
-    target: tyro.conf.Positional[Path]
-    """A name that ends in .safetensors makes one file, any other a folder."""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A checkpoint file, the index of its shards, or a folder."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """A name that ends in .safetensors gives one file, any other name a folder."""
     dtype: Literal["same", DtypeName] = "same"
     """Precision of the written tensors."""
-    weights: Literal["all", "plain", "average"] = "all"
-    """Of a checkpoint with both: the weights alone, their running average in their place, or as the source has them."""
+    ema: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Write the EMA weights instead of the plain weights. Default: what the source has, and the plain weights into a folder."""
+    no_ema: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Write the plain weights without the EMA weights."""
     prediction_type: PredictionFlag = "auto"
-    """What the network predicts, where the source does not say."""
-    variant: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
-    """Of a folder's files, such as fp16."""
+    """What the network predicts, if the source does not state it."""
+    variant: OptionalText = None
+    """Variant of a folder's files, such as fp16."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, convert, and print where the result is."""
-    options = tyro.cli(ConvertOptions, args=arguments, prog="daguerre convert")
+    """Parse, convert, and print the path of the result."""
+    options = parse_options(ConvertOptions, arguments, "convert")
+    if options.ema and options.no_ema:
+        raise UsageError("--ema and --no-ema exclude each other; give one of them.")
+    if not options.source.exists():
+        raise UsageError(f"There is no file or folder '{options.source}' to convert; give the path of a checkpoint.")
     from daguerre.weights.convert import convert
 
     with spinner("converting"):
@@ -39,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
             options.source,
             options.target,
             dtype=None if options.dtype == "same" else dtype_by_name(options.dtype),
-            ema={"all": None, "plain": False, "average": True}[options.weights],
+            ema=True if options.ema else False if options.no_ema else None,
             prediction=PREDICTIONS_BY_FLAG[options.prediction_type],
             variant=options.variant,
         )

@@ -1,4 +1,4 @@
-"""`daguerre depth2img MAP PROMPT…`: pictures by the depth of their places, by a model that was trained for it."""
+"""`daguerre depth2img DEPTH PROMPT…`: generate images that follow a depth map, with a depth model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,36 +8,37 @@ from typing import Annotated
 import tyro
 
 from daguerre.cli.batch import matching_file, run_batch
-from daguerre.cli.generation import GenerationOptions
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.options import OptionalPath, Prompts
+from daguerre.cli.options import NegativePrompt, OptionalPath, Prompts, SizedGenerationOptions
+from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import DepthToImage
 
 
 @dataclass(frozen=True)
-class Depth2ImgOptions(GenerationOptions):
-    """Make pictures whose places are as near and as far as a map says.
+class Depth2ImgOptions(SizedGenerationOptions):
+    """Generate images that follow a depth map.
 
-    The model is shown the map at every step, so it must have been trained for that: name Stable Diffusion 2 depth with --model.
+    This needs a model trained for it: --model stabilityai/stable-diffusion-2-depth.
     """
 
-    depth: tyro.conf.Positional[Path]
-    """The map: grey, brighter where things are nearer, of 8 or 16 bits; or a folder of maps."""
+    depth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEPTH")]
+    """The depth map: grey, brighter is nearer, 8 or 16 bits; or a folder of depth maps."""
     prompt: Prompts
-    """What to draw; quote each prompt."""
+    """What the image shows; quote each prompt."""
+    negative_prompt: NegativePrompt = Request.negative_prompt
     image: OptionalPath = None
-    """A picture to draw over, of the map's shape, or a folder with a picture of each map's name; noise alone if not given."""
+    """Image to start from, in the shape of the map; or a folder with an image of each map's name. Default: noise alone."""
     strength: float = DepthToImage.strength
-    """With --picture, how much is drawn anew, 0 to 1."""
+    """Denoising strength of --image: 0 keeps the image, 1 ignores it."""
 
     def request(self, depth: Path) -> Request:
-        """The request that these options are, for one map."""
-        picture = None if self.image is None else read_input(matching_file(depth, self.image, "picture"))
-        return self.request_for(self.prompt, DepthToImage(read_input(depth), picture, self.strength))
+        """The request for one depth map."""
+        image = None if self.image is None else read_input(matching_file(depth, self.image, "image"))
+        return self.request_for(self.prompt, DepthToImage(read_input(depth), image, self.strength), self.negative_prompt)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Depth2ImgOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre depth2img")
+    options = parse_options(Depth2ImgOptions, arguments, "depth2img")
     run_batch(options, options.depth, options.request, "depth2img")

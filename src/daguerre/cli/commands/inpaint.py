@@ -1,4 +1,4 @@
-"""`daguerre inpaint PICTURE MASK PROMPT…`: the masked part of pictures drawn anew; prints a path a line."""
+"""`daguerre inpaint IMAGE MASK PROMPT…`: regenerate the masked part of images; prints one path per line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,44 +8,45 @@ from typing import Annotated
 import tyro
 
 from daguerre.cli.batch import matching_file, run_batch
-from daguerre.cli.generation import GenerationOptions
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.options import ImagePath, OptionalNumber, Prompts
+from daguerre.cli.options import ImagePath, NegativePrompt, OptionalInt, Prompts, SizedGenerationOptions
+from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import Inpaint as Task
-from daguerre.pipelines.tasks import PosteriorMode
+from daguerre.pipelines.tasks import Inpaint, PosteriorMode
 
-ALPHA = Path("alpha")  # in place of a mask's file: the transparent part of the picture itself
+ALPHA = Path("alpha")  # instead of a mask file: the transparent part of the image
 
 
 @dataclass(frozen=True)
-class InpaintOptions(GenerationOptions):
-    """Draw the masked part of a picture anew. The result has the picture's size, and outside the mask every pixel stays as it is.
+class InpaintOptions(SizedGenerationOptions):
+    """Regenerate the masked part of an image. The result has the size of the image, and no pixel outside the mask changes.
 
-    Write .png or .webp; a .jpg changes pixels everywhere.
+    Write .png or .webp; .jpg changes pixels everywhere.
     """
 
     image: ImagePath
-    """The picture, or a folder of pictures."""
+    """The input image, or a folder of images."""
     mask: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASK")]
-    """Its mask: white is drawn anew, black is kept, grey is a blend; or a folder with a mask of each picture's name. Or "alpha": what is
-    transparent in the picture is drawn anew."""
+    """The mask: white is regenerated, black is kept, grey blends. Or a folder with a mask of each image's name; or "alpha": the transparent
+    part of the image is regenerated."""
     prompt: Prompts
-    """What the picture shall show; quote each prompt."""
-    strength: float = Task.strength
-    """How much is drawn anew inside the mask: 0 is what was there, 1 is nothing of it."""
-    mask_blur: OptionalNumber = Task.mask_blur
-    """Over how many pixels inside the mask old and new are blended; if not given one place of the latents, 8 for Stable Diffusion."""
-    latent: PosteriorMode = Task.latent
-    """What of the autoencoder's encoding is taken: its mean, or a sample as other programs take it."""
+    """What the result shows; quote each prompt."""
+    negative_prompt: NegativePrompt = Request.negative_prompt
+    strength: float = Inpaint.strength
+    """Denoising strength inside the mask: 0 keeps the image, 1 ignores it."""
+    mask_blur: OptionalInt = Inpaint.mask_blur
+    """Width in pixels of the blend inside the border of the mask. Default: one latent pixel, 8 for Stable Diffusion."""
+    latent: PosteriorMode = Inpaint.latent
+    """Latents of the image: the mean of the autoencoder's posterior, or a sample of it as in diffusers."""
 
-    def request(self, picture: Path) -> Request:
-        """The request that these options are, for one picture."""
-        mask = None if self.mask == ALPHA and not ALPHA.exists() else read_input(matching_file(picture, self.mask, "mask"))
-        return self.request_for(self.prompt, Task(read_input(picture), mask, self.strength, self.mask_blur, self.latent))
+    def request(self, image: Path) -> Request:
+        """The request for one image."""
+        mask = None if self.mask == ALPHA and not ALPHA.exists() else read_input(matching_file(image, self.mask, "mask"))
+        task = Inpaint(read_input(image), mask, self.strength, self.mask_blur, self.latent)
+        return self.request_for(self.prompt, task, self.negative_prompt)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[InpaintOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre inpaint")
+    options = parse_options(InpaintOptions, arguments, "inpaint")
     run_batch(options, options.image, options.request, "inpaint")

@@ -1,4 +1,4 @@
-"""`daguerre inspect FILE`: what a picture says of how it was made, what is in a checkpoint, or how a prompt is read."""
+"""`daguerre inspect FILE`: how an image was generated, what a checkpoint contains, or how a prompt is parsed."""
 
 import json
 from collections.abc import Sequence
@@ -8,43 +8,46 @@ from typing import Annotated
 
 import tyro
 
-from daguerre.cli.options import OptionalText
+from daguerre.cli.options import ModelName, OptionalText
+from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.readers import read_foreign
 from daguerre.pipelines.metadata.write import TEXT, daguerre_json, read_image_texts
 from daguerre.pipelines.request import Request
 from daguerre.weights.catalog import find
 
-IMAGE_SUFFIXES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
+IMAGE_SIGNATURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Tell what a picture says of itself, what a checkpoint holds, or how a prompt is read; of a checkpoint only the header is read."""
+    """Show the metadata of an image, the contents of a checkpoint, or how a prompt is parsed. Of a checkpoint only the header is read."""
 
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """A picture (.png, .webp, .jpg), a checkpoint's file or its folder."""
+    """An image (.png, .webp, .jpg), a checkpoint file or its folder."""
     prompt: OptionalText = None
-    """Instead of a file: print this prompt's syntax tree, what it says at every step, and its tokens."""
+    """Instead of a file: print this prompt's syntax tree, its text at each step, and its tokens."""
     steps: int = Request.steps
-    """Of the run that the prompt is for."""
-    model: OptionalText = None
-    """Whose tokenizer reads the prompt: a name from `daguerre models`, a folder or a file; the embedded model's if not given."""
+    """With --prompt: number of sampling steps."""
+    model: ModelName = None
     json: bool = False
     """Print one JSON object."""
     hash: bool = False
-    """Also give the SHA-256 of each file of a checkpoint, for which all of it is read."""
+    """Also print the SHA-256 of each file of a checkpoint, which reads all of it."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[InspectOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre inspect")
+    options = parse_options(InspectOptions, arguments, "inspect")
     if options.prompt is not None and options.file is None:
-        inspect_prompt(options.prompt, options.steps, options.model, as_json=options.json)
+        with usage_errors():
+            inspect_prompt(options.prompt, options.steps, options.model, as_json=options.json)
         return
     if options.file is None or options.prompt is not None:
-        raise DaguerreError("Give either a picture or a checkpoint, or --prompt with a text.")
-    if is_image(options.file):
+        raise UsageError("Give either the file of an image or a checkpoint, or --prompt with a text.")
+    with usage_errors():
+        image = has_image_signature(options.file)
+    if image:
         inspect_image(options.file, as_json=options.json)
         return
     from daguerre.weights.inspect import inspect
@@ -53,8 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     print(report.json() if options.json else "\n".join(report.lines()))
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file begins as pictures do; a folder is none.
+def has_image_signature(path: Path) -> bool:
+    """Whether a file starts with the signature of an image format; a folder does not.
 
     Raises:
         DaguerreError: there is nothing at `path`, or it cannot be read.
@@ -63,16 +66,16 @@ def is_image(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(IMAGE_SUFFIXES)
+            return file.read(4).startswith(IMAGE_SIGNATURES)
     except OSError as error:
         raise DaguerreError(f"Cannot read '{path}': {error.strerror or error}.") from error
 
 
 def inspect_prompt(prompt: str, steps: int, model: str | None, *, as_json: bool) -> None:
-    """Print how a prompt is read.
+    """Print how a prompt is parsed and tokenized.
 
     Raises:
-        DaguerreError: it has no meaning, or there is no such model.
+        DaguerreError: the prompt has a syntax error, or there is no such model.
     """
     folder = find(model) / "tokenizer"
     if steps < 1:
@@ -81,27 +84,28 @@ def inspect_prompt(prompt: str, steps: int, model: str | None, *, as_json: bool)
     from daguerre.conditioning import Tokenizer
     from daguerre.conditioning.explain import explain
 
-    told = explain(prompt, steps, Tokenizer.from_folder(folder) if folder.is_dir() else Tokenizer.clip())  # a file brings none of its own
-    print(json.dumps(told.json(), indent=2, ensure_ascii=False) if as_json else told.text())
+    tokenizer = Tokenizer.from_folder(folder) if folder.is_dir() else Tokenizer.clip()  # a checkpoint file has none of its own
+    explanation = explain(prompt, steps, tokenizer)
+    print(json.dumps(explanation.json(), indent=2, ensure_ascii=False) if as_json else explanation.text())
 
 
 def inspect_image(path: Path, *, as_json: bool) -> None:
-    """Print the size, the `parameters` text and our own request, or what another program says of its picture, as a command."""
+    """Print the size and the generation metadata of an image; for another program's image also as a command."""
     image, texts = read_image_texts(path)
-    ours = daguerre_json(texts)
-    foreign = None if ours else read_foreign(texts)
+    request = daguerre_json(texts)
+    foreign = None if request else read_foreign(texts)
     if as_json:
-        told = {"width": image.width, "height": image.height, "parameters": texts.get(TEXT), "daguerre": ours}
-        print(json.dumps({**told, "foreign": None if foreign is None else asdict(foreign)}, indent=2, ensure_ascii=False))
+        report = {"width": image.width, "height": image.height, "parameters": texts.get(TEXT), "daguerre": request}
+        print(json.dumps({**report, "foreign": None if foreign is None else asdict(foreign)}, indent=2, ensure_ascii=False))
         return
     print(f"{path}: {image.width}×{image.height} pixels")
     if foreign is None:
-        print(texts.get(TEXT, "It carries no generation parameters."))
-    if ours:
-        print(json.dumps(ours, indent=2, ensure_ascii=False))
+        print(texts.get(TEXT, "The image has no generation parameters."))
+    if request:
+        print(json.dumps(request, indent=2, ensure_ascii=False))
     if foreign:
-        print(f"made by {foreign.software}{f' with the model {foreign.model}' if foreign.model else ''}")
+        print(f"generated by {foreign.software}{f' with the model {foreign.model}' if foreign.model else ''}")
         print(f"  {foreign.command()}")
         if foreign.unused:
-            print("has no place in a request here:")
+            print("not supported here:")
             print("\n".join(f"  {name}: {value}" for name, value in foreign.unused.items()))

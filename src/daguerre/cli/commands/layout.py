@@ -1,38 +1,48 @@
-"""`daguerre layout OBJECT … --model M` and `daguerre layout --map MAP --model M`: pictures with given things in given places."""
+"""`daguerre layout OBJECT …` and `daguerre layout --map MAP`: generate images from boxes or a segmentation map."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
-from daguerre.cli.generation import GenerationOptions, generate_and_save
+from daguerre.cli.generation import generate_and_save
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.options import OptionalPath
+from daguerre.cli.options import OptionalFloat, OptionalPath, SamplingOptions, SizedGenerationOptions
+from daguerre.cli.parsing import parse_options
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import MapToImage
 
 
-@dataclass(frozen=True)
-class LayoutOptions(GenerationOptions):
-    """Draw pictures in which it is said what stands where, by boxes or by a map.
+@dataclass(frozen=True, kw_only=True)
+class LayoutSamplingOptions(SamplingOptions):
+    """The same, without guidance by default."""
 
-    The model must have been trained for that: boxes are for latent diffusion's layout-to-image, a map is for its semantic synthesis or for
-    a prior over codes that is told by maps.
+    guidance_scale: OptionalFloat = 1.0
+    """Classifier-free guidance scale of the layout; 1 disables guidance."""
+
+
+@dataclass(frozen=True)
+class LayoutOptions(SizedGenerationOptions):
+    """Generate images from a layout: boxes or a segmentation map.
+
+    This needs a model trained for it: latent diffusion's layout-to-image for boxes; for a map its semantic synthesis, or a prior over codes
+    conditioned on maps.
     """
 
     objects: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="OBJECT", help_behavior_hint="")] = ()
-    """"CLASS LEFT TOP RIGHT BOTTOM", each: the number of a class, and the box in shares of the sides from 0 to 1."""
+    """One text for each object, "CLASS LEFT TOP RIGHT BOTTOM": a class number and a box in shares of the sides, 0 to 1."""
     map: OptionalPath = None
-    """A picture of what is where, such as grey values that are numbers of classes."""
-    guidance_scale: float = 1.0
-    """How much the layout weighs; 1 is not at all more than the model learned."""
+    """Segmentation map: an image whose grey values are class numbers."""
+    sampling: Annotated[LayoutSamplingOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")] = field(
+        default_factory=LayoutSamplingOptions
+    )
 
     def request(self) -> Request:
-        """The request that these options are. Raises DaguerreError where there are objects and a map, or neither."""
+        """The request that these options describe. Raises DaguerreError for both objects and a map, or neither."""
         if bool(self.objects) == (self.map is not None):
-            raise DaguerreError('Say what stands where, by objects such as "25 0.1 0.3 0.6 1" or by --map, one of the two.')
+            raise DaguerreError('A layout is given by objects such as "25 0.1 0.3 0.6 1" or by --map; give one of the two.')
         if self.map is not None:
             return self.request_for(("",), MapToImage(read_input(self.map)))
         return self.request_for(("; ".join(self.objects),))
@@ -40,5 +50,5 @@ class LayoutOptions(GenerationOptions):
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[LayoutOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre layout")
-    generate_and_save(options, options.request())
+    options = parse_options(LayoutOptions, arguments, "layout")
+    generate_and_save(options, options.request)

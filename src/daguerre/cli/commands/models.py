@@ -1,13 +1,12 @@
-"""`daguerre models`: what there is to choose from."""
+"""`daguerre models`: list the models, samplers and spacings to choose from."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from daguerre.cli.parsing import parse_options
 from daguerre.weights.catalog import DEFAULT, INDEX, embedded
 
 CONFIG = "config.json"
@@ -15,7 +14,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class ModelsOptions:
-    """List the models inside the package, or with --samplers the samplers and spacings."""
+    """List the models inside the package; with --samplers, the samplers and spacings."""
 
     samplers: bool = False
     """List samplers and spacings."""
@@ -23,26 +22,23 @@ class ModelsOptions:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[ModelsOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre models")
+    options = parse_options(ModelsOptions, arguments, "models")
     list_samplers() if options.samplers else list_models()
 
 
 def list_models() -> None:
-    """A model a line: name, what it is, size of its pictures, size on disk, folder; then what else can be named."""
-    rows = [("model", "kind", "pictures", "on disk", "folder")]
+    """Print one model per line: name, kind, image size, size on disk, folder; then what else --model takes."""
+    rows = [("model", "kind", "images", "on disk", "folder")]
     for entry in embedded():
         name = f"{entry.name} (default)" if entry.name == DEFAULT else entry.name
-        rows.append((name, _kind(entry.folder), _pictures(entry.folder), f"{entry.size / 2**20:.1f} MiB", str(entry.folder)))
-    _print_table(rows if len(rows) > 1 else [("There are no models inside this installation.",)])
+        kind = _read(entry.folder / INDEX).get("_class_name", "")
+        rows.append((name, kind, _image_size(entry.folder), f"{entry.size / 2**20:.1f} MiB", str(entry.folder)))
+    _print_table(rows if len(rows) > 1 else [("This installation contains no models.",)])
     print("\n--model also takes a folder, a checkpoint file, or OWNER/NAME on the hub.")
 
 
-def _kind(folder: Path) -> str:
-    return _read(folder / INDEX).get("_class_name", "")
-
-
-def _pictures(folder: Path) -> str:
-    """Width and height in pixels that a latent diffusion model was trained on, "" where its configs do not tell."""
+def _image_size(folder: Path) -> str:
+    """Width and height in pixels that a latent diffusion model was trained on; "" if its configs do not state it."""
     latent, channels = _read(folder / "unet" / CONFIG).get("sample_size"), _read(folder / "vae" / CONFIG).get("block_out_channels")
     if not isinstance(latent, int) or not isinstance(channels, list):
         return ""
@@ -55,7 +51,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def list_samplers() -> None:
-    """A sampler a line with its order, evaluations a step, use of noise and other names, then the spacings."""
+    """Print one sampler per line with its order, evaluations per step, noise and other names; then the spacings."""
     from daguerre.diffusion import SPACINGS, sampler_table
 
     _print_table(sampler_table())

@@ -1,42 +1,41 @@
-"""`daguerre pix2pix PICTURE INSTRUCTION…`: pictures changed as an instruction says, by a model that was trained for it."""
+"""`daguerre pix2pix IMAGE INSTRUCTION…`: edit images by an instruction, with an InstructPix2Pix model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from daguerre.cli.batch import run_batch
-from daguerre.cli.generation import GenerationOptions
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.options import ImagePath, Prompts
+from daguerre.cli.options import ImagePath, NegativePrompt, Prompts, SizedGenerationOptions
+from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import InstructPix2Pix, ResizeMode
 
 
 @dataclass(frozen=True)
-class Pix2PixOptions(GenerationOptions):
-    """Change a picture as an instruction says, such as "make it winter".
+class Pix2PixOptions(SizedGenerationOptions):
+    """Edit an image by an instruction, such as "make it winter".
 
-    The model is shown the picture at every step, so it must have been trained for that: name an instruct-pix2pix checkpoint with --model.
+    This needs a model trained for it: --model timbrooks/instruct-pix2pix.
     """
 
     image: ImagePath
-    """What to change, or a folder of such pictures."""
+    """The image to edit, or a folder of images."""
     prompt: Prompts
-    """The instruction; of several each makes its own picture."""
+    """The instruction; several instructions give one image each."""
+    negative_prompt: NegativePrompt = Request.negative_prompt
     image_guidance_scale: float = InstructPix2Pix.image_guidance_scale
-    """How much the picture weighs: higher keeps more of it, 1 is not more than the model learned."""
+    """Guidance scale of the image; higher keeps more of it, 1 disables it."""
     resize_mode: ResizeMode = InstructPix2Pix.resize_mode
-    """How the picture takes the shape of --size: its middle, all of it with its edges drawn out, or stretched."""
+    """How the image is brought to the output size: crop the centre, pad by repeating the edges, or stretch."""
 
-    def request(self, picture: Path) -> Request:
-        """The request that these options are, for one picture."""
-        return self.request_for(self.prompt, InstructPix2Pix(read_input(picture), self.image_guidance_scale, self.resize_mode))
+    def request(self, image: Path) -> Request:
+        """The request for one image."""
+        task = InstructPix2Pix(read_input(image), self.image_guidance_scale, self.resize_mode)
+        return self.request_for(self.prompt, task, self.negative_prompt)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Pix2PixOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre pix2pix")
+    options = parse_options(Pix2PixOptions, arguments, "pix2pix")
     run_batch(options, options.image, options.request, "pix2pix")

@@ -1,14 +1,17 @@
-"""`daguerre reconstruct FOLDER --model M`: what a first stage keeps of pictures, beside JPEG and WebP of the same size."""
+"""`daguerre reconstruct DATA --model M`: measure what an autoencoder preserves, against JPEG and WebP files of the same size."""
 
 from collections.abc import Sequence
 
-import tyro
+from daguerre.cli.model_loading import check_model_name
+from daguerre.cli.parsing import parse_options
+from daguerre.evaluation.config import ReconstructConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print the table and where the whole report lies."""
-    from daguerre.evaluation.reconstruct import ReconstructConfig, run
+    """Measure; print the table and the path of the full report."""
+    config = parse_options(ReconstructConfig, arguments, "reconstruct")
+    check_model_name(config.model)
+    from daguerre.evaluation.reconstruct import run
 
-    config = tyro.cli(ReconstructConfig, args=arguments, prog="daguerre reconstruct")
     print(run(config).markdown())
     print(config.out)

@@ -1,17 +1,16 @@
-"""`daguerre reproduce PICTURE`: the picture's request, walked again, and the two compared."""
+"""`daguerre reproduce IMAGE`: generate a saved image again from its metadata and compare the two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from daguerre.cli.generation import check_outputs, generate_with_progress
 from daguerre.cli.image_inputs import reopen_inputs
 from daguerre.cli.model_loading import open_any
-from daguerre.cli.options import OptionalPath, OptionalText
+from daguerre.cli.options import Device, ImagePath, ModelName, Offline, OptionalPath, OptionalText, Out
+from daguerre.cli.parsing import parse_options, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.output import GeneratedImage
 from daguerre.pipelines.metadata.write import Provenance, read_provenance, write_image_with_metadata
@@ -21,104 +20,105 @@ from daguerre.weights.catalog import local
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_STEPS, MAX_PICTURES = 10_000, 1024
+MAX_STEPS, MAX_IMAGES = 10_000, 1024
 
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """Make a saved picture again from the request inside it, and say whether it is the same."""
+    """Generate a saved image again from the request in its metadata, and check that it is the same."""
 
-    image: tyro.conf.Positional[Path]
-    """A picture that daguerre saved."""
+    image: ImagePath
+    """An image saved by daguerre."""
     input: OptionalPath = None
-    """The picture that it was made of, if that has moved."""
+    """The input image, if it has moved."""
     mask: OptionalPath = None
-    """The mask that it was made with, if that has moved."""
+    """The mask, if it has moved."""
     depth: OptionalPath = None
-    """The map of depth that it was made with, if that has moved."""
+    """The depth map, if it has moved."""
     map: OptionalPath = None
-    """The map that a completed picture was made with, if that has moved."""
-    model: OptionalText = None
-    """Where the model is, if it is not inside the package or has moved."""
+    """The map of a completed image, if it has moved."""
+    model: ModelName = None
     vae: OptionalText = None
-    """The autoencoder, if the picture was made with another than the model's own."""
+    """The autoencoder, if the image was generated with one other than the model's own."""
     refiner: OptionalText = None
-    """The refiner, if one walked the last steps."""
-    out: OptionalPath = None
-    """Also write the new picture here."""
-    device: OptionalText = None
-    """cpu or cuda; the one that the picture was made on if not given."""
-    offline: bool = False
-    """Of the hub, look only at what was fetched before."""
+    """The refiner, if the image was generated with one."""
+    out: Out = None
+    device: Device = None
+    offline: Offline = False
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    run(tyro.cli(Annotated[ReproduceOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre reproduce"))
+    run(parse_options(ReproduceOptions, arguments, "reproduce"))
 
 
 def run(options: ReproduceOptions) -> None:
-    """Make it again and print "identical".
+    """Generate the image again and print "identical".
 
     Raises:
-        DaguerreError: the pictures differ; says by how much, and what of their origins differs.
+        DaguerreError: the two images differ; states by how much, and what else has changed.
     """
-    image, origin = read_provenance(options.image)
-    check_sizes(image, origin)
-    named = {"image": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
-    request = reopen_inputs(origin.request, options.image, {name: path for name, path in named.items() if path is not None})
-    if options.out is not None and options.out.resolve() == options.image.resolve():
-        raise DaguerreError(f"--out '{options.out}' is the picture itself, which the new one is compared with; write to another file.")
-    check_outputs({"--out": options.out}, replace(request, prompt="", num_images=1))
-    source = options.model or find_model(options.image, origin)
+    with usage_errors():
+        image, provenance = read_provenance(options.image)
+        check_limits(image, provenance)
+        inputs = {"image": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
+        request = reopen_inputs(provenance.request, options.image, {name: path for name, path in inputs.items() if path is not None})
+        if options.out is not None and options.out.resolve() == options.image.resolve():
+            raise DaguerreError(f"--out '{options.out}' is the image to compare with; write to another file.")
+        check_outputs({"--out": options.out}, replace(request, prompt="", num_images=1))
+        source = options.model or find_model(options.image, provenance)
     with spinner("opening the model"):
-        device = options.device or origin.device
-        model = open_any(source, options.vae, device, origin.dtype, offline=options.offline, refiner=options.refiner)
+        device = options.device or provenance.device
+        model = open_any(source, options.vae, device, provenance.dtype, offline=options.offline, refiner=options.refiner)
 
-    pictures = generate_with_progress(model, request)
-    again = pictures.grid() if origin.index is None else pictures[origin.index]
+    images = generate_with_progress(model, request)
+    again = images.grid() if provenance.index is None else images[provenance.index]
     if options.out is not None:
         print(again.save(options.out))
     if difference := pixel_difference(image, again, options.image.suffix.lower()):
-        raise DaguerreError(f"'{options.image}' came out differently ({difference}); {describe_changes(origin, again.provenance)}.")
+        raise DaguerreError(f"'{options.image}' came out differently ({difference}); {describe_changes(provenance, again.provenance)}.")
     print("identical")
 
 
-def check_sizes(image: "Image.Image", origin: Provenance) -> None:
-    """Raise DaguerreError for a request that cannot be of this picture, or would keep a machine busy for days: files say anything."""
-    request = origin.request
+def check_limits(image: "Image.Image", provenance: Provenance) -> None:
+    """Check that a request fits its image and does not run for days; a file can contain any numbers.
+
+    Raises:
+        DaguerreError: it does not.
+    """
+    request = provenance.request
     count = len(request.prompts) * request.num_images
-    if request.steps > MAX_STEPS or count > MAX_PICTURES:
+    if request.steps > MAX_STEPS or count > MAX_IMAGES:
         raise DaguerreError(
-            f"The request inside asks for {count} pictures of {request.steps} steps; up to {MAX_PICTURES} of {MAX_STEPS} are made again."
+            f"The saved request asks for {count} images of {request.steps} steps; the limit is {MAX_IMAGES} images of {MAX_STEPS} steps."
         )
     if (request.width or 0) > image.width or (request.height or 0) > image.height:
         raise DaguerreError(
-            f"The picture has {image.width}×{image.height} pixels and its request asks for {request.width}×{request.height}: "
-            "one of the two was changed since."
+            f"The image has {image.width}×{image.height} pixels but its request asks for {request.width}×{request.height}: "
+            "one of the two was changed later."
         )
 
 
-def find_model(picture: Path, origin: Provenance) -> str:
-    """Where the model that a picture was made with is now.
+def find_model(image: Path, provenance: Provenance) -> str:
+    """The source of the model that generated an image. A file alone is no reason to download a model, so the hub is not searched.
 
     Raises:
-        DaguerreError: it is in none of the places that are known. A file's word is not enough to ask the hub for a model.
+        DaguerreError: the model is not on this machine.
     """
-    if origin.model_path is not None and Path(origin.model_path).exists():
-        return origin.model_path
-    if local(origin.model) is not None:
-        return origin.model
-    place = f" from '{origin.model_path}'" if origin.model_path else ""
-    hashed = f", of hash {origin.model_hash[:10]}" if origin.model_hash else ""
+    if provenance.model_path is not None and Path(provenance.model_path).exists():
+        return provenance.model_path
+    if local(provenance.model) is not None:
+        return provenance.model
+    path = f" from '{provenance.model_path}'" if provenance.model_path else ""
+    hashed = f", hash {provenance.model_hash[:10]}" if provenance.model_hash else ""
     raise DaguerreError(
-        f"'{picture}' was made with the model {origin.model!r}{place}{hashed}, which is not here; give --model with the place where it is, "
-        "--vae where the picture was made with another autoencoder, and --refiner where one finished it."
+        f"'{image}' was generated with the model {provenance.model!r}{path}{hashed}, which is not on this machine. Give its path with "
+        "--model; also --vae if it used another autoencoder, and --refiner if it used a refiner."
     )
 
 
 def pixel_difference(image: "Image.Image", again: GeneratedImage, suffix: str) -> str:
-    """How a saved picture and a new one differ when saved in the same format, "" where every pixel agrees."""
+    """How a saved image differs from a new one saved in the same format; "" if every pixel is equal."""
     if image.size != again.image.size:
         return f"{image.width}×{image.height} pixels before, {again.image.width}×{again.image.height} now"
     from PIL import Image, ImageChops
@@ -131,10 +131,11 @@ def pixel_difference(image: "Image.Image", again: GeneratedImage, suffix: str) -
 
 
 def describe_changes(before: Provenance, now: Provenance) -> str:
-    """What differs between two origins, in words."""
+    """What differs between two provenances, in words."""
     names = ("model", "model_hash", "version", "torch", "device", "dtype")
-    both = ((name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names)
-    changed = [f"{name} was {then} and is {here}" for name, then, here in both if then != here and then is not None]
-    others = "" if before.model_hash else ", or the model's weights have changed"
-    same = f"model, version, torch, device and precision are the same, so it is another machine or another number of threads{others}"
-    return ", ".join(changed) or same
+    pairs = ((name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names)
+    changed = [f"{name} was {old} and is {new}" for name, old, new in pairs if old != new and old is not None]
+    weights = "" if before.model_hash else ", or the model's weights have changed"
+    return ", ".join(changed) or (
+        f"model, version, torch, device and precision are the same, so the processor or the number of threads differs{weights}"
+    )

@@ -1,4 +1,4 @@
-"""`daguerre sample FOLDER`: pictures drawn code by code, told by nothing, a class, a text or a map, or going on from a given picture."""
+"""`daguerre sample MODEL`: sample images from a prior over codes, unconditionally or by class, text, map or the start of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,22 @@ from PIL import Image
 from daguerre.cli.generation import check_outputs, generate_with_progress
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import open_any
-from daguerre.cli.options import Dtype, OptionalNumber, OptionalPath, OptionalText, parse_size, slug
-from daguerre.data.images import flatten_alpha
+from daguerre.cli.options import (
+    ComputeDtype,
+    Device,
+    Height,
+    NumImages,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    Out,
+    Seed,
+    Size,
+    Width,
+    build_request,
+    slug,
+)
+from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.grid import labelled_grid
 from daguerre.pipelines.images.output import GeneratedImages, write_image
@@ -27,98 +41,95 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Draw pictures from a prior over codes, as `daguerre train prior` writes it.
+    """Sample images from a prior over codes, as `daguerre train prior` writes it.
 
-    Several pictures make a labelled grid beside them. The paths of what was written are printed, one a line.
+    Several images also give a labelled grid. The paths of the written files are printed, one per line.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """The prior's folder, or a published VQGAN's file with its transformer."""
-    class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME", help_behavior_hint="")] = None
-    """What class to draw, of a prior that is told classes."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """Folder of the prior, or a published VQGAN file with its transformer."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class", help_behavior_hint="")] = None
+    """Class name, for a prior conditioned on classes."""
     prompt: OptionalText = None
-    """What to draw, of a prior that is told by texts; of one that is told by boxes "CLASS LEFT TOP RIGHT BOTTOM; …"."""
+    """Text, for a prior conditioned on text; or "CLASS LEFT TOP RIGHT BOTTOM; …" for one conditioned on boxes."""
     map: OptionalPath = None
-    """A map of what is to be drawn, of a prior that is told by maps; in its pixels' size unless --size says another."""
+    """Condition map, for a prior conditioned on maps."""
     complete: OptionalPath = None
-    """A picture whose lower part is drawn anew, each time otherwise; of a prior that is told by maps, with the --map of the whole."""
-    keep: float = 0.5
-    """With --complete, the share of its rows that stays."""
+    """Image whose lower part is sampled again; a prior conditioned on maps also needs the --map of the whole image."""
+    keep: float = Completion.keep
+    """With --complete: share of the rows to keep."""
     temperature: float = Request.temperature
-    """Under 1 tamer, over 1 wilder than it learned; 0 always takes the likeliest code."""
-    top_k: OptionalNumber = Request.top_k
-    """Draw each code from the so many likeliest alone."""
+    """Sampling temperature; 0 is greedy (argmax)."""
+    top_k: OptionalInt = Request.top_k
+    """Sample only from the k most likely codes."""
     top_p: float = Request.top_p
-    """Draw each code from the fewest likeliest that hold this share of the probability."""
-    size: OptionalText = None
-    """In pixels, one side (64) or WIDTHxHEIGHT (128x64); the prior's own if not given. Beyond it a window slides over the picture."""
-    num_images: int = Request.num_images
-    """How many pictures."""
-    seed: int = Request.seed
-    """Of the first picture's randomness; the next ones count on from it."""
-    out: OptionalPath = None
-    """Where to write: .png, .webp or .jpg. Several pictures get -1, -2, … after the name, the grid the name itself."""
-    device: OptionalText = None
-    """cpu or cuda; cuda where there is one if not given."""
-    dtype: Dtype = "auto"
-    """What the networks compute in; auto is what is fastest here."""
+    """Sample only from the smallest set of codes with this total probability (nucleus sampling)."""
+    size: Size = None
+    width: Width = None
+    height: Height = None
+    num_images: NumImages = Request.num_images
+    seed: Seed = Request.seed
+    out: Out = None
+    device: Device = None
+    dtype: ComputeDtype = "auto"
 
     def request(self) -> Request:
-        """The request that these options are. Raises DaguerreError for options that do not go together, and for unreadable pictures."""
+        """The request that these options describe. Raises DaguerreError for options that contradict each other and unreadable images."""
         if self.class_ is not None and self.prompt is not None:
-            raise DaguerreError("--class and --prompt are two ways to say what to draw; give one of them.")
-        width, height = parse_size(self.size)
-        fields = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "num_images", "seed")}
-        prompt = self.class_ if self.class_ is not None else self.prompt or ""
-        return Request(prompt=prompt, width=width, height=height, task=self._task(), **fields)
+            raise DaguerreError("--class and --prompt both set the condition; give one of them.")
+        from daguerre.models.autoregressive import Sampling
+
+        Sampling(self.temperature, self.top_k, self.top_p)  # checks the three values
+        return build_request((self.class_ if self.class_ is not None else self.prompt or "",), self._task(), self)
 
     def _task(self) -> Task:
-        map = None if self.map is None else read_input(self.map)
+        condition_map = None if self.map is None else read_input(self.map)
         if self.complete is not None:
-            return Completion(read_input(self.complete), self.keep, map=map)
-        return TextToImage() if map is None else MapToImage(map)
+            return Completion(read_input(self.complete), self.keep, map=condition_map)
+        return TextToImage() if condition_map is None else MapToImage(condition_map)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    run(tyro.cli(Annotated[SampleOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre sample"))
+    run(parse_options(SampleOptions, arguments, "sample"))
 
 
 def run(options: SampleOptions) -> None:
-    """Draw the pictures and print where they are; what can be wrong with the options is told before the work begins."""
-    find(options.model)
-    request = options.request()
-    out = options.out or Path(f"{slug(request.prompts[0] or Path(options.model).resolve().name)}-{request.seed}.png")
-    check_outputs({"--out": out}, request)
+    """Sample the images and print their paths; all options are checked before the model is opened."""
+    with usage_errors():
+        find(options.model)
+        request = options.request()
+        out = options.out or Path(f"{slug(request.prompts[0] or Path(options.model).resolve().name)}-{request.seed}.png")
+        check_outputs({"--out": out}, request)
     with spinner("opening the model"):
         model = open_prior(options)
 
-    pictures = generate_with_progress(model, request)
-    written = pictures.save(out)
-    if len(pictures) > 1 or request.task.input_images:
-        sheet = out if len(pictures) > 1 else out.with_stem(f"{out.stem}-grid")
-        write_image(sheet, grid_with_inputs(request, pictures))
+    images = generate_with_progress(model, request)
+    written = images.save(out)
+    if len(images) > 1 or request.task.input_images:
+        sheet = out if len(images) > 1 else out.with_stem(f"{out.stem}-grid")
+        write_image(sheet, grid_with_inputs(request, images))
         written.append(sheet)
     for path in written:
         print(path)
 
 
-def grid_with_inputs(request: Request, pictures: GeneratedImages) -> Image.Image:
-    """All pictures on one sheet, each over its seed; before them what was given, at their size."""
-    size = pictures[0].image.size
-    given = {name: flatten_alpha(picture.pixels).resize(size) for name, picture in request.task.input_images.items()}
-    names = ["map" if name == "map" or isinstance(request.task, MapToImage) else "given" for name in given]
+def grid_with_inputs(request: Request, images: GeneratedImages) -> Image.Image:
+    """The input images and then all generated images in one labelled grid."""
+    from daguerre.data.images import flatten_alpha
+
+    size = images[0].image.size
+    inputs = {name: flatten_alpha(image.pixels).resize(size) for name, image in request.task.input_images.items()}
+    names = ["map" if name == "map" or isinstance(request.task, MapToImage) else "input" for name in inputs]
     labels = [f"{prompt} · {seed}" if prompt else f"seed {seed}" for prompt, seed in request.items]
-    return labelled_grid([*given.values(), *(picture.image for picture in pictures)], [*names, *labels])
+    return labelled_grid([*inputs.values(), *(image.image for image in images)], [*names, *labels])
 
 
 def open_prior(options: SampleOptions) -> "LatentPrior":
-    """The prior that the options name. Raises DaguerreError where there is none."""
+    """Open the prior that the options name. Raises DaguerreError if there is none, or if it is a diffusion model."""
     model = open_any(options.model, None, options.device, options.dtype, offline=True)
     from daguerre.models.latent_prior import LatentPrior
 
     if not isinstance(model, LatentPrior):
-        raise DaguerreError(
-            f"'{options.model}' is a diffusion model, not a prior over codes; `daguerre txt2img --model {options.model}` draws from it."
-        )
+        raise UsageError(f"'{options.model}' is a diffusion model, not a prior over codes; use `daguerre txt2img --model {options.model}`.")
     return model

@@ -1,40 +1,39 @@
-"""`daguerre txt2img PROMPT…`: words in, picture files out; prints a path a line."""
+"""`daguerre txt2img PROMPT…`: generate images from text; prints one path per line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from daguerre.cli.generation import GenerationOptions, generate_and_save
-from daguerre.cli.options import Prompts
+from daguerre.cli.generation import generate_and_save
+from daguerre.cli.options import NegativePrompt, OptionalFloat, Prompts, SizedGenerationOptions
+from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Hires, HiresUpscaler, TextToImage
 
 
 @dataclass(frozen=True)
-class Txt2ImgOptions(GenerationOptions):
-    """Make pictures from words.
+class Txt2ImgOptions(SizedGenerationOptions):
+    """Generate images from text.
 
-    Several prompts make a labelled grid beside the pictures. The paths of what was written are printed, one a line.
+    Several prompts also give a labelled grid. The paths of the written files are printed, one per line.
     """
 
     prompt: Prompts
-    """What to draw; quote each prompt."""
-    hires_scale: Annotated[float | None, tyro.conf.arg(metavar="SCALE", help_behavior_hint="")] = None
-    """Enlarge the pictures so many times and draw them again at that size."""
+    """What the image shows; quote each prompt."""
+    negative_prompt: NegativePrompt = Request.negative_prompt
+    hires_scale: OptionalFloat = None
+    """Enlarge the image by this factor and refine it with img2img at that size (hires fix)."""
     hires_strength: float = Hires.strength
-    """How much is drawn anew at the larger size, 0 to 1."""
+    """Denoising strength at the larger size, 0 to 1."""
     hires_upscaler: HiresUpscaler = Hires.upscaler
-    """What is enlarged: pixels are sharper, latents cheaper."""
+    """What is enlarged: lanczos enlarges pixels (sharper), latent enlarges latents (cheaper)."""
 
     def request(self) -> Request:
-        """The request that these options are."""
+        """The request that these options describe."""
         task = TextToImage() if self.hires_scale is None else Hires(self.hires_scale, self.hires_strength, self.hires_upscaler)
-        return self.request_for(self.prompt, task)
+        return self.request_for(self.prompt, task, self.negative_prompt)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[Txt2ImgOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre txt2img")
-    generate_and_save(options, options.request())
+    options = parse_options(Txt2ImgOptions, arguments, "txt2img")
+    generate_and_save(options, options.request)

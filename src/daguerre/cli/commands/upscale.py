@@ -1,4 +1,4 @@
-"""`daguerre upscale PICTURE [PROMPT]`: pictures with four times the sides, by a model that was trained for it."""
+"""`daguerre upscale IMAGE [PROMPT]`: enlarge images four times per side, with an upscaling model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,34 +8,34 @@ from typing import Annotated
 import tyro
 
 from daguerre.cli.batch import run_batch
-from daguerre.cli.generation import GenerationOptions
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.options import ImagePath
+from daguerre.cli.options import GenerationOptions, ImagePath, NegativePrompt
+from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import Upscale as Upscaling
+from daguerre.pipelines.tasks import Upscale
 
 
 @dataclass(frozen=True)
 class UpscaleOptions(GenerationOptions):
-    """Draw a picture again with four times its sides.
+    """Enlarge an image four times per side.
 
-    The model is shown the small picture at every step, so it must have been trained for that: name the Stable Diffusion x4 upscaler with
-    --model.
+    This needs a model trained for it: --model stabilityai/stable-diffusion-x4-upscaler.
     """
 
     image: ImagePath
-    """What to enlarge, or a folder of such pictures."""
+    """The image to enlarge, or a folder of images."""
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help_behavior_hint="")] = ()
-    """What is to be seen in it; may be left out."""
-    noise: int = Upscaling.noise
-    """How much noise the model sees the picture under, 0 to 350: more invents more, and forgives a bad picture more."""
+    """What the image shows; optional."""
+    negative_prompt: NegativePrompt = Request.negative_prompt
+    noise: int = Upscale.noise
+    """Noise level added to the input, 0 to 350; more invents more detail and hides more artefacts."""
 
-    def request(self, picture: Path) -> Request:
-        """The request that these options are, for one picture."""
-        return self.request_for(self.prompt or ("",), Upscaling(read_input(picture), self.noise))
+    def request(self, image: Path) -> Request:
+        """The request for one image."""
+        return self.request_for(self.prompt or ("",), Upscale(read_input(image), self.noise), self.negative_prompt)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[UpscaleOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre upscale")
+    options = parse_options(UpscaleOptions, arguments, "upscale")
     run_batch(options, options.image, options.request, "x4")

@@ -1,37 +1,34 @@
-"""`daguerre variations PICTURE`: pictures that mean what another one means, by a model that was trained for it."""
+"""`daguerre variations IMAGE`: generate images similar to another one, with an image-variation model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from daguerre.cli.batch import run_batch
-from daguerre.cli.generation import GenerationOptions
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.options import ImagePath
+from daguerre.cli.options import ImagePath, SizedGenerationOptions
+from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.request import Request
-from daguerre.pipelines.tasks import ImageVariation as Task
+from daguerre.pipelines.tasks import ImageVariation
 
 
 @dataclass(frozen=True)
-class VariationsOptions(GenerationOptions):
-    """Make pictures that mean what another one means.
+class VariationsOptions(SizedGenerationOptions):
+    """Generate images similar in content to another one.
 
-    The model is told the picture by CLIP in the place of words, so it must have been trained for that: name Stable Diffusion image
-    variations with --model. With another model, see --variation of txt2img, which moves the noise instead.
+    The model is conditioned on the image's CLIP embedding instead of a prompt, so this needs a model trained for it:
+    --model lambdalabs/sd-image-variations-diffusers. For variations with any model, see --variation-seed of txt2img.
     """
 
     image: ImagePath
-    """The picture, whose middle square is looked at, or a folder of pictures."""
+    """The input image, of which the centre square is used; or a folder of images."""
 
-    def request(self, picture: Path) -> Request:
-        """The request that these options are, for one picture."""
-        return self.request_for(("",), Task(read_input(picture)))
+    def request(self, image: Path) -> Request:
+        """The request for one image."""
+        return self.request_for(("",), ImageVariation(read_input(image)))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Annotated[VariationsOptions, tyro.conf.FlagCreatePairsOff], args=arguments, prog="daguerre variations")
+    options = parse_options(VariationsOptions, arguments, "variations")
     run_batch(options, options.image, options.request, "variation")
