@@ -30,7 +30,7 @@ def open_model(
     from daguerre.models.latent_diffusion import LatentDiffusion
 
     if not isinstance(model, LatentDiffusion):
-        raise UsageError(f"'{name}' is a prior over codes, not a diffusion model; `daguerre sample {name}` samples from it.")
+        raise UsageError(f"'{name}' is a prior over codes, not a diffusion model; `daguerre sample --model {name}` samples from it.")
     return model
 
 

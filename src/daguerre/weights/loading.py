@@ -80,7 +80,7 @@ def load_diffusion(
     if path.is_dir() and not (path / INDEX).is_file():
         raise DaguerreError(f"'{path}' is not a model: a model is a checkpoint file, or a folder with a {INDEX}.")
     if _is_latent_prior(path):
-        raise DaguerreError(f"'{path}' is a prior over codes, and a diffusion model is needed; use `daguerre sample {path}`.")
+        raise DaguerreError(f"'{path}' is a prior over codes, and a diffusion model is needed; use `daguerre sample --model {path}`.")
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
     customised = bool(offload) or any(option is not None for option in (prediction, heads, ema, variant))
     if not isinstance(kind, str) or customised or (kind not in LOADABLE_PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
