@@ -72,9 +72,9 @@ def test_round_to_8_bits_is_uniform():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resolution": 30}, "size is 30; for .* it must be a multiple of 4"),
+        ({"resolution": 30}, "resolution is 30; for .* it must be a multiple of 4"),
         ({"num_images": 1}, "num_images is 1"),
-        ({"data": "nowhere"}, "There is no folder 'nowhere'"),
+        ({"data": "nowhere"}, "There is no directory 'nowhere'"),
         ({"model": "nowhere"}, "nowhere"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`daguerre sample --model MODEL`: sample images from a prior over codes, unconditionally or by class, text, map or the start of an image."""
+"""`daguerre sample --model M`: sample images from a prior over codes, with or without a class, text, map or start of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
