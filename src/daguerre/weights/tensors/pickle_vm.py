@@ -26,7 +26,7 @@ STORAGE_DTYPES = {
 }  # fmt: skip
 REBUILD_TENSOR = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 REBUILD_PARAMETER = {"torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"}
-# Names that trainers leave beside the tensors. Each becomes an inert mark; none is imported, and what is made from one is a mark too.
+# Names that trainers store next to the tensors. Each becomes an inert mark; none is imported, and what is made from one is a mark too.
 INERT_NAMES = {
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "dict", "list", "tuple", "int", "float",
                                                                                 "bool", "str", "bytes", "bytearray", "complex", "slice")),
