@@ -56,11 +56,12 @@ def test_documented_commands_run(run):
             continue
         for word in words[1:]:
             if word.endswith((".png", ".jpg", ".webp")) and not Path(word).exists():
-                Image.new("L" if "mask" in word else "RGB", (32, 32), "white").save(word)
+                clear = "alpha" in words and word == words[1]
+                Image.new("RGBA" if clear else "L" if "mask" in word else "RGB", (32, 32), (0, 0, 0, 0) if clear else "white").save(word)
         if any(not word.startswith("-") and re.fullmatch(r"[\w-]+", word) and words[0] in ("img2img", "inpaint") for word in words[1:2]):
             continue  # a folder of images
         sized = [word for i, word in enumerate(words) if word != "--size" and words[i - 1] != "--size"]
-        steps = [] if words[0] == "models" else ["--steps", "2"]
+        steps = [] if words[0] == "models" else ["--steps", "4"]
         code, _, err = run(*sized, *steps)
         assert code == 0 or "^ here" in err, (line, err)  # the page shows one syntax error
 

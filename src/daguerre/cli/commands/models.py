@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from daguerre.cli.parsing import parse_options
-from daguerre.weights.catalog import DEFAULT, INDEX, embedded
+from daguerre.weights import catalog
+from daguerre.weights.catalog import INDEX, embedded
 
 CONFIG = "config.json"
 
@@ -30,7 +31,7 @@ def list_models() -> None:
     """Print one model per line: name, kind, image size, size on disk, folder; then what else --model takes."""
     rows = [("model", "kind", "images", "on disk", "folder")]
     for entry in embedded():
-        name = f"{entry.name} (default)" if entry.name == DEFAULT else entry.name
+        name = f"{entry.name} (default)" if entry.name == catalog.DEFAULT else entry.name
         kind = _read(entry.folder / INDEX).get("_class_name", "")
         rows.append((name, kind, _image_size(entry.folder), f"{entry.size / 2**20:.1f} MiB", str(entry.folder)))
     _print_table(rows if len(rows) > 1 else [("This installation contains no models.",)])
