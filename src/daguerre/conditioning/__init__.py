@@ -9,17 +9,6 @@ from daguerre.conditioning.tokenizer import Tokenizer, train_tokenizer
 from daguerre.conditioning.wordpiece import WordPiece
 
 __all__ = [
-    "Conditioner",
-    "GuidedConditions",
-    "LDMTextConditioner",
-    "Prompt",
-    "PromptConditions",
-    "PromptSchedule",
-    "SDXLConditioner",
-    "SizeConditioning",
-    "TextConditioner",
-    "Tokenizer",
-    "Word",
-    "WordPiece",
-    "train_tokenizer",
-]
+    "Conditioner", "GuidedConditions", "LDMTextConditioner", "Prompt", "PromptConditions", "PromptSchedule", "SDXLConditioner",
+    "SizeConditioning", "TextConditioner", "Tokenizer", "Word", "WordPiece", "train_tokenizer",
+]  # fmt: skip

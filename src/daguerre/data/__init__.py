@@ -8,18 +8,6 @@ from daguerre.data.loader import Batch, BatchLoader
 from daguerre.data.shapes import ShapesDataset, ShapesMix
 
 __all__ = [
-    "Batch",
-    "BatchLoader",
-    "Dataset",
-    "EmojiDataset",
-    "EmojiMix",
-    "FolderDataset",
-    "Sample",
-    "ShapesDataset",
-    "ShapesMix",
-    "is_held_out",
-    "open_image",
-    "resize_and_crop",
-    "to_image",
-    "to_tensor",
-]
+    "Batch", "BatchLoader", "Dataset", "EmojiDataset", "EmojiMix", "FolderDataset", "Sample", "ShapesDataset", "ShapesMix",
+    "is_held_out", "open_image", "resize_and_crop", "to_image", "to_tensor",
+]  # fmt: skip

@@ -17,11 +17,7 @@ from daguerre.errors import DaguerreError
 
 
 def classifier_free_guidance(
-    denoiser: Denoiser,
-    conditions: Sequence[Conditioning],
-    weights: Sequence[float],
-    *,
-    rescale: float = 0.0,
+    denoiser: Denoiser, conditions: Sequence[Conditioning], weights: Sequence[float], *, rescale: float = 0.0
 ) -> Denoise:
     """One denoiser from several conditions; a call evaluates those with nonzero weight in one batch.
 

@@ -60,7 +60,7 @@ def parse_sampler_name(name: str) -> SamplerChoice:
         return SamplerChoice(SAMPLERS[sampler], spacing)
     if found := _find_sampler(normalized):
         return SamplerChoice(found, None)
-    spacings = {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
+    spacings = _spacing_names()
     for ending in sorted(spacings, key=len, reverse=True):
         if normalized.endswith(ending) and (found := _find_sampler(normalized.removesuffix(ending))):
             return SamplerChoice(found, spacings[ending])
@@ -73,9 +73,8 @@ def parse_spacing_name(name: str) -> str:
     Raises:
         DaguerreError: there is no such spacing; the message suggests the nearest name.
     """
-    spacings = {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
-    if normalize_name(name) in spacings:
-        return spacings[normalize_name(name)]
+    if found := _spacing_names().get(normalize_name(name)):
+        return found
     raise DaguerreError(f"Unknown spacing {name!r}; use one of {', '.join(SPACINGS)}.{nearest(name, SPACINGS)}")
 
 
@@ -86,6 +85,11 @@ def sampler_table() -> list[tuple[str, ...]]:
         counts = str(sampler.order), str(sampler.evaluations), "yes" if sampler.stochastic else "no", str(sampler.min_steps)
         rows.append((sampler.name, *counts, ", ".join(sampler.aliases)))
     return rows
+
+
+def _spacing_names() -> dict[str, str]:
+    """The spacing of each normalized name."""
+    return {**{normalize_name(spacing): spacing for spacing in SPACINGS}, **SPACING_ALIASES}
 
 
 def _find_sampler(normalized: str) -> Sampler | None:

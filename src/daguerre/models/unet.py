@@ -264,10 +264,7 @@ class UNet(nn.Module):
         given = x.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
         if given != config.in_channels:
             raise DaguerreError(f"This UNet takes {config.in_channels} channels, but x and Conditioning.concat have {given} in total.")
-        for name, part, width in (
-            ("context", cond.context, config.context_width),
-            ("vector", cond.vector, config.vector_width),
-        ):
+        for name, part, width in (("context", cond.context, config.context_width), ("vector", cond.vector, config.vector_width)):
             if width is not None and (part is None or part.shape[-1] != width):
                 got = "none" if part is None else f"one of width {part.shape[-1]}"
                 raise DaguerreError(f"This UNet needs a Conditioning.{name} of width {width}; got {got}.")

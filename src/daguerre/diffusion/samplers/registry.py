@@ -10,9 +10,11 @@ from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
 from daguerre.diffusion.noise import NoiseSampler, brownian_noise, gaussian_noise
-from daguerre.diffusion.samplers import consistency, dpmpp_multistep, euler_heun, linear_multistep
+from daguerre.diffusion.samplers.consistency import lcm, tcd
 from daguerre.diffusion.samplers.dpm_solver import dpm_solver
-from daguerre.diffusion.samplers.euler_heun import SamplerSteps
+from daguerre.diffusion.samplers.dpmpp_multistep import dpmpp_2m, dpmpp_3m, unipc
+from daguerre.diffusion.samplers.euler_heun import SamplerSteps, ddim_inversion, ddpm, dpm2, dpmpp_2s_a, dpmpp_sde, euler, heun
+from daguerre.diffusion.samplers.linear_multistep import deis, ipndm, lms, plms, pndm
 from daguerre.errors import DaguerreError, nearest
 
 
@@ -114,9 +116,8 @@ def _exact_first_step(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Ten
         x = x0 + sigmas[1] * noise
         yield x, x0
         sigmas = sigmas[1:]
-        options = {
-            name: value[1:] if isinstance(value, Tensor) else value for name, value in options.items()
-        }  # tensors hold one value per step
+        # Tensors hold one value per step.
+        options = {name: value[1:] if isinstance(value, Tensor) else value for name, value in options.items()}
     if len(sigmas) > 1:
         yield from sampler.run(denoise, x, sigmas, **options)
 
@@ -136,22 +137,13 @@ def _check_finite(sampler: Sampler, steps: Iterator[tuple[Tensor, Tensor]], sigm
 _SDE = {"eta": 1.0}
 
 _SAMPLERS = (
-    Sampler("euler", euler_heun.euler, 1, aliases=("Euler", "DDIM", "DPM-Solver-1")),
-    Sampler("euler_a", euler_heun.euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
-    Sampler("ddpm", euler_heun.ddpm, 1, stochastic=True, aliases=("DDPM",)),
-    Sampler("ddpm_large", euler_heun.ddpm, 1, stochastic=True, options={"variance": "large"}),
-    Sampler("heun", euler_heun.heun, 2, evaluations=2, aliases=("Heun",), exact_first_step=True),
-    Sampler("dpm2", euler_heun.dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), exact_first_step=True),
-    Sampler(
-        "dpm2_a",
-        euler_heun.dpm2,
-        1,
-        evaluations=2,
-        stochastic=True,
-        options=_SDE,
-        aliases=("DPM2 a", "dpm_2_ancestral"),
-        exact_first_step=True,
-    ),
+    Sampler("euler", euler, 1, aliases=("Euler", "DDIM", "DPM-Solver-1")),
+    Sampler("euler_a", euler, 1, stochastic=True, options=_SDE, aliases=("Euler a", "euler_ancestral")),
+    Sampler("ddpm", ddpm, 1, stochastic=True, aliases=("DDPM",)),
+    Sampler("ddpm_large", ddpm, 1, stochastic=True, options={"variance": "large"}),
+    Sampler("heun", heun, 2, evaluations=2, aliases=("Heun",), exact_first_step=True),
+    Sampler("dpm2", dpm2, 2, evaluations=2, aliases=("DPM2", "dpm_2"), exact_first_step=True),
+    Sampler("dpm2_a", dpm2, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM2 a", "dpm_2_ancestral"), exact_first_step=True),
     Sampler("dpm_solver_2s", dpm_solver, 2, min_steps=2, aliases=("DPM-Solver-2",), exact_first_step=True),
     Sampler(
         "dpm_solver_3s",
@@ -164,40 +156,27 @@ _SAMPLERS = (
     ),
     Sampler("dpmpp_2s", dpm_solver, 2, options={"prediction": "x0"}, min_steps=2, aliases=("DPM-Solver++(2S)",)),
     Sampler(
-        "dpmpp_3s",
-        dpm_solver,
-        3,
-        options={"order": 3, "prediction": "x0", "solver": "heun"},
-        min_steps=3,
-        aliases=("DPM-Solver++(3S)",),
+        "dpmpp_3s", dpm_solver, 3, options={"order": 3, "prediction": "x0", "solver": "heun"}, min_steps=3, aliases=("DPM-Solver++(3S)",)
     ),
+    Sampler("dpmpp_2s_a", dpmpp_2s_a, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM++ 2S a", "dpmpp_2s_ancestral")),
+    Sampler("dpmpp_2m", dpmpp_2m, 2, aliases=("DPM++ 2M", "DPM-Solver++(2M)", "DPM-Solver++")),
+    Sampler("dpmpp_3m", dpmpp_3m, 2, aliases=("DPM++ 3M", "DPM-Solver++(3M)")),
+    Sampler("dpmpp_sde", dpmpp_sde, 1, evaluations=2, stochastic=True, aliases=("DPM++ SDE",), brownian=True),
+    Sampler("dpmpp_2m_sde", dpmpp_2m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 2M SDE",), brownian=True),
     Sampler(
-        "dpmpp_2s_a", euler_heun.dpmpp_2s_a, 1, evaluations=2, stochastic=True, options=_SDE, aliases=("DPM++ 2S a", "dpmpp_2s_ancestral")
+        "dpmpp_2m_sde_heun", dpmpp_2m, 1, stochastic=True, options={**_SDE, "solver": "heun"}, aliases=("DPM++ 2M SDE Heun",), brownian=True
     ),
-    Sampler("dpmpp_2m", dpmpp_multistep.dpmpp_2m, 2, aliases=("DPM++ 2M", "DPM-Solver++(2M)", "DPM-Solver++")),
-    Sampler("dpmpp_3m", dpmpp_multistep.dpmpp_3m, 2, aliases=("DPM++ 3M", "DPM-Solver++(3M)")),
-    Sampler("dpmpp_sde", euler_heun.dpmpp_sde, 1, evaluations=2, stochastic=True, aliases=("DPM++ SDE",), brownian=True),
-    Sampler("dpmpp_2m_sde", dpmpp_multistep.dpmpp_2m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 2M SDE",), brownian=True),
-    Sampler(
-        "dpmpp_2m_sde_heun",
-        dpmpp_multistep.dpmpp_2m,
-        1,
-        stochastic=True,
-        options={**_SDE, "solver": "heun"},
-        aliases=("DPM++ 2M SDE Heun",),
-        brownian=True,
-    ),
-    Sampler("dpmpp_3m_sde", dpmpp_multistep.dpmpp_3m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 3M SDE",), brownian=True),
-    Sampler("unipc", dpmpp_multistep.unipc, 3, aliases=("UniPC", "uni_pc_bh2")),
-    Sampler("unipc_bh1", dpmpp_multistep.unipc, 3, options={"variant": "bh1"}, aliases=("uni_pc_bh1",)),
-    Sampler("lms", linear_multistep.lms, 4, aliases=("LMS",)),
-    Sampler("deis", linear_multistep.deis, 3, aliases=("DEIS",)),
-    Sampler("plms", linear_multistep.plms, 2, min_steps=2, aliases=("PLMS",), exact_first_step=True),
-    Sampler("pndm_prk", linear_multistep.pndm, 2, min_steps=4, exact_first_step=True),
-    Sampler("ipndm", linear_multistep.ipndm, 2),
-    Sampler("lcm", consistency.lcm, 1, stochastic=True, aliases=("LCM",)),
-    Sampler("tcd", consistency.tcd, 1, stochastic=True, aliases=("TCD",)),
-    Sampler("ddim_inversion", euler_heun.ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), inversion=True),
+    Sampler("dpmpp_3m_sde", dpmpp_3m, 1, stochastic=True, options=_SDE, aliases=("DPM++ 3M SDE",), brownian=True),
+    Sampler("unipc", unipc, 3, aliases=("UniPC", "uni_pc_bh2")),
+    Sampler("unipc_bh1", unipc, 3, options={"variant": "bh1"}, aliases=("uni_pc_bh1",)),
+    Sampler("lms", lms, 4, aliases=("LMS",)),
+    Sampler("deis", deis, 3, aliases=("DEIS",)),
+    Sampler("plms", plms, 2, min_steps=2, aliases=("PLMS",), exact_first_step=True),
+    Sampler("pndm_prk", pndm, 2, min_steps=4, exact_first_step=True),
+    Sampler("ipndm", ipndm, 2),
+    Sampler("lcm", lcm, 1, stochastic=True, aliases=("LCM",)),
+    Sampler("tcd", tcd, 1, stochastic=True, aliases=("TCD",)),
+    Sampler("ddim_inversion", ddim_inversion, 1, aliases=("DDIM inversion", "ddim_inverse"), inversion=True),
 )
 
 SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _SAMPLERS}
