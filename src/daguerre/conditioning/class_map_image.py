@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.conditioning import Conditioner, Word
+from daguerre.conditioning import Conditioner
 from daguerre.conditioning.bbox_tokens import layout_tokens
 from daguerre.conditioning.prompt import PromptLine, is_empty
 from daguerre.diffusion.conditioning import Conditioning
@@ -38,9 +38,6 @@ class ClassConditioner(Conditioner):
         labels = torch.tensor([self._label(line) for line in lines], device=self.embedding.weight.device)
         return Conditioning(context=self.embedding(labels)[:, None])  # (B, 1, D)
 
-    def words(self, line: PromptLine) -> list[Word]:
-        return []
-
     def _label(self, line: PromptLine) -> int:
         null = self.embedding.num_embeddings - 1
         if is_empty(line):
@@ -62,9 +59,6 @@ class LayoutConditioner(Conditioner):
         """Raises DaguerreError if a line is not a list of objects, or lists too many."""
         device = self.encoder.model.layer_norm.weight.device
         return Conditioning(context=self.encoder(torch.tensor([self.tokens(_text(line)) for line in lines], device=device)))
-
-    def words(self, line: PromptLine) -> list[Word]:
-        return []
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of a list of objects, as many as the encoder has positions."""

@@ -54,9 +54,9 @@ class Conditioner(nn.Module, ABC):
             negative: whether each line comes from a negative prompt, by default none; only SDXL distinguishes them.
         """
 
-    @abstractmethod
     def words(self, line: PromptLine) -> list[Word]:
-        """The words of a line and the positions of their tokens in the context."""
+        """The words of a line and the positions of their tokens in the context; none if the context has no text."""
+        return []
 
     def with_size(self, height: int, width: int, size: SizeConditioning | None = None) -> "Conditioner":
         """A conditioner for images of this size in pixels. Only SDXL depends on it, and returns a copy that shares its text encoders."""

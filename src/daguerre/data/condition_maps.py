@@ -28,20 +28,11 @@ MapKind = Literal["semantic", "depth", "edges", "small"]
 RGBColour = tuple[int, int, int]
 SHRINK = 8
 SHAPES_PALETTE: tuple[RGBColour, ...] = (  # the background, then SHAPES in order
-    (0, 0, 0),
-    (230, 25, 75),
-    (60, 180, 75),
-    (255, 225, 25),
-    (0, 130, 200),
-    (245, 130, 48),
-    (145, 30, 180),
-    (70, 240, 240),
-    (240, 50, 230),
-    (250, 250, 250),
-)
-SHAPES_NOUNS: Mapping[str, int] = {
-    noun: SHAPES.index(shape) + 1 for shape in SHAPES for noun in (shape, plural(shape))
-}  # -> index in SHAPES_PALETTE
+    (0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200),
+    (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230), (250, 250, 250),
+)  # fmt: skip
+# The index in SHAPES_PALETTE of each noun.
+SHAPES_NOUNS: Mapping[str, int] = {noun: i for i, shape in enumerate(SHAPES, 1) for noun in (shape, plural(shape))}
 MAX_MAP_COLOURS = 256  # of a folder's semantic maps
 
 

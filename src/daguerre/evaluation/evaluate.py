@@ -6,7 +6,6 @@ Every metric is also computed on true renders of the prompts, as a reference for
 recognise the true renders, its scores of the generated images are not reliable.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
 from daguerre.evaluation.prompts_emoji import Box, EvalPrompt, held_out_prompts, known_prompts
 from daguerre.evaluation.prompts_shapes import shapes_prompts
-from daguerre.evaluation.report import DistanceReport, EvaluationReport, KindReport, PromptReport, check_out
+from daguerre.evaluation.report import DistanceReport, EvaluationReport, KindReport, PromptReport, check_out, write_report
 from daguerre.evaluation.shapes_scorer import ShapesScorer
 from daguerre.metrics import (
     Neighbours,
@@ -73,9 +72,7 @@ class Evaluation:
         """
         prompts = self.report.prompts
         with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            (temporary / "report.json").write_text(json.dumps(self.report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            (temporary / "report.md").write_text(self.report.markdown() + "\n", encoding="utf-8")
+            write_report(temporary, self.report.to_json(), self.report.markdown())
             for kind in dict.fromkeys(prompt.kind for prompt in prompts):
                 indices = [i for i, prompt in enumerate(prompts) if prompt.kind == kind]
                 shown, missed = indices[:GRID_IMAGES], [i for i in indices if prompts[i].rank > 0][:GRID_IMAGES]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from daguerre.data.captions import article, on_background
+from daguerre.data.captions import article, on_background, plural
 from daguerre.data.colours import PAINTS
 from daguerre.data.dataset import is_held_out
 from daguerre.data.shapes import COLOURS, COUNTS, SHAPES, ShapesDataset, ShapesMix
@@ -31,7 +31,7 @@ class _ShapesPrompt:
     @property
     def candidate(self) -> Candidate:
         named = f"{self.colour} {self.shape}"
-        phrase = article(named) if self.count == 1 else f"{COUNTS[self.count]} {named}{'es' if named.endswith('s') else 's'}"
+        phrase = article(named) if self.count == 1 else f"{COUNTS[self.count]} {plural(named)}"
         prompt = phrase + ("" if self.background == "white" else on_background(self.background))
         return Candidate(prompt, ((FULL_IMAGE, prompt),))
 

@@ -4,7 +4,6 @@ A grid of codes takes log₂ K bits per code. A continuous latent has no defined
 each number rounded to one of 256 values between minimum and maximum.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from daguerre.data import BatchLoader, to_image
 from daguerre.data.catalog import open_dataset
 from daguerre.errors import DaguerreError
 from daguerre.evaluation.config import ReconstructConfig
-from daguerre.evaluation.report import check_out
+from daguerre.evaluation.report import check_out, write_report
 from daguerre.metrics import Interval, bootstrap, frechet_distance, psnr, ssim
 from daguerre.metrics.codecs import CODECS, encode_with_codec
 from daguerre.metrics.images import SSIM_WINDOW
@@ -109,9 +108,7 @@ def run(config: ReconstructConfig) -> Reconstruction:
     x = BatchLoader(source, count, config.seed).batch(0).x
     report, images = reconstruct(first_stage, x, perceptual, config)
     with atomic_path(config.out) as temporary:
-        temporary.mkdir()
-        (temporary / "report.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (temporary / "report.md").write_text(report.markdown() + "\n", encoding="utf-8")
+        write_report(temporary, asdict(report), report.markdown())
         images.save(temporary / "side-by-side.png")
     return report
 

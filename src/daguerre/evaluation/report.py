@@ -1,5 +1,6 @@
 """The results of an evaluation, as JSON for programs and as Markdown tables for the model card."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,6 +127,13 @@ def check_out(folder: Path, kind: str, marker: str) -> None:
     """Raise DaguerreError before the work if the folder cannot be written or is neither empty nor an earlier report with file `marker`."""
     check_overwrite(folder, marker, kind)
     check_writable(folder / "report.json")
+
+
+def write_report(folder: Path, report: Mapping[str, Any], markdown: str) -> None:
+    """Create the folder with `report.json` and `report.md`."""
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(markdown + "\n", encoding="utf-8")
 
 
 def _precision_row(kind: KindReport) -> list[str]:

@@ -99,20 +99,24 @@ class CLIPOutput(NamedTuple):
 
 
 class CLIPAttention(nn.Module):
-    """Multi-head self-attention, softmax(q k^T / sqrt(width / heads)) v (Vaswani et al. 2017, arXiv:1706.03762, section 3.2)."""
+    """Multi-head self-attention, softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+    head_width: d, by default width / heads. bias: of the three input projections.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int | None = None, *, causal: bool, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        inner = width if head_width is None else heads * head_width
+        self.q_proj = nn.Linear(width, inner, bias=bias)
+        self.k_proj = nn.Linear(width, inner, bias=bias)
+        self.v_proj = nn.Linear(width, inner, bias=bias)
+        self.out_proj = nn.Linear(inner, width)
 
     def forward(self, h: Tensor) -> Tensor:
         q, k, v = (p(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, L, D / heads)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, L, d)
         return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
 
 

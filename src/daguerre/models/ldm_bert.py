@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
+from daguerre.models.clip import CLIPAttention
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,13 @@ class LDMBertConfig:
     mlp_width: int = 5120
 
 
-class LDMBertAttention(nn.Module):
-    """Multi-head self-attention with inner width heads · head_width."""
-
-    def __init__(self, config: LDMBertConfig) -> None:
-        super().__init__()
-        inner = config.heads * config.head_width
-        self.heads = config.heads
-        self.q_proj = nn.Linear(config.width, inner, bias=False)
-        self.k_proj = nn.Linear(config.width, inner, bias=False)
-        self.v_proj = nn.Linear(config.width, inner, bias=False)
-        self.out_proj = nn.Linear(inner, config.width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        q, k, v = (p(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, L, head_width)
-        return self.out_proj(h.transpose(1, 2).flatten(2))  # (B, L, D)
-
-
 class LDMBertBlock(nn.Module):
     """One pre-norm transformer block."""
 
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(config.width)
-        self.self_attn = LDMBertAttention(config)
+        self.self_attn = CLIPAttention(config.width, config.heads, config.head_width, causal=False, bias=False)
         self.final_layer_norm = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)

@@ -90,9 +90,8 @@ class VQModel(nn.Module):
         """For training: reconstruct x with gradients; with `quantized=False` decode the continuous latent and only report its codes."""
         z_e = self._pre_quantized(x)  # (B, D, h, w)
         if not quantized:
-            zero = torch.stack(
-                [0 * each.sum() for each in self.quantize.parameters()]
-            ).sum()  # so that every parameter has a gradient in distributed training
+            # So that every parameter has a gradient in distributed training.
+            zero = torch.stack([0 * each.sum() for each in self.quantize.parameters()]).sum()
             return VQOutput(self.decoder(self.post_quant_conv(z_e)), self.quantize.nearest(z_e), zero)
         z, codes, loss = self.quantize(z_e)
         return VQOutput(self.decoder(self.post_quant_conv(z)), codes, loss)

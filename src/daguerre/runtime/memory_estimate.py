@@ -7,7 +7,7 @@ alive at the same time.
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -315,9 +315,7 @@ def choose_memory_plan(
         if peak <= available:
             offload_is_needed = plan.offload and (low_memory or all_loaded > available)
             reason = "as asked" if low_memory else f"because {_gigabytes(available)} are free"
-            return MemoryPlan(
-                plan.guidance_one_at_a_time, plan.tiled, plan.offload, peak, _message(plan, peak, reason, offload=offload_is_needed)
-            )
+            return replace(plan, peak=peak, message=_message(plan, peak, reason, offload=offload_is_needed))
     raise DaguerreError(
         f"{num_images} × {width}×{height} pixels need about {_gigabytes(peak)} even with all memory savings, and "
         f"{_gigabytes(available)} are free. Generate fewer or smaller images, or use half precision."
