@@ -32,7 +32,10 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_codes_take_log2_bits_and_codecs_no_more(codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["reconstruct", "shapes", "--model", str(codes), "--size", "32", "--count", "64", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["reconstruct", "shapes", "--model", str(codes), "--resolution", "32", "--num-images", "64", "--out", str(tmp_path / "out")])
+        == 0
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["codes", "JPEG", "WebP"]
     sizes = [row["bits_per_pixel"] for row in report["rows"]]
