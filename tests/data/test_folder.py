@@ -2,15 +2,18 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from daguerre.data import FolderDataset, open_image, resize_and_crop
+from daguerre.data.images import READABLE_FORMATS, decode_image
 from daguerre.errors import DaguerreError
 
 RED, BLUE = (220, 40, 30), (30, 60, 210)
@@ -129,7 +132,222 @@ def test_key_depends_on_the_contents(tmp_path: Path):
     assert FolderDataset(tmp_path, 16).key != first
 
 
+# Folders as systems and other programs leave them
+
+
+def add(path: Path, caption: str | bytes | None = None, suffix: str = ".txt", image: Image.Image | None = None) -> Path:
+    """Save an image with an optional caption file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or halves()).save(path)
+    if caption is not None:
+        path.with_suffix(suffix).write_bytes(caption.encode() if isinstance(caption, str) else caption)
+    return path
+
+
+def captions_of(folder: Path, **options: bool) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): caption for path, caption in FolderDataset(folder, 16, **options).items}
+
+
+CAPTION = "the painter’s café, a red kite"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl", "metadata.csv"])
+def test_captions_in_every_usual_encoding(tmp_path: Path, encoding: str, name: str):
+    add(tmp_path / "a.png")
+    entry = json.dumps({"file_name": "a.png", "text": CAPTION}, ensure_ascii=False)
+    text = {"a.txt": CAPTION + "\r\n", "metadata.jsonl": entry + "\r\n", "metadata.csv": f'file_name,text\r\na.png,"{CAPTION}"\r\n'}[name]
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    source = FolderDataset(tmp_path, 16)
+    assert source.items == [(tmp_path / "a.png", CAPTION)]
+    assert any("Windows-1252" in line and name in line for line in source.summary) is (encoding == "cp1252")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "shift_jis", "cp1251"])
+def test_captions_in_other_encodings_are_refused(tmp_path: Path, encoding: str):
+    text = {"utf-16-le": "a kite", "shift_jis": "赤い凧", "cp1251": "красный змей"}[encoding]
+    add(tmp_path / "a.png", text.encode(encoding))
+    with pytest.raises(DaguerreError, match=r"a\.png has no caption; write it in .*a\.txt in UTF-8"):
+        FolderDataset(tmp_path, 16)
+    entries = '{"file_name": "a.png"}\n' + json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(entries.encode(encoding))
+    with pytest.raises(DaguerreError, match=r"metadata\.jsonl, line [12], is neither UTF-8"):
+        FolderDataset(tmp_path, 16)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_line_separators_inside_json_captions(tmp_path: Path, separator: str):
+    add(tmp_path / "a.png")
+    text = f"a red kite{separator} over a lake"
+    line = f'{{"file_name": "a.png", "text": {json.dumps(text, ensure_ascii=separator < " ")}}}'
+    (tmp_path / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert captions_of(tmp_path) == {"a.png": text}
+
+
+def test_metadata_in_subfolders(tmp_path: Path):
+    """Paths are relative to the metadata file; of two files, the one closest to the image is valid."""
+    for name in ("train/a.png", "train/b.png", "test/c.png"):
+        add(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "train/a.png", "text": "far"}\n{"file_name": "test/c.png", "text": "c"}')
+    (tmp_path / "train" / "metadata.csv").write_text('file_name,text\na.png,near\nb.png,"b, with a comma"\n')
+    assert captions_of(tmp_path) == {"train/a.png": "near", "train/b.png": "b, with a comma", "test/c.png": "c"}
+
+
+def test_the_name_of_a_whole_dataset_is_no_caption(tmp_path: Path):
+    add(tmp_path / "train" / "a.png")
+    with pytest.raises(DaguerreError, match=r"train/a\.png has no caption"):
+        FolderDataset(tmp_path, 16)
+
+
+def test_a_csv_file_needs_its_columns(tmp_path: Path):
+    add(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("image;text\na.png;a kite\n")
+    with pytest.raises(DaguerreError, match="image;text; it needs file_name and text"):
+        FolderDataset(tmp_path, 16)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a kite\n,another\n")
+    with pytest.raises(DaguerreError, match=r"metadata\.csv, line 3, has no file_name"):
+        FolderDataset(tmp_path, 16)
+
+
+def test_caption_files_of_other_programs(tmp_path: Path):
+    add(tmp_path / "10_sks dog" / "a.png", "a brown dog on a beach", ".caption")
+    add(tmp_path / "b.PNG", "upper case", ".TXT")
+    add(tmp_path / "c.png")
+    (tmp_path / "c.png.txt").write_text("with both suffixes")
+    add(tmp_path / "d.png", "", ".txt")
+    (tmp_path / "d.caption").write_text("the text file is empty")
+    assert captions_of(tmp_path) == {
+        "10_sks dog/a.png": "a brown dog on a beach",
+        "b.PNG": "upper case",
+        "c.png": "with both suffixes",
+        "d.png": "the text file is empty",
+    }
+
+
+def test_folder_names_with_repeats(tmp_path: Path):
+    """Images of "10_sks dog" occur as often relative to "4_cat" as the numbers state, if repeats are wanted."""
+    for name in ("10_sks dog/a.png", "4_cat/b.png", "4_cat/c.png"):
+        add(tmp_path / name)
+    assert captions_of(tmp_path) == {"10_sks dog/a.png": "sks dog", "4_cat/b.png": "cat", "4_cat/c.png": "cat"}
+    assert len(FolderDataset(tmp_path, 16)) == 3
+    source = FolderDataset(tmp_path, 16, repeats=True)
+    names = [path.name for path, _ in source.items]
+    assert {name: names.count(name) for name in names} == {"a.png": 5, "b.png": 2, "c.png": 2}
+    assert "3 images" in source.summary[0]
+    assert any("10_sks dog 5×" in line and "4_cat 2×" in line for line in source.summary)
+
+
+def test_leftovers_of_systems_are_no_images(tmp_path: Path):
+    add(tmp_path / "a.png", "a red kite")
+    for name in ("@eaDir/a.png/SYNOPHOTO_THUMB_S.jpg", "thumbs/a.jpg", "__MACOSX/a.png", ".cache/a.png"):
+        add(tmp_path / name)
+    for name in ("desktop.ini", "Thumbs.db", ".DS_Store", "._a.png"):
+        (tmp_path / name).write_bytes(b"\0")
+    source = FolderDataset(tmp_path, 16)
+    assert source.items == [(tmp_path / "a.png", "a red kite")]
+    summary = "\n".join(source.summary)
+    assert all(name in summary for name in ("@eaDir", "thumbs", "__MACOSX"))
+    assert "not used" not in summary
+
+
+def test_runs_inside_the_folder_are_left_out(tmp_path: Path):
+    add(tmp_path / "a.png", "a red kite")
+    for run in (tmp_path / "run", tmp_path):
+        run.mkdir(exist_ok=True)
+        (run / "recipe.json").write_text("{}")
+        add(run / "samples" / "000001.png")
+    source = FolderDataset(tmp_path, 16)
+    assert source.items == [(tmp_path / "a.png", "a red kite")]
+    assert any("folders left out" in line and str(tmp_path / "run") in line for line in source.summary)
+
+
+def test_the_summary_counts_captions_and_unused_files(tmp_path: Path):
+    add(tmp_path / "a.png", "a red kite")
+    add(tmp_path / "cat" / "b.png")
+    (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    for name in ("film.mp4", "alone.txt", "more.txt"):
+        (tmp_path / name).write_bytes(b"text")
+    summary = FolderDataset(tmp_path, 16).summary
+    assert summary[:2] == [f"2 images in {tmp_path}", "captions: 1 from .txt files, 1 from folder names ('cat')"]
+    assert all(part in summary[2] for part in ("2 .txt", "1 .mp4"))
+
+
+def test_names_as_other_systems_write_them(tmp_path: Path):
+    """Windows separates folders by backslashes; macOS writes accented letters as two characters."""
+    add(tmp_path / "train" / "a.png")
+    add(tmp_path / "cafe\u0301.png")
+    lines = [{"file_name": "train\\a.png", "text": "a red kite"}, {"file_name": "caf\u00e9.png", "text": "a café"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert captions_of(tmp_path) == {"train/a.png": "a red kite", "cafe\u0301.png": "a café"}
+
+
+def test_a_folder_given_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "./a.png", "text": "a kite"}')
+    monkeypatch.chdir(tmp_path / "data")
+    assert [[text for _, text in FolderDataset(Path(path), 16).items] for path in (".", "../data", "../data/../data")] == [["a kite"]] * 3
+    (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "../a.png", "text": "a kite"}')
+    with pytest.raises(DaguerreError, match="outside the folder"):
+        FolderDataset(Path(), 16)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path):
+    add(tmp_path / "elsewhere" / "a.png", "a kite")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    assert captions_of(tmp_path / "data") == {"link/a.png": "a kite"}
+
+
+def test_names_that_differ_only_in_the_suffix_case(tmp_path: Path):
+    add(tmp_path / "a.png", "a kite")
+    add(tmp_path / "a.PNG")
+    assert captions_of(tmp_path) == {"a.png": "a kite", "a.PNG": "a kite"}
+
+
+def test_key_changes_with_an_edit_that_keeps_size_and_time(tmp_path: Path):
+    path = add(tmp_path / "a.bmp", "a kite")
+    first, before = FolderDataset(tmp_path, 16).key, path.stat()
+    halves().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert FolderDataset(tmp_path, 16).key != first
+
+
 # Kinds of image
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".jfif", "JPEG"), (".jpe", "JPEG"), (".mpo", "MPO"), (".apng", "PNG"), (".avif", "AVIF")])
+def test_less_common_suffixes(tmp_path: Path, suffix: str, kind: str):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    halves().save(tmp_path / f"a{suffix}", kind)
+    (tmp_path / "a.txt").write_text("a kite")
+    assert captions_of(tmp_path) == {f"a{suffix}": "a kite"}
+
+
+def test_heic_names_its_package(tmp_path: Path):
+    if "HEIF" in READABLE_FORMATS:
+        pytest.skip("pillow-heif is installed")
+    add(tmp_path / "b.png", "a kite")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    assert any("1 .heic; .heic needs the package pillow-heif" in line for line in FolderDataset(tmp_path, 16).summary)
+    with pytest.raises(DaguerreError, match="pillow-heif"):
+        open_image(tmp_path / "a.heic")
+
+
+def test_the_images_of_a_phone_are_not_animations(tmp_path: Path):
+    halves().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[halves()])
+    assert decode_image(tmp_path / "a.jpg")[1] == 1
+
+
+def test_large_texts_and_profiles(tmp_path: Path):
+    info = PngInfo()
+    info.add_text("workflow", "a" * (3 << 20), zip=True)
+    halves().save(tmp_path / "text.png", pnginfo=info)
+    halves().save(tmp_path / "profile.png", icc_profile=np.random.default_rng(0).bytes(3 << 20))
+    for name in ("text.png", "profile.png"):
+        assert open_image(tmp_path / name).tobytes() == halves().tobytes()
 
 
 def test_resize_and_crop_positions():

@@ -16,7 +16,7 @@ BUILT_IN_DATASETS = {"shapes": ShapesDataset, "emoji": EmojiDataset}
 def open_dataset(
     data: str, size: int, *, skip_bad: bool = False, crop: Literal["random", "center"] = "random", captioned: bool = False
 ) -> Dataset:
-    """Images of `size` × `size` pixels, from a built-in dataset or a directory. Prints the files that `skip_bad` skips.
+    """Images of `size` × `size` pixels, from a built-in dataset or a directory. Prints what a directory contains to stderr.
 
     Raises:
         DaguerreError: there is no such directory, it has no images, or, if `captioned`, an image has no caption.
@@ -26,6 +26,12 @@ def open_dataset(
     if not Path(data).is_dir():
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
     source = FolderDataset(Path(data), size, crop=crop, captioned=captioned, skip_bad=skip_bad)
-    for path, why in source.skipped:
-        print(f"skipped {path}: {why}", file=sys.stderr)
+    print_summary(source)
     return source
+
+
+def print_summary(source: FolderDataset) -> None:
+    """Print what was found in a folder, and the files that `skip_bad` skips, to stderr."""
+    for _, problem in source.skipped:
+        print(f"skipped: {problem}", file=sys.stderr)
+    print(*source.summary, sep="\n", file=sys.stderr)

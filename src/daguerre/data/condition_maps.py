@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from daguerre.data.captions import plural
 from daguerre.data.dataset import Dataset, Sample, Subset
-from daguerre.data.folder import FolderDataset
+from daguerre.data.folder import FolderDataset, file_digest
 from daguerre.data.images import open_image, resize_and_crop
 from daguerre.data.shapes import SHAPES, ShapesDataset, ShapesScene
 from daguerre.errors import DaguerreError
@@ -109,7 +109,7 @@ def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> Conditio
         position = rng.random() if source.crop == "random" else 0.5  # the same crop as the image's
         return resize_and_crop(open_image(paths[index]), source.size, position, resample)
 
-    palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+    palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), file_digest(path)) for path in paths]
     digest = hashlib.sha256(json.dumps([palette, files]).encode()).hexdigest()[:16]
     return ConditionMaps(_subset(source, read, f"{kind} {digest} of {source.key}"), palette)
 

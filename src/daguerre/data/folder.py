@@ -1,36 +1,105 @@
 """A folder of images with captions. The caption of an image comes from the first of these that has one:
 
-    metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} per line, paths relative to the folder
-    a.png, a.txt        a text file next to each image, in this folder or its subfolders
+    metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} per line, paths relative to the file; also metadata.csv
+    a.png, a.txt        a text file next to each image, in this folder or its subfolders; also a.caption
     red_apple/a.png     one subfolder per class; its name is the caption if none of its images has its own
 
-Hidden files and folders, such as the `._a.png` of macOS, are ignored. All files are checked when the dataset is opened, so that training
-does not stop at image 40,000.
+Text is UTF-8, UTF-16 with a byte order mark, or Windows-1252. Hidden files, thumbnails and other leftovers of systems, and the folders of
+training runs are left out; `FolderDataset.summary` names them. All files are checked when the dataset is opened, so that training does not
+stop at image 40,000.
 """
 
+import codecs
+import csv
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from daguerre.data.dataset import Sample
-from daguerre.data.images import SUFFIXES, open_image, resize_and_crop
-from daguerre.errors import DaguerreError
+from daguerre.data.images import HEIF_SUFFIXES, SUFFIXES, open_image, resize_and_crop
+from daguerre.errors import DaguerreError, join_names
 from daguerre.limits import MAX_PIXELS
 
-ImageEntry = tuple[Path, str | None, str]  # image file, caption or None, description of where the caption is expected
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+CAPTION_SUFFIXES = (".txt", ".caption")
+CAPTION_FIELDS = ("text", "caption", "prompt")  # of an entry of METADATA_FILES
+# Folders of thumbnails, archives and deleted files.
+LEFTOVER_FOLDERS = frozenset(("@eadir", "__macosx", "thumbs", "#recycle", "$recycle.bin", "system volume information", "lost+found"))
+LEFTOVER_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
+# Names of folders that hold a whole dataset, so that they are no captions.
+GENERIC_NAMES = frozenset(("train", "training", "test", "val", "valid", "validation", "image", "images", "img", "imgs", "data", "dataset"))
+RUN_FOLDERS = frozenset(("samples", "model", "checkpoints", "cache", "tensorboard"))  # of a training run, next to its RUN_FILE
+RUN_FILE = "recipe.json"
+REPEATS = re.compile(r"([1-9]\d{0,2})_(.*\S.*)")  # "10_red apple", kohya's convention: images repeated 10 times, of "red apple"
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+@dataclass
+class ImageEntry:
+    """An image file; its caption, or None; where the caption comes from (a suffix or file name), and where a missing one is expected."""
+
+    path: Path
+    caption: str | None
+    source: str
+    expected: str
+    digest: str = ""  # of the file's bytes
+    problem: str | None = None
+
+
+@dataclass
+class Listing:
+    """The files of a folder and its subfolders, sorted by path, and what was left out."""
+
+    files: list[Path] = field(default_factory=list)
+    normalized: dict[Path, Path] = field(default_factory=dict)  # files by path with composed letters and a lower-case suffix
+    left_out: list[Path] = field(default_factory=list)  # folders
+    used: set[Path] = field(default_factory=set)
+    windows_text: list[Path] = field(default_factory=list)  # files that were read as Windows-1252
+
+    def find(self, path: Path) -> Path | None:
+        return path if path.is_file() else self.normalized.get(_normalize(path))
+
+    def read_text(self, path: Path) -> str:
+        """The text of a file. Raises UnicodeDecodeError if its encoding is unknown."""
+        self.used.add(path)
+        data = path.read_bytes()
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            text = data.decode("cp1252") if encoding == "utf-8" else ""
+            if not text or re.search(r"[^\x00-\x7f]{3}", text):  # rare in a Western language, usual if the bytes are another encoding
+                raise
+            self.windows_text.append(path)
+        if "\0" in text:  # UTF-16 without a byte order mark, or no text at all
+            raise UnicodeDecodeError(encoding, data, text.index("\0"), text.index("\0") + 1, "it contains the character NUL")
+        return text
 
 
 class FolderDataset:
     """The images of a folder as squares of `size` pixels: the shorter side is resized, the longer one cropped.
 
     `crop`: "random" crops at a random position of the longer side, "center" in the middle. If not `captioned`, missing captions are empty.
-    `skipped` lists (file, problem) of the images that `skip_bad` leaves out.
+    `repeats`: images of a folder "10_red apple" occur 10 times, relative to those of the other folders. `skipped` lists (file, problem) of
+    the images that `skip_bad` leaves out; `summary` describes what was found.
 
     Raises DaguerreError if the folder is missing or has no usable image, or, unless `skip_bad`, for the first image that is damaged, too
     large or without a caption.
@@ -44,28 +113,30 @@ class FolderDataset:
         crop: Literal["random", "center"] = "random",
         captioned: bool = True,
         skip_bad: bool = False,
+        repeats: bool = False,
         max_pixels: int = MAX_PIXELS,
     ):
         if size < 1:
             raise DaguerreError(f"size is {size}; it must be 1 or more.")
         self.folder, self.size, self.crop, self.max_pixels = Path(folder), size, crop, max_pixels
-        entries = [(path, text if captioned else text or "", expected) for path, text, expected in _entries(self.folder)]
         self._captioned = captioned
+        listing = _list(self.folder)
+        entries = _entries(self.folder, listing)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            problems = list(pool.map(self._problem, entries))
-        self.skipped = [(path, problem) for (path, _, _), problem in zip(entries, problems, strict=True) if problem]
+            list(pool.map(self._check, entries))
+        self.skipped = [(entry.path, entry.problem) for entry in entries if entry.problem]
         if self.skipped and not skip_bad:
             more = f" {len(self.skipped) - 1} more of {len(entries)} images have problems." if len(self.skipped) > 1 else ""
             raise DaguerreError(f"{self.skipped[0][1]}{more} Fix them, or leave them out with --skip-bad.")
-        self.items = [(path, text) for (path, text, _), bad in zip(entries, problems, strict=True) if text is not None and not bad]
-        if not self.items:
+        usable = [entry for entry in entries if not entry.problem]
+        if not usable:
             raise DaguerreError(f"None of the {len(entries)} images in {self.folder} is usable. The first problem: {self.skipped[0][1]}")
-
-    @property
-    def key(self) -> str:
-        described = [(path.relative_to(self.folder).as_posix(), path.stat().st_size, text) for path, text in self.items]
-        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-        return f"folder {digest} size {self.size} crop {self.crop}"
+        times = _repeats(usable) if repeats else {}
+        repeated = [entry for entry in usable for _ in range(times.get(entry.path.parent, 1))]
+        self.items = [(entry.path, entry.caption or "") for entry in repeated]
+        described = [(entry.path.relative_to(self.folder).as_posix(), entry.digest, entry.caption) for entry in repeated]
+        self.key = f"folder {hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]} size {size} crop {crop}"
+        self.summary = _summary(self.folder, usable, listing, times, len(self.skipped), captioned)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -79,70 +150,181 @@ class FolderDataset:
         order = np.random.default_rng(seed).permutation(len(self))
         return [self.items[int(order[i % len(self)])][1] for i in range(count)]
 
-    def _problem(self, entry: ImageEntry) -> str | None:
-        """The problem with an entry, or None; only decoding shows that a file is complete."""
-        path, text, expected = entry
-        if self._captioned and not (text and text.strip()):
-            return f"{path} has no caption; write it in {expected}."
+    def _check(self, entry: ImageEntry) -> None:
+        """Set the entry's digest and problem; only decoding shows that a file is complete."""
+        if self._captioned and not (entry.caption and entry.caption.strip()):
+            entry.problem = f"{entry.path} has no caption; write it in {entry.expected}."
+            return
         try:
-            open_image(path, min_side=self.size, max_pixels=self.max_pixels)
+            open_image(entry.path, min_side=self.size, max_pixels=self.max_pixels)
+            entry.digest = file_digest(entry.path)
         except DaguerreError as error:
-            return str(error)
-        return None
+            entry.problem = str(error)
 
 
-def _entries(folder: Path) -> list[ImageEntry]:
-    """All images of a folder with captions: first those of metadata.jsonl in its order, then the others by path."""
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes: it also changes if an edited file keeps its size and time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is hidden, or left by a system or program: not what a person put there."""
+    name = path.name.lower()
+    return name.startswith(".") or name in LEFTOVER_FOLDERS or name in LEFTOVER_FILES
+
+
+def _normalize(path: Path) -> Path:
+    """A path as a key of `Listing.normalized`: macOS writes "é" as two characters, and suffixes come in upper case, too."""
+    return Path(unicodedata.normalize("NFC", str(path.with_suffix(path.suffix.lower()))))
+
+
+def _list(folder: Path) -> Listing:
+    """The files of a folder and its subfolders, sorted by path, without leftovers and training runs. Links to folders are followed."""
     if not folder.is_dir():
         raise DaguerreError(f"There is no folder {folder}; give a folder of images with captions.")
-    metadata = folder / "metadata.jsonl"
-    entries = [
-        entry if entry[1] is not None else _from_text(entry[0], entry[2])
-        for entry in (_from_metadata(metadata) if metadata.is_file() else ())
-    ]
-    listed = {path for path, _, _ in entries}
-    entries += [_from_text(path, str(path.with_suffix(".txt"))) for path in _images(folder) if path not in listed]
+    listing, visited = Listing(), set[Path]()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
+        here = Path(root)
+        is_run = RUN_FILE in names
+        if here.resolve() in visited or (is_run and here != folder):
+            if is_run:
+                listing.left_out.append(here)
+            folders.clear()
+            continue
+        visited.add(here.resolve())
+        left_out = [name for name in folders if is_leftover(here / name) or (is_run and name in RUN_FOLDERS)]
+        listing.left_out += [here / name for name in left_out if not name.startswith(".")]
+        folders[:] = sorted(set(folders) - set(left_out))
+        listing.files += [here / name for name in names if not is_leftover(here / name)]
+    listing.files.sort()
+    listing.normalized = {_normalize(path): path for path in listing.files}
+    return listing
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise DaguerreError(f"Cannot read the folder {error.filename}: {error.strerror}. Allow reading it, or move it away.") from error
+
+
+def _entries(folder: Path, listing: Listing) -> list[ImageEntry]:
+    """All images of a folder with captions: first those of the metadata files in their order, then the others by path."""
+    entries: list[ImageEntry] = []
+    metadata = [path for path in listing.files if path.name in METADATA_FILES]
+    for source in sorted(metadata, key=lambda path: -len(path.parts)):  # the one closest to an image is valid
+        listed = {entry.path for entry in entries}
+        entries += [entry for entry in _from_metadata(folder, source, listing) if entry.path not in listed]
+    entries = [_from_text(entry.path, entry.expected, listing) if entry.caption is None else entry for entry in entries]
+    listed = {entry.path for entry in entries}
+    images = [path for path in listing.files if path.suffix.lower() in SUFFIXES and path not in listed]
+    entries += [_from_text(path, str(path.with_suffix(".txt")), listing) for path in images]
     if not entries:
         raise DaguerreError(
             f"No images in {folder}; add some ({', '.join(sorted(SUFFIXES))}) with captions in .txt files of the same names."
+            f"{_unused(listing)}"
         )
-    captioned = {path.parent for path, text, _ in entries if text is not None} | {folder}
-    return [entry if entry[0].parent in captioned else _from_class(entry[0]) for entry in entries]
+    captioned = {entry.path.parent for entry in entries if entry.caption is not None} | {folder}
+    return [entry if entry.path.parent in captioned else _from_class(entry) for entry in entries]
 
 
-def _images(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders, without hidden ones."""
-    visible = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _from_text(path: Path, expected: str) -> ImageEntry:
-    text = path.with_suffix(".txt")
-    try:
-        return path, text.read_text(encoding="utf-8").strip() if text.is_file() else None, expected
-    except UnicodeDecodeError:
-        return path, "", f"{text} in UTF-8"
-
-
-def _from_class(path: Path) -> ImageEntry:
-    return path, path.parent.name.replace("_", " ").strip(), "its folder's name"
-
-
-def _from_metadata(source: Path) -> Iterator[ImageEntry]:
-    folder = source.parent
-    lines = source.read_bytes().decode("utf-8", errors="replace").splitlines()
-    if not any(line.strip() for line in lines):
-        raise DaguerreError(f'{source} is empty; each line must look like {{"file_name": "a.png", "text": "a red apple"}}.')
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+def _from_text(path: Path, expected: str, listing: Listing) -> ImageEntry:
+    listing.used.add(path)
+    names = [path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES] + [path.with_name(path.name + suffix) for suffix in CAPTION_SUFFIXES]
+    found, entry = [text for name in names if (text := listing.find(name))], ImageEntry(path, None, "", expected)
+    for text in found:
         try:
-            entry = json.loads(line)
-            name = entry["file_name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DaguerreError(f'{source}, line {number}, is not of the form {{"file_name": …, "text": …}} ({error!r}).') from error
-        path = folder / str(name)
-        if not path.resolve().is_relative_to(folder.resolve()):
+            caption = listing.read_text(text).strip()
+        except UnicodeDecodeError:
+            return ImageEntry(path, "", "", f"{text} in UTF-8")
+        if caption:
+            return ImageEntry(path, caption, f"{text.suffix.lower()} files", expected)
+        entry.caption = ""
+    return entry
+
+
+def _from_class(entry: ImageEntry) -> ImageEntry:
+    name = entry.path.parent.name
+    if name.lower() in GENERIC_NAMES:
+        return entry
+    repeated = REPEATS.fullmatch(name)
+    name = (repeated[2] if repeated else name).replace("_", " ").strip()
+    return ImageEntry(entry.path, name, "folder names", "its folder's name")
+
+
+def _from_metadata(folder: Path, source: Path, listing: Listing) -> Iterator[ImageEntry]:
+    for number, values in _read_metadata(source, listing):
+        name = str(values["file_name"])
+        separated = name if listing.find(source.parent / name) else name.replace("\\", "/")  # Windows writes backslashes
+        relative = os.path.relpath(os.path.abspath(source.parent / separated), os.path.abspath(folder))
+        if relative.split(os.sep)[0] == os.pardir:
             raise DaguerreError(f"{source}, line {number}: {name!r} is outside the folder; images must be inside it.")
-        text = entry.get("text")
-        yield path, text.strip() if isinstance(text, str) else None, f'"text" in {source}, line {number}'
+        path = listing.find(folder / relative) or folder / relative
+        listing.used.add(path)
+        found = [value.strip() for column in CAPTION_FIELDS if isinstance(value := values.get(column), str) and value.strip()]
+        yield ImageEntry(path, found[0] if found else None, source.name, f'"{CAPTION_FIELDS[0]}" in {source}, line {number}')
+
+
+def _read_metadata(source: Path, listing: Listing) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """(line, entry) of a metadata file; every entry has a "file_name"."""
+    try:
+        text = listing.read_text(source)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DaguerreError(f"{source}, line {line}, is neither UTF-8 nor another known encoding; save it as UTF-8.") from error
+    if not text.strip():
+        raise DaguerreError(f'{source} is empty; each line must look like {{"file_name": "a.png", "text": "a red apple"}}.')
+    if source.suffix == ".csv":
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if "file_name" not in (rows.fieldnames or ()):
+            raise DaguerreError(f"{source} has the columns {', '.join(rows.fieldnames or ())}; it needs file_name and text.")
+        for row in rows:
+            if not row["file_name"]:
+                raise DaguerreError(f"{source}, line {rows.line_num}, has no file_name; add it or remove the line.")
+            yield rows.line_num, row
+        return
+    for number, line in enumerate(text.split("\n"), 1):  # only these: JSON allows the other line separators inside captions
+        if line.strip():
+            try:
+                entry = json.loads(line)
+                entry["file_name"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DaguerreError(f'{source}, line {number}, is not of the form {{"file_name": …, "text": …}} ({error!r}).') from error
+            yield number, entry
+
+
+def _repeats(entries: Iterable[ImageEntry]) -> dict[Path, int]:
+    """How often the images of each folder occur, from names like "10_red apple", divided by the common divisor."""
+    folders = {entry.path.parent for entry in entries}
+    times = {folder: int(found[1]) if (found := REPEATS.fullmatch(folder.name)) else 1 for folder in sorted(folders)}
+    divisor = math.gcd(*times.values())
+    return {folder: count // divisor for folder, count in times.items()}
+
+
+def _summary(
+    folder: Path, entries: list[ImageEntry], listing: Listing, times: Mapping[Path, int], skipped: int, captioned: bool
+) -> list[str]:
+    """Lines about what was found in a folder, and what was not used."""
+    paths = {entry.path for entry in entries}
+    lines = [f"{len(paths)} images in {folder}" + (f"; {skipped} skipped" if skipped else "")]
+    if captioned:
+        sources = Counter(entry.source for entry in entries)
+        classes = sorted({entry.caption or "" for entry in entries if entry.source == "folder names"})
+        named = f" ({join_names(map(repr, classes))})" if classes else ""
+        lines.append("captions: " + ", ".join(f"{count} from {name}" for name, count in sources.items()) + named)
+    if len(set(times.values())) > 1:
+        lines.append("repeats: " + join_names(f"{path.name} {count}×" for path, count in times.items()))
+    if listing.windows_text:
+        lines.append(f"read as Windows-1252, not UTF-8; check the letters: {join_names(map(str, listing.windows_text))}")
+    if listing.left_out:
+        lines.append(f"folders left out: {join_names(map(str, listing.left_out))}")
+    if unused := _unused(listing):
+        lines.append(unused.strip())
+    return lines
+
+
+def _unused(listing: Listing) -> str:
+    """The files that are no part of the dataset, counted by suffix."""
+    unused = Counter(path.suffix.lower() or path.name for path in listing.files if path not in listing.used)
+    if not unused:
+        return ""
+    hint = "; .heic needs the package pillow-heif" if any(suffix in HEIF_SUFFIXES for suffix in unused) else ""
+    return " files not used: " + join_names(f"{count} {suffix}" for suffix, count in unused.items()) + hint

@@ -2,19 +2,29 @@
 
 import struct
 import warnings
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, features
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
 from daguerre.limits import MAX_PIXELS
 
-READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+_OPTIONAL_FORMATS = {"AVIF": frozenset((".avif", ".avifs")) if features.check("avif") else frozenset[str](), "HEIF": frozenset[str]()}
+with suppress(ImportError):  # an optional package
+    import_module("pillow_heif").register_heif_opener()
+    _OPTIONAL_FORMATS["HEIF"] = HEIF_SUFFIXES
+READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(name for name, suffixes in _OPTIONAL_FORMATS.items() if suffixes))
+SUFFIXES = frozenset((".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".gif", ".tif", ".tiff")).union(
+    *_OPTIONAL_FORMATS.values()
+)
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes of a text or colour profile: workflows exceed Pillow's 1 MiB
 # Exceptions that Pillow's decoders raise for damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
@@ -47,13 +57,15 @@ def decode_image(
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            return ImageOps.exif_transpose(image), getattr(image, "n_frames", 1)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's MPO has a preview or the other eye's view
+            return ImageOps.exif_transpose(image), frames
     except FileNotFoundError as error:
         raise DaguerreError(f"{name} does not exist.") from error
     except Image.DecompressionBombError as error:
         raise DaguerreError(f"{name} has more than {max_pixels / 1e6:.3g} million pixels; resize it.") from error
     except Image.UnidentifiedImageError as error:
-        raise DaguerreError(f"{name} is not an image in a supported format ({', '.join(READABLE_FORMATS)}).") from error
+        hint = " Install the package pillow-heif to read it." if Path(name).suffix.lower() in HEIF_SUFFIXES else ""
+        raise DaguerreError(f"{name} is not an image in a supported format ({', '.join(READABLE_FORMATS)}).{hint}") from error
     except _DECODE_ERRORS as error:
         raise DaguerreError(f"{name} is damaged or incomplete ({error}); replace or remove it.") from error
 

@@ -1,5 +1,7 @@
 """Fine-tune the UNet of a latent diffusion model on a directory of images; autoencoder and text encoder stay as they are."""
 
+import shlex
+import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -8,9 +10,12 @@ from pathlib import Path
 import torch
 
 from daguerre.data import BatchLoader, FolderDataset
+from daguerre.data.catalog import print_summary
 from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
+from daguerre.training.checkpoint import MAX_CHECKPOINTS
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import DiffusionTask
@@ -35,17 +40,17 @@ def run(recipe: TextToImageRecipe) -> Path:
     if recipe.crops_per_image < 1:
         raise DaguerreError(f"crops_per_image is {recipe.crops_per_image}; it must be 1 or more.")
     require_multiple(size, autoencoder.downsample_factor, model.name)
-    source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad)
-    for _, why in source.skipped:
-        print(f"skipped: {why}", file=sys.stderr)
-    if source.skipped:
-        print(f"{len(source.skipped)} skipped, {len(source)} images left", file=sys.stderr)
+    source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad, repeats=True)
+    if rank() == 0:
+        print_summary(source)
     record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
     torch.manual_seed(loop.seed)
     unet = UNet(model.unet.config) if recipe.from_scratch else model.unet.float()
     model = replace(model, unet=unet, name=recipe.out.name, sample_size=size)
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
     batches = BatchLoader(source, loop.batch_size, loop.seed, size)
+    if rank() == 0:
+        _print_plan(recipe, model, len(source), size // autoencoder.downsample_factor, autoencoder.config.latent_channels)
     if recipe.cache:
         latents, captions = cache_latents(
             batches, autoencoder, recipe.crops_per_image * len(source), recipe.out / "cache", fingerprint(encoded)
@@ -58,4 +63,33 @@ def run(recipe: TextToImageRecipe) -> Path:
         train(task, batches, loop, recipe.out, recipe=identity)
     if rank() == 0:
         save(model, recipe.out / "model")
+        captions = [caption for _, caption in source.items if caption.isprintable() and not caption.startswith("-")]
+        prompt, path = shlex.quote(min(captions, key=len, default="an image")), shlex.quote(str(recipe.out / "model"))
+        print(f"Try it: daguerre txt2img {prompt} --model {path}", file=sys.stderr)
     return recipe.out / "model"
+
+
+def _print_plan(recipe: TextToImageRecipe, model: LatentDiffusion, images: int, side: int, channels: int) -> None:
+    """Print what will be trained, for how long, and the disk space that it needs, to stderr. `side`: of the latents."""
+    loop, trained = recipe.loop, sum(parameter.numel() for parameter in model.unet.parameters())
+    cached = recipe.crops_per_image * images if recipe.cache else 0
+    crops = f"{cached} crops in the cache" if recipe.cache else "new crops in every step"
+    epochs = loop.max_train_steps * loop.batch_size / images
+    checkpoint = trained * 4 * (4 if loop.ema_decay else 3)  # weights, AdamW's two moments, EMA
+    weights = sum(tensor.nbytes for module in model.modules for tensor in module.state_dict().values())
+    needed = checkpoint * (MAX_CHECKPOINTS + 1) + weights + cached * channels * side**2 * 2
+    existing = next(path for path in (recipe.out.absolute(), *recipe.out.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    print(
+        f"crops: {model.sample_size}×{model.sample_size} pixels, {crops}\n"
+        f"training: {trained / 1e6:.1f} million parameters of the UNet, {loop.max_train_steps} steps of {loop.batch_size} images, "
+        f"{epochs:.3g} epochs\n"
+        f"disk: {_gigabytes(checkpoint)} per checkpoint, up to {_gigabytes(needed)} in all; {_gigabytes(free)} free"
+        f"{' (a resumed run uses part of it already)' if (recipe.out / 'checkpoints').is_dir() else ''}"
+        f"{': this may not suffice' if free < needed else ''}",
+        file=sys.stderr,
+    )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
