@@ -233,7 +233,7 @@ def test_folder_names_with_repeats(tmp_path: Path):
     source = FolderDataset(tmp_path, 16, repeats=True)
     names = [path.name for path, _ in source.items]
     assert {name: names.count(name) for name in names} == {"a.png": 5, "b.png": 2, "c.png": 2}
-    assert "3 images" in source.summary[0]
+    assert "images: 3 in" in source.summary[0]
     assert any("10_sks dog 5×" in line and "4_cat 2×" in line for line in source.summary)
 
 
@@ -268,7 +268,7 @@ def test_the_summary_counts_captions_and_unused_files(tmp_path: Path):
     for name in ("film.mp4", "alone.txt", "more.txt"):
         (tmp_path / name).write_bytes(b"text")
     summary = FolderDataset(tmp_path, 16).summary
-    assert summary[:2] == [f"2 images in {tmp_path}", "captions: 1 from .txt files, 1 from folder names ('cat')"]
+    assert summary[:2] == [f"images: 2 in {tmp_path}", "captions: 1 from .txt files, 1 from folder names ('cat')"]
     assert all(part in summary[2] for part in ("2 .txt", "1 .mp4"))
 
 

@@ -135,7 +135,7 @@ class FolderDataset:
         repeated = [entry for entry in usable for _ in range(times.get(entry.path.parent, 1))]
         self.items = [(entry.path, entry.caption or "") for entry in repeated]
         described = [(entry.path.relative_to(self.folder).as_posix(), entry.digest, entry.caption) for entry in repeated]
-        self.key = f"folder {hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]} size {size} crop {crop}"
+        self.key = f"images and captions {hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]} size {size} crop {crop}"
         self.summary = _summary(self.folder, usable, listing, times, len(self.skipped), captioned)
 
     def __len__(self) -> int:
@@ -304,7 +304,7 @@ def _summary(
 ) -> list[str]:
     """Lines about what was found in a folder, and what was not used."""
     paths = {entry.path for entry in entries}
-    lines = [f"{len(paths)} images in {folder}" + (f"; {skipped} skipped" if skipped else "")]
+    lines = [f"images: {len(paths)} in {folder}" + (f"; {skipped} skipped" if skipped else "")]
     if captioned:
         sources = Counter(entry.source for entry in entries)
         classes = sorted({entry.caption or "" for entry in entries if entry.source == "folder names"})
@@ -327,4 +327,4 @@ def _unused(listing: Listing) -> str:
     if not unused:
         return ""
     hint = "; .heic needs the package pillow-heif" if any(suffix in HEIF_SUFFIXES for suffix in unused) else ""
-    return " files not used: " + join_names(f"{count} {suffix}" for suffix, count in unused.items()) + hint
+    return " not used: " + join_names(f"{count} {suffix}" for suffix, count in unused.items()) + hint

@@ -73,7 +73,7 @@ def _print_plan(recipe: TextToImageRecipe, model: LatentDiffusion, images: int, 
     """Print what will be trained, for how long, and the disk space that it needs, to stderr. `side`: of the latents."""
     loop, trained = recipe.loop, sum(parameter.numel() for parameter in model.unet.parameters())
     cached = recipe.crops_per_image * images if recipe.cache else 0
-    crops = f"{cached} crops in the cache" if recipe.cache else "new crops in every step"
+    crops = f"{cached}, cached" if recipe.cache else "new in every step"
     epochs = loop.max_train_steps * loop.batch_size / images
     checkpoint = trained * 4 * (4 if loop.ema_decay else 3)  # weights, AdamW's two moments, EMA
     weights = sum(tensor.nbytes for module in model.modules for tensor in module.state_dict().values())
@@ -81,9 +81,9 @@ def _print_plan(recipe: TextToImageRecipe, model: LatentDiffusion, images: int, 
     existing = next(path for path in (recipe.out.absolute(), *recipe.out.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     print(
-        f"crops: {model.sample_size}×{model.sample_size} pixels, {crops}\n"
-        f"training: {trained / 1e6:.1f} million parameters of the UNet, {loop.max_train_steps} steps of {loop.batch_size} images, "
-        f"{epochs:.3g} epochs\n"
+        f"crops: {crops}, {model.sample_size}×{model.sample_size} pixels\n"
+        f"training: {trained / 1e6:.1f} million parameters of the UNet, steps: {loop.max_train_steps}, batch size: {loop.batch_size}, "
+        f"epochs: {epochs:.3g}\n"
         f"disk: {_gigabytes(checkpoint)} per checkpoint, up to {_gigabytes(needed)} in all; {_gigabytes(free)} free"
         f"{' (a resumed run uses part of it already)' if (recipe.out / 'checkpoints').is_dir() else ''}"
         f"{': this may not suffice' if free < needed else ''}",
