@@ -82,7 +82,7 @@ def test_inversion_cannot_end_at_infinity():
 
 
 def test_the_step_from_infinity_does_not_count():
-    with pytest.raises(DaguerreError, match="'plms' needs at least 2 steps, not 1"):
+    with pytest.raises(DaguerreError, match="'plms' needs at least 2 steps after the one from σ = inf, not 1"):
         SAMPLERS["plms"](denoise, X, torch.tensor([math.inf, 2.0, 0.0]))
     ((x, x0),) = SAMPLERS["euler"](lambda x, sigma: x / 2, X, torch.tensor([math.inf, 0.0]))
     torch.testing.assert_close(x, X / 2)

@@ -64,6 +64,17 @@ def test_codecs_that_exceed_the_budget_are_listed(codes: Path, tmp_path: Path):
     assert "JPEG and WebP: cannot encode" in report.markdown()
 
 
+def test_one_image_has_no_distribution(codes: Path, tmp_path: Path):
+    report = run(ReconstructConfig("shapes", str(codes), tmp_path, resolution=32, num_images=1))
+    assert all(row.frechet is None and 0 < row.psnr.value < 99 for row in report.rows)
+    assert report.markdown().splitlines()[6].endswith("| – |")
+
+
+def test_a_model_is_found_by_its_name(tmp_path: Path):
+    report = run(ReconstructConfig("shapes", "emoji", tmp_path, num_images=1))
+    assert report.rows[0].name == "emoji, 8 bits per number"
+
+
 def test_round_to_8_bits_is_uniform():
     z = torch.linspace(-3, 5, 10_000)
     rounded = round_to_8_bits(z)
@@ -76,7 +87,7 @@ def test_round_to_8_bits_is_uniform():
     ("changes", "message"),
     [
         ({"resolution": 30}, "resolution is 30; for .* it must be a multiple of 4"),
-        ({"num_images": 1}, "num_images is 1"),
+        ({"num_images": 0}, "num_images is 0"),
         ({"data": "nowhere"}, "There is no directory 'nowhere'"),
         ({"model": "nowhere"}, "nowhere"),
     ],

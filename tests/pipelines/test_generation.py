@@ -1,5 +1,6 @@
 """From a request to images: equal to diffusers, reproducible, and the same in a batch as alone."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -9,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import daguerre
@@ -17,6 +19,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.images.output import GeneratedImages
+from daguerre.pipelines.tasks import ImageToImage, TextToImage
 
 SCHEDULERS = {
     "ddim": ("euler", {}, diffusers.DDIMScheduler, {}),
@@ -199,3 +202,48 @@ def test_a_preview_is_small_and_of_the_requested_image(tiny_model: LatentDiffusi
 def test_unknown_names_are_refused_before_generating(tiny_model: LatentDiffusion, fields: dict[str, object], message: str):
     with pytest.raises(DaguerreError, match=message):
         daguerre.stream(tiny_model, **fields)
+
+
+@pytest.mark.parametrize("prompt", ["a red apple", ["a red apple", "a pizza"], ("a red apple", "a pizza")])
+def test_the_prompt_can_be_the_second_argument(tiny_model: LatentDiffusion, prompt):
+    short = daguerre.generate(tiny_model, prompt, steps=1, seed=2)
+    assert np.array_equal(pixels(short), pixels(daguerre.generate(tiny_model, prompt=prompt, steps=1, seed=2)))
+    assert short[0].provenance.request.prompt == (prompt if isinstance(prompt, str) else tuple(prompt))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_the_caller_changes_nothing(tiny_model: LatentDiffusion, dtype: torch.dtype):
+    expected = daguerre.generate(tiny_model, "a red apple", steps=2, sampler="euler_a")
+    with torch.autocast("cpu", dtype):
+        *_, last = daguerre.stream(tiny_model, "a red apple", steps=2, sampler="euler_a")
+        assert torch.is_autocast_enabled("cpu")
+        shown = last.preview(), last.decode()
+        latents = daguerre.encode(tiny_model, expected[0].image)
+        decoded = daguerre.decode(tiny_model, latents)
+    assert last.images is not None
+    assert np.array_equal(pixels(last.images), pixels(expected))
+    assert np.array_equal(*map(np.asarray, (shown[1], last.decode())))
+    assert np.array_equal(*map(np.asarray, (shown[0], last.preview())))
+    assert torch.equal(latents, daguerre.encode(tiny_model, expected[0].image))
+    assert np.array_equal(*map(np.asarray, (decoded, daguerre.decode(tiny_model, latents))))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing"), [("plms", "linspace"), ("plms", "trailing"), ("dpm_solver_2s", None), ("pndm_prk", "karras")]
+)
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_too_few_steps_name_the_steps_that_are_enough(tiny_model: LatentDiffusion, sampler: str, spacing: str | None, strength: float):
+    task = TextToImage() if strength == 1 else ImageToImage(Image.new("RGB", (32, 32)), strength)
+
+    def steps_that_are_enough(steps: int) -> int:
+        try:
+            daguerre.stream(tiny_model, steps=steps, sampler=sampler, spacing=spacing, task=task)
+        except DaguerreError as error:
+            asked, enough = re.findall(r"(\d+) steps", str(error))
+            return int(enough) if int(asked) == steps else 0
+        return steps
+
+    found = [steps_that_are_enough(steps) for steps in range(1, 12)]
+    least = found[0]
+    assert 1 < least < 12
+    assert found == [*[least] * least, *range(least + 1, 12)]

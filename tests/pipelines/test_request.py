@@ -3,12 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.request import MAX_SEED, Request
+from daguerre.pipelines.request import MAX_SEED, Request, Variation
+from daguerre.pipelines.tasks import Hires
 
 REQUESTS = st.builds(
     Request,
@@ -55,6 +58,11 @@ def test_split_gives_one_request_per_image_in_order(request_: Request):
         ({"prompt": ()}, "There is no prompt"),
         ({"steps": "20"}, "steps is '20'"),
         ({"steps": True}, "steps is True"),
+        ({"steps": np.float32(2)}, r"steps is 2\.0; it must be a whole number\."),
+        ({"width": "64"}, "width is '64'; it must be a whole number or None"),
+        ({"seed": np.arange(2)}, "seed is "),
+        ({"sampler": 3}, "sampler is 3; it must be a text or None"),
+        ({"guidance_interval": [0.1]}, "it must be two numbers or None"),
         ({"steps": 2.5}, "steps is 2.5"),
         ({"prompt": 7}, "prompt is 7"),
         ({"prompt": ["a", 7]}, "prompt is"),
@@ -68,3 +76,25 @@ def test_values_out_of_range_are_refused(fields: dict[str, object], message: str
 
 def test_a_list_of_prompts_becomes_a_tuple():
     assert Request(prompt=["a", "b"]).prompts == ("a", "b")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.int16, torch.tensor])
+def test_whole_numbers_of_other_libraries_are_plain_in_json(number):
+    request = Request(seed=number(3), steps=number(2), width=number(64), variation=Variation(number(5), 0.5))
+    assert request == Request(seed=3, steps=2, width=64, variation=Variation(5, 0.5))
+    assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.float16, torch.tensor])
+def test_numbers_of_other_libraries_are_plain_in_json(number):
+    request = Request(
+        guidance_scale=number(3.5),
+        guidance_interval=[number(0.25), number(0.5)],  # type: ignore[arg-type]
+        cfg_plus_plus=np.bool_(True),  # type: ignore[arg-type]
+        task=Hires(number(1.5), number(0.5)),
+        variation=Variation(1, number(0.5)),
+    )
+    assert request == Request(
+        guidance_scale=3.5, guidance_interval=(0.25, 0.5), cfg_plus_plus=True, task=Hires(1.5, 0.5), variation=Variation(1, 0.5)
+    )
+    assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request

@@ -77,7 +77,7 @@ class Conditioner(nn.Module, ABC):
             DaguerreError: a prompt cannot be parsed, or has parts joined by AND, which need several conditions (see `PromptSchedule`).
         """
         lines = []
-        for prompt in prompts:
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
             parts = Prompt.parse(prompt).at(step, steps)
             if len(parts) > 1:
                 raise DaguerreError(f"{prompt[:60]!r} has {len(parts)} parts joined by AND; only one part is allowed here, so remove AND.")
@@ -86,6 +86,7 @@ class Conditioner(nn.Module, ABC):
 
     def encode_captions(self, texts: Sequence[str]) -> Conditioning:
         """Encode training captions: literal texts without prompt syntax, each cut to one chunk."""
+        texts = [texts] if isinstance(texts, str) else texts
         return self.encode([((WeightedText(text, 1.0),),) for text in texts])
 
 

@@ -186,6 +186,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """The int64 ids (B, max_length) of texts, truncated and padded, as a text encoder takes them."""
+        texts = [texts] if isinstance(texts, str) else texts
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)  # on all cores
         rows = [self.with_special_tokens(self._all_vectors(each.ids)) for each in encoded]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.max_length)

@@ -99,6 +99,7 @@ class WordPiece:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """The int64 ids (B, max_length) of texts, truncated and padded."""
+        texts = [texts] if isinstance(texts, str) else texts
         return torch.tensor([self.with_special_tokens(self.encode(text)) for text in texts], dtype=torch.int64).reshape(-1, self.max_length)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -37,7 +37,7 @@ class ReconstructConfig:
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A folder of images, or the built-in dataset `shapes` or `emoji`."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The folder or file of a first stage, or of a model with one."""
+    """The folder or file of a first stage, or of a model with one; a name from `daguerre models`, or OWNER/NAME on the hub."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("reconstruction")
     """Where to write report.json, report.md and side-by-side.png."""
     resolution: int = 64
@@ -51,3 +51,7 @@ class ReconstructConfig:
     """Seed for the selection of images."""
     skip_bad: bool = False
     """Skip unreadable images instead of stopping."""
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise DaguerreError(f"num_images is {self.num_images}; it must be 1 or more.")

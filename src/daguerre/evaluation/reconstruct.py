@@ -16,7 +16,6 @@ from torch import Tensor
 from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader, to_image
 from daguerre.data.catalog import open_dataset
-from daguerre.errors import DaguerreError
 from daguerre.evaluation.config import ReconstructConfig
 from daguerre.evaluation.report import check_out, write_report
 from daguerre.metrics import Interval, bootstrap, frechet_distance, psnr, ssim
@@ -30,6 +29,7 @@ from daguerre.training.options.first_stage import require_multiple
 from daguerre.weights import load_first_stage
 from daguerre.weights.catalog import DEFAULT, find
 from daguerre.weights.diffusers.vae import FirstStage
+from daguerre.weights.loading import resolve_path
 
 RECONSTRUCT_BATCH = 1 << 18  # pixels per call
 MAX_PSNR = 99.0  # decibels, for equal images
@@ -40,14 +40,15 @@ LEVELS = 255  # steps between minimum and maximum of a latent with 8 bits per nu
 
 @dataclass(frozen=True)
 class ReconstructionRow:
-    """One compression method. bits_per_pixel: None if undefined. perceptual and frechet: on the features of the report."""
+    """One compression method. bits_per_pixel: None if undefined. perceptual and frechet: on the features of the report. frechet: None for
+    one image, which has no distribution."""
 
     name: str
     bits_per_pixel: float | None
     psnr: Interval
     ssim: Interval | None
     perceptual: Interval
-    frechet: float
+    frechet: float | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Reconstruction:
         ]
         for row in self.rows:
             bits = "–" if row.bits_per_pixel is None else f"{row.bits_per_pixel:.3f}"
-            lines.append(f"| {row.name} | {bits} | {row.psnr} | {row.ssim or '–'} | {row.perceptual} | {row.frechet:.4f} |")
+            frechet = "–" if row.frechet is None else f"{row.frechet:.4f}"
+            lines.append(f"| {row.name} | {bits} | {row.psnr} | {row.ssim or '–'} | {row.perceptual} | {frechet} |")
         if missing := CODECS.keys() - {row.name for row in self.rows}:
             lines += ["", f"{' and '.join(sorted(missing))}: cannot encode all images in this number of bytes."]
         if self.codes:
@@ -98,10 +100,8 @@ def run(config: ReconstructConfig) -> Reconstruction:
             written.
     """
     check_out(config.out, "reconstruction", "side-by-side.png")
-    first_stage = load_first_stage(config.model)
+    first_stage = load_first_stage(resolve_path(config.model, offline=False))
     require_multiple(config.resolution, first_stage.downsample_factor, f"'{config.model}'")
-    if config.num_images < 2:
-        raise DaguerreError(f"num_images is {config.num_images}; the Fréchet distance needs 2 images or more.")
     perceptual = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
     source = open_dataset(config.data, config.resolution, crop="center", skip_bad=config.skip_bad)
     count = min(config.num_images, len(source)) if Path(config.data).is_dir() else config.num_images
@@ -169,7 +169,7 @@ def _row(
         bootstrap(psnr(x, y).clamp(max=MAX_PSNR)),
         bootstrap(ssim(x, y)) if min(x.shape[-2:]) >= SSIM_WINDOW else None,
         bootstrap(_in_batches(count, perceptual.distance, x, y)),
-        frechet_distance(embedded, _in_batches(count, perceptual.embed, y)),
+        frechet_distance(embedded, _in_batches(count, perceptual.embed, y)) if len(x) > 1 else None,
     )
 
 

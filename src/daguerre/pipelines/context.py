@@ -97,17 +97,30 @@ class GenerationContext:
         """The noise levels to sample, (N + 1,): the last share `strength` of the grid; strength 0 leaves only the final level, (1,).
 
         Raises:
-            DaguerreError: the strength is above 0 but less than one step.
+            DaguerreError: the strength is above 0 but gives fewer steps than the sampler needs; states how many are enough.
         """
-        sigmas = self.resolved.sampler_config.sigmas(self.model.schedule, self.request.steps)
-        total = len(sigmas) - 1
-        steps = min(int(total * strength + 1e-6), total)
-        if strength > 0 and steps == 0:
+        steps, sampler = self.request.steps, self.resolved.sampler_config.sampler
+        sigmas = self._last_sigmas(steps, strength)
+        if strength == 0 or sampler.can_run(sigmas):
+            return sigmas
+        first = max(steps + 1, int(sampler.min_steps / strength))
+        enough = next((n for n in range(first, first + 32) if sampler.can_run(self._last_sigmas(n, strength))), None)
+        more = f"{enough} steps or more" if enough else "more steps"
+        if strength < 1 and len(sigmas) == 1:
+            least = 1 / (len(self._last_sigmas(steps, 1)) - 1)
             raise DaguerreError(
-                f"Strength {strength:g} of {total} steps is less than one step; use a strength of {1 / total:.2g} or more, "
-                f"or {math.ceil(1 / strength)} steps or more."
+                f"Strength {strength:g} of {steps} steps is less than one step; use a strength of {least:.2g} or more, or {more}."
             )
-        return sigmas[total - steps :]
+        share = "" if strength == 1 else f" and strength {strength:g}"
+        raise DaguerreError(
+            f"{steps} steps are too few for the sampler {sampler.name!r} with the spacing {self.request.spacing!r}{share}; use {more}."
+        )
+
+    def _last_sigmas(self, steps: int, strength: float) -> Tensor:
+        """The last share `strength` of the grid of so many steps, (N + 1,)."""
+        sigmas = self.resolved.sampler_config.sigmas(self.model.schedule, steps)
+        total = len(sigmas) - 1
+        return sigmas[total - min(int(total * strength + 1e-6), total) :]
 
     def guidance_scales(self, each: "Pass") -> list[float]:
         """The guidance scale of each step of a pass."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.cpu.prepack import prepack
+from daguerre.runtime.dtype import without_autocast
 from daguerre.runtime.memory_estimate import TILE_SIZE
 from daguerre.runtime.overflow import retry_in_float32
 
@@ -30,6 +31,7 @@ class LatentDecoder:
         self._model, self._low_memory = model, low_memory
         self._linear_map: Tensor | None = None  # (Z + 1, 3)
 
+    @without_autocast()
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) in float32, about [−1, 1], of scaled latents z (B, Z, h, w)."""
@@ -41,6 +43,7 @@ class LatentDecoder:
         decode = retry_in_float32(autoencoder, decode, "autoencoder")
         return tiled_decode(decode, z) if self._low_memory else decode(z).float()
 
+    @without_autocast()
     @torch.no_grad()
     def preview(self, z: Tensor) -> Tensor:
         """Small images (B, 3, h, w) in float32 of scaled latents z (B, Z, h, w)."""

@@ -31,9 +31,11 @@ from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.planners import make_plan
 from daguerre.pipelines.planners.vq_prior import CodeStep, stream_codes
 from daguerre.pipelines.request import Request, with_fields
+from daguerre.runtime.dtype import without_autocast
 from daguerre.runtime.overflow import retry_in_float32
 
 Model = LatentDiffusion | LatentPrior
+RequestOrPrompt = Request | str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,28 @@ class Step:
 
 
 @overload
-def stream(model: LatentDiffusion, request: Request | None = None, **changes: Any) -> Iterator[Step]: ...
+def stream(model: LatentDiffusion, request: RequestOrPrompt = None, **changes: Any) -> Iterator[Step]: ...
 @overload
-def stream(model: LatentPrior, request: Request | None = None, **changes: Any) -> Iterator[CodeStep]: ...
-def stream(model: Model, request: Request | None = None, **changes: Any) -> Iterator[Step] | Iterator[CodeStep]:
+def stream(model: LatentPrior, request: RequestOrPrompt = None, **changes: Any) -> Iterator[CodeStep]: ...
+def stream(model: Model, request: RequestOrPrompt = None, **changes: Any) -> Iterator[Step] | Iterator[CodeStep]:
     """Generate images step by step; the last step carries them. An autoregressive prior samples row by row (see `planners.vq_prior`).
 
     Args:
         model: from `daguerre.load`.
-        request: what to generate; None is `Request()`.
+        request: what to generate; a text, or a list of texts, is the prompt of a `Request`, and None is `Request()`.
         changes: fields of `Request` that replace those of `request`.
 
     Raises:
         DaguerreError: at once, if the request has unknown names or settings that the model does not support.
     """
-    request = with_fields(request or Request(), changes)
+    if not isinstance(request, Request):
+        request = Request() if request is None else Request(prompt=request)  # type: ignore[arg-type]
+    with without_autocast():
+        return _without_autocast(_start(model, with_fields(request, changes)))
+
+
+def _start(model: Model, request: Request) -> Iterator[Step] | Iterator[CodeStep]:
+    """Check and plan a request; returns the steps, which compute when they are taken."""
     if isinstance(model, LatentPrior):
         return stream_codes(model, request)
     context = GenerationContext.of(model, request)
@@ -98,7 +107,17 @@ def stream(model: Model, request: Request | None = None, **changes: Any) -> Iter
     return _decode_steps(context, plan, _sample(context, plan.passes[0], None))
 
 
-def generate(model: Model, request: Request | None = None, **changes: Any) -> GeneratedImages:
+def _without_autocast(steps: Iterator[Step] | Iterator[CodeStep]) -> Iterator[Any]:
+    """The steps, each computed without autocast; between them the caller's autocast applies."""
+    while True:
+        with without_autocast():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def generate(model: Model, request: RequestOrPrompt = None, **changes: Any) -> GeneratedImages:
     """Generate the images of a request; arguments and errors as in `stream`."""
     *_, last = stream(model, request, **changes)
     assert last.images is not None

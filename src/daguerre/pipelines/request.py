@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from typing import Any, Literal, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 from daguerre.errors import DaguerreError, nearest
-from daguerre.pipelines.tasks import Task, TextToImage, task_from_json
+from daguerre.pipelines.tasks import Task, TextToImage, plain_number, task_from_json
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1e4  # beyond it float32 rounds the image away
@@ -34,6 +35,8 @@ class Variation:
     strength: float
 
     def __post_init__(self) -> None:
+        for name in ("seed", "strength"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
             raise DaguerreError(f"The variation seed is {self.seed!r}; it is a whole number from 0 to {MAX_SEED}.")
         if not isinstance(self.strength, int | float) or not 0 <= self.strength <= 1:
@@ -107,13 +110,13 @@ class Request:
     low_memory: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "guidance_interval"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
         for name, expected in _field_types().items():
-            value = getattr(self, name)
+            value = plain_number(getattr(self, name))
+            if isinstance(value, list | tuple):
+                value = tuple(map(plain_number, value))
             if not _has_type(name, value, expected):
-                raise DaguerreError(f"{name} is {value!r}, which is not what a request takes there ({Request.__annotations__[name]}).")
+                raise DaguerreError(f"{name} is {value!r}; it must be {_noun(name, expected)}.")
+            object.__setattr__(self, name, value)
         for name in ("steps", "num_images", "width", "height", "clip_skip"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -205,6 +208,14 @@ def _from_json(name: str, value: Any) -> Any:
             raise DaguerreError(f"A variation has the fields seed and strength, not {', '.join(value) or 'none'}.")
         return Variation(**value)
     return value
+
+
+def _noun(name: str, expected: Any) -> str:
+    """What a field may be, for error messages."""
+    special = {"prompt": "a text or a list of texts", "guidance_interval": "two numbers or None"}
+    nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Variation: "a Variation", Task: "a Task"}
+    kind = next((kind for kind in nouns if kind is expected or kind in get_args(expected)), str)
+    return special.get(name, nouns[kind] + (" or None" if NoneType in get_args(expected) else ""))
 
 
 def _has_type(name: str, value: object, expected: Any) -> bool:

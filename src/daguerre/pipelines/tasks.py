@@ -6,7 +6,10 @@
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, replace
+from numbers import Real
+from operator import index
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from daguerre.errors import DaguerreError, nearest
@@ -36,7 +39,8 @@ class Task:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = getattr(self, each.name)
+            value = plain_number(getattr(self, each.name))
+            object.__setattr__(self, each.name, value)
             if is_image(each) and value is not None:
                 object.__setattr__(self, each.name, InputImage.from_any(value))
             allowed = each.metadata.get("choices")
@@ -334,6 +338,17 @@ def task_from_json(value: Mapping[str, Any]) -> Task:
         return task_class(**values)
     except TypeError as error:
         raise DaguerreError(f"The task {name} is incomplete or has a value of a wrong type: {error}.") from error
+
+
+def plain_number(value: Any) -> Any:
+    """A number of numpy, PyTorch or another library as a bool, int or float of Python, so that JSON can store it; all else unchanged."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    with suppress(TypeError):
+        return index(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def check_number(name: str, value: object) -> None:

@@ -1,6 +1,8 @@
 """The default dtype of computation: half precision if this machine is faster with it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -17,6 +19,13 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.bfloat16 if has_native_bfloat16() and _bfloat16_is_faster() else torch.float32
     return torch.float16
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Disable an autocast that the caller has entered: a model computes in its own dtype. Also a decorator."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def has_native_bfloat16() -> bool:

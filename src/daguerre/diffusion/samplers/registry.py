@@ -55,6 +55,10 @@ class Sampler:
         """Whether the sampler has this option, such as "eta", "noise" or "order"."""
         return option in inspect.signature(self.run).parameters
 
+    def can_run(self, sigmas: Tensor) -> bool:
+        """Whether these noise levels (N + 1,) are at least one step and enough for the sampler."""
+        return len(sigmas) > 1 and (self.min_steps == 1 or _count_steps(sigmas) >= self.min_steps)
+
     def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler | None = None, **options: Any) -> SamplerSteps:
         """Yield (x, x0) after every step, from x at sigmas[0] to the last σ.
 
@@ -99,10 +103,15 @@ def check_sigmas(sigmas: Tensor, sampler: Sampler) -> Tensor:
         raise DaguerreError(
             f"The sampler {sampler.name!r} ends at the first σ, which must be finite; use get_sigmas with terminal='capped'."
         )
-    steps = len(sigmas) - 1 - int(sigmas[0].isinf())  # the step from inf is computed separately
-    if steps < sampler.min_steps and not (steps == 0 and sampler.min_steps == 1):
-        raise DaguerreError(f"The sampler {sampler.name!r} needs at least {sampler.min_steps} steps, not {steps}.")
+    if not sampler.can_run(sigmas):
+        first = " after the one from σ = inf" if sigmas[0].isinf() else ""
+        raise DaguerreError(f"The sampler {sampler.name!r} needs at least {sampler.min_steps} steps{first}, not {_count_steps(sigmas)}.")
     return sigmas
+
+
+def _count_steps(sigmas: Tensor) -> int:
+    """The steps that a sampler runs; the step from inf is computed separately."""
+    return len(sigmas) - 1 - int(sigmas[0].isinf())
 
 
 def _exact_first_step(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Tensor, options: Mapping[str, Any]) -> SamplerSteps:

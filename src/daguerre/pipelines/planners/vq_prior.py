@@ -26,6 +26,7 @@ from daguerre.pipelines.images.preprocess import ImageSize, flatten_input, resiz
 from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR, Completion, MapToImage, Task
+from daguerre.runtime.dtype import without_autocast
 
 DIFFUSION_ONLY: Mapping[str, tuple[object, ...]] = {  # fields without effect here, and values accepted other than the default
     "negative_prompt": (),
@@ -63,6 +64,7 @@ class CodeStep:
     images: GeneratedImages | None
     model: LatentPrior = field(repr=False)
 
+    @without_autocast()
     @torch.no_grad()
     def decode(self, image: int = 0) -> Image.Image:
         """The image so far, with code 0 where nothing is sampled yet."""
