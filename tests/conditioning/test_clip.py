@@ -214,6 +214,13 @@ def test_captions_are_literal_text(small, tower):
         conditioner(["a AND b"])
 
 
+def test_one_text_is_one_prompt_and_not_a_list_of_letters(small, tower):
+    conditioner = TextConditioner(small, tower)
+    assert torch.equal(small("a cat"), small(["a cat"]))
+    torch.testing.assert_close(conditioner("a cat").context, conditioner(["a cat"]).context, rtol=0, atol=0)
+    torch.testing.assert_close(conditioner.encode_captions("a cat").context, conditioner(["a cat"]).context, **CLOSE)
+
+
 def test_a_prompt_is_evaluated_at_its_step(small, tower):
     conditioner = TextConditioner(small, tower)
     got = [conditioner(["a [red:blue:.5] apple"], step=step, steps=4).context for step in range(4)]
