@@ -83,7 +83,7 @@ def check_prediction(prediction: str) -> None:
 
 def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """√ᾱ·x0 + √(1−ᾱ)·ε for images (B, *) and ᾱ (B,): the network's input in training."""
-    alpha_bar = _expand_to(alpha_bar, x0)
+    alpha_bar = alpha_bar.to(x0).reshape(-1, *[1] * (x0.ndim - 1))
     return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
 
@@ -136,8 +136,3 @@ def loss_weight(prediction: Prediction, snr: Tensor, gamma: float | None = None,
     else:
         weight = snr.clamp(max=gamma)
     return weight.clamp(min=floor)
-
-
-def _expand_to(factor: Tensor, x: Tensor) -> Tensor:
-    """(B,) reshaped to multiply (B, *), with its dtype and device."""
-    return factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -64,7 +64,8 @@ def parse_sampler_name(name: str) -> SamplerChoice:
     for ending in sorted(spacings, key=len, reverse=True):
         if normalized.endswith(ending) and (found := _find_sampler(normalized.removesuffix(ending))):
             return SamplerChoice(found, spacings[ending])
-    raise DaguerreError(f"Unknown sampler {name!r}; use one of {', '.join(SAMPLERS)}.{_suggestion(name)}")
+    known = [*SAMPLERS, *(alias for sampler in SAMPLERS.values() for alias in sampler.aliases)]
+    raise DaguerreError(f"Unknown sampler {name!r}; use one of {', '.join(SAMPLERS)}.{nearest(name, known)}")
 
 
 def parse_spacing_name(name: str) -> str:
@@ -97,7 +98,3 @@ def _find_sampler(normalized: str) -> Sampler | None:
     names = {normalize_name(known): sampler for sampler in SAMPLERS.values() for known in (sampler.name, *sampler.aliases)}
     normalized = normalized.removesuffix("gpu")
     return names.get(normalized) or names.get(normalized.removeprefix("k"))
-
-
-def _suggestion(name: str) -> str:
-    return nearest(name, [*SAMPLERS, *(alias for sampler in SAMPLERS.values() for alias in sampler.aliases)])

@@ -236,8 +236,10 @@ class _Scores:
 
 
 def _score(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures], training: Tensor, training_features: Tensor) -> _Scores:
+    """The scores of images x (N, 3, H, W), one for each prompt."""
+    by_box = {box: scorer.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for prompt in prompts for box in prompt.boxes)}
+    scores = torch.stack([prompt.scores({box: parts[i] for box, parts in by_box.items()}) for i, prompt in enumerate(prompts)])
     features = scorer.embed_images(x)
-    scores = _candidate_scores(scorer, x, prompts)
     return _Scores(
         features=features,
         scores=scores,
@@ -245,12 +247,6 @@ def _score(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures], tra
         by_features=nearest_neighbours(features, training_features),
         by_pixels=nearest_neighbours(x, training, chunk=512),
     )
-
-
-def _candidate_scores(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures]) -> Tensor:
-    """The score (N, M) of each candidate for images x (N, 3, H, W)."""
-    by_box = {box: scorer.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for prompt in prompts for box in prompt.boxes)}
-    return torch.stack([prompt.scores({box: features[i] for box, features in by_box.items()}) for i, prompt in enumerate(prompts)])
 
 
 def crop_box(x: Tensor, box: Box) -> Tensor:

@@ -24,18 +24,14 @@ def dpm_solver(
     solver: Literal["midpoint", "heun"] = "midpoint",
 ) -> SamplerSteps:
     """DPM-Solver-2 and -3 in terms of ε, DPM-Solver++(2S) and (3S) in terms of x0. A last step to 0 is of first order."""
-    orders = _orders(len(sigmas) - 1, order, to_zero=bool(sigmas[-1] == 0))
     outputs: list[Tensor] = []  # of this block, the oldest first
     begin, start = 0, x  # the first step of this block, and x there
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        if orders[step] == 1:
+        if step % order == 0 or sigma_next == 0:
             outputs, begin, start = [], step, x
         outputs.append(x0 if prediction == "x0" else (x - x0) / sigma)
-        if sigma_next == 0:
-            x = x0
-        else:
-            x = _step(start, outputs, sigmas[begin : step + 2], prediction, solver)
+        x = x0 if sigma_next == 0 else _step(start, outputs, sigmas[begin : step + 2], prediction, solver)
         yield x, x0
 
 
@@ -55,11 +51,3 @@ def _step(x: Tensor, outputs: list[Tensor], sigmas: Tensor, prediction: str, sol
         terms, values = [*terms, middle], [*values, slopes[-1]]
     total = weighted_sum(terms, values)
     return (-h).exp() * x + total if prediction == "x0" else x - sigmas[0] * total
-
-
-def _orders(steps: int, order: int, *, to_zero: bool) -> list[int]:
-    """The order of every step: 1, 2, … in each block; 1 in a last step to 0."""
-    orders = [1 + step % order for step in range(steps)]
-    if to_zero:
-        orders[-1] = 1
-    return orders
