@@ -8,7 +8,7 @@ from daguerre.atomic_io import check_writable
 from daguerre.cli.generation import check_outputs, generate_and_save, open_for, output_paths, warn_prompt, write_outputs
 from daguerre.cli.options import GenerationOptions
 from daguerre.cli.parsing import usage_errors
-from daguerre.errors import DaguerreError
+from daguerre.errors import DaguerreError, join_names
 from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
 
@@ -33,11 +33,12 @@ def run_batch(options: GenerationOptions, source: Path, request: Callable[[Path]
 
 
 def _run_folder(options: GenerationOptions, folder: Path, request: Callable[[Path], Request], out: Path) -> None:
-    from daguerre.data.images import SUFFIXES
+    from daguerre.data.images import SUFFIXES, is_leftover
     from daguerre.pipelines.capabilities import check_capability
 
     with usage_errors():
         inputs = images_in(folder)
+        others = sorted(path.name for path in folder.iterdir() if path not in inputs and not is_leftover(path))
         if not inputs:
             raise DaguerreError(f"There are no images in '{folder}'; supported files end in {', '.join(sorted(SUFFIXES))}.")
         if options.output.animation or options.output.preview:
@@ -46,6 +47,8 @@ def _run_folder(options: GenerationOptions, folder: Path, request: Callable[[Pat
             raise DaguerreError(f"--out '{out}' must be a folder for the results, and not the input folder.")
         check_writable(out / "image.png")
         first = request(next(filter(_is_readable, inputs), inputs[0]))  # an option that is wrong for one image is wrong for all
+    if others:
+        print(f"daguerre: not used in '{folder}': {join_names(others)}; only images directly in the folder are used.", file=sys.stderr)
     model = open_for(options)
     with usage_errors():
         check_capability(model, first.task)
@@ -83,10 +86,10 @@ def matching_file(image: Path, source: Path, what: str) -> Path:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder, by suffix, in order of their names."""
-    from daguerre.data.images import SUFFIXES
+    """The image files of a folder, by suffix, in order of their names; without hidden files."""
+    from daguerre.data.images import SUFFIXES, is_leftover
 
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file() and not is_leftover(path))
 
 
 def _is_readable(path: Path) -> bool:

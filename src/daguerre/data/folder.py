@@ -28,16 +28,13 @@ from typing import Literal
 import numpy as np
 
 from daguerre.data.dataset import Sample
-from daguerre.data.images import HEIF_SUFFIXES, SUFFIXES, open_image, resize_and_crop
+from daguerre.data.images import HEIF_SUFFIXES, SUFFIXES, is_leftover, open_image, resize_and_crop
 from daguerre.errors import DaguerreError, join_names
 from daguerre.limits import MAX_PIXELS
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_FIELDS = ("text", "caption", "prompt")  # of an entry of METADATA_FILES
-# Folders of thumbnails, archives and deleted files.
-LEFTOVER_FOLDERS = frozenset(("@eadir", "__macosx", "thumbs", "#recycle", "$recycle.bin", "system volume information", "lost+found"))
-LEFTOVER_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 # Names of folders that hold a whole dataset, so that they are no captions.
 GENERIC_NAMES = frozenset(("train", "training", "test", "val", "valid", "validation", "image", "images", "img", "imgs", "data", "dataset"))
 RUN_FOLDERS = frozenset(("samples", "model", "checkpoints", "cache", "tensorboard"))  # of a training run, next to its RUN_FILE
@@ -166,12 +163,6 @@ def file_digest(path: Path) -> str:
     """A hash of a file's bytes: it also changes if an edited file keeps its size and time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a file or folder is hidden, or left by a system or program: not what a person put there."""
-    name = path.name.lower()
-    return name.startswith(".") or name in LEFTOVER_FOLDERS or name in LEFTOVER_FILES
 
 
 def _normalize(path: Path) -> Path:

@@ -25,8 +25,17 @@ SUFFIXES = frozenset((".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo",
     *_OPTIONAL_FORMATS.values()
 )
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes of a text or colour profile: workflows exceed Pillow's 1 MiB
+# Folders of thumbnails, archives and deleted files.
+LEFTOVER_FOLDERS = frozenset(("@eadir", "__macosx", "thumbs", "#recycle", "$recycle.bin", "system volume information", "lost+found"))
+LEFTOVER_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 # Exceptions that Pillow's decoders raise for damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is hidden, or left by a system or program: not what a person put there."""
+    name = path.name.lower()
+    return name.startswith(".") or name in LEFTOVER_FOLDERS or name in LEFTOVER_FILES
 
 
 def open_image(file: Path | BinaryIO, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:

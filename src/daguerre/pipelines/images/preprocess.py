@@ -8,12 +8,14 @@ from torch import Tensor
 
 from daguerre.data import images
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.images.input import HIGH_BIT_MODES, InputImage
 from daguerre.pipelines.tasks import ResizeMode
 
 MAX_ASPECT_RATIO = 8  # of an image's sides; models generate nothing coherent beyond it
 NATIVE_AREA = 0.5, 2.0  # an image keeps its size if its area, relative to the training images, is in this range
 MAX_ASPECT_DIFFERENCE = 0.02  # the relative difference allowed between the aspect ratios of an image and its mask or depth map
+
+WHITE_VALUES = 1, 2**8 - 1, 2**16 - 1, 2**32 - 1  # of a mask
 
 ImageSize = tuple[int, int]  # (width, height) in pixels
 
@@ -81,11 +83,12 @@ def prepare_mask(image: InputImage, mask: InputImage | None) -> Image.Image:
         flat = not np.ptp(np.asarray(source)[..., :3], axis=(0, 1)).any()
         if mask is not None and not flat:
             raise DaguerreError(
-                "The mask has both transparency and several colours, which is ambiguous; make it black and white, or one colour with the "
-                "part to generate transparent."
+                "The mask has both transparency and several colours, which is ambiguous: white on transparent, for example, is read as "
+                "generate by some programs and as keep by others. Flatten it to white (generate) on black (keep), or use one colour with "
+                "the part to generate transparent."
             )
     else:
-        layer = images.flatten_alpha(source).convert("L")
+        layer = _gray_mask(source)
     size = image.pixels.size
     ratios = [side / mask_side for side, mask_side in zip(size, layer.size, strict=True)]
     if abs(ratios[0] / ratios[1] - 1) > MAX_ASPECT_DIFFERENCE:
@@ -96,6 +99,16 @@ def prepare_mask(image: InputImage, mask: InputImage | None) -> Image.Image:
     if layer.getextrema()[1] == 0:
         raise DaguerreError("The mask is black all over, so nothing would be generated; make it white where to generate.")
     return layer
+
+
+def _gray_mask(source: Image.Image) -> Image.Image:
+    """A mask without transparency as 8-bit grey. White is the largest value of the data type that the brightest pixel suggests: 1, 255,
+    65535 or 2³² − 1, as programs write masks of 0 and 1, or of 8 bits in larger integers. Of colours the brightest channel counts.
+    """
+    values = np.asarray(source if source.mode in HIGH_BIT_MODES else source.convert("RGB"), dtype=np.float64)
+    values = np.nan_to_num(values.max(-1) if values.ndim == 3 else values)
+    white = next((white for white in WHITE_VALUES if values.max() <= white), values.max())
+    return Image.fromarray(np.uint8(np.rint((values / white).clip(0, 1) * 255)))
 
 
 def latent_mask(mask: Image.Image, size: ImageSize, f: int = 1) -> Tensor:
