@@ -65,7 +65,8 @@ def test_img2img_of_a_folder_reports_a_broken_image(run: Run, cat: Image.Image):
     code, out, err = run("img2img", "all", "a red apple", "--steps", "2", "--strength", ".5")
     assert code == 1
     assert out.split() == ["all-img2img/a.png", "all-img2img/b.jpg.png", "all-img2img/b.png.png"]
-    assert "c.png" in err.splitlines()[0]
+    assert "notes.txt" in err.splitlines()[0]
+    assert "c.png" in err.splitlines()[1]
     assert "1 of 4 images failed: c.png; the others are in 'all-img2img'" in err
     Path("all/c.png").unlink()
     assert run("img2img", "all", "a red apple", "--steps", "2", "--strength", ".5", "--out", "new")[0] == 0
@@ -111,6 +112,28 @@ def test_wrong_options_for_a_folder_are_reported_once(run: Run, cat: Image.Image
         code, out, err = run(*line.split())
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
+
+
+def test_inpaint_notes_a_mask_that_may_be_inverted(run: Run, cat: Image.Image):
+    most, alpha = Image.new("L", (32, 32), 255), Image.new("RGBA", (32, 32), "white")
+    most.paste(0, (8, 8, 16, 16))
+    alpha.putalpha(most)
+    most.save("most.png")
+    alpha.save("alpha.png")
+    base = "inpaint", "cat.png"
+    assert run(*base, "mask.png", "a red apple", "--steps", "1", "--out", "a.png")[2] == ""
+    assert "94% of the image is regenerated: what is white in the mask" in run(*base, "most.png", "x", "--steps", "1", "--out", "b.png")[2]
+    assert "6% of the image is regenerated: what is transparent" in run(*base, "alpha.png", "x", "--steps", "1", "--out", "c.png")[2]
+
+
+def test_a_folder_of_images_with_leftovers_of_systems(run: Run, cat: Image.Image):
+    Path("all/sub").mkdir(parents=True)
+    cat.save("all/1.png")
+    for name in ("all/._1.png", "all/desktop.ini", "all/.DS_Store", "all/notes.txt"):
+        Path(name).write_bytes(b"x")
+    code, out, err = run("img2img", "all", "a red apple", "--steps", "2", "--out", "new")
+    assert (code, out) == (0, "new/1.png\n")
+    assert err == "daguerre: not used in 'all': notes.txt, sub; only images directly in the folder are used.\n"
 
 
 def test_inpaint_and_outpaint_do_not_change_kept_pixels(run: Run, cat: Image.Image):

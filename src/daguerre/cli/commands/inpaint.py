@@ -1,6 +1,8 @@
 """`daguerre inpaint IMAGE MASK PROMPT…`: regenerate the masked part of images; prints one path per line."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +13,11 @@ from daguerre.cli.batch import matching_file, run_batch
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.options import ImagePath, NegativePrompt, OptionalInt, Prompts, SizedGenerationOptions
 from daguerre.cli.parsing import parse_options
+from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Inpaint, PosteriorMode
 
+MAX_USUAL_SHARE = 0.6  # of an image in a mask; above it the mask may be inverted
 ALPHA = Path("alpha")  # instead of a mask file: the transparent part of the image
 
 
@@ -43,7 +47,24 @@ class InpaintOptions(SizedGenerationOptions):
         """The request for one image."""
         mask = None if self.mask == ALPHA and not ALPHA.exists() else read_input(matching_file(image, self.mask, "mask"))
         task = Inpaint(read_input(image), mask, self.strength, self.mask_blur, self.latent)
+        _note_mask(task)
         return self.request_for(self.prompt, task, self.negative_prompt)
+
+
+def _note_mask(task: Inpaint) -> None:
+    """Print how a mask is read if other programs may mean the opposite by it. A mask that cannot be used raises later."""
+    from daguerre.pipelines.images.preprocess import prepare_mask
+
+    with suppress(DaguerreError):
+        histogram = prepare_mask(task.image, task.mask).histogram()
+        share = sum(histogram[128:]) / sum(histogram)
+        transparent = (task.mask or task.image).has_alpha
+        if share > MAX_USUAL_SHARE or (transparent and task.mask):
+            print(
+                f"daguerre: {share:.0%} of the image is regenerated: what is {'transparent' if transparent else 'white'} in the mask. If "
+                "that should be kept instead, invert the mask.",
+                file=sys.stderr,
+            )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """`daguerre train RECIPE`: parse the options of a recipe and run it."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 
 from daguerre.cli.parsing import UsageError, parse_options
@@ -11,7 +13,7 @@ USAGE = "usage: daguerre train RECIPE [--help] [OPTIONS]"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the recipe that the first argument names, with the others as its options, and print the path of the result.
+    """Run the recipe that the first argument names, with the others as its options; print the path of the result and a command to try.
 
     Raises:
         UsageError: there is no such recipe, or no recipe is named.
@@ -24,13 +26,17 @@ def main(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     if name not in RECIPES:
         raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
-    recipe = parse_options(RECIPES[name].options, rest, f"train {name}")
+    recipe = RECIPES[name]
+    options = parse_options(recipe.options, rest, f"train {name}")
 
     from daguerre.training.processes import is_distributed, rank, state
 
     tune_malloc()
-    path = RECIPES[name].run(recipe)
+    path = recipe.run(options)
     if rank() == 0:
         print(path)
+        fields = {"path": path} | {field: getattr(options, field, "") for field in ("data", "resolution")}
+        if command := recipe.next_command.format_map({field: shlex.quote(str(value)) for field, value in fields.items()}):
+            print(f"Try it: daguerre {command}", file=sys.stderr)
     if is_distributed():
         state().destroy_process_group()

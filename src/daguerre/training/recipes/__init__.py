@@ -9,11 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """One line of help, and "module:name" of the options and of the run function, inside `daguerre.training`."""
+    """One line of help, "module:name" of the options and of the run function, inside `daguerre.training`, and the command to type next.
+
+    `next_command` has the fields {path}, of the finished model, and {data} and {resolution}, of the options.
+    """
 
     summary: str
     options_path: str
     run_path: str
+    next_command: str = ""
 
     @property
     def options(self) -> type:
@@ -32,22 +36,32 @@ def _load(path: str) -> Any:
 
 
 _FIRST_STAGE = "recipes.first_stage:run"
+_GENERATE = "txt2img 'something red' --model {path}"
+_RECONSTRUCT = "reconstruct {data} --model {path} --resolution {resolution}"
 RECIPES: Mapping[str, Recipe] = {
     "emoji": Recipe(
-        "the embedded model: autoencoder, CLIP, diffusion on emoji", "options.latent_diffusion:EmojiRecipe", "recipes.emoji:run"
+        "the embedded model: autoencoder, CLIP, diffusion on emoji",
+        "options.latent_diffusion:EmojiRecipe",
+        "recipes.emoji:run",
+        _GENERATE,
     ),
-    "shapes": Recipe("a small model of rendered shapes, on two CPU cores", "options.latent_diffusion:ShapesRecipe", "recipes.shapes:run"),
+    "shapes": Recipe(
+        "a small model of rendered shapes, on two CPU cores",
+        "options.latent_diffusion:ShapesRecipe",
+        "recipes.shapes:run",
+        _GENERATE,
+    ),
     "text-to-image": Recipe(
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
     ),
     "clip-scorer": Recipe(
         "the CLIP that `daguerre evaluate` scores with", "options.latent_diffusion:ClipScorerRecipe", "recipes.clip_scorer:run"
     ),
-    "autoencoder": Recipe("a plain autoencoder", "options.first_stage:AutoencoderRecipe", _FIRST_STAGE),
-    "vae": Recipe("a variational autoencoder, on the evidence lower bound", "options.first_stage:VAERecipe", _FIRST_STAGE),
-    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "options.first_stage:VQVAERecipe", _FIRST_STAGE),
-    "vqgan": Recipe("a VQGAN: a VQ-VAE with a discriminator", "options.first_stage:VQGANRecipe", _FIRST_STAGE),
-    "kl": Recipe("the autoencoder of latent diffusion", "options.first_stage:KLRecipe", _FIRST_STAGE),
+    "autoencoder": Recipe("a plain autoencoder", "options.first_stage:AutoencoderRecipe", _FIRST_STAGE, _RECONSTRUCT),
+    "vae": Recipe("a variational autoencoder, on the evidence lower bound", "options.first_stage:VAERecipe", _FIRST_STAGE, _RECONSTRUCT),
+    "vqvae": Recipe("a VQ-VAE: the latent is a grid of codes", "options.first_stage:VQVAERecipe", _FIRST_STAGE, _RECONSTRUCT),
+    "vqgan": Recipe("a VQGAN: a VQ-VAE with a discriminator", "options.first_stage:VQGANRecipe", _FIRST_STAGE, _RECONSTRUCT),
+    "kl": Recipe("the autoencoder of latent diffusion", "options.first_stage:KLRecipe", _FIRST_STAGE, _RECONSTRUCT),
     "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "options.prior:PriorRecipe", "recipes.prior:run"),
-    "decoder": Recipe("only the decoder of a model's autoencoder", "options.decoder:DecoderRecipe", "recipes.decoder:run"),
+    "decoder": Recipe("only the decoder of a model's autoencoder", "options.decoder:DecoderRecipe", "recipes.decoder:run", _RECONSTRUCT),
 }
