@@ -307,7 +307,7 @@ def test_the_layout_command_accepts_objects_and_maps(tmp_path: Path, capsys: pyt
     for name in ("a", "b"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.size == (SIZE, SIZE)
-    assert main(["layout", "--model", str(boxes)]) == 1
+    assert main(["layout", "--model", str(boxes)]) == 2
     assert "--map" in capsys.readouterr().err
 
 
