@@ -35,9 +35,10 @@ SIZE = {"height": 16, "width": 32}
 STEPS = 5  # divides 1000, as the DDIM of diffusers needs for its trailing steps to meet
 
 # Those that a request names: sampler, spacing and start against a scheduler of diffusers.
+EULER = {"sampler": "euler", "initial_noise": "variance_preserving"}  # explicit, so that no scheduler of a folder sets the initial scale
 NAMED: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
     "euler": (
-        {"sampler": "euler", "initial_noise": "variance_preserving"},
+        EULER,
         diffusers.DDIMScheduler,
         {"clip_sample": False, "timestep_spacing": "trailing"},
     ),
@@ -157,7 +158,7 @@ def test_a_converted_file_gives_the_same_latents(peer: Peer, tmp_path: Path, fam
     assert model.prediction == whole.prediction
     assert model.schedule.config == whole.schedule.config
     assert model.sample_size == whole.sample_size
-    assert torch.equal(daguerre_latents(model, sampler="euler"), daguerre_latents(whole, sampler="euler"))
+    assert torch.equal(daguerre_latents(model, **EULER), daguerre_latents(whole, **EULER))
 
 
 @pytest.mark.parametrize("family", ["sd2", "sd2-v", "sdxl-refiner", "sd2-upscaler"])
@@ -171,7 +172,7 @@ def test_a_file_without_configs_gives_the_same_latents(peer: Peer, tmp_path: Pat
     assert model.unet.config == whole.unet.config
     fields = {"width": None, "height": None, "task": Upscale(Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 50))}
     fields = fields if family == "sd2-upscaler" else {}
-    assert torch.equal(daguerre_latents(model, sampler="euler", **fields), daguerre_latents(whole, sampler="euler", **fields))
+    assert torch.equal(daguerre_latents(model, **EULER, **fields), daguerre_latents(whole, **EULER, **fields))
 
 
 def test_sdxl_size_and_crop_conditioning_equals_diffusers(peer: Peer):
@@ -183,7 +184,7 @@ def test_sdxl_size_and_crop_conditioning_equals_diffusers(peer: Peer):
     size = SizeConditioning((20, 30), (16, 32), crop_top_left=(3, 7))
     fixed = model.conditioner.with_size(16, 32, size)
     fixed.with_size = lambda *_: fixed
-    close(daguerre_latents(replace(model, conditioner=fixed), sampler="euler"), reference)
+    close(daguerre_latents(replace(model, conditioner=fixed), **EULER), reference)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
@@ -191,4 +192,4 @@ def test_sdxl_empty_negative_prompt_follows_the_folder(tmp_path: Path, zeros: bo
     pipeline = peers.sdxl(zeros=zeros)
     model = daguerre.load(peers.saved(pipeline, tmp_path / "xl"), device="cpu")
     reference = reference_latents(scheduled(pipeline, *NAMED["euler"][1:]), negative_prompt=None)
-    close(daguerre_latents(model, sampler="euler", negative_prompt=""), reference)
+    close(daguerre_latents(model, **EULER, negative_prompt=""), reference)
