@@ -360,7 +360,7 @@ def check_number(name: str, value: object) -> None:
 def check_strength(strength: object) -> None:
     """Raise DaguerreError for anything but a number from 0 to 1."""
     if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise DaguerreError(f"strength is {strength!r}; it is between 0 (the image as it is) and 1 (nothing of it).")
+        raise DaguerreError(f"strength is {strength!r}; it is between 0 (the image as it is) and 1 (ignores it).")
 
 
 def check_mask_blur(mask_blur: object) -> None:

@@ -21,7 +21,7 @@ class VariationsOptions(SizedGenerationOptions):
     """
 
     image: ImagePath
-    """The input image, of which the centre square is used; or a folder of images."""
+    """The input image, its centre square is used; or a folder of images."""
 
     def request(self, image: Path) -> Request:
         """The request for one image."""

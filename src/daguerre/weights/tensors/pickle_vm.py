@@ -1,4 +1,4 @@
-"""A stack machine for pickles that knows only data.
+"""A stack machine for pickles that builds only plain data.
 
 A pickle is a program. Here its instructions build containers, numbers and strings, and the few constructors that torch.save writes
 for a tensor yield a description of it (storage, offset, shape, strides). A global name is looked up in a fixed table and never
@@ -122,7 +122,7 @@ def _rebuilt(args: tuple) -> TensorRef:
     if not isinstance(storage, StorageRef) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise RefusedError("it describes a tensor without storage, shape or strides")
     if not len(shape) == len(strides) <= MAX_DIMENSIONS or not isinstance(offset, int) or not _integers(offset, *shape, *strides):
-        raise RefusedError("it describes a tensor whose shape, strides or offset are no counts")
+        raise RefusedError("it describes a tensor whose shape, strides or offset are not whole numbers of 0 or more")
     end = offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if prod(shape) else offset
     if prod(n or 1 for n in shape) >= MAX_ELEMENTS:  # torch reckons with empty shapes, too
         raise RefusedError("it describes a tensor whose shape is too large")
