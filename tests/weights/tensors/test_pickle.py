@@ -62,6 +62,35 @@ def test_an_honest_file_gives_its_tensors_bit_for_bit(tmp_path, zipped, trainer)
     assert file.metadata == ({"epoch": "3", "global_step": "875000"} if trainer else {})
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16])
+def test_dtypes_without_a_storage_class_are_read(tmp_path, dtype, zipped):
+    tensor = torch.arange(12.0).view(3, 4).to(dtype)
+    torch.save({"a": tensor, "row": tensor[1], "b": torch.ones(3)}, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    file = PickledFile(tmp_path / "model.ckpt")
+    assert file.tensor("a").dtype == dtype
+    assert torch.equal(file.tensor("a").float(), tensor.float())
+    assert torch.equal(file.tensor("row").float(), tensor[1].float())
+    assert torch.equal(file.tensor("b"), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "step": torch.tensor(3)},
+        lambda state: {"model": state, "iter": 3},
+        lambda state: {"module": state},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+    ],
+)
+def test_the_state_dict_is_found_where_trainers_store_it(tmp_path, wrap):
+    torch.save(wrap(dict(STATE)), tmp_path / "model.ckpt")
+    assert PickledFile(tmp_path / "model.ckpt").tensors.keys() == STATE.keys()
+
+
 def test_tensors_that_share_a_storage_share_the_map(tmp_path):
     whole = torch.arange(1000.0)
     torch.save({"head": whole[:10], "tail": whole[-10:]}, tmp_path / "shared.pt")
@@ -233,6 +262,7 @@ BOMBS = {
     "a mark that is not there": b"\x80\x02K\x01t.",
     "a pop below a mark": b"\x80\x02K\x01(R.",
     "a deep tuple as a key": b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s.",
+    "a dictionary that holds itself": b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.",
     "a list that holds itself": b"\x80\x02]q\x00h\x00a.",
     "a billion laughs": b"\x80\x02]q\x00" + b"".join(b"]q%ch%cah%ca" % (i, i - 1, i - 1) for i in range(1, 99)) + b".",
     "keywords for a constructor": b"\x80\x04csubprocess\nPopen\n)}X\x05\x00\x00\x00shell\x88s\x92.",

@@ -4,6 +4,7 @@ There are two containers, recognised by their first bytes: the zip archive (torc
 stream of pickles followed by raw storages, both as torch.save writes them (torch/serialization.py).
 """
 
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from daguerre.errors import DaguerreError
 from daguerre.weights.tensors.pickle_vm import Bounded, Machine, RefusedError, StorageRef, TensorRef
 
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number 0x1950a86a20f9469cfc6c
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")  # where trainers store the weights, in order of preference
+WRAPPER_PREFIX = re.compile(r"(module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
 DAMAGE = (
     zipfile.BadZipFile,
     OSError,
@@ -33,7 +36,7 @@ DAMAGE = (
 class PickledFile:
     """The tensors of a pickled checkpoint: described at once, mapped on demand.
 
-    tensors: the entries of the state dict, which is the root or its "state_dict"; nested dictionaries are joined with a dot.
+    tensors: the entries of the state dict, which is the root or one of `STATE_DICT_KEYS` in it; nested dictionaries are joined with a dot.
     metadata: numbers and strings next to the state dict.
 
     Raises:
@@ -87,15 +90,20 @@ def typed(raw: Tensor, dtype: torch.dtype) -> Tensor:
 def _state_dict(root: object) -> tuple[dict[str, TensorRef], dict[str, str]]:
     if not isinstance(root, dict):
         raise RefusedError("it holds no dictionary of tensors")
-    inner = root.get("state_dict", root)
-    if not isinstance(inner, dict):
-        raise RefusedError("its state_dict is not a dictionary")
+    inner = root
+    for _ in range(3):  # bounded, because a dictionary may contain itself
+        key = next((key for key in STATE_DICT_KEYS if isinstance(inner.get(key), dict)), None)
+        if key is None:
+            break
+        inner = inner[key]
     tensors = {key: value for key, value in inner.items() if isinstance(key, str) and isinstance(value, TensorRef)}
     if inner is root:
         nested = {key: value for key, value in root.items() if isinstance(key, str) and isinstance(value, dict)}
         tensors |= {f"{outer}.{key}": ref for outer, level in nested.items() for key, ref in level.items() if isinstance(ref, TensorRef)}
     if not tensors:
         raise RefusedError("it holds no tensors")
+    if all(WRAPPER_PREFIX.match(name) for name in tensors):
+        tensors = {WRAPPER_PREFIX.sub("", name, count=1): value for name, value in tensors.items()}
     if unprintable := [name for name in tensors if not name.isprintable()]:
         raise RefusedError(f"the name {unprintable[0][:80]!a} has unprintable characters")
     return tensors, {key: str(value) for key, value in root.items() if isinstance(key, str) and isinstance(value, str | int | float)}

@@ -22,9 +22,17 @@ MAX_ELEMENTS = 1 << 48
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
+}  # fmt: skip
+# Newer dtypes, which have no storage class: the tensor names its dtype, and its storage is untyped.
+UNTYPED_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.uint16, torch.uint32, torch.uint64,
+    )
 }  # fmt: skip
 REBUILD_TENSOR = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
+REBUILD_UNTYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
 REBUILD_PARAMETER = {"torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"}
 # Names that trainers store next to the tensors. Each becomes an inert mark; none is imported, and what is made from one is a mark too.
 INERT_NAMES = {
@@ -32,7 +40,7 @@ INERT_NAMES = {
                                                                                 "bool", "str", "bytes", "bytearray", "complex", "slice")),
     "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "collections.deque",
     "_codecs.encode", "argparse.Namespace", "typing.Any", "copyreg._reconstructor", "builtins.object", "__builtin__.object",
-    "torch.Size", "torch.device", "torch.Tensor", *(str(dtype) for dtype in STORAGE_DTYPES.values()),
+    "torch.Size", "torch.device", "torch.Tensor", *(str(dtype) for dtype in STORAGE_DTYPES.values()), *UNTYPED_DTYPES, REBUILD_UNTYPED_TENSOR,
 }  # fmt: skip
 INERT_PACKAGES = (
     "pytorch_lightning",
@@ -131,12 +139,23 @@ def _rebuilt(args: tuple) -> TensorRef:
     return TensorRef(storage, offset, shape, strides)
 
 
+def _with_dtype(args: tuple) -> tuple:
+    """Arguments (storage of bytes, offset, shape, strides, requires_grad, hooks, dtype, …) with the storage in elements of the dtype."""
+    match args:
+        case (StorageRef(key, torch.uint8, size), *rest) if len(rest) >= 6 and isinstance(rest[5], Name) and rest[5].path in UNTYPED_DTYPES:
+            dtype = UNTYPED_DTYPES[rest[5].path]
+            return StorageRef(key, dtype, size // dtype.itemsize), *rest
+    raise RefusedError("it describes a tensor of an unknown dtype")
+
+
 def _called(function: object, args: object) -> object:
     """What REDUCE and NEWOBJ yield. The only results are descriptions, containers and marks."""
     if not isinstance(function, Name) or not isinstance(args, tuple):
         raise RefusedError("it calls something that is not a name")
     if function.path in REBUILD_TENSOR:
         return _rebuilt(args)
+    if function.path == REBUILD_UNTYPED_TENSOR:
+        return _rebuilt(_with_dtype(args))
     if function.path in REBUILD_PARAMETER and args:
         return args[0]
     if function.path == "torch.Size" and args and isinstance(args[0], list | tuple):
