@@ -6,7 +6,6 @@ Only headers are read, unless hashes are requested.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,18 +21,10 @@ from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 from daguerre.weights.hashing import file_hash, files_hash
 from daguerre.weights.original.components import split_components
-from daguerre.weights.original.detect import DetectedModel, detect
+from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unsupported_kind
 from daguerre.weights.original.families import task_of
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors, weight_files, weights_in
 from daguerre.weights.tensors.safetensors import config_errors, read_json
-
-# Files that modify a model, by a tensor name that only such a file has.
-ATTACHMENTS = {
-    "controlnet": re.compile(r"control_model\.|zero_convs\.|controlnet_cond_embedding\.|controlnet_down_blocks\."),
-    "lora": re.compile(r"lora_|.*\.lora_|.*[._]lora\.(up|down)|.*\.(hada|lokr)_"),
-    "textual-inversion": re.compile(r"string_to_param\.|emb_params$|clip_[lg]$"),
-}
-
 
 @dataclass(frozen=True)
 class PartReport:
@@ -54,7 +45,7 @@ class InspectReport:
     """The result of `inspect`. Keys have the names of the folder layout; unmatched ones of no part have the file's own names.
 
     prediction_type: epsilon, v or x0; None if unknown. prediction_from: its source.
-    question: what the user has to specify to load the model, if anything.
+    question: what the user has to specify to load the model, if anything. unsupported: what it is, if it cannot be loaded here.
     sha256: of each file, if requested. identity: of all files together; images record it.
     """
 
@@ -75,6 +66,7 @@ class InspectReport:
     wrong_shapes: list[str]
     ignored_keys: int
     question: str | None = None
+    unsupported: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
     identity: str | None = None
 
@@ -94,6 +86,7 @@ class InspectReport:
             **{f"sha256 {name}": digest for name, digest in self.sha256.items()},
             "identity": self.identity if len(self.sha256) > 1 else None,
             "question": self.question,
+            "unsupported": self.unsupported and f"this is {self.unsupported}",
         }
         lines = [f"{name:<16} {value}" for name, value in heads.items() if value]
         for what, keys in (("missing", self.missing_keys), ("unmatched", self.unmatched_keys), ("wrong shape", self.wrong_shapes)):
@@ -124,16 +117,19 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         errors = {"missing": [], "unmatched": detected.contents.unmatched, "of another shape": []}
     if detected.family and detected.family.name == "sd2" and detected.prediction is None:
         question = "Does it predict v (trained at 768 pixels) or epsilon (the 512-pixel base)? Give it as `prediction` when loading."
-    kind = next((name for name, pattern in ATTACHMENTS.items() if any(pattern.match(key) for key in file.shapes)), None)
-    if kind is not None and detected.unet is None:
-        errors["unmatched"] = []  # an adapter; its names are checked when it is attached
+    kind = attachment_kind(file.shapes) if detected.unet is None else None
+    if unsupported := unsupported_kind(file):
+        kind, question = "unsupported", None
+    if kind is not None:
+        errors["unmatched"] = []  # names of an adapter are checked when it is attached
     files = weight_files(file.path, variant)
     return InspectReport(
         path=str(path),
         container=file.container,
         family=detected.family.name
         if detected.family
-        else kind or "+".join(part.kind.network for part in detected.contents.parts.values()) or "unknown",
+        else kind
+        or "+".join(part.kind.network for part in detected.contents.parts.values()) or "unknown",
         task=task_of(detected.family, detected.unet) if detected.family and detected.unet else None,
         prediction_type=detected.prediction,
         prediction_from=detected.prediction_from or None,
@@ -148,6 +144,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         wrong_shapes=errors["of another shape"],
         ignored_keys=len(detected.contents.ignored),
         question=question,
+        unsupported=unsupported,
         **_hashes(files, file.path) if hashed else {},
     )
 

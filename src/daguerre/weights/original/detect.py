@@ -5,15 +5,17 @@ file that Daguerre wrote, like a folder, also stores the configs themselves.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from daguerre.conditioning.class_map_image import ClassConditioner
 from daguerre.diffusion.denoiser import Prediction
-from daguerre.diffusion.schedule import ScheduleConfig
+from daguerre.diffusion.schedule import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError, join_names
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
@@ -44,15 +46,51 @@ from daguerre.weights.tensors.reader import CONFIGS, TensorFile
 from daguerre.weights.tensors.safetensors import config_errors
 
 BERT_VOCAB_SIZE = 30522
-IMAGE_VARIATION_FILE = "single file of image variations; those open as a folder of the StableDiffusionImageVariationPipeline"
-UNCLIP = "model of Stable Diffusion unCLIP, which is not supported; image variations of Stable Diffusion 1 are, as a folder"
-# Published models that are conditioned on CLIP image embeddings, by a prefix that only they have.
+IMAGE_VARIATION_FILE = "a single file of image variations; these open as a folder of the StableDiffusionImageVariationPipeline"
+UNCLIP = "a model of Stable Diffusion unCLIP, which is not supported; image variations of Stable Diffusion 1 are, as a folder"
+EDM = "which has a noise schedule in the form of EDM that is not supported; use a model with the usual noise schedule of SDXL"
+FULL_PRECISION = "which is not supported; use the float16 or float8 file of the same model without scales"
+# Models that are not supported, by a tensor name that only they have. The first match counts.
 UNSUPPORTED = {
-    "noise_augmentor.": UNCLIP,
-    "embedder.model.visual.": UNCLIP,
-    "cond_stage_model.model.visual.": IMAGE_VARIATION_FILE,
-    "cond_stage_model.transformer.vision_model.": IMAGE_VARIATION_FILE,
+    re.compile(pattern): kind
+    for pattern, kind in {
+        r"noise_augmentor\.|embedder\.model\.visual\.": UNCLIP,
+        r"cond_stage_model\.(model\.visual|transformer\.vision_model)\.": IMAGE_VARIATION_FILE,
+        r"edm_vpred\.": f"CosXL, {EDM}",
+        r"edm_(mean|std)$": f"Playground 2.5, {EDM}",
+        r"(.+\.)?double_blocks\.\d+\.img_(attn|mod)|(.+[./])?single_transformer_blocks\.": "a model of the Flux family, which is not supported",
+        r"(.+\.)?joint_blocks\.|(.+[./])?transformer_blocks\.\d+\.attn\.add_q_proj\.": "Stable Diffusion 3, which is not supported",
+        r"(.+[./])?adaln_single\.|(.+\.)?t_embedder\.": "a diffusion transformer, which is not supported",
+        r"(.+\.)?(clip_txt_mapper|effnet_mapper|clip_txt_pooled_mapper)\.": "Stable Cascade, which is not supported",
+        r"(.+\.)?(time_stack|temporal_transformer_blocks|motion_modules|temporal_transformer)\.": "a video model, which is not supported",
+        r"(.+[./])?time_embed(ding)?\.cond_proj\.": "a latent consistency model that takes the guidance scale as input, which is not supported; "
+        "use the LCM LoRA of its base model",
+        r"(.+[./])?block\.0\.layer\.0\.SelfAttention\.q\.": "a T5 text encoder, which is not supported",
+        r"scaled_fp8$|.+\.(scale_weight|weight_scale)$": f"a file with scaled float8 weights, {FULL_PRECISION}",
+        r".+\.weight\.(absmax|quant_map|quant_state.*)$|.+\.(qweight|qzeros)$": f"a file with weights in 4 or 8 bits, {FULL_PRECISION}",
+    }.items()
 }
+# Files that modify a model, by a tensor name that only such a file has, and the option that takes them.
+ATTACHMENTS = {
+    "controlnet": re.compile(r"control_model\.|zero_convs\.|controlnet_cond_embedding\.|controlnet_down_blocks\."),
+    "lora": re.compile(r"lora_|.*\.lora_|.*[._]lora\.(up|down)|.*\.(hada|lokr)_"),
+    "textual-inversion": re.compile(r"string_to_param\.|emb_params$|clip_[lg]$"),
+}
+
+
+def unsupported_kind(file: TensorFile) -> str | None:
+    """The kind of a model that is not supported, as a noun phrase; None for any other file."""
+    for pattern, kind in UNSUPPORTED.items():
+        if any(pattern.match(name) for name in file.shapes):
+            return kind
+    index = read_stored_configs(file.metadata).get("model_index")
+    return None if index is None or "unet" in index else f"a {index.get('_class_name')}, which is not supported"
+
+
+def attachment_kind(names: Iterable[str]) -> str | None:
+    """The kind of a file that modifies a model, by its tensor names; None for any other file."""
+    names = list(names)
+    return next((kind for kind, pattern in ATTACHMENTS.items() if any(map(pattern.match, names))), None)
 
 
 @dataclass(frozen=True)
@@ -149,9 +187,8 @@ def detect(
     Raises:
         DaguerreError: an architecture cannot be determined, or the kind of model is not supported.
     """
-    for prefix, kind in UNSUPPORTED.items():
-        if any(name.startswith(prefix) for name in file.shapes):
-            raise DaguerreError(f"'{file.path}' is a {kind}.")
+    if kind := unsupported_kind(file):
+        raise DaguerreError(f"'{file.path}' is {kind}.")
     with config_errors(file.path):
         return _detect(file, prediction, heads, ema)
 
@@ -212,16 +249,42 @@ def read_stored_configs(metadata: Mapping[str, str]) -> dict[str, Json]:
 
 
 def with_file_schedule(detected: DetectedModel) -> DetectedModel:
-    """The same model with the noise schedule and the latent scale from the file's own tables, if it has them and no stored configs."""
+    """The same model with the noise schedule and the latent scale from the file's own tables, if it has them and no stored configs.
+
+    Numbers that round to those of the family are those of the family: merged files store them in half precision.
+
+    Raises:
+        DaguerreError: the file's β are no known schedule.
+    """
     file, stored = detected.file, detected.stored_configs
-    if "scheduler" not in stored and "betas" in file.shapes and (betas := file.tensor("betas").double()).numel() > 2:
-        betas = betas.flatten()
-        first, last, middle = (float(betas[i]) for i in (0, -1, len(betas) // 2))
-        linear_middle = first + (last - first) * (len(betas) // 2) / (len(betas) - 1)
-        kind = "linear" if abs(middle - linear_middle) < 1e-3 * last else "scaled_linear"
-        schedule = ScheduleConfig(kind, round(first, 9), round(last, 9), len(betas), detected.schedule.zero_terminal_snr)
-        detected = replace(detected, schedule=schedule)
+    if "scheduler" not in stored and "betas" in file.shapes and file.shapes["betas"].numel() > 2:
+        detected = replace(detected, schedule=_schedule_from_betas(file.tensor("betas").flatten(), detected.schedule, file.path))
     if "vae" not in stored and "scale_factor" in file.shapes and detected.autoencoder is not None:
-        scale = float(file.tensor("scale_factor").double())
-        detected = replace(detected, autoencoder=replace(detected.autoencoder, scaling_factor=round(scale, 9)))
+        scale = _unrounded(file.tensor("scale_factor"), detected.autoencoder.scaling_factor)
+        detected = replace(detected, autoencoder=replace(detected.autoencoder, scaling_factor=scale))
     return detected
+
+
+def _schedule_from_betas(betas: Tensor, usual: ScheduleConfig, where: object) -> ScheduleConfig:
+    """The schedule with these β (T,) in the file's precision. usual: the family's, preferred if it rounds to the same β.
+
+    Zero terminal SNR changes the schedule after β, except in files that store the changed β, which end at 1.
+    """
+    rescaled = float(betas[-1]) >= 1
+    ends = (usual.beta_start, usual.beta_end) if rescaled else tuple(map(_unrounded, betas[[0, -1]], (usual.beta_start, usual.beta_end)))
+    tolerance = 4 * torch.finfo(betas.dtype).eps
+    for kind in dict.fromkeys((usual.kind, "scaled_linear", "linear", "cosine")):
+        config = ScheduleConfig(kind, *ends, len(betas), rescaled or usual.zero_terminal_snr)
+        wanted = Schedule(config if rescaled else replace(config, zero_terminal_snr=False)).betas
+        if torch.allclose(betas.double(), wanted, rtol=tolerance, atol=tolerance * 1e-3):
+            return config
+    raise DaguerreError(
+        f"'{where}' has a table of β from {float(betas[0]):.6g} to {float(betas[-1]):.6g} that is neither linear, scaled linear nor cosine, "
+        "so its noise schedule is unknown. Use another file of the model."
+    )
+
+
+def _unrounded(stored: Tensor, usual: float) -> float:
+    """The usual number if it rounds to the stored one in its precision, otherwise the shortest decimal number that does."""
+    candidates = (usual, *(float(f"{stored.item():.{digits}g}") for digits in range(1, 17)))
+    return next(number for number in candidates if bool(torch.tensor(number, dtype=torch.float64).to(stored.dtype) == stored))
