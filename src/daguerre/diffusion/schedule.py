@@ -48,7 +48,7 @@ class Schedule:
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
-        self.alphas_cumprod = torch.cumprod(1 - _betas(config), 0)  # (T,)
+        self.alphas_cumprod = torch.cumprod(1 - beta_table(config), 0)  # (T,)
         if config.zero_terminal_snr:
             roots = self.alphas_cumprod.sqrt()
             self.alphas_cumprod = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
@@ -77,8 +77,8 @@ class Schedule:
         return torch.where(low == high, self.finite_sigmas[low], between)
 
 
-def _betas(config: ScheduleConfig) -> Tensor:
-    """(T,) float64."""
+def beta_table(config: ScheduleConfig) -> Tensor:
+    """β of every step before a change to zero terminal SNR: (T,) float64."""
     T, start, end = config.timesteps, config.beta_start, config.beta_end
     if config.kind == "linear":
         return torch.linspace(start, end, T, dtype=torch.float64)

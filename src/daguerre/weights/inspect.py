@@ -26,6 +26,7 @@ from daguerre.weights.original.families import task_of
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors, weight_files, weights_in
 from daguerre.weights.tensors.safetensors import config_errors, read_json
 
+
 @dataclass(frozen=True)
 class PartReport:
     """One network: its class, the dtype of most parameters, the number of parameters and of tensors."""
@@ -128,8 +129,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         container=file.container,
         family=detected.family.name
         if detected.family
-        else kind
-        or "+".join(part.kind.network for part in detected.contents.parts.values()) or "unknown",
+        else kind or "+".join(part.kind.network for part in detected.contents.parts.values()) or "unknown",
         task=task_of(detected.family, detected.unet) if detected.family and detected.unet else None,
         prediction_type=detected.prediction,
         prediction_from=detected.prediction_from or None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from daguerre.conditioning import SDXLConditioner, TextConditioner
-from daguerre.diffusion.schedule import ScheduleConfig
+from daguerre.diffusion.schedule import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models import unet as unets
 from daguerre.models.unet import UNetConfig
@@ -282,9 +282,35 @@ def test_the_tables_of_a_file_give_the_schedule_and_the_scale():
     updated = with_file_schedule(detected)
     assert updated.autoencoder.scaling_factor == pytest.approx(0.2237, rel=1e-6)
     assert (updated.schedule.kind, updated.schedule.timesteps) == ("scaled_linear", T)
-    assert (updated.schedule.beta_start, updated.schedule.beta_end) == pytest.approx((0.0015, 0.0155), rel=1e-5)
+    assert (updated.schedule.beta_start, updated.schedule.beta_end) == (0.0015, 0.0155)
     tensors["betas"] = torch.linspace(0.0001, 0.02, T)
     assert with_file_schedule(detected).schedule.kind == "linear"
+    tensors["betas"] = torch.linspace(0.0001, 0.02, T) ** 3
+    with pytest.raises(DaguerreError, match=r"table of β .* neither linear"):
+        with_file_schedule(detected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("model", ["sd1", "sdxl"])
+def test_rounded_tables_give_the_numbers_of_the_family(dtype, model):
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    scale = {"sd1": 0.18215, "sdxl": 0.13025}[model]
+    tensors = getattr(checkpoints, model)() | {"betas": betas.to(dtype), "scale_factor": torch.tensor(scale).to(dtype)}
+    updated = with_file_schedule(detect(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__)))
+    assert updated.autoencoder.scaling_factor == scale
+    assert updated.schedule == ScheduleConfig("scaled_linear", 0.00085, 0.012, 1000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rounded_tables_of_other_schedules_keep_their_kind(dtype):
+    tensors = checkpoints.sd1() | {"betas": torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64).to(dtype)}
+    detected = detect(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__))
+    schedule = with_file_schedule(detected).schedule
+    assert schedule.kind == "linear"
+    assert (schedule.beta_start, schedule.beta_end) == pytest.approx((0.0001, 0.02), rel=torch.finfo(dtype).eps)
+    alphas_cumprod = Schedule(replace(detected.schedule, zero_terminal_snr=True)).alphas_cumprod
+    tensors["betas"] = torch.cat([1 - alphas_cumprod[:1], 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]]).to(dtype)
+    assert with_file_schedule(detected).schedule == replace(detected.schedule, zero_terminal_snr=True)
 
 
 def test_markers_select_v_prediction_and_zero_terminal_snr(tmp_path):
@@ -307,11 +333,27 @@ def test_load_diffusion_and_load_vae_pass_on_their_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("embedder.model.visual.proj", "unCLIP, which is not supported"), ("cond_stage_model.model.visual.proj", "open as a folder")],
+    [
+        ("embedder.model.visual.proj", "unCLIP, which is not supported"),
+        ("cond_stage_model.model.visual.proj", "open as a folder"),
+        ("edm_vpred.sigma_max", "CosXL, which has a noise schedule of EDM"),
+        ("edm_mean", "Playground 2.5, which has a noise schedule of EDM"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "Flux"),
+        ("transformer/single_transformer_blocks.0.proj_out.weight", "Flux"),
+        ("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("transformer_blocks.0.attn.add_q_proj.weight", "Stable Diffusion 3"),
+        ("text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight", "T5"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "T5"),
+        ("model.diffusion_model.input_blocks.1.0.time_stack.in_layers.0.weight", "video model"),
+        ("unet/time_embedding.cond_proj.weight", "latent consistency model"),
+        ("model.diffusion_model.out.2.scale_weight", "scaled float8 weights"),
+        ("scaled_fp8", "scaled float8 weights"),
+        ("model.diffusion_model.out.2.weight.absmax", "quantized weights"),
+    ],
 )
-def test_unsupported_image_conditioned_models_are_named(tmp_path, name, message):
+def test_unsupported_models_are_named(tmp_path, name, message):
     path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd2() | {name: torch.zeros(2, 2)})
     for opened in (load_single_file, lambda path: convert(path, tmp_path / "folder")):
         with pytest.raises(DaguerreError, match=message):
             opened(path)
-    assert message in str(inspect(path).question)
+    assert message in str(inspect(path).unsupported)

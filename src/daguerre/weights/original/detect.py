@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from daguerre.conditioning.class_map_image import ClassConditioner
 from daguerre.diffusion.denoiser import Prediction
-from daguerre.diffusion.schedule import Schedule, ScheduleConfig
+from daguerre.diffusion.schedule import Schedule, ScheduleConfig, beta_table
 from daguerre.errors import DaguerreError, join_names
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
@@ -48,27 +48,23 @@ from daguerre.weights.tensors.safetensors import config_errors
 BERT_VOCAB_SIZE = 30522
 IMAGE_VARIATION_FILE = "a single file of image variations; these open as a folder of the StableDiffusionImageVariationPipeline"
 UNCLIP = "a model of Stable Diffusion unCLIP, which is not supported; image variations of Stable Diffusion 1 are, as a folder"
-EDM = "which has a noise schedule in the form of EDM that is not supported; use a model with the usual noise schedule of SDXL"
-FULL_PRECISION = "which is not supported; use the float16 or float8 file of the same model without scales"
-# Models that are not supported, by a tensor name that only they have. The first match counts.
+EDM = "which has a noise schedule of EDM that is not supported; use a model with the usual noise schedule of SDXL"
+PLAIN_WEIGHTS = "which is not supported; use a file of the same model with plain weights, such as float16"
+# Models that are not supported, by a tensor name that only they have; the first match counts.
 UNSUPPORTED = {
-    re.compile(pattern): kind
-    for pattern, kind in {
-        r"noise_augmentor\.|embedder\.model\.visual\.": UNCLIP,
-        r"cond_stage_model\.(model\.visual|transformer\.vision_model)\.": IMAGE_VARIATION_FILE,
-        r"edm_vpred\.": f"CosXL, {EDM}",
-        r"edm_(mean|std)$": f"Playground 2.5, {EDM}",
-        r"(.+\.)?double_blocks\.\d+\.img_(attn|mod)|(.+[./])?single_transformer_blocks\.": "a model of the Flux family, which is not supported",
-        r"(.+\.)?joint_blocks\.|(.+[./])?transformer_blocks\.\d+\.attn\.add_q_proj\.": "Stable Diffusion 3, which is not supported",
-        r"(.+[./])?adaln_single\.|(.+\.)?t_embedder\.": "a diffusion transformer, which is not supported",
-        r"(.+\.)?(clip_txt_mapper|effnet_mapper|clip_txt_pooled_mapper)\.": "Stable Cascade, which is not supported",
-        r"(.+\.)?(time_stack|temporal_transformer_blocks|motion_modules|temporal_transformer)\.": "a video model, which is not supported",
-        r"(.+[./])?time_embed(ding)?\.cond_proj\.": "a latent consistency model that takes the guidance scale as input, which is not supported; "
-        "use the LCM LoRA of its base model",
-        r"(.+[./])?block\.0\.layer\.0\.SelfAttention\.q\.": "a T5 text encoder, which is not supported",
-        r"scaled_fp8$|.+\.(scale_weight|weight_scale)$": f"a file with scaled float8 weights, {FULL_PRECISION}",
-        r".+\.weight\.(absmax|quant_map|quant_state.*)$|.+\.(qweight|qzeros)$": f"a file with weights in 4 or 8 bits, {FULL_PRECISION}",
-    }.items()
+    r"noise_augmentor\.|embedder\.model\.visual\.": UNCLIP,
+    r"cond_stage_model\.(model\.visual|transformer\.vision_model)\.": IMAGE_VARIATION_FILE,
+    r"edm_vpred\.": f"CosXL, {EDM}",
+    r"edm_(mean|std)$": f"Playground 2.5, {EDM}",
+    r"(.+\.)?double_blocks\.\d+\.img_|(.+[./])?single_transformer_blocks\.": "Flux or one of its relatives, which are not supported",
+    r"(.+\.)?joint_blocks\.|(.+[./])?transformer_blocks\.\d+\.attn\.add_q_proj\.": "Stable Diffusion 3, which is not supported",
+    r"(.+[./])?(adaln_single|t_embedder)\.": "a diffusion transformer, which is not supported",
+    r"(.+\.)?(clip_txt|effnet)_mapper\.": "Stable Cascade, which is not supported",
+    r"(.+\.)?(time_stack|temporal_transformer(_blocks)?|motion_modules)\.": "a video model, which is not supported",
+    r"(.+[./])?time_embed(ding)?\.cond_proj\.": "a latent consistency model, which is not supported; use the LCM LoRA of its base model",
+    r"(.+[./])?block\.0\.layer\.0\.SelfAttention\.q\.": "a T5 text encoder, which is not supported",
+    r"scaled_fp8$|.+\.(scale_weight|weight_scale)$": f"a file of scaled float8 weights, {PLAIN_WEIGHTS}",
+    r".+\.weight\.(absmax|quant_map|quant_state.*)$|.+\.q(weight|zeros)$": f"a file of quantized weights, {PLAIN_WEIGHTS}",
 }
 # Files that modify a model, by a tensor name that only such a file has, and the option that takes them.
 ATTACHMENTS = {
@@ -81,7 +77,7 @@ ATTACHMENTS = {
 def unsupported_kind(file: TensorFile) -> str | None:
     """The kind of a model that is not supported, as a noun phrase; None for any other file."""
     for pattern, kind in UNSUPPORTED.items():
-        if any(pattern.match(name) for name in file.shapes):
+        if any(map(re.compile(pattern).match, file.shapes)):
             return kind
     index = read_stored_configs(file.metadata).get("model_index")
     return None if index is None or "unet" in index else f"a {index.get('_class_name')}, which is not supported"
@@ -257,7 +253,12 @@ def with_file_schedule(detected: DetectedModel) -> DetectedModel:
         DaguerreError: the file's β are no known schedule.
     """
     file, stored = detected.file, detected.stored_configs
-    if "scheduler" not in stored and "betas" in file.shapes and file.shapes["betas"].numel() > 2:
+    if (
+        "scheduler" not in stored
+        and "betas" in file.shapes
+        and file.shapes["betas"].is_floating_point()
+        and file.shapes["betas"].numel() > 2
+    ):
         detected = replace(detected, schedule=_schedule_from_betas(file.tensor("betas").flatten(), detected.schedule, file.path))
     if "vae" not in stored and "scale_factor" in file.shapes and detected.autoencoder is not None:
         scale = _unrounded(file.tensor("scale_factor"), detected.autoencoder.scaling_factor)
@@ -272,15 +273,17 @@ def _schedule_from_betas(betas: Tensor, usual: ScheduleConfig, where: object) ->
     """
     rescaled = float(betas[-1]) >= 1
     ends = (usual.beta_start, usual.beta_end) if rescaled else tuple(map(_unrounded, betas[[0, -1]], (usual.beta_start, usual.beta_end)))
-    tolerance = 4 * torch.finfo(betas.dtype).eps
+    tolerance = max(4 * torch.finfo(betas.dtype).eps, 1e-5)
     for kind in dict.fromkeys((usual.kind, "scaled_linear", "linear", "cosine")):
         config = ScheduleConfig(kind, *ends, len(betas), rescaled or usual.zero_terminal_snr)
-        wanted = Schedule(config if rescaled else replace(config, zero_terminal_snr=False)).betas
-        if torch.allclose(betas.double(), wanted, rtol=tolerance, atol=tolerance * 1e-3):
+        alphas_cumprod = Schedule(config).alphas_cumprod
+        wanted = torch.cat([1 - alphas_cumprod[:1], 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]]) if rescaled else beta_table(config)
+        if torch.allclose(betas.double(), wanted, rtol=tolerance, atol=tolerance * 1e-4):
             return config
+    first, last = betas[[0, -1]].tolist()
     raise DaguerreError(
-        f"'{where}' has a table of β from {float(betas[0]):.6g} to {float(betas[-1]):.6g} that is neither linear, scaled linear nor cosine, "
-        "so its noise schedule is unknown. Use another file of the model."
+        f"'{where}' has a table of β from {first:.6g} to {last:.6g} that is neither linear, scaled linear nor cosine, so its noise "
+        "schedule is unknown. Use another file of the model."
     )
 
 

@@ -40,7 +40,8 @@ INERT_NAMES = {
                                                                                 "bool", "str", "bytes", "bytearray", "complex", "slice")),
     "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "collections.deque",
     "_codecs.encode", "argparse.Namespace", "typing.Any", "copyreg._reconstructor", "builtins.object", "__builtin__.object",
-    "torch.Size", "torch.device", "torch.Tensor", *(str(dtype) for dtype in STORAGE_DTYPES.values()), *UNTYPED_DTYPES, REBUILD_UNTYPED_TENSOR,
+    "torch.Size", "torch.device", "torch.Tensor", *(str(dtype) for dtype in STORAGE_DTYPES.values()),
+    *UNTYPED_DTYPES, REBUILD_UNTYPED_TENSOR,
 }  # fmt: skip
 INERT_PACKAGES = (
     "pytorch_lightning",
