@@ -161,7 +161,7 @@ def test_every_command_is_in_the_table():
         ("txt2img x --out /dev/null/apple.png", "Cannot write '/dev/null/apple.png': /dev/null is not a folder"),
         ("convert", "Missing: SOURCE, TARGET"),
         ("convert tiny x.safetensors extra", "Unexpected argument extra"),
-        ("convert none x.safetensors", "There is no file or folder 'none'"),
+        ("convert none x.safetensors", "There is no model 'none'"),
         ("convert tiny x.safetensors --ema --no-ema", "exclude each other"),
         ("inspect none.png", "Cannot read 'none.png': No such file"),
         ("inspect", "Give either the file"),

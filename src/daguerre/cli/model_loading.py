@@ -1,8 +1,6 @@
 """Open the model that a command line names."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.cli.options import PREDICTIONS_BY_FLAG, dtype_by_name
@@ -71,14 +69,11 @@ def open_any(
     compute_dtype = default_dtype(place) if dtype == "auto" else dtype_by_name(dtype)
     offload = None if request is None else _plan_offload(name, refiner, request, keep_loaded, place, compute_dtype, offline)
     more = {} if offload is None else {"offload": offload}
-    model = load(name, device=device, dtype=compute_dtype, offline=offline, prediction=PREDICTIONS_BY_FLAG[prediction], **more)
-    if vae is None and refiner is None:
-        return model
-    if not isinstance(model, LatentDiffusion):
-        raise UsageError(f"'{name}' is a prior over codes with its own autoencoder; remove --vae and --refiner.")
-    model = model if vae is None else _with_autoencoder(model, vae, offline)
+    model = load(name, device=device, dtype=compute_dtype, offline=offline, prediction=PREDICTIONS_BY_FLAG[prediction], vae=vae, **more)
     if refiner is None:
         return model
+    if not isinstance(model, LatentDiffusion):
+        raise UsageError(f"'{name}' is a prior over codes; remove --refiner.")
     from daguerre.pipelines.planners.refiner import with_refiner
 
     second = load(refiner, device=device, dtype=compute_dtype, offline=offline, **more)
@@ -145,18 +140,3 @@ def _plan_offload(
         low_memory=request.low_memory,
         keep_loaded=keep_loaded,
     )
-
-
-def _with_autoencoder(model: "LatentDiffusion", vae: str, offline: bool) -> "LatentDiffusion":
-    from daguerre.models.autoencoder_kl import AutoencoderKL
-    from daguerre.weights import load_vae
-    from daguerre.weights.loading import vae_files
-
-    own = model.autoencoder
-    scale = own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0
-    autoencoder = load_vae(vae, device=model.device, dtype=model.dtype, offline=offline, scaling_factor=scale)
-    channels, wanted = autoencoder.config.latent_channels, model.unet.config.out_channels
-    if channels != wanted:
-        raise UsageError(f"The autoencoder '{vae}' has {channels} latent channels; the model {model.name!r} needs {wanted}.")
-    name = f"{model.name} + {Path(vae).stem}"  # a name of its own, so that the two are not confused
-    return replace(model, autoencoder=autoencoder, name=name, files=(*model.files, *vae_files(vae, offline=offline)))

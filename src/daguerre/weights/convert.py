@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path, check_overwrite
-from daguerre.conditioning import Tokenizer, WordPiece
-from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.errors import DaguerreError, join_names
 from daguerre.models.ldm_bert import LDMBert
@@ -30,11 +28,12 @@ from daguerre.weights.diffusers.folder_names import CONFIG_FILE, NETWORK_FOLDERS
 from daguerre.weights.diffusers.index import LDM_PIPELINES, UPSCALE_PIPELINE, model_index, pipeline_class
 from daguerre.weights.diffusers.load import write_part
 from daguerre.weights.diffusers.save import class_name, tokenizer_class
-from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
+from daguerre.weights.diffusers.scheduler_config import PREDICTION_TYPES, low_res_schedule_json, schedule_json
 from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.diffusers.vae_config import first_stage_json
+from daguerre.weights.loading import resolve_path
 from daguerre.weights.original.components import Component, ema_weights, split_components
-from daguerre.weights.original.detect import DetectedModel, detect, read_stored_configs, with_file_schedule
+from daguerre.weights.original.detect import DetectedModel, detect, with_file_schedule
 from daguerre.weights.original.families import unknown_prediction_error
 from daguerre.weights.original.key_map import (
     KeyTable,
@@ -46,12 +45,12 @@ from daguerre.weights.original.key_map import (
     rule,
     unet_rules,
 )
-from daguerre.weights.original.load import OPEN_CLIP_PAD
+from daguerre.weights.original.tokenizer import TOKENIZERS, stored_tokenizer, tokenizer_of
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors
 from daguerre.weights.tensors.safetensors import read_safetensors, write_json, write_safetensors
 
+PREDICTION_NAMES = {prediction: name for name, prediction in PREDICTION_TYPES.items()}
 EXTRA_TENSORS = "unread.safetensors"  # tensors of a single file that the folder layout lacks, stored to convert back
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 def convert(
@@ -63,45 +62,80 @@ def convert(
     prediction: Prediction | None = None,
     heads: int | tuple[int, ...] | None = None,
     variant: str | None = None,
+    drop_unknown: bool = False,
 ) -> Path:
     """Convert a checkpoint. A target named `*.safetensors` becomes one file, any other name a folder.
 
     Args:
-        source: a single file, the index of shards, a model's folder, or the folder of one network.
+        source: a single file, the index of shards, a model's folder, the folder of one network, an embedded model, or a Hub id.
         dtype: of the floating-point tensors. Default: unchanged.
         ema: write the EMA weights as the weights (True), or only the plain weights (False). None: a file keeps both, and a folder gets the
             plain weights, or the EMA weights if there is nothing else.
         prediction, heads: as in `detect`, if the source does not specify it.
         variant: of a folder's files, such as "fp16".
+        drop_unknown: leave out tensors that no network has, such as remains of a LoRA.
 
     Raises:
         DaguerreError: the source does not fit its family (lists every name), its prediction type is unknown, or the target cannot be
             written. No partial output remains.
     """
-    target = Path(target)
-    file = open_tensors(source, variant=variant)
+    target, path = Path(target), resolve_path(source, offline=False, variant=variant)
+    file = open_tensors(path, variant=variant)
     detected = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
+    if drop_unknown and detected.networks:
+        unknown = set(detected.unknown_names())
+        file = replace(file, shapes={name: shape for name, shape in file.shapes.items() if name not in unknown})
+        detected = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
     if ema is not None and detected.unet is None and any(name.startswith("model_ema.") for name in file.shapes):
-        raise DaguerreError(f"'{source}' has only EMA weights of its UNet, so there is nothing to choose. Omit ema.")
+        raise DaguerreError(f"'{path}' has only EMA weights of its UNet, so there is nothing to choose. Omit ema.")
     if target.suffix == ".safetensors" and file.container != "folder":
-        tensors = _select_weights(file.read(), ema)
-        _write_file(target, tensors, {**file.metadata, **_prediction_metadata(detected, prediction)}, dtype)
+        tensors = _with_markers(_select_weights(file.read(), ema), detected)
+        metadata = dict(file.metadata)
+        if prediction is not None and "scheduler" in detected.stored_configs:
+            metadata[CONFIGS] = json.dumps(_stored_configs(detected))
+        _write_file(target, tensors, metadata | _prediction_metadata(detected, prediction), dtype)
         return target
     detected.check_keys()
     if detected.unet is not None and detected.prediction is None:
-        raise unknown_prediction_error(source)
+        raise unknown_prediction_error(path)
     parts = split_components(file.read(name for name in file.shapes if name not in detected.contents.ignored), ema=ema).parts
     if target.suffix == ".safetensors":
         names = _single_file_tables(detected)
         tensors = {name: tensor for part, table in names.items() for name, tensor in _to_original(table, parts[part], detected).items()}
-        stored = read_stored_configs(file.metadata)
-        if (extra := Path(source) / EXTRA_TENSORS).is_file():
+        stored = _stored_configs(detected)
+        stored |= {TOKENIZERS[part]: found for part in parts if part in TOKENIZERS and (found := stored_tokenizer(part, detected))}
+        if (extra := path / EXTRA_TENSORS).is_file():
             tensors |= read_safetensors(extra)
             stored.pop("text_encoder", None)  # it describes the text encoder without its last block
-        _write_file(target, tensors, _prediction_metadata(detected, detected.prediction) | {CONFIGS: json.dumps(stored)}, dtype)
+        metadata = _prediction_metadata(detected, detected.prediction) | {CONFIGS: json.dumps(stored)}
+        _write_file(target, _with_markers(tensors, detected), metadata, dtype)
     else:
         _write_folder(target, parts, detected, dtype)
     return target
+
+
+def _stored_configs(detected: DetectedModel) -> dict[str, Json]:
+    """The configs that the source stores, with the prediction type that counts."""
+    stored = dict(detected.stored_configs)
+    if "scheduler" in stored and detected.prediction is not None:
+        stored["scheduler"] = stored["scheduler"] | {"prediction_type": PREDICTION_NAMES[detected.prediction]}
+    return stored
+
+
+def _with_markers(tensors: dict[str, Tensor], detected: DetectedModel) -> dict[str, Tensor]:
+    """The tensors of a single file with the empty ones that mark v-prediction and zero terminal SNR for other programs.
+
+    Stable Diffusion 2 has no marker, because both prediction types are usual there.
+    """
+    if detected.family is None or detected.prediction is None:
+        return tensors
+    needed = {
+        "v_pred": detected.prediction == "v" and detected.family.prediction == "epsilon",
+        "ztsnr": detected.schedule.zero_terminal_snr,
+    }
+    if detected.family.prediction == "epsilon" and detected.prediction != "v":
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "v_pred"}
+    return tensors | {name: torch.zeros(0) for name, wanted in needed.items() if wanted and name not in tensors}
 
 
 def _select_weights(tensors: dict[str, Tensor], ema: bool | None) -> dict[str, Tensor]:
@@ -179,7 +213,7 @@ def _write_folder(target: Path, parts: Mapping[str, Component], detected: Detect
                 extra |= {parts[name].prefix + key: tensor for key, tensor in parts[name].table().to_original(unused)[0].items()}
             write_part(temporary / _part_folder(name, pipeline) if detected.unet else temporary, config, tensors, dtype)
             if name in TOKENIZERS:
-                _tokenizer(name, detected).save(temporary / TOKENIZERS[name])
+                tokenizer_of(name, detected).save(temporary / TOKENIZERS[name])
         if extra:
             write_safetensors(temporary / EXTRA_TENSORS, _cast(extra, dtype))
         if pipeline is not None and detected.prediction is not None:
@@ -206,7 +240,7 @@ def _schedulers(detected: DetectedModel, pipeline: str) -> dict[str, Json]:
     assert detected.family is not None
     assert detected.prediction is not None
     stored = detected.stored_configs
-    found = {"scheduler": stored.get("scheduler") or schedule_json(detected.schedule, detected.prediction)}
+    found = {"scheduler": _stored_configs(detected).get("scheduler") or schedule_json(detected.schedule, detected.prediction)}
     if pipeline == UPSCALE_PIPELINE:
         found["low_res_scheduler"] = stored.get("low_res_scheduler") or low_res_schedule_json(detected.family.schedule)
     return found
@@ -225,7 +259,7 @@ def _config(part: str, detected: DetectedModel) -> Json:
             raise DaguerreError(f"{str(error).removesuffix('.')}; {AS_ONE_FILE}") from error
     if part == "vae" and detected.autoencoder is not None:
         return first_stage_json(detected.autoencoder, detected.sample_size)
-    tokenizer, encoder = _tokenizer(part, detected), detected.networks[part]
+    tokenizer, encoder = tokenizer_of(part, detected), detected.networks[part]
     if isinstance(encoder, LDMBert):
         return ldm_bert_json(encoder.config, tokenizer.pad)
     config = detected.text_encoders[part]
@@ -248,17 +282,6 @@ def _split_text_tensors(tensors: dict[str, Tensor], config: Mapping[str, Any]) -
     return {k: t for k, t in tensors.items() if is_described(k)}, {k: t for k, t in tensors.items() if not is_described(k)}
 
 
-def _tokenizer(part: str, detected: DetectedModel) -> Tokenizer | WordPiece:
-    folder, encoder = detected.file.path / TOKENIZERS[part], detected.networks[part]
-    if isinstance(encoder, LDMBert):
-        length = encoder.config.length
-        return WordPiece.from_folder(folder, max_length=length) if folder.is_dir() else WordPiece.bert(max_length=length)
-    if folder.is_dir():
-        return Tokenizer.from_folder(folder)
-    blank = part == "text_encoder_2" or (detected.family is not None and detected.family.name.startswith("sd2"))
-    return Tokenizer.clip(pad=OPEN_CLIP_PAD if blank else EOS)
-
-
 def _index(detected: DetectedModel, pipeline: str, written: Mapping[str, Json], schedulers: Mapping[str, Json]) -> dict[str, Any]:
     """model_index.json: the stored one without missing parts, or a new one."""
     if stored := detected.stored_configs.get("model_index"):
@@ -266,5 +289,5 @@ def _index(detected: DetectedModel, pipeline: str, written: Mapping[str, Json], 
         present = {*(_part_folder(part, pipeline) for part in written), *tokenizers, *schedulers}
         return {name: [None, None] if isinstance(entry, list) and name not in present else entry for name, entry in stored.items()}
     classes = {_part_folder(part, pipeline): class_name(config) for part, config in written.items()}
-    classes |= {TOKENIZERS[part]: tokenizer_class(_tokenizer(part, detected)) for part in written if part in TOKENIZERS}
+    classes |= {TOKENIZERS[part]: tokenizer_class(tokenizer_of(part, detected)) for part in written if part in TOKENIZERS}
     return model_index(pipeline, classes | {name: class_name(config) for name, config in schedulers.items()})

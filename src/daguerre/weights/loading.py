@@ -1,5 +1,6 @@
 """Load any model by a name, a folder, a file or a Hub id, and save models."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def load_diffusion(
     ema: bool | None = None,
     variant: str | None = None,
     offload: "bool | SequentialOffload" = False,
+    vae: str | Path | None = None,
 ) -> LatentDiffusion:
     """Load a diffusion model.
 
@@ -72,6 +74,7 @@ def load_diffusion(
         variant: of a folder's files, such as "fp16".
         offload: keep one network in memory at a time, read from the files each time it runs (sequential offload). A SequentialOffload also
             states which ones stay loaded, and may be shared with another model.
+        vae: a KL autoencoder to use instead of the model's own, or if it has none; a source as in `load_vae`.
 
     Raises:
         DaguerreError: there is no such model, or its files are incomplete; states what is missing.
@@ -81,15 +84,39 @@ def load_diffusion(
         raise DaguerreError(f"'{path}' is not a model: a model is a checkpoint file, or a folder with a {INDEX}.")
     if _is_latent_prior(path):
         raise DaguerreError(f"'{path}' is a prior over codes, and a diffusion model is needed; use `daguerre sample --model {path}`.")
+
+    def load_other_vae(scaling_factor: float) -> AutoencoderKL:
+        assert vae is not None
+        return load_vae(vae, device=chosen_device, dtype=dtype, offline=offline, scaling_factor=scaling_factor)
+
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
     customised = bool(offload) or any(option is not None for option in (prediction, heads, ema, variant))
     if not isinstance(kind, str) or customised or (kind not in LOADABLE_PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.original.load import load_single_file  # imported here, because the embedded model does not need it
 
-        return load_single_file(
-            path, device=chosen_device, dtype=dtype, prediction=prediction, heads=heads, ema=ema, variant=variant, offload=offload
+        model = load_single_file(
+            path,
+            device=chosen_device,
+            dtype=dtype,
+            prediction=prediction,
+            heads=heads,
+            ema=ema,
+            variant=variant,
+            offload=offload,
+            load_other_vae=None if vae is None else load_other_vae,
         )
-    return load_folder(path, device=chosen_device, dtype=dtype)
+    else:
+        model = load_folder(path, device=chosen_device, dtype=dtype)
+        if vae is not None:
+            own = model.autoencoder
+            model = replace(model, autoencoder=load_other_vae(own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0))
+    if vae is None:
+        return model
+    channels, wanted = model.autoencoder.config.latent_channels, model.unet.config.out_channels
+    if channels != wanted:
+        raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels; the model {model.name!r} needs {wanted}.")
+    name = f"{model.name} + {Path(vae).stem}"  # a name of its own, so that the two are not confused
+    return replace(model, name=name, files=(*model.files, *vae_files(vae, offline=offline)))
 
 
 def load_vae(

@@ -290,12 +290,15 @@ def test_the_tables_of_a_file_give_the_schedule_and_the_scale():
         with_file_schedule(detected)
 
 
+@pytest.mark.parametrize("stored_as", [torch.float64, torch.float32, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("model", ["sd1", "sdxl"])
-def test_rounded_tables_give_the_numbers_of_the_family(dtype, model):
+def test_rounded_tables_give_the_numbers_of_the_family(dtype, model, stored_as):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     scale = {"sd1": 0.18215, "sdxl": 0.13025}[model]
-    tensors = getattr(checkpoints, model)() | {"betas": betas.to(dtype), "scale_factor": torch.tensor(scale).to(dtype)}
+    tables = {"betas": betas, "scale_factor": torch.tensor(scale, dtype=torch.float64)}
+    tables = {name: table.to(dtype).to(stored_as or dtype) for name, table in tables.items()}
+    tensors = getattr(checkpoints, model)() | tables
     updated = with_file_schedule(detect(TensorFile(Path("x"), "safetensors", tensors, {}, tensors.__getitem__)))
     assert updated.autoencoder.scaling_factor == scale
     assert updated.schedule == ScheduleConfig("scaled_linear", 0.00085, 0.012, 1000)

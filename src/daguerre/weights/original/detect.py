@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from shlex import quote
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +154,17 @@ class DetectedModel:
                     return PatchDiscriminator(discriminator_from_shapes(tensors))
         return None
 
+    def unknown_names(self) -> list[str]:
+        """The file's names that no network has."""
+        unknown = list(self.contents.unmatched)
+        for name, network in self.networks.items():
+            part, wanted = self.contents.parts[name], network.state_dict().keys()
+            table = part.table(self.unet.heads if self.unet and name == "unet" else None)
+            unknown += [
+                part.prefix + key for key, shape in part.original.items() if table.to_canonical({key: shape})[0].keys().isdisjoint(wanted)
+            ]
+        return unknown
+
     def key_errors(self) -> dict[str, list[str]]:
         """The names that do not fit the networks, as "missing", "unmatched" and "of another shape"."""
         errors: dict[str, list[str]] = {"missing": [], "unmatched": list(self.contents.unmatched), "of another shape": []}
@@ -172,7 +184,10 @@ class DetectedModel:
         if errors := {kind: names for kind, names in self.key_errors().items() if names}:
             lists = "; ".join(f"{len(names)} {kind} ({join_names(names)})" for kind, names in errors.items())
             model = f"{self.family.name} model" if self.family else "networks"
-            raise DaguerreError(f"'{self.file.path}' does not fit the {model} that it seems to hold: {lists}.")
+            advice = ""
+            if errors.keys() == {"unmatched"} and self.networks:
+                advice = f" `daguerre convert {quote(str(self.file.path))} NEW.safetensors --drop-unknown` leaves these names out."
+            raise DaguerreError(f"'{self.file.path}' does not fit the {model} that it seems to hold: {lists}.{advice}")
 
 
 def detect(
@@ -261,7 +276,7 @@ def with_file_schedule(detected: DetectedModel) -> DetectedModel:
     ):
         detected = replace(detected, schedule=_schedule_from_betas(file.tensor("betas").flatten(), detected.schedule, file.path))
     if "vae" not in stored and "scale_factor" in file.shapes and detected.autoencoder is not None:
-        scale = _unrounded(file.tensor("scale_factor"), detected.autoencoder.scaling_factor)
+        scale = unrounded(file.tensor("scale_factor"), detected.autoencoder.scaling_factor)
         detected = replace(detected, autoencoder=replace(detected.autoencoder, scaling_factor=scale))
     return detected
 
@@ -271,8 +286,9 @@ def _schedule_from_betas(betas: Tensor, usual: ScheduleConfig, where: object) ->
 
     Zero terminal SNR changes the schedule after β, except in files that store the changed β, which end at 1.
     """
+    betas = _without_conversion(betas)
     rescaled = float(betas[-1]) >= 1
-    ends = (usual.beta_start, usual.beta_end) if rescaled else tuple(map(_unrounded, betas[[0, -1]], (usual.beta_start, usual.beta_end)))
+    ends = (usual.beta_start, usual.beta_end) if rescaled else tuple(map(unrounded, betas[[0, -1]], (usual.beta_start, usual.beta_end)))
     tolerance = max(4 * torch.finfo(betas.dtype).eps, 1e-5)
     for kind in dict.fromkeys((usual.kind, "scaled_linear", "linear", "cosine")):
         config = ScheduleConfig(kind, *ends, len(betas), rescaled or usual.zero_terminal_snr)
@@ -287,7 +303,14 @@ def _schedule_from_betas(betas: Tensor, usual: ScheduleConfig, where: object) ->
     )
 
 
-def _unrounded(stored: Tensor, usual: float) -> float:
+def unrounded(stored: Tensor, usual: float) -> float:
     """The usual number if it rounds to the stored one in its precision, otherwise the shortest decimal number that does."""
+    stored = _without_conversion(stored)
     candidates = (usual, *(float(f"{stored.item():.{digits}g}") for digits in range(1, 17)))
     return next(number for number in candidates if bool(torch.tensor(number, dtype=torch.float64).to(stored.dtype) == stored))
+
+
+def _without_conversion(tensor: Tensor) -> Tensor:
+    """The tensor in the lowest precision that holds its values: a file converted to a higher one keeps rounded numbers."""
+    lower = (tensor.to(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32))
+    return next((rounded for rounded in lower if torch.equal(rounded.double(), tensor.double())), tensor)

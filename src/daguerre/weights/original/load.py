@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
 from daguerre.conditioning.class_map_image import ClassConditioner, LayoutConditioner, MapConditioner, UnconditionalConditioner
-from daguerre.conditioning.tokenizer import EOS
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import Schedule
@@ -30,13 +29,13 @@ from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.diffusers.index import stored_guidance
 from daguerre.weights.diffusers.scheduler_config import folder_sampler, schedule_config
 from daguerre.weights.original.components import split_components
-from daguerre.weights.original.detect import DetectedModel, detect, with_file_schedule
+from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unrounded, with_file_schedule
 from daguerre.weights.original.families import unknown_prediction_error
+from daguerre.weights.original.tokenizer import tokenizer_of
 from daguerre.weights.tensors.reader import open_tensors, weight_files
 from daguerre.weights.tensors.safetensors import to_compute_layout
 
 FillPart = Callable[[nn.Module, str], None]  # fills a network on the meta device with the tensors of a part
-OPEN_CLIP_PAD = "!"  # the token with id 0
 # The parts that a model of each family has in addition to the UNet and the autoencoder.
 REQUIRED_PARTS = {
     "sd1": ("text_encoder",),
@@ -67,6 +66,7 @@ def load_single_file(
     ema: bool | None = None,
     variant: str | None = None,
     offload: bool | SequentialOffload = False,
+    load_other_vae: Callable[[float], AutoencoderKL] | None = None,
 ) -> LatentDiffusion:
     """Load a model from one file, from shards with an index, or from a folder of parts.
 
@@ -76,13 +76,14 @@ def load_single_file(
         ema: use the EMA of the UNet's weights; None uses it only if the file has no other weights.
         variant: of a folder's files, such as "fp16".
         offload: keep one network in memory at a time; a SequentialOffload also states which ones stay loaded.
+        load_other_vae: loads the autoencoder, given the scaling factor of the latents, instead of that of the file, which may have none.
 
     Raises:
         DaguerreError: a part is missing or does not fit, or numbers are not finite; lists all of them.
     """
     file = open_tensors(path, variant=variant)
     detected = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
-    _check_complete(detected)
+    _check_complete(detected, needs_vae=load_other_vae is None)
     if detected.prediction is None:
         raise unknown_prediction_error(path)
     offloader = SequentialOffload() if offload is True else offload or None
@@ -110,11 +111,17 @@ def load_single_file(
         if offloader is not None:
             offloader.register_resident(network)
 
-    unet, autoencoder = detected.networks["unet"], detected.networks["vae"]
+    unet = detected.networks["unet"]
     assert isinstance(unet, UNet)
-    assert isinstance(autoencoder, AutoencoderKL | VQModel)
     fill_part(unet, "unet")
-    fill_part(autoencoder, "vae")
+    if load_other_vae is None:
+        autoencoder = detected.networks["vae"]
+        fill_part(autoencoder, "vae")
+    else:
+        autoencoder = load_other_vae(_scaling_factor(detected))
+        if offloader is not None:
+            offloader.register_resident(autoencoder)
+    assert isinstance(autoencoder, AutoencoderKL | VQModel)
     return LatentDiffusion(
         unet=unet.eval(),
         autoencoder=autoencoder.eval(),
@@ -167,11 +174,9 @@ def _conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[Sequ
     """The conditioner of the family, with its networks filled."""
     text_encoders = detected.text_encoders
 
-    def text_conditioner(
-        part: str, config: CLIPTextConfig, pad: str = EOS, *, layer: int = -1, norm: bool = True, cut_layers: int = 0
-    ) -> TextConditioner:
-        folder = detected.file.path / part.replace("text_encoder", "tokenizer")
-        tokenizer = Tokenizer.from_folder(folder) if folder.is_dir() else Tokenizer.clip(pad=pad)
+    def text_conditioner(part: str, config: CLIPTextConfig, *, layer: int = -1, norm: bool = True, cut_layers: int = 0) -> TextConditioner:
+        tokenizer = tokenizer_of(part, detected)
+        assert isinstance(tokenizer, Tokenizer)
         with shapes_only():
             encoder = CLIPText(config)
         fill_part(encoder, part)
@@ -186,12 +191,12 @@ def _conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[Sequ
         config = text_encoders["text_encoder"]
         if config.projection is not None:
             config = replace(config, layers=config.layers - 1, projection=None)
-        return text_conditioner("text_encoder", config, OPEN_CLIP_PAD, cut_layers=1).eval()
+        return text_conditioner("text_encoder", config, cut_layers=1).eval()
     if family.startswith("sdxl"):
         towers = []
         if "text_encoder" in text_encoders:
             towers.append(text_conditioner("text_encoder", text_encoders["text_encoder"], layer=-2, norm=False))
-        towers.append(text_conditioner("text_encoder_2", text_encoders["text_encoder_2"], OPEN_CLIP_PAD, layer=-2, norm=False))
+        towers.append(text_conditioner("text_encoder_2", text_encoders["text_encoder_2"], layer=-2, norm=False))
         refiner, index = family == "sdxl-refiner", detected.stored_configs.get("model_index", {})
         scored, zero_empty = index.get("requires_aesthetics_score", refiner), index.get("force_zeros_for_empty_prompt", not refiner)
         return SDXLConditioner(towers, uses_aesthetic_score=scored, zero_empty=zero_empty).eval()
@@ -208,10 +213,9 @@ def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[
     assert detected.family is not None
     match detected.family.name.split("-")[1]:
         case "text2img":
-            encoder, folder = filled("text_encoder"), detected.file.path / "tokenizer"
+            encoder, tokenizer = filled("text_encoder"), tokenizer_of("text_encoder", detected)
             assert isinstance(encoder, LDMBert)
-            length = encoder.config.length
-            tokenizer = WordPiece.from_folder(folder, max_length=length) if folder.is_dir() else WordPiece.bert(max_length=length)
+            assert isinstance(tokenizer, WordPiece)
             return LDMTextConditioner(tokenizer, encoder).eval()
         case "layout":
             encoder = filled("text_encoder")
@@ -236,13 +240,28 @@ def _low_res_schedule(detected: DetectedModel) -> Schedule | None:
     return Schedule(schedule_config(given, detected.file.path)[0] if given else detected.family.schedule)
 
 
-def _check_complete(detected: DetectedModel) -> None:
+def _scaling_factor(detected: DetectedModel) -> float:
+    """The scaling factor of the latents, also if the file has no autoencoder."""
+    if detected.autoencoder is not None:
+        return 1.0 if isinstance(detected.autoencoder, VQModelConfig) else detected.autoencoder.scaling_factor
+    assert detected.family is not None
+    usual, file = detected.family.scaling_factor, detected.file
+    return unrounded(file.tensor("scale_factor"), usual) if "scale_factor" in file.shapes else usual
+
+
+def _check_complete(detected: DetectedModel, *, needs_vae: bool) -> None:
     path, parts = detected.file.path, detected.contents.parts
     held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no known network"
+    if detected.family is None and (kind := attachment_kind(detected.file.shapes)):
+        option = {"lora": "--lora", "controlnet": "--control", "textual-inversion": "--embedding"}[kind]
+        raise DaguerreError(f"'{path}' is not a model but a {kind}; give a model, and this file with {option}.")
     if detected.family is None:
         raise DaguerreError(f"'{path}' is not a complete model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
     family = detected.family.name
-    if missing := [name for name in ("vae", *REQUIRED_PARTS[family]) if name not in parts]:
+    missing = [name for name in (*(["vae"] if needs_vae else []), *REQUIRED_PARTS[family]) if name not in parts]
+    if missing == ["vae"]:
+        raise DaguerreError(f"'{path}' has no autoencoder (VAE): give one with --vae, in Python vae=.")
+    if missing:
         raise DaguerreError(f"'{path}' holds only {held}; a complete {family} model also has {', '.join(missing)}.")
     detected.check_keys()
 
