@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from daguerre.conditioning import train_tokenizer
 from daguerre.errors import DaguerreError
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.weights import load_first_stage, load_vae
@@ -15,7 +16,7 @@ from daguerre.weights.convert import EXTRA_TENSORS, convert
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import detect
 from daguerre.weights.original.load import load_single_file
-from daguerre.weights.tensors.reader import open_tensors
+from daguerre.weights.tensors.reader import CONFIGS, open_tensors
 from tests.weights import checkpoints
 
 # family -> its single file, what it is told, and how many tensors a folder has no place for
@@ -82,7 +83,7 @@ def test_the_average_is_kept_dropped_or_used(tmp_path):
     used = load_single_file(convert(path, tmp_path / "folder", ema=True))
     assert torch.equal(used.unet.conv_in.weight, tensors["model.diffusion_model.input_blocks.0.0.weight"] + 1)
     only = {name: tensor for name, tensor in both.items() if not name.startswith("model.diffusion_model.")}
-    with pytest.raises(DaguerreError, match="holds only the running average"):
+    with pytest.raises(DaguerreError, match="has only EMA weights"):
         convert(checkpoints.write(tmp_path / "only.safetensors", only), tmp_path / "x.safetensors", ema=False)
 
 
@@ -93,6 +94,62 @@ def test_a_told_prediction_is_written_down(tmp_path):
     with pytest.raises(DaguerreError, match="give prediction="):
         convert(single, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("single", [checkpoints.sd1, checkpoints.sdxl])
+def test_prediction_markers_come_back_from_a_folder(tmp_path, single):
+    tensors = single() | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    folder = convert(checkpoints.write(tmp_path / "model.safetensors", tensors), tmp_path / "folder")
+    back = convert(folder, tmp_path / "back.safetensors")
+    checkpoints.assert_file_equals(back, tensors)
+    detected = detect(open_tensors(back))
+    assert (detected.prediction, detected.schedule.zero_terminal_snr) == ("v", True)
+
+
+def test_a_given_prediction_replaces_that_of_the_source(tmp_path):
+    single = checkpoints.write(tmp_path / "model.safetensors", checkpoints.sdxl())
+    epsilon = convert(single, tmp_path / "epsilon")
+    results = [convert(epsilon, tmp_path / name, prediction="v") for name in ("v", "v.safetensors")]
+    results += [convert(results[1], tmp_path / "again.safetensors"), convert(single, tmp_path / "marked.safetensors", prediction="v")]
+    results.append(convert(results[1], tmp_path / "folder"))
+    assert [detect(open_tensors(path)).prediction for path in results] == ["v"] * len(results)
+    assert all("v_pred" in open_tensors(path).shapes for path in results if path.suffix)
+    back = convert(results[1], tmp_path / "back.safetensors", prediction="epsilon")
+    assert detect(open_tensors(back)).prediction == "epsilon"
+    assert "v_pred" not in open_tensors(back).shapes
+
+
+def test_a_tokenizer_comes_back_from_a_file(tmp_path):
+    single = checkpoints.write(tmp_path / "model.safetensors", checkpoints.sd1())
+    folder = convert(single, tmp_path / "folder")
+    assert "tokenizer" not in json.loads(open_tensors(convert(folder, tmp_path / "clip.safetensors")).metadata[CONFIGS])
+    tokenizer = train_tokenizer(["a red kite", "a red boat"] * 3, 540, 77).with_words({"<cat>": 2})
+    tokenizer.save(folder / "tokenizer")
+    file = convert(folder, tmp_path / "own.safetensors")
+    assert load_single_file(file).conditioner.tokenizer.encode("a red <cat>") == tokenizer.encode("a red <cat>")
+    again = convert(file, tmp_path / "again")
+    for path in (folder / "tokenizer").iterdir():
+        assert path.read_bytes() == (again / "tokenizer" / path.name).read_bytes(), path
+    assert convert(again, tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_a_file_without_its_tokenizer_is_refused(tmp_path):
+    small = checkpoints.clip(checkpoints.replace(checkpoints.CLIP, vocab_size=540))
+    tensors = {name: tensor for name, tensor in checkpoints.sd1().items() if not name.startswith("cond_stage")} | small
+    with pytest.raises(DaguerreError, match="540 tokens and stores no tokenizer"):
+        load_single_file(checkpoints.write(tmp_path / "model.safetensors", tensors))
+
+
+@pytest.mark.parametrize("target", ["clean", "clean.safetensors"])
+def test_unknown_tensors_are_left_out_on_request(tmp_path, target):
+    tensors = checkpoints.sd1()
+    unknown = {name: torch.ones(1) for name in ("lora_te_x.alpha", "model.diffusion_model.extra.weight", "first_stage_model.decoder.more")}
+    single = checkpoints.write(tmp_path / "left over.safetensors", tensors | unknown)
+    with pytest.raises(DaguerreError, match=r"3 unmatched .*`daguerre convert '.*left over\.safetensors' NEW\.safetensors --drop-unknown`"):
+        load_single_file(single)
+    clean = convert(single, tmp_path / target, drop_unknown=True)
+    load_single_file(clean)
+    checkpoints.assert_file_equals(clean if clean.is_file() else convert(clean, tmp_path / "back.safetensors"), tensors)
 
 
 def test_an_autoencoder_alone_becomes_its_part_and_comes_back(tmp_path):
@@ -124,7 +181,7 @@ def test_nothing_but_a_saved_model_is_written_over(tmp_path):
         convert(single, tmp_path / "photos")
     folder = convert(single, tmp_path / "model")
     convert(single, folder)
-    with pytest.raises(DaguerreError, match="over itself"):
+    with pytest.raises(DaguerreError, match="both source and target"):
         convert(folder, folder)
 
 
@@ -150,7 +207,7 @@ def test_what_the_field_has_no_folder_for_is_said(tmp_path, kind):
     else:
         tensors |= checkpoints.condition(PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=2)), "loss.discriminator.")
     single = checkpoints.write(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(DaguerreError, match=r"folder layout.*; it can be written as one file: give a name that ends in \.safetensors"):
+    with pytest.raises(DaguerreError, match=r"folder layout.*; write it as one file: give a name that ends in \.safetensors"):
         convert(single, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     checkpoints.assert_file_equals(convert(single, tmp_path / "one.safetensors"), tensors)

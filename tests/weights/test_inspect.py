@@ -93,6 +93,17 @@ def test_what_lies_beside_checkpoints_is_recognised(tmp_path, family, name):
     assert bool(report.unmatched_keys) == (family == "unknown")
 
 
+def test_an_unsupported_model_is_named(tmp_path):
+    path = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sdxl() | {"edm_mean": torch.zeros(1)})
+    report = inspect(path)
+    assert (report.family, report.question, report.unmatched_keys) == ("unsupported", None, [])
+    assert any("Playground 2.5" in line for line in report.lines())
+
+
+def test_an_embedded_model_is_inspected_by_its_name():
+    assert inspect("emoji").family == "sd1"
+
+
 def test_a_pickled_embedding_is_recognised(tmp_path):
     torch.save(
         {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": torch.ones(2, 768)}, "name": "cat"}, tmp_path / "cat.pt"

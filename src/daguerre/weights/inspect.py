@@ -20,6 +20,7 @@ from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 from daguerre.weights.hashing import file_hash, files_hash
+from daguerre.weights.loading import resolve_path
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unsupported_kind
 from daguerre.weights.original.families import task_of
@@ -96,7 +97,7 @@ class InspectReport:
 
 
 def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = None) -> InspectReport:
-    """Describe a checkpoint by its header: a single file, the index of shards, or a folder.
+    """Describe a checkpoint by its header: a single file, the index of shards, a folder, an embedded model, or a Hub id.
 
     Args:
         hashed: also compute the SHA-256 of each file, which reads all of it.
@@ -105,7 +106,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
     Raises:
         DaguerreError: it is not a checkpoint, or its header is damaged.
     """
-    path = Path(path)
+    path = resolve_path(path, offline=False, variant=variant)
     if (path / INDEX).is_file() and read_json(path / INDEX).get("_class_name") == LATENT_PRIOR:
         return _latent_prior(path, hashed)
     file = open_tensors(path, variant=variant)

@@ -360,3 +360,28 @@ def test_unsupported_models_are_named(tmp_path, name, message):
         with pytest.raises(DaguerreError, match=message):
             opened(path)
     assert message in str(inspect(path).unsupported)
+
+
+@pytest.mark.parametrize("single", [checkpoints.sd1, checkpoints.sdxl])
+def test_another_autoencoder_completes_a_file_without_one(tmp_path, single):
+    whole = checkpoints.write(tmp_path / "whole.safetensors", single())
+    rest = {name: tensor for name, tensor in single().items() if not name.startswith("first_stage_model.")}
+    path = checkpoints.write(tmp_path / "rest.safetensors", rest)
+    vae = checkpoints.write(tmp_path / "vae.safetensors", checkpoints.autoencoder(prefix=""))
+    with pytest.raises(DaguerreError, match=r"has no autoencoder .*--vae"):
+        load_diffusion(path, device="cpu")
+    expected, model = load_diffusion(whole, device="cpu"), load_diffusion(path, device="cpu", vae=vae)
+    assert model.autoencoder.config == expected.autoencoder.config
+    assert model.sample_size == expected.sample_size
+    assert (model.name, model.files) == ("rest + vae", (path, vae))
+    for name, tensor in expected.autoencoder.state_dict().items():
+        assert torch.equal(model.autoencoder.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("lora_unet_a.lora_down.weight", "--lora"), ("control_model.zero_convs.0.0.weight", "--control")]
+)
+def test_a_file_that_modifies_a_model_is_named(tmp_path, name, option):
+    path = checkpoints.write(tmp_path / "x.safetensors", {name: torch.ones(2, 2)})
+    with pytest.raises(DaguerreError, match=f"not a model but a .*{option}"):
+        load_single_file(path)

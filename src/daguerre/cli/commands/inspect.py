@@ -14,7 +14,7 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.readers import read_foreign
 from daguerre.pipelines.metadata.write import TEXT, daguerre_json, read_image_texts
 from daguerre.pipelines.request import Request
-from daguerre.weights.catalog import find
+from daguerre.weights.catalog import find, local, may_be_on_the_hub
 
 IMAGE_SIGNATURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
 
@@ -24,7 +24,7 @@ class InspectOptions:
     """Show the metadata of an image, the contents of a checkpoint, or how a prompt is parsed. Of a checkpoint only the header is read."""
 
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """An image (.png, .webp, .jpg), a checkpoint file or its folder."""
+    """An image (.png, .webp, .jpg), a checkpoint file or its folder, a name that `daguerre models` lists, or a Hub id."""
     prompt: OptionalText = None
     """Instead of a file: print this prompt's syntax tree, its text at each step, and its tokens."""
     steps: int = Request.steps
@@ -45,14 +45,15 @@ def main(arguments: Sequence[str]) -> None:
         return
     if options.file is None or options.prompt is not None:
         raise UsageError("Give either the file of an image or a checkpoint, or --prompt with a text.")
+    source = str(options.file)
     with usage_errors():
-        image = has_image_signature(options.file)
+        image = not may_be_on_the_hub(source) and has_image_signature(local(source) or options.file)
     if image:
         inspect_image(options.file, as_json=options.json)
         return
     from daguerre.weights.inspect import inspect
 
-    report = inspect(options.file, hashed=options.hash)
+    report = inspect(source, hashed=options.hash)
     print(report.json() if options.json else "\n".join(report.lines()))
 
 
