@@ -98,7 +98,7 @@ def test_a_told_prediction_is_written_down(tmp_path):
 
 @pytest.mark.parametrize("single", [checkpoints.sd1, checkpoints.sdxl])
 def test_prediction_markers_come_back_from_a_folder(tmp_path, single):
-    tensors = single() | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    tensors = weights(single()) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     folder = convert(checkpoints.write(tmp_path / "model.safetensors", tensors), tmp_path / "folder")
     back = convert(folder, tmp_path / "back.safetensors")
     checkpoints.assert_file_equals(back, tensors)
@@ -130,7 +130,7 @@ def test_a_tokenizer_comes_back_from_a_file(tmp_path):
     again = convert(file, tmp_path / "again")
     for path in (folder / "tokenizer").iterdir():
         assert path.read_bytes() == (again / "tokenizer" / path.name).read_bytes(), path
-    assert convert(again, tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    assert open_tensors(convert(again, tmp_path / "again.safetensors")).metadata == open_tensors(file).metadata
 
 
 def test_a_file_without_its_tokenizer_is_refused(tmp_path):
@@ -177,7 +177,7 @@ def test_nothing_but_a_saved_model_is_written_over(tmp_path):
     single = checkpoints.write(tmp_path / "x.safetensors", checkpoints.sd1())
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
-    with pytest.raises(DaguerreError, match="is not a saved model"):
+    with pytest.raises(DaguerreError, match="holds no saved model"):
         convert(single, tmp_path / "photos")
     folder = convert(single, tmp_path / "model")
     convert(single, folder)

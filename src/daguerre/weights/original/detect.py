@@ -62,12 +62,12 @@ UNSUPPORTED = {
     r"(.+[./])?(adaln_single|t_embedder)\.": "a diffusion transformer, which is not supported",
     r"(.+\.)?(clip_txt|effnet)_mapper\.": "Stable Cascade, which is not supported",
     r"(.+\.)?(time_stack|temporal_transformer(_blocks)?|motion_modules)\.": "a video model, which is not supported",
-    r"(.+[./])?time_embed(ding)?\.cond_proj\.": "a latent consistency model, which is not supported; use the LCM LoRA of its base model",
+    r"(.+[./])?time_embed(ding)?\.cond_proj\.": "a latent consistency model, which is not supported; use its base model",
     r"(.+[./])?block\.0\.layer\.0\.SelfAttention\.q\.": "a T5 text encoder, which is not supported",
     r"scaled_fp8$|.+\.(scale_weight|weight_scale)$": f"a file of scaled float8 weights, {PLAIN_WEIGHTS}",
     r".+\.weight\.(absmax|quant_map|quant_state.*)$|.+\.q(weight|zeros)$": f"a file of quantized weights, {PLAIN_WEIGHTS}",
 }
-# Files that modify a model, by a tensor name that only such a file has, and the option that takes them.
+# Files that modify a model, by a tensor name that only such a file has.
 ATTACHMENTS = {
     "controlnet": re.compile(r"control_model\.|zero_convs\.|controlnet_cond_embedding\.|controlnet_down_blocks\."),
     "lora": re.compile(r"lora_|.*\.lora_|.*[._]lora\.(up|down)|.*\.(hada|lokr)_"),

@@ -253,8 +253,7 @@ def _check_complete(detected: DetectedModel, *, needs_vae: bool) -> None:
     path, parts = detected.file.path, detected.contents.parts
     held = ", ".join(f"{part.name} ({part.kind.network})" for part in parts.values()) or "no known network"
     if detected.family is None and (kind := attachment_kind(detected.file.shapes)):
-        option = {"lora": "--lora", "controlnet": "--control", "textual-inversion": "--embedding"}[kind]
-        raise DaguerreError(f"'{path}' is not a model but a {kind}; give a model, and this file with {option}.")
+        raise DaguerreError(f"'{path}' is not a model but a file of the kind {kind}, which modifies a model; give the model.")
     if detected.family is None:
         raise DaguerreError(f"'{path}' is not a complete model: it holds {held}. A model has a UNet, an autoencoder and a text encoder.")
     family = detected.family.name
