@@ -1,11 +1,12 @@
 """Read the metadata that other programs write into images, as fields of a request and a list of unused values.
 
-    parameters             AUTOMATIC1111's web UI and similar programs: prompt, "Negative prompt: …", "Steps: 20, Sampler: …"; or JSON
+    any text               the settings of AUTOMATIC1111's web UI and similar programs (see `metadata.infotext`), Draw Things' among them
+    any text               JSON with the names that diffusers' pipelines, SwarmUI, Fooocus, Draw Things or Easy Diffusion use
     prompt, workflow       ComfyUI's graphs
-    invokeai_metadata,     InvokeAI's JSON, of newer and older versions
-    sd-metadata
+    invokeai_metadata,     InvokeAI's JSON, of newer and older versions, and its first command line
+    sd-metadata, Dream
     Comment                NovelAI's JSON
-    any text               a JSON object with the names that diffusers' pipelines, SwarmUI, Fooocus or Draw Things use
+    several texts          Easy Diffusion's, each with one setting
 
 Files are not trusted: every value is checked, and an invalid one is listed instead of used.
 """
@@ -19,30 +20,43 @@ from typing import Any
 
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.comfyui import comfy_values
+from daguerre.pipelines.metadata.infotext import parse_infotext
 from daguerre.pipelines.request import MAX_SEED, Request, with_fields
 
 MAX_TEXT = 1 << 22  # characters of a text that are read
 MAX_SIDE = 16_384  # pixels of a requested side
 MAX_VALUE_SHOWN = 80  # characters of an unused value
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-NEGATIVE = "Negative prompt:"
 
 # Fields of `Request` by the names that programs give them, reduced to letters and digits.
 NAMES: Mapping[str, str] = {
     **dict.fromkeys(("prompt", "positiveprompt"), "prompt"),
     **dict.fromkeys(("negative", "negativeprompt", "uc"), "negative_prompt"),
     **dict.fromkeys(("steps", "numinferencesteps"), "steps"),
-    **dict.fromkeys(("sampler", "samplername"), "sampler"),
+    **dict.fromkeys(("sampler", "samplername", "comfyuisampler", "autowebuisampler"), "sampler"),
     **dict.fromkeys(("scheduletype", "noiseschedule", "schedule"), "spacing"),
     **dict.fromkeys(("cfgscale", "guidancescale", "scale", "cfg"), "guidance_scale"),
     **dict.fromkeys(("seed", "noiseseed"), "seed"),
     **dict.fromkeys(("size", "resolution"), "size"),
-    **dict.fromkeys(("model", "modelname", "modelid", "modelweights", "basemodel", "sdmodelcheckpoint"), "model"),
-    **{name: name for name in ("width", "height", "eta", "scheduler")},
+    **dict.fromkeys(("model", "modelname", "modelid", "modelweights", "basemodel", "basemodelname", "sdmodelcheckpoint"), "model"),
+    **dict.fromkeys(("stablediffusionmodel", "usestablediffusionmodel"), "model"),
+    **dict.fromkeys(("scheduler", "comfyuischeduler"), "scheduler"),
+    **{name: name for name in ("width", "height", "eta")},
     "clipskip": "clip_skip",
     "cfgrescale": "guidance_rescale",
 }
-IGNORED_FIELDS = {"version", "appversion", "metadataversion", "generationmode"}  # not about the image
+# Samplers by names that `parse_sampler_name` does not know or that mean something else there.
+SAMPLER_NAMES: Mapping[str, str] = {
+    "DPMSolverMultistep": "dpmpp_2m",
+    "DPMSolverSinglestep": "dpmpp_2s",
+    "DPMSolverSDE": "dpmpp_sde",
+    "DEISMultistep": "deis",
+    "UniPCMultistep": "unipc",
+    "ddim_v3": "ddim",  # NovelAI
+    "k_dpmpp_2": "dpmpp_2m",  # InvokeAI 2
+    "k_dpmpp_2_a": "dpmpp_2s_a",
+    "uni_pc": "unipc_bh1",  # ComfyUI
+}
+IGNORED_FIELDS = {"version", "appversion", "metadataversion", "generationmode", "software"}  # not about the image
 
 
 @dataclass(frozen=True)
@@ -65,9 +79,9 @@ class ForeignMetadata:
             values = {"size": f"{values.pop('width')}x{values.pop('height')}", **values}
         options: list[str] = []
         for name, value in values.items():
-            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = f"{value:.10g}" if isinstance(value, float) else str(value)
             flag = f"--{name.replace('_', '-')}"
-            options += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+            options += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
         words = [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
         return shlex.join(["daguerre", "txt2img", *words])
 
@@ -81,36 +95,87 @@ def read_foreign(texts: Mapping[str, str]) -> ForeignMetadata | None:
     return None
 
 
-def _readings(texts: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _readings(texts: Mapping[str, str], *, nested: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All readable settings, the most specific format first: the software, and its names with their values."""
-    graphs = {name: value for name in ("prompt", "workflow") if (value := _object(texts.get(name, ""))) is not None}
-    if graphs:
-        yield "ComfyUI", comfy_values(graphs)
-    if (values := _object(texts.get("invokeai_metadata", ""))) is not None:
-        yield "InvokeAI", values
-    if (values := _object(texts.get("sd-metadata", ""))) is not None:
-        image = values.pop("image", {})
-        yield "InvokeAI", values | (image if isinstance(image, dict) else {})
-    if texts.get("Software") == "NovelAI" and (values := _object(texts.get("Comment", ""))) is not None:
-        yield "NovelAI", {"prompt": texts.get("Description", ""), **values}
-    parameters = texts.get("parameters", "")
-    if (values := parse_infotext(parameters)) is not None:
-        yield "AUTOMATIC1111's web UI or a similar program", values
-    for text in (parameters, *texts.values()):
-        if (values := _object(text)) is not None:
-            inner = values.get("sui_image_params")
-            yield ("SwarmUI", inner) if isinstance(inner, dict) else ("a program that writes JSON", values)
+    objects = {name: value for name, text in texts.items() if (value := _object(text)) is not None}
+    for name in ("prompt", "workflow"):
+        if name in objects:
+            yield "ComfyUI", comfy_values({name: objects[name]})
+    if "invokeai_metadata" in objects:
+        yield "InvokeAI", _with_counted_clip_skip(objects["invokeai_metadata"])
+    if "sd-metadata" in objects:
+        yield "InvokeAI", _invoke_2(objects["sd-metadata"])
+    if "Dream" in texts:
+        yield "InvokeAI", _with_bracketed_negative(_command_line(texts["Dream"]))
+    if texts.get("Software") == "NovelAI" and "Comment" in objects:
+        yield "NovelAI", {"prompt": texts.get("Description", ""), **objects["Comment"]}
+    for name in sorted(texts, key=lambda name: name != "parameters"):
+        if (values := objects.get(name)) is None:
+            if (settings := parse_infotext(texts[name])) is not None:
+                draw_things = "Seed Mode" in settings
+                yield "Draw Things" if draw_things else "AUTOMATIC1111's web UI or a similar program", settings
+            continue
+        inner = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if key != name}
+        if not nested and (isinstance(values.get("Comment"), str) or isinstance(values.get("prompt", values.get("workflow")), dict)):
+            yield from _readings(inner, nested=True)  # the texts of a PNG in one
+        yield _json_values(values)
+    yield "Easy Diffusion or a similar program", texts
 
 
-def parse_infotext(text: str) -> dict[str, str] | None:
-    """The names and values of a `parameters` text; None if its last line has fewer than three."""
-    *lines, last = text.strip().split("\n")
-    pairs = {name.strip(): _unquoted(value.strip()) for name, value in _PAIR.findall(last)}
-    if len(pairs) < 3:
-        return None
-    negative = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
-    no = "\n".join(lines[negative:]).removeprefix(NEGATIVE).strip()
-    return {"prompt": "\n".join(lines[:negative]).strip(), **({"negative_prompt": no} if no else {}), **pairs}
+def _json_values(values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The software of a JSON object and its settings."""
+    if isinstance(inner := values.get("sui_image_params"), dict):
+        return "SwarmUI", {**inner, **{name: value for name, value in values.items() if name != "sui_image_params"}}
+    if {"c", "uc"} <= values.keys():
+        names = {"c": "prompt", "uc": "negative_prompt"}
+        return "Draw Things", {names.get(name, name): value for name, value in values.items()}
+    if "num_inference_steps" in values:
+        values = _with_counted_clip_skip(values)
+    software = str(values.get("software") or values.get("metadata_scheme") or "")
+    return software[:40].title() if software.islower() else software[:40] or "a program that writes JSON", values
+
+
+def _with_counted_clip_skip(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of InvokeAI and diffusers, whose clip_skip counts the skipped layers; that of a request counts the last layer as 1."""
+    skipped = values.get("clip_skip")
+    return {**values, "clip_skip": skipped + 1} if type(skipped) is int else values
+
+
+def _invoke_2(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of InvokeAI 2, whose "model" is a family, and whose image is an object of its own."""
+    image = values.get("image")
+    renamed = {"model_weights": "model", "model": "model family"} if values.get("model_weights") else {}
+    outer = {renamed.get(name, name): value for name, value in values.items() if name != "image"}
+    return _with_bracketed_negative(outer | (image if isinstance(image, dict) else {}))
+
+
+def _with_bracketed_negative(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of InvokeAI before version 3, in which a prompt holds negative prompts in square brackets."""
+    try:
+        prompt = "".join(_prompt_parts(values.get("prompt")))
+    except TypeError:
+        return values
+    negatives = re.findall(r"(?<!\\)\[([^\[\]]*)\]", prompt)
+    if not negatives or values.get("negative_prompt"):
+        return values
+    positive = " ".join(re.sub(r"(?<!\\)\[[^\[\]]*\]", " ", prompt).split())
+    return {**values, "prompt": positive, "negative_prompt": " ".join(negatives)}
+
+
+def _command_line(text: str) -> dict[str, str]:
+    """The settings of a text such as `"a fox" -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms`, in which blanks before values are optional."""
+    found = re.fullmatch(r'\s*"(.*)"((?:\s+-.*)?)', text, re.DOTALL) or re.fullmatch(r"(.*?)(\s+-{1,2}[a-zA-Z].*)", text, re.DOTALL)
+    if found is None:
+        return {}
+    names = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "m": "sampler"}
+    values, name = {"prompt": found[1].strip()}, ""
+    for word in found[2].split():
+        if option := re.fullmatch(r"--([a-zA-Z][\w-]*)=?(.*)|-([a-zA-Z])(.*)", word):
+            name = option[1] or names.get(option[3], f"-{option[3]}")
+            values[name] = option[2] or option[4] or ""
+        elif name:
+            values[name] = f"{values[name]} {word}".strip()
+    return {name: value or "on" for name, value in values.items()}
 
 
 def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | None:
@@ -119,6 +184,8 @@ def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | N
     unused: dict[str, str] = {}
     for name, value in values.items():
         field = NAMES.get(_normalize(name))
+        if field not in ("prompt", "negative_prompt") and value in (None, "None", "False", ""):  # absent
+            continue
         if field in known or field is None:
             unused[name] = _short(value)
         else:
@@ -128,6 +195,9 @@ def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | N
     # A program with one name means the sampler by it; with two, the scheduler is the spacing.
     if "scheduler" in known:
         known["spacing" if "sampler" in known else "sampler"] = known.pop("scheduler")
+    known |= _cfg_plus_plus(known)
+    if str(known.get("spacing")).lower() == "automatic":
+        known["spacing"] = _automatic_spacing(str(known.get("sampler")))
     if found := re.fullmatch(r"\D*(\d{1,5})\D+(\d{1,5})\D*", str(known.pop("size", ""))):
         known |= {"width": found[1], "height": found[2]}
     model = known.pop("model", None)
@@ -151,12 +221,16 @@ def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | N
 
 def _convert(field: str, value: Any) -> Any:
     """A value in the type of the request's field. Raises one of several errors if it cannot be converted."""
+    if field == "cfg_plus_plus":
+        return value
     if isinstance(value, bool):
         raise TypeError(value)
     if field == "prompt":
         return "".join(_prompt_parts(value))
     if field in ("steps", "seed", "width", "height", "clip_skip"):
-        number = int(value) if isinstance(value, int | str) else int(float(value))
+        number = int(value)
+        if isinstance(value, float) and number != value:
+            raise ValueError(value)
         limit = {"steps": 10_000, "seed": MAX_SEED - 1}.get(field, MAX_SIDE)
         if number > limit:
             raise ValueError(number)
@@ -168,17 +242,40 @@ def _convert(field: str, value: Any) -> Any:
     if field == "spacing":
         from daguerre.diffusion import parse_spacing_name
 
-        return None if str(value).lower() in ("automatic", "native", "simple") else parse_spacing_name(str(value))
+        return None if value is None else parse_spacing_name(str(value))
     return str(value)
+
+
+def _cfg_plus_plus(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes for Euler and DDIM with CFG++, if the guidance scale is one of CFG++; other samplers stay unknown."""
+    names = {"euler_cfg_pp": ("euler", 1), "DDIM CFG++": ("ddim", 12.5)}  # the web UI's guidance of 12.5 stands for 1
+    sampler, unit = names.get(str(known.get("sampler")), (None, 1))
+    try:
+        scale = float(known["guidance_scale"]) / unit
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {"sampler": sampler, "cfg_plus_plus": True, "guidance_scale": scale} if sampler and 0 <= scale <= 1 else {}
+
+
+def _automatic_spacing(sampler: str) -> str | None:
+    """The spacing that AUTOMATIC1111's web UI chooses for a sampler; None for those with a spacing of their own."""
+    from daguerre.diffusion.sampler_names import normalize_name
+
+    name = normalize_name(sampler)
+    if name in ("dpmpp2msde", "dpmpp2msdeheun", "dpmpp3msde"):
+        return "exponential"
+    if name in ("dpmpp2m", "dpmppsde", "dpmpp2sa", "dpm2", "dpm2a"):
+        return "karras"
+    return "linspace" if name in ("euler", "eulera", "lms", "heun") else None
 
 
 def _sampler(name: str) -> str:
     """A sampler's name in daguerre, with the spacing if the name holds one; the names of diffusers end in "Scheduler"."""
     from daguerre.diffusion import parse_sampler_name
 
-    plain = re.sub(r"_k$", "_karras", re.sub(r"_(gpu|cfg_pp)$", "", name)).removesuffix("Scheduler").removesuffix("Discrete")
-    known = {"DPMSolverMultistep": "dpmpp_2m", "DPMSolverSinglestep": "dpmpp_2s", "EulerAncestralDiscrete": "euler_a", "ddim_v3": "ddim"}
-    choice = parse_sampler_name(known.get(plain, plain))
+    plain = re.sub(r"_k$", "_karras", re.sub(r"_gpu$", "", name)).removesuffix("Scheduler").removesuffix("Discrete")
+    plain = SAMPLER_NAMES.get(plain, plain)
+    choice = parse_sampler_name(plain)
     return choice.sampler.name if choice.spacing is None else plain
 
 
@@ -194,7 +291,8 @@ def _prompt_parts(value: Any) -> Iterator[str]:
 
 def _object(text: str) -> dict[str, Any] | None:
     """A JSON object; None for any other text, however long or deeply nested."""
-    if not text.lstrip().startswith("{"):
+    text = text.strip("\ufeff\0 \t\r\n")
+    if not text.startswith("{"):
         return None
     try:
         value = json.loads(text)
@@ -213,12 +311,3 @@ def _short(value: Any) -> str:
         return ""
     text = " ".join((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).split())
     return text if len(text) <= MAX_VALUE_SHOWN else f"{text[:MAX_VALUE_SHOWN]}…"
-
-
-def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            return value
-    return value

@@ -8,13 +8,11 @@ PNG stores both as text chunks; JPEG and WebP store the text as EXIF UserComment
 what other programs write.
 """
 
-import html
 import json
 import os
-import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,6 +21,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from daguerre.errors import DaguerreError
 from daguerre.limits import MAX_PIXELS
+from daguerre.pipelines.metadata.containers import JSON, TEXT, UNICODE, image_texts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR
 from daguerre.version import VERSION
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from daguerre.models.latent_prior import LatentPrior
 
 OUTPUT_FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
-TEXT, JSON = "parameters", "daguerre"
 SAMPLER_LABELS = {  # as other programs spell them
     "euler": "Euler",
     "euler_a": "Euler a",
@@ -51,10 +49,8 @@ SAMPLER_LABELS = {  # as other programs spell them
     "plms": "PLMS",
     "unipc": "UniPC",
 }
-MAX_XMP = 1 << 20  # characters that are searched
 MAX_JPEG_EXIF = 65_533  # bytes, what one segment of a JPEG holds
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
-UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ def write_image_with_metadata(file: BinaryIO, image: Image.Image, suffix: str, p
     text, data = parameters(provenance, image.size), json.dumps(provenance.to_json())
     if OUTPUT_FORMATS[suffix] == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        chunks.add_text(TEXT, text)
+        (chunks.add_text if text.isascii() else chunks.add_itxt)(TEXT, text)
         chunks.add_text(JSON, data)
         image.save(file, "PNG", pnginfo=chunks)
         return
@@ -201,43 +197,12 @@ def read_image_texts(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
                 if image.width * image.height > MAX_PIXELS:
                     raise DaguerreError(f"'{path}' is {image.width}×{image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
                 image.load()
-                return image, dict(_texts(image))
+                return image, image_texts(image)
     except UnidentifiedImageError as error:
         raise DaguerreError(f"'{path}' is not an image that can be read; use PNG, JPEG or WebP.") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise DaguerreError(f"Cannot read the image '{path}': {reason}.") from error
-
-
-def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
-    """Names and texts from everywhere that the three formats store them; of equal names the last one counts."""
-    xmp = image.info.get("xmp", image.info.get("XML:com.adobe.xmp", b""))
-    xmp = xmp.decode("utf-8", errors="replace") if isinstance(xmp, bytes) else str(xmp)
-    for tag in ("dc:description", "exif:UserComment"):
-        for found in re.findall(rf"<{tag}>.*?<rdf:li[^>]*>(.*?)</rdf:li>", xmp[:MAX_XMP], re.DOTALL):
-            yield TEXT, html.unescape(found)
-    if isinstance(comment := image.info.get("comment"), bytes):  # of a JPEG
-        yield "Comment", comment.decode("utf-8", errors="replace")
-    exif = image.getexif()
-    for tag in (ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software):
-        if isinstance(text := exif.get(tag), str):
-            name, _, rest = text.partition(":")  # ComfyUI puts "prompt:{…}" and "workflow:{…}" into any of them
-            graph = name in ("prompt", "workflow") and rest.startswith("{")
-            is_daguerre = tag == ExifTags.Base.ImageDescription and text.startswith('{"request"')
-            yield (name, rest) if graph else (JSON if is_daguerre else tag.name, text)
-    if isinstance(comment := exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment), bytes | str):
-        yield TEXT, _comment(comment)
-    yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
-
-
-def _comment(comment: bytes | str) -> str:
-    """An EXIF comment, whose first eight bytes name its encoding; UTF-16 occurs in either byte order."""
-    if isinstance(comment, str):
-        return comment
-    if not comment.startswith(UNICODE):
-        return comment[8:].decode("utf-8", errors="replace").rstrip("\0")
-    texts = [comment[8:].decode(order, errors="replace") for order in ("utf-16-be", "utf-16-le")]
-    return max(texts, key=lambda text: sum(sign.isascii() for sign in text))
 
 
 def daguerre_json(texts: Mapping[str, str]) -> dict[str, Any] | None:
@@ -262,5 +227,5 @@ def read_provenance(path: str | Path) -> tuple[Image.Image, Provenance]:
 
 
 def _quoted(value: str) -> str:
-    """A value, as JSON if it holds a comma, a colon or a newline."""
-    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
+    """A value, as JSON if it could be read as more or less than itself."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\r\n"[{') or value != value.strip() else value
