@@ -94,6 +94,22 @@ DIFFUSERS = {
 }
 
 
+KARRAS = {"sampler": "dpmpp_2m_sde", "spacing": "karras"}
+SWARM = {"prompt": "a fox", "negativeprompt": "rain", "seed": 5, "steps": 25, "cfgscale": 8.0, "width": 640, "height": 384,
+         "comfyuisampler": "dpmpp_2m_sde", "comfyuischeduler": "karras"}  # fmt: skip
+DRAW_THINGS = {"c": "a fox", "uc": "rain", "sampler": "DPM++ 2M Karras", "scale": 8, "seed": 5, "seed_mode": "Scale Alike",
+               "size": "640x384", "steps": 25, "lora": [], "v2": {"steps": 25}}  # fmt: skip
+RUINED_FOOOCUS = {"Prompt": "a fox", "Negative": "rain", "steps": 25, "cfg": 8, "width": 640, "height": 384, "seed": 5, "loras": "",
+                  "sampler_name": "dpmpp_2m_sde_gpu", "scheduler": "karras", "denoise": None, "software": "RuinedFooocus"}  # fmt: skip
+EASY_DIFFUSION = {"Prompt": "a fox", "Seed": "5", "Negative Prompt": "rain", "Stable Diffusion model": "ferry", "Clip Skip": "False",
+                  "VAE model": "", "Sampler": "euler_a", "Width": "640", "Height": "384", "Steps": "25", "Guidance Scale": "8"}  # fmt: skip
+EASY_DIFFUSION_OLD = {"prompt": "a fox", "seed": "5", "negative_prompt": "rain", "use_stable_diffusion_model": "ferry", "width": "640",
+                      "height": "384", "num_inference_steps": "25", "guidance_scale": "8", "sampler_name": "euler_a"}  # fmt: skip
+INVOKE_2 = {"model": "stable diffusion", "model_weights": "ferry-1.4", "image": {
+    "prompt": [{"prompt": "a fox [rain]", "weight": 1}], "steps": 25, "cfg_scale": 8, "height": 384, "width": 640, "seed": 5,
+    "sampler": "k_dpmpp_2_a"}}  # fmt: skip
+
+
 def read(texts: dict[str, Any]) -> ForeignMetadata:
     found = read_foreign({name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()})
     assert found is not None
@@ -158,6 +174,15 @@ def test_reads_the_infotext_of_daguerre():
             {"sampler": "euler_a"},
             {},
         ),
+        ({"parameters": {"sui_image_params": SWARM, "sui_models": ["x"]}}, "SwarmUI", KARRAS, {"sui_models": '["x"]'}),
+        ({"anything": DRAW_THINGS}, "Draw Things", {"sampler": "DPM++ 2M Karras"}, {"seed_mode": "Scale Alike"}),
+        ({"parameters": RUINED_FOOOCUS}, "RuinedFooocus", KARRAS, {}),
+        (EASY_DIFFUSION, "Easy Diffusion or a similar program", {"sampler": "euler_a"}, {}),
+        (EASY_DIFFUSION_OLD, "Easy Diffusion or a similar program", {"sampler": "euler_a"}, {}),
+        ({"Dream": '"a fox [rain]" -s 25 -S 5 -W 640 -H 384 -C 8 -A k_euler_a -G 0.8'}, "InvokeAI", {"sampler": "euler_a"}, {"-G": "0.8"}),
+        ({"Dream": "a fox [rain] -s25 -S5 -W640 -H384 -C8.0 -mk_lms --seamless"}, "InvokeAI", {"sampler": "lms"}, {"seamless": "on"}),
+        ({"sd-metadata": INVOKE_2}, "InvokeAI", {"sampler": "dpmpp_2s_a"}, {"model family": "stable diffusion"}),
+        ({"parameters": "None", "UserComment": {"prompt": COMFY}}, "ComfyUI", {"sampler": "dpmpp_2m_sde", "spacing": "karras"}, {}),
     ],
 )
 def test_reads_the_metadata_of_other_programs(texts, tool, differs, unused):
@@ -176,6 +201,40 @@ def test_reads_the_metadata_of_other_programs(texts, tool, differs, unused):
         request.pop("spacing", None)
     assert (found.software, request) == (tool, expected)
     assert unused.items() <= found.unused.items()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "expected"),
+    [
+        ("DPM++ 2M", "Automatic", {"sampler": "dpmpp_2m", "spacing": "karras"}),
+        ("DPM++ 2M SDE", "Automatic", {"sampler": "dpmpp_2m_sde", "spacing": "exponential"}),
+        ("Euler a", "Automatic", {"sampler": "euler_a", "spacing": "linspace"}),
+        ("DDIM", "Automatic", {"sampler": "DDIM"}),
+        ("Euler", "Simple", {"sampler": "euler", "spacing": "simple"}),
+        ("Euler", "SGM Uniform", {"sampler": "euler", "spacing": "sgm_uniform"}),
+        ("Euler", "KL Optimal", {"sampler": "euler", "spacing": "kl_optimal"}),
+        ("Euler", "Turbo", {"sampler": "euler"}),
+        ("DDIM CFG++", "Automatic", {"sampler": "ddim", "cfg_plus_plus": True, "guidance_scale": 0.56}),
+        ("DPM++ 2M CFG++", "Karras", {"spacing": "karras"}),
+        ("DPM++ 2M v2", "Karras", {"spacing": "karras"}),
+        ("UniPCMultistepScheduler", "", {"sampler": "unipc"}),
+        ("DEISMultistepScheduler", "", {"sampler": "deis"}),
+        ("KDPM2AncestralDiscreteScheduler", "", {"sampler": "dpm2_a"}),
+    ],
+)
+def test_reads_sampler_and_schedule_names(sampler, schedule, expected):
+    found = read({"parameters": f"x\nSteps: 9, Sampler: {sampler}, Schedule type: {schedule}, CFG scale: 7, Seed: 1, Size: 64x64"})
+    request = {name: found.request[name] for name in ("sampler", "spacing", "cfg_plus_plus") if name in found.request}
+    assert found.request["guidance_scale"] == expected.pop("guidance_scale", 7)
+    assert request == expected
+    assert ("sampler" in found.unused) == ("sampler" not in expected)
+    assert ("spacing" in found.unused) == (schedule == "Turbo")
+
+
+@pytest.mark.parametrize("name", ["invokeai_metadata", "parameters"])
+def test_clip_skip_of_programs_that_count_skipped_layers(name):
+    assert read({name: {**(INVOKE if name != "parameters" else DIFFUSERS), "clip_skip": 1}}).request["clip_skip"] == 2
+    assert read({"parameters": {"prompt": "x", "steps": 5, "clip_skip": 2}}).request["clip_skip"] == 2
 
 
 def test_invalid_values_are_listed_as_unused():

@@ -81,7 +81,7 @@ def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
             values["clip_skip"] = -skip
         values |= {f"{node['class_type']} {name}": plain[name] for name in LISTED if name in plain}
     for number, node in enumerate(reversed(passes[:-1]), 2):
-        plain = _values(graph, [node], (*SETTINGS, "start_at_step", "end_at_step", "upscale_by"))
+        plain = _values(graph, [node], ("denoise", "upscale_by", "start_at_step", "end_at_step", *SETTINGS))
         values[f"pass {number}"] = f"{node['class_type']} " + ", ".join(f"{name} {value}" for name, value in plain.items())
     return {name: value for name, value in values.items() if (name, value) != ("denoise", 1)}
 
@@ -109,11 +109,11 @@ def _from_workflow(workflow: Any) -> ComfyGraph:
             if str(entry.get("link")) in sources:
                 inputs[str(entry.get("name"))] = sources[str(entry["link"])]
         graph[str(node.get("id"))] = {"class_type": node["type"] if node.get("mode") != 4 else "bypassed", "inputs": inputs}
-    stored = {str(node["inputs"].get("variable")): name for name, node in graph.items() if node["class_type"] == "SetNode"}
-    for node in graph.values():
-        if node["class_type"] == "GetNode" and str(node["inputs"].get("variable")) in stored:
-            node["inputs"]["value"] = [stored[str(node["inputs"].pop("variable"))], 0]
-        node["inputs"].pop("variable", None)
+    variables = {name: str(node["inputs"].pop("variable")) for name, node in graph.items() if "variable" in node["inputs"]}
+    stored = {variable: name for name, variable in variables.items() if graph[name]["class_type"] == "SetNode"}
+    for name, variable in variables.items():
+        if graph[name]["class_type"] == "GetNode" and variable in stored:
+            graph[name]["inputs"]["value"] = [stored[variable], 0]
     return graph
 
 

@@ -21,7 +21,11 @@ CORE: Mapping[str, str] = {
     "sampler": r"\S.*",
     "scheduletype": r"\S.*",
 }
-STARTS = CORE.keys() | {"model", "modelhash", "version", "clipskip", "vae", "denoisingstrength", "strength", "seedmode", "hashes", "rng"}
+# Other names by which settings may begin, and beginnings of such names.
+STARTS = {*CORE, "model", "modelhash", "version", "clipskip", "strength", "seedmode", "hashes", "rng", "ensd", "eta", "app"}
+PREFIXES = "vae", "lora", "tihashes", "denoising", "hires", "civitai", "variation", "controlnet", "adetailer", "refiner", "firstpass"
+MAX_TEXT = 1 << 18  # characters of a text that is read
+MAX_JSON = 1 << 14  # characters of a JSON value
 NAME = r"[^\W_][\w /\-]{0,40}"
 _PAIR = re.compile(rf"[ \t]*({NAME}):[ \t]*")
 _QUOTED = re.compile(r'"(?:\\.|[^\\"])*"', re.DOTALL)
@@ -34,6 +38,8 @@ _PROMPT_LABEL = re.compile(r"^\s*(positive )?prompt:", re.IGNORECASE)
 
 def parse_infotext(text: str) -> dict[str, str] | None:
     """The prompts, settings and further texts by name; None if the text has no settings."""
+    if len(text) > MAX_TEXT:
+        return None
     text = re.sub(r"\r\n?", "\n", text.strip("\ufeff\0 \t\r\n"))
     found = _find_settings(text, r"^[ \t]*")
     inline = found is None
@@ -43,8 +49,10 @@ def parse_infotext(text: str) -> dict[str, str] | None:
     prompt, negative = _prompts(text[:start], draw_things="Seed Mode" in pairs or "Guidance Scale" in pairs)
     if inline:
         prompt, negative = prompt.removesuffix("."), negative.removesuffix(".")
-    extra = _extra_texts(text[end:])
-    prompt, negative = prompt or extra.pop("Prompt", ""), negative or extra.pop("Negative prompt", "")
+    extra = _extra_texts(text[end:], pairs)
+    for texts in (pairs, extra):
+        prompt = prompt or texts.pop("Prompt", "")
+        negative = negative or texts.pop("Negative prompt", "") or texts.pop("Negative Prompt", "")
     values = {"prompt": prompt, **({"negative_prompt": negative} if negative else {}), **pairs}
     if "Model" not in pairs and (model := _civitai_model(pairs.get("Civitai resources", ""))):
         values["Model"] = model
@@ -71,7 +79,7 @@ def _is_request(pairs: Mapping[str, str]) -> bool:
 def _is_setting(text: str, position: int) -> bool:
     """Whether a known setting with a fitting value starts here."""
     name = _PAIR.match(text, position)
-    if name is None or (key := _key(name[1])) not in STARTS:
+    if name is None or not ((key := _key(name[1])) in STARTS or key.startswith(PREFIXES)):
         return False
     return re.compile(rf"({CORE.get(key, '.+')})\s*(,|\n|$|\.\s*$)", re.IGNORECASE).match(text, name.end()) is not None
 
@@ -79,14 +87,16 @@ def _is_setting(text: str, position: int) -> bool:
 def _settings(text: str, position: int) -> tuple[dict[str, str], int]:
     """The settings from a position on, and where they end: at a line that begins otherwise. The first of equal names counts."""
     pairs: dict[str, str] = {}
+    lines = 1
     while name := _PAIR.match(text, position):
         value, position = _value(text, name.end())
         if pairs.setdefault(name[1].strip(), value) != value:
             pairs[f"{name[1].strip()} (repeated)"] = value
         if text.startswith("\n", position):
-            if not _is_setting(text, position + 1):
+            one_each = len(pairs) == lines and _PAIR.match(text, position + 1)
+            if not one_each and not _is_setting(text, position + 1):
                 break
-            position += 1
+            position, lines = position + 1, lines + 1
     return pairs, position
 
 
@@ -99,11 +109,11 @@ def _value(text: str, start: int) -> tuple[str, int]:
             return quoted[0], comma.end()
     if text.startswith(("{", "["), start):
         try:
-            _, end = json.JSONDecoder().raw_decode(text, start)
+            _, length = json.JSONDecoder().raw_decode(text[start : start + MAX_JSON])
         except (ValueError, RecursionError):
-            end = start
-        if end > start and (comma := _COMMA.match(text, end)):
-            return text[start:end], comma.end()
+            length = 0
+        if length and (comma := _COMMA.match(text, start + length)):
+            return text[start : start + length], comma.end()
     found = _VALUE_END.search(text, start)
     if found is None:
         return text[start:].strip(), len(text)
@@ -120,13 +130,14 @@ def _prompts(text: str, *, draw_things: bool) -> tuple[str, str]:
     return (prompt.strip(), rest.strip()) if draw_things and separator else (text, "")
 
 
-def _extra_texts(text: str) -> dict[str, str]:
+def _extra_texts(text: str, settings: Mapping[str, str]) -> dict[str, str]:
     """The lines after the settings, by the names that they begin with; lines without a name continue the value before."""
     values: dict[str, str] = {}
     name = "text after the settings"
     for line in text.strip("\n ,").split("\n"):
         if pair := _PAIR.match(line):
-            name = f"{pair[1].strip()} (after the settings)" if _key(pair[1]) in STARTS else pair[1].strip()
+            name = pair[1].strip()
+            name = f"{name} (after the settings)" if name in settings else name
             line = line[pair.end() :]
         values[name] = f"{values[name]}\n{line}" if name in values else line
     return {name: value for name, value in values.items() if value.strip()}

@@ -164,12 +164,15 @@ def _with_bracketed_negative(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _command_line(text: str) -> dict[str, str]:
     """The settings of a text such as `"a fox" -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms`, in which blanks before values are optional."""
-    found = re.fullmatch(r'\s*"(.*)"((?:\s+-.*)?)', text, re.DOTALL) or re.fullmatch(r"(.*?)(\s+-{1,2}[a-zA-Z].*)", text, re.DOTALL)
-    if found is None:
+    text = text.strip()
+    quoted = text.startswith('"')
+    end = re.search(r'"\s+(?=-)|"$' if quoted else r"\s(?=-{1,2}[a-zA-Z])", text[1:])
+    if end is None:
         return {}
+    prompt, options = text[quoted : end.start() + 1], text[end.end() + 1 :]
     names = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "m": "sampler"}
-    values, name = {"prompt": found[1].strip()}, ""
-    for word in found[2].split():
+    values, name = {"prompt": prompt.strip()}, ""
+    for word in options.split():
         if option := re.fullmatch(r"--([a-zA-Z][\w-]*)=?(.*)|-([a-zA-Z])(.*)", word):
             name = option[1] or names.get(option[3], f"-{option[3]}")
             values[name] = option[2] or option[4] or ""
