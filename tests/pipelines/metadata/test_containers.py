@@ -67,6 +67,14 @@ def test_png_texts_that_are_not_latin_1(tmp_path, encoding):
     assert dict(read(save_png(tmp_path / "a.png", {"parameters": TEXT.encode(encoding)})).request) == EXPECTED
 
 
+def test_a_compressed_text_longer_than_a_megabyte(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", TEXT)
+    info.add_text("workflow", json.dumps({"nodes": [" " * (1 << 21)]}), zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    assert dict(read(tmp_path / "a.png").request) == EXPECTED
+
+
 def test_exif_texts_in_utf_8(tmp_path):
     text = json.dumps({"prompt": "ünï 雪", "steps": 30}, ensure_ascii=False).encode()
     exif = Image.Exif()

@@ -327,7 +327,7 @@ def test_an_image_of_extreme_size_is_refused_before_decoding(tmp_path: Path):
     )
     with pytest.raises(DaguerreError, match=r"huge\.png'.*(60000×60000|exceeds limit)"):
         read_image_texts(tmp_path / "huge.png")
-    bomb = chunk(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(1 << 22)))
+    bomb = chunk(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_MEMORY + 1)))
     small = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     (tmp_path / "bomb.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + bomb + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")

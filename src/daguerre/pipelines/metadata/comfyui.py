@@ -1,4 +1,4 @@
-"""Read ComfyUI's graphs: the settings of the sampler that made the saved image, its prompts, and the model files.
+"""Read ComfyUI's graphs: the settings of the sampler that generated the saved image, its prompts, and the model files.
 
 A graph is a dictionary of nodes, `{"3": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0], …}}, …}`, where an input
 is a value or a link `[node, output]`. A workflow is the editor's form of it: nodes with lists of widgets, and a table of links.
@@ -36,7 +36,7 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "GetNode": ("variable",),
 }
 SETTINGS = ("steps", "cfg", "sampler_name", "scheduler", "seed", "noise_seed", "denoise")
-SIZE = ("width", "height")
+SIDES = ("width", "height")
 MODELS = ("ckpt_name", "unet_name")
 LISTED = ("lora_name", "vae_name", "control_net_name", "image", "eta", "s_noise", "start_at_step", "end_at_step", "guidance")
 LATENTS = {"latent_image", "latent", "samples"}
@@ -48,8 +48,8 @@ NOT_TEXT = {"model", "clip", "vae", "control_net", "image", "mask", "pixels", "c
 FINAL_TEXT = ("populated_text", "text_0")
 TEXT_NAME = re.compile(r"(text|string|str|prompt|value|wildcard_text|clip_[lg]|t5xxl|input|any|[a-d])([_ ]?[a-z0-9]{1,2})?")
 NUMBER_NAMES = ("value", "int", "float", "number", "seed", "Number", "Value")
-MAX_DEPTH = 100  # nodes in a chain of values
-MAX_TEXT = 1 << 20  # characters of a joined text
+MAX_LINKED_VALUES = 100  # nodes in a chain of values
+MAX_JOINED_TEXT = 1 << 20  # characters of a joined text
 MAX_PASSES = 20
 
 
@@ -67,7 +67,7 @@ def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": texts.of_side(config, "negative") or ""}
     values |= _values(graph, config, SETTINGS)
-    values |= _values(graph, _upstream(graph, sampler, only=LATENTS), SIZE)
+    values |= _values(graph, _upstream(graph, sampler, only=LATENTS), SIDES)
     for node in config:  # such as KarrasScheduler and SamplerEulerAncestral
         if found := re.fullmatch(r"Sampler(?!Custom)(\w+)|(?!Basic)(\w+)Scheduler", node["class_type"]):
             values.setdefault("sampler_name" if found[1] else "scheduler", found[1] or found[2])
@@ -143,8 +143,8 @@ def _passes(graph: ComfyGraph) -> list[ComfyNode]:
     linked = {name for node in graph.values() for name in _links(node)}
     sinks = [node for name, node in graph.items() if name not in linked]
     sinks.sort(key=lambda node: (not re.search("save", node["class_type"], re.IGNORECASE), "Preview" not in node["class_type"]))
-    seen = set[str]()
-    nodes = (node for sink in (*sinks, *graph.values()) for node in (sink, *_upstream(graph, sink, seen=seen)))
+    visited = set[str]()
+    nodes = (node for sink in (*sinks, *graph.values()) for node in (sink, *_upstream(graph, sink, visited=visited)))
     passes = [found] if (found := next(filter(_is_sampler, nodes), None)) else []
     while passes and len(passes) < MAX_PASSES:
         found = next(filter(_is_sampler, _upstream(graph, passes[-1], without=NOT_LATENT)), None)
@@ -178,7 +178,7 @@ def _plain_value(graph: ComfyGraph, value: Any, name: str, depth: int) -> Any:
     """A number or a name that an input holds or that comes from a linked node; None if it is computed there."""
     if not isinstance(value, list | dict):
         return value
-    if not _is_link(value) or depth > MAX_DEPTH or (node := graph.get(str(value[0]))) is None:
+    if not _is_link(value) or depth > MAX_LINKED_VALUES or (node := graph.get(str(value[0]))) is None:
         return None
     inputs = node["inputs"]
     if name in inputs:
@@ -220,7 +220,7 @@ class _Texts:
         if key not in self.found:
             self.found[key] = None  # a circle of links has no text
             text = read(self.graph[str(value[0])], value[1], side)
-            self.found[key] = text if text is None or len(text) <= MAX_TEXT else None
+            self.found[key] = text if text is None or len(text) <= MAX_JOINED_TEXT else None
         return self.found[key]
 
     def _condition(self, node: ComfyNode, output: int, side: str) -> str | None:
@@ -265,18 +265,18 @@ def _upstream(
     *,
     without: Collection[str] = (),
     only: Collection[str] | None = None,
-    seen: set[str] | None = None,
+    visited: set[str] | None = None,
 ) -> Iterator[ComfyNode]:
     """Every node that this one depends on, nearest first, each once.
 
-    without, only: inputs of this node that are not followed, or the only ones. seen: nodes that are left out; extended.
+    without, only: inputs of this node that are not followed, or the only ones. visited: nodes that are left out; extended.
     """
     inputs = node["inputs"].items()
     queue = [str(value[0]) for name, value in inputs if _is_link(value) and name not in without and (only is None or name in only)]
-    seen = set() if seen is None else seen
+    visited = set() if visited is None else visited
     for name in queue:
-        if name not in seen and name in graph:
-            seen.add(name)
+        if name not in visited and name in graph:
+            visited.add(name)
             yield graph[name]
             queue += _links(graph[name])
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from PIL import ExifTags, Image, PngImagePlugin
 
 TEXT, JSON = "parameters", "daguerre"  # the names of daguerre's own texts
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes: workflows exceed Pillow's 1 MiB
 MAX_XMP = 1 << 20  # characters that are searched
 MAX_HIDDEN = 1 << 22  # bytes of a hidden text
 UNICODE = b"UNICODE\0"  # how EXIF 2.3 (section 4.6.5) marks a comment in UTF-16

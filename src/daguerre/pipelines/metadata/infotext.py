@@ -23,8 +23,8 @@ CORE: Mapping[str, str] = {
 }
 # Other names by which settings may begin, and beginnings of such names.
 STARTS = {*CORE, "model", "modelhash", "version", "clipskip", "strength", "seedmode", "hashes", "rng", "ensd", "eta", "app"}
-PREFIXES = "vae", "lora", "tihashes", "denoising", "hires", "civitai", "variation", "controlnet", "adetailer", "refiner", "firstpass"
-MAX_TEXT = 1 << 18  # characters of a text that is read
+START_PREFIXES = "vae", "lora", "tihashes", "denoising", "hires", "civitai", "variation", "controlnet", "adetailer", "refiner", "firstpass"
+MAX_INFOTEXT = 1 << 18  # characters of a text that is read
 MAX_JSON = 1 << 14  # characters of a JSON value
 NAME = r"[^\W_][\w /\-]{0,40}"
 _PAIR = re.compile(rf"[ \t]*({NAME}):[ \t]*")
@@ -38,7 +38,7 @@ _PROMPT_LABEL = re.compile(r"^\s*(positive )?prompt:", re.IGNORECASE)
 
 def parse_infotext(text: str) -> dict[str, str] | None:
     """The prompts, settings and further texts by name; None if the text has no settings."""
-    if len(text) > MAX_TEXT:
+    if len(text) > MAX_INFOTEXT:
         return None
     text = re.sub(r"\r\n?", "\n", text.strip("\ufeff\0 \t\r\n"))
     found = _find_settings(text, r"^[ \t]*")
@@ -79,7 +79,7 @@ def _is_request(pairs: Mapping[str, str]) -> bool:
 def _is_setting(text: str, position: int) -> bool:
     """Whether a known setting with a fitting value starts here."""
     name = _PAIR.match(text, position)
-    if name is None or not ((key := _key(name[1])) in STARTS or key.startswith(PREFIXES)):
+    if name is None or not ((key := _key(name[1])) in STARTS or key.startswith(START_PREFIXES)):
         return False
     return re.compile(rf"({CORE.get(key, '.+')})\s*(,|\n|$|\.\s*$)", re.IGNORECASE).match(text, name.end()) is not None
 

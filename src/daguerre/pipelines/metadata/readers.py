@@ -187,7 +187,7 @@ def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | N
     unused: dict[str, str] = {}
     for name, value in values.items():
         field = NAMES.get(_normalize(name))
-        if field not in ("prompt", "negative_prompt") and value in (None, "None", "False", ""):  # absent
+        if field not in ("prompt", "negative_prompt", "model") and value in (None, "None", "False", ""):  # absent
             continue
         if field in known or field is None:
             unused[name] = _short(value)
