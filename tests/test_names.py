@@ -41,7 +41,8 @@ def test_no_public_name_is_defined_twice():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-            names += [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            stored = [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            names += [name.id for name in stored if isinstance(name.ctx, ast.Store)]  # not the owner of an attribute
             if isinstance(node, ast.Assign) and re.match("TypeVar|ParamSpec", ast.unparse(node.value)):
                 continue
             for name in names:
