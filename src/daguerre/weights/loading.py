@@ -112,6 +112,7 @@ def load_diffusion(
             model = replace(model, autoencoder=load_other_vae(own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0))
     if vae is None:
         return model
+    assert isinstance(model.autoencoder, AutoencoderKL)
     channels, wanted = model.autoencoder.config.latent_channels, model.unet.config.out_channels
     if channels != wanted:
         raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels; the model {model.name!r} needs {wanted}.")

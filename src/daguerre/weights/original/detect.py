@@ -288,10 +288,12 @@ def _schedule_from_betas(betas: Tensor, usual: ScheduleConfig, where: object) ->
     """
     betas = _without_conversion(betas)
     rescaled = float(betas[-1]) >= 1
-    ends = (usual.beta_start, usual.beta_end) if rescaled else tuple(map(unrounded, betas[[0, -1]], (usual.beta_start, usual.beta_end)))
+    start, end = usual.beta_start, usual.beta_end
+    if not rescaled:
+        start, end = unrounded(betas[0], start), unrounded(betas[-1], end)
     tolerance = max(4 * torch.finfo(betas.dtype).eps, 1e-5)
     for kind in dict.fromkeys((usual.kind, "scaled_linear", "linear", "cosine")):
-        config = ScheduleConfig(kind, *ends, len(betas), rescaled or usual.zero_terminal_snr)
+        config = ScheduleConfig(kind, start, end, len(betas), rescaled or usual.zero_terminal_snr)
         alphas_cumprod = Schedule(config).alphas_cumprod
         wanted = torch.cat([1 - alphas_cumprod[:1], 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]]) if rescaled else beta_table(config)
         if torch.allclose(betas.double(), wanted, rtol=tolerance, atol=tolerance * 1e-4):
