@@ -7,6 +7,7 @@ A rename is atomic on one file system (POSIX `rename`), so neither a full disk n
 """
 
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         DaguerreError: the path cannot be written, or the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    path = expand_user(path)
+    temporary = path.with_name(f".daguerre-{uuid4().hex[:8]}")  # short, because file systems limit names to 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -58,14 +59,43 @@ def check_writable(path: str | Path) -> None:
     Raises:
         DaguerreError: it cannot be written.
     """
-    path = Path(path)
+    path = expand_user(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # such as a name that is too long, or a loop of links
+        raise cannot_write(path, error) from error
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
         raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     if not parent.is_dir():
         raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder"))
+    if longest := next((part for part in path.parts if len(os.fsencode(part)) > os.pathconf(parent, "PC_NAME_MAX")), None):
+        raise cannot_write(path, OSError(errno.ENAMETOOLONG, f"the name {longest[:20]!r}... is too long"))
     if not os.access(parent, os.W_OK | os.X_OK):
         raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def expand_user(path: str | Path) -> Path:
+    """The path with a leading `~` or `~user` replaced by the home folder; unchanged if there is no such user."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
+def free_path(path: Path, count: int = 1) -> Path:
+    """The path, or the first of `name-2`, `name-3`, … that is free, so that no earlier file is overwritten.
+
+    count: how many files are numbered after it (see `numbered_paths`).
+    """
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if not any(file.exists() for file in (name, *numbered_paths(name, count))))
+
+
+def numbered_paths(path: Path, count: int) -> list[Path]:
+    """The paths of so many files saved to one path: itself for one, else `name-1.png`, `name-2.png`, … next to it."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
 
 
 def check_overwrite(folder: Path, required_file: str, kind: str = "saved model") -> None:

@@ -124,7 +124,9 @@ def row(command: str, option: str, value: str) -> tuple[str | None, str]:
 @pytest.mark.parametrize("command", BASES)
 def test_every_option_rejects_a_wrong_value(run, monkeypatch, command):
     Image.new("RGB", (32, 32), "teal").save("cat.png")
-    Image.new("L", (32, 32), 255).save("mask.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 8, 24, 24))  # a mask of the whole image gives a note
+    mask.save("mask.png")
     Path("images").mkdir()
     work = "weights.load", "weights.convert.convert", "evaluation.evaluate.run", "evaluation.reconstruct.run", "training.recipes.Recipe.run"
     for name in work:

@@ -1,10 +1,11 @@
 """Commands with an input image also take a folder of images: one request for each."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from daguerre.atomic_io import check_writable
+from daguerre.atomic_io import check_writable, free_path
 from daguerre.cli.generation import check_outputs, generate_and_save, open_for, output_paths, warn_prompt, write_outputs
 from daguerre.cli.options import GenerationOptions
 from daguerre.cli.parsing import usage_errors
@@ -27,7 +28,7 @@ def run_batch(options: GenerationOptions, source: Path, request: Callable[[Path]
         DaguerreError: the folder has no images, an option needs a single image, or some images failed.
     """
     if source.is_dir():
-        _run_folder(options, source, request, options.output.out or source.with_name(f"{source.name}-{suffix}"))
+        _run_folder(options, source, request, options.output.out or free_path(source.with_name(f"{source.name}-{suffix}")))
     else:
         generate_and_save(options, lambda: request(source), Path(f"{source.stem}-{suffix}.png"))
 
@@ -43,7 +44,7 @@ def _run_folder(options: GenerationOptions, folder: Path, request: Callable[[Pat
             raise DaguerreError(f"There are no images in '{folder}'; supported files end in {', '.join(sorted(SUFFIXES))}.")
         if options.output.animation or options.output.preview:
             raise DaguerreError("--animation and --preview need a single input image, and a folder was given; remove them.")
-        if out.resolve() == folder.resolve() or out.suffix.lower() in OUTPUT_FORMATS:
+        if os.path.realpath(out) == os.path.realpath(folder) or out.suffix.lower() in OUTPUT_FORMATS:
             raise DaguerreError(f"--out '{out}' must be a folder for the results, and not the input folder.")
         check_writable(out / "image.png")
         first = request(next(filter(_is_readable, inputs), inputs[0]))  # an option that is wrong for one image is wrong for all

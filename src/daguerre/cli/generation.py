@@ -1,17 +1,18 @@
 """From a request to files: what all commands that generate images share."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daguerre.atomic_io import check_writable
+from daguerre.atomic_io import check_writable, free_path, numbered_paths
 from daguerre.cli.model_loading import open_any
 from daguerre.cli.options import GenerationOptions, slug
 from daguerre.cli.parsing import usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.grid import labelled_grid
-from daguerre.pipelines.images.output import ANIMATION_FORMATS, check_suffix, numbered_paths, save_animation, write_image
+from daguerre.pipelines.images.output import ANIMATION_FORMATS, check_suffix, save_animation, write_image
 from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
 from daguerre.progress import spinner, track_steps
@@ -34,7 +35,8 @@ def generate_and_save(options: GenerationOptions, build: Callable[[], Request], 
     with usage_errors():
         request = build()
         from_prompt = Path(f"{slug(request.prompts[0])}-{request.seed}.png")
-        out = options.output.out or (fallback if fallback and not any(request.prompts) else from_prompt)
+        name = fallback if fallback and not any(request.prompts) else from_prompt
+        out = options.output.out or free_path(name, len(request.items))
         check_outputs(output_paths(options, out), request)
     tune_malloc()
     model = open_for(options, request)
@@ -54,13 +56,14 @@ def check_outputs(outputs: Mapping[str, Path | None], request: Request) -> None:
     Raises:
         DaguerreError: names the option and the file.
     """
-    taken = {Path(image.path).resolve(): f"the input {name}" for name, image in request.task.input_images.items() if image.path}
+    taken = {os.path.realpath(image.path): f"the input {name}" for name, image in request.task.input_images.items() if image.path}
     for option, path in outputs.items():
         if path is None:
             continue
-        check_writable(check_suffix(path, ANIMATION_FORMATS if option == "--animation" else OUTPUT_FORMATS))
+        check_suffix(path, ANIMATION_FORMATS if option == "--animation" else OUTPUT_FORMATS)
         for file in [path, *(numbered_paths(path, len(request.items)) if option == "--out" else [])]:  # a grid has the name itself
-            if (other := taken.setdefault(file.resolve(), option)) != option:
+            check_writable(file)
+            if (other := taken.setdefault(os.path.realpath(file), option)) != option:
                 raise DaguerreError(f"{option} '{file}' is also {other}; give each its own file.")
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import daguerre
 from daguerre.errors import DaguerreError, nearest
@@ -53,6 +54,8 @@ example: daguerre txt2img "a red apple" --out apple.png"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 if the work failed, 2 for a wrong command line or value, 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a terminal or file may have an encoding without our characters
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -64,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _print_error(f"There is no command {name!r}; choose one of {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}", 2)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _print_error("The working directory has been deleted; change to another one.", 1)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # before any command imports PyTorch
     try:
         import_module(f"daguerre.cli.commands.{name}").main(rest)

@@ -2,9 +2,11 @@
 
 import io
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -12,6 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from daguerre.atomic_io import expand_user
 from daguerre.errors import DaguerreError
 
 T = TypeVar("T")
@@ -46,7 +49,7 @@ def parse_options(kind: type[T], arguments: Sequence[str], command: str) -> T:
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        raise UsageError(f"{_sentence(box.getvalue())} `{prog} --help` lists all options.") from None
+        raise UsageError(f"{_sentence(box.getvalue())}{_dash_hint(box.getvalue(), arguments)} `{prog} --help` lists all options.") from None
 
 
 @REGISTRY.primitive_rule
@@ -67,7 +70,7 @@ def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | Non
 
 def _convert(kind: type, noun: str, values: list[str]) -> Any:
     try:
-        return kind(values[0])
+        return expand_user(values[0]) if kind is Path else kind(values[0])
     except ValueError:
         raise ValueError(f"{values[0]!r} is not {noun}.") from None
 
@@ -90,6 +93,16 @@ def _sentence(box: str) -> str:
         return f"{found} Did you mean {hint!r}?" if hint and unknown else found
     text = re.sub(r"^Error parsing (\S+?):", r"\1:", text)
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _dash_hint(box: str, arguments: Sequence[str]) -> str:
+    """How to give a text that begins with a dash, if one may be meant."""
+    for option, value in pairwise(arguments):
+        if "Missing value" in box and option.startswith("--") and value.startswith("-") and not value.startswith("--"):
+            return f" For a value that begins with a dash, write {shlex.quote(f'{option}={value}')}."
+    if "Unrecognized" in box and (text := next((each for each in arguments if re.match(r"-[^-].* ", each)), None)):
+        return f" For a text that begins with a dash, put -- before it, after all options: -- {shlex.quote(text)}."
+    return ""
 
 
 def _is_rule(line: str) -> bool:

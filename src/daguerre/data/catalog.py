@@ -1,9 +1,9 @@
 """Datasets by name: the built-in ones, or a directory of images."""
 
 import sys
-from pathlib import Path
 from typing import Literal
 
+from daguerre.atomic_io import expand_user
 from daguerre.data.dataset import Dataset
 from daguerre.data.emoji.dataset import EmojiDataset
 from daguerre.data.folder import FolderDataset
@@ -23,9 +23,10 @@ def open_dataset(
     """
     if data in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[data](size)
-    if not Path(data).is_dir():
+    folder = expand_user(data)
+    if not folder.is_dir():
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
-    source = FolderDataset(Path(data), size, crop=crop, captioned=captioned, skip_bad=skip_bad)
+    source = FolderDataset(folder, size, crop=crop, captioned=captioned, skip_bad=skip_bad)
     print_summary(source)
     return source
 

@@ -121,6 +121,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DaguerreError(f"{name} is {value}; it must be 1 or more.")
+        for text in (*self.prompts, self.negative_prompt):
+            check_unicode("prompt", text)
         if not self.prompts:
             raise DaguerreError("There is no prompt; give at least one text, which may be empty.")
         if not 0 <= self.seed <= MAX_SEED - self.num_images:
@@ -179,6 +181,14 @@ class Request:
             DaguerreError: an unknown field, or a value out of range; names it.
         """
         return with_fields(cls(), value)
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raise DaguerreError if a text holds half a character: from bytes that are not UTF-8, or half of a UTF-16 pair."""
+    for position, character in enumerate(text, 1):
+        if "\ud800" <= character <= "\udfff":
+            byte = f"the byte 0x{ord(character) - 0xDC00:02x}, which is not UTF-8" if character >= "\udc80" else "half of a UTF-16 pair"
+            raise DaguerreError(f"Character {position} of the {name} {text!r} is {byte}; save the text or script as UTF-8.")
 
 
 def with_fields(request: Request, changes: Mapping[str, Any]) -> Request:

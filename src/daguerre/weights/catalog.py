@@ -1,8 +1,10 @@
 """Find models: embedded ones by name, others by path. Imports no torch, so that listing is fast."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from daguerre.atomic_io import expand_user
 from daguerre.errors import DaguerreError, nearest
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -31,7 +33,7 @@ def local(source: str | Path | None = None, assets: Path = ASSETS) -> Path | Non
     """The folder of an embedded model by name (None is the default one), or an existing path; None if it is neither."""
     if isinstance(source, str | None) and (assets / (source or DEFAULT) / INDEX).is_file():
         return assets / (source or DEFAULT)
-    return Path(source) if source is not None and Path(source).exists() else None
+    return path if source is not None and (path := expand_user(source)).exists() else None
 
 
 def find(source: str | Path | None = None, assets: Path = ASSETS) -> Path:
@@ -46,15 +48,19 @@ def find(source: str | Path | None = None, assets: Path = ASSETS) -> Path:
     inside = f"embedded models are {', '.join(names)}" if names else "this installation has no embedded models"
     if source is None:
         raise DaguerreError(f"The embedded model {DEFAULT!r} is missing from this installation ({inside}); give a path instead.")
+    if str(source).endswith(CHECKPOINTS):
+        raise DaguerreError(f"There is no file {str(source)!r} (in the folder '{Path.cwd()}'); check the path.")
     raise DaguerreError(f"There is no model {str(source)!r}: {inside}, and no such path exists.{nearest(str(source), names)}")
 
 
 def may_be_on_the_hub(source: str | Path | None) -> bool:
     """True for the form OWNER/NAME, optionally with the /FILE of a checkpoint and @REVISION, that is no embedded model and no local path.
 
-    If the first component exists locally, it is a misspelt path."""
+    If the first component exists locally, it is a misspelt path. OWNER/NAME with a checkpoint's suffix is a path, too."""
     if not isinstance(source, str) or source[:1] in ("", ".", "/", "~") or local(source) is not None or Path(source.split("/")[0]).exists():
         return False
     name, _, revision = source.partition("@")
     parts = name.count("/") + 1
-    return parts == 2 or (parts > 2 and (bool(revision) or name.endswith(CHECKPOINTS)))
+    if re.match(r"[\w.-]+/[\w.-]+(/|$)", name) is None:
+        return False
+    return (parts == 2 and not name.endswith(CHECKPOINTS)) or (parts > 2 and (bool(revision) or name.endswith(CHECKPOINTS)))

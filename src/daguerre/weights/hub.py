@@ -85,7 +85,7 @@ def _hub_error(source: str, revision: str | None, error: Exception, *, offline: 
         case errors.RepositoryNotFoundError() | errors.EntryNotFoundError() | errors.HFValidationError():
             return DaguerreError(f"There is no path {source!r}, and the Hub has no such model or file.")
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DaguerreError(f"{source!r} cannot be downloaded from the Hub: {first}.")
+    return DaguerreError(f"There is no path {source!r}, and {source!r} cannot be downloaded from the Hub: {first}.")
 
 
 def choose_files(files: Sequence[str], repo: str, variant: str | None = None) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from daguerre.atomic_io import expand_user
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
@@ -159,6 +160,7 @@ def save(model: LatentDiffusion | LatentPrior, folder: str | Path, *, dtype: tor
 
     dtype: of a diffusion model's tensors. Default: unchanged.
     """
+    folder = expand_user(folder)
     if isinstance(model, LatentDiffusion):
         from daguerre.weights.diffusers.save import save_folder
 

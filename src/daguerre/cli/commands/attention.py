@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from daguerre.atomic_io import free_path, numbered_paths
 from daguerre.cli.generation import check_outputs, generate_with_progress, warn_prompt
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import check_sampler, open_model
@@ -24,7 +25,7 @@ from daguerre.cli.options import (
 )
 from daguerre.cli.parsing import parse_options, usage_errors
 from daguerre.errors import DaguerreError, nearest
-from daguerre.pipelines.images.output import numbered_paths, write_image
+from daguerre.pipelines.images.output import write_image
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import ImageToImage, Inpaint, Task, TextToImage
 from daguerre.progress import spinner
@@ -86,7 +87,7 @@ def run(options: AttentionOptions) -> None:
     """
     with usage_errors():
         request = options.request()
-        out = options.out or Path(f"{slug(request.prompts[0])}-{request.seed}-attention.png")
+        out = options.out or free_path(Path(f"{slug(request.prompts[0])}-{request.seed}-attention.png"), len(request.items))
         check_outputs({"--out": out}, request)
     loading = options.loading
     with spinner("opening the model"):

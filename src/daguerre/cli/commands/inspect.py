@@ -13,7 +13,7 @@ from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.readers import read_foreign
 from daguerre.pipelines.metadata.write import TEXT, daguerre_json, read_image_texts
-from daguerre.pipelines.request import Request
+from daguerre.pipelines.request import Request, check_unicode
 from daguerre.weights.catalog import find, local, may_be_on_the_hub
 
 IMAGE_SIGNATURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_options(InspectOptions, arguments, "inspect")
     if options.prompt is not None and options.file is None:
         with usage_errors():
+            check_unicode("prompt", options.prompt)
             inspect_prompt(options.prompt, options.steps, options.model, as_json=options.json)
         return
     if options.file is None or options.prompt is not None:

@@ -1,5 +1,6 @@
 """`daguerre reproduce IMAGE`: generate a saved image again from its metadata and compare the two."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -63,7 +64,7 @@ def run(options: ReproduceOptions) -> None:
         check_limits(image, provenance)
         inputs = {"image": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
         request = reopen_inputs(provenance.request, options.image, {name: path for name, path in inputs.items() if path is not None})
-        if options.out is not None and options.out.resolve() == options.image.resolve():
+        if options.out is not None and os.path.realpath(options.out) == os.path.realpath(options.image):
             raise DaguerreError(f"--out '{options.out}' is the image to compare with; write to another file.")
         check_outputs({"--out": options.out}, replace(request, prompt="", num_images=1))
         source = options.model or find_model(options.image, provenance)

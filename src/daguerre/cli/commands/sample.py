@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from PIL import Image
 
+from daguerre.atomic_io import free_path
 from daguerre.cli.generation import check_outputs, generate_with_progress
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import open_any
@@ -99,7 +100,8 @@ def run(options: SampleOptions) -> None:
     with usage_errors():
         find(options.model)
         request = options.request()
-        out = options.out or Path(f"{slug(request.prompts[0] or Path(options.model).resolve().name)}-{request.seed}.png")
+        name = f"{slug(request.prompts[0] or find(options.model).resolve().name)}-{request.seed}.png"
+        out = options.out or free_path(Path(name), len(request.items))
         check_outputs({"--out": out}, request)
     with spinner("opening the model"):
         model = open_prior(options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from daguerre.atomic_io import atomic_write
+from daguerre.atomic_io import atomic_write, expand_user, numbered_paths
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.grid import labelled_grid
 from daguerre.pipelines.metadata.write import OUTPUT_FORMATS, Provenance, parameters, write_image_with_metadata
@@ -74,11 +74,6 @@ class GeneratedImages(tuple[GeneratedImage, ...]):
         return self.grid()._repr_png_() if self else None
 
 
-def numbered_paths(path: Path, count: int) -> list[Path]:
-    """The paths of so many images saved to one path: itself for one, else `name-1.png`, `name-2.png`, … next to it."""
-    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
-
-
 def write_image(path: Path, image: Image.Image) -> None:
     """Write an image without metadata; the suffix, a key of `OUTPUT_FORMATS`, selects the format."""
     with atomic_write(path) as file:
@@ -102,8 +97,8 @@ def save_animation(path: str | Path, frames: Sequence[Image.Image]) -> Path:
 
 
 def check_suffix(path: str | Path, formats: Sequence[str] | dict[str, str]) -> Path:
-    """The path, if its suffix is one of the formats. Raises DaguerreError with the list if not."""
-    path = Path(path)
+    """The path with `~` expanded, if its suffix is one of the formats. Raises DaguerreError with the list if not."""
+    path = expand_user(path)
     if path.suffix.lower() not in formats:
         raise DaguerreError(f"'{path}' does not end in a supported format; use {', '.join(formats)}.")
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from daguerre.atomic_io import atomic_path, check_overwrite
+from daguerre.atomic_io import atomic_path, check_overwrite, expand_user
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
@@ -51,7 +51,7 @@ def load_first_stage(
     Raises:
         DaguerreError: the first stage is missing or incomplete.
     """
-    path = Path(source)
+    path = expand_user(source)
     if path.is_file():
         return load_first_stage_file(path, scaling_factor=scaling_factor, device=device, dtype=dtype)
     folder = first_stage_folder(path)
