@@ -111,7 +111,7 @@ def test_coverage_matches_the_images_and_captions():
         if thing.shape[1]:
             assert np.ptp(background.numpy(), axis=1).max() < 0.02
             assert (thing - background[:, :1]).abs().amax(0).min() > 0.1
-    with pytest.raises(DaguerreError, match="not known"):
+    with pytest.raises(DaguerreError, match="There are no 'semantic' maps"):
         coverage(BatchLoader(EmojiDataset(32), 4, seed=0), EmojiDataset(32), 4, side=8)
 
 
