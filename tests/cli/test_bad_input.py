@@ -169,6 +169,7 @@ def test_every_command_is_in_the_table():
         ("inspect", "Give either the file"),
         ("reproduce none.png", "there is no such file"),
         ("train emojy", "Did you mean 'emoji'"),
+        ("train vae --data nowhere", "There is no directory 'nowhere'"),
         ("train", "The first argument of train is the recipe"),
         ("train --seed 2 shapes", "The first argument of train is the recipe"),
         ("variations cat.png --negative-prompt dog", "There is no option --negative-prompt"),

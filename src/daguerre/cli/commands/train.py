@@ -4,11 +4,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from daguerre.atomic_io import expand_user
 from daguerre.cli.parsing import UsageError, parse_options
 from daguerre.errors import nearest
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.training.recipes import RECIPES
 
+BUILT_IN_DATA = ("shapes", "emoji")  # as in `data.catalog`, which imports numpy
 USAGE = "usage: daguerre train RECIPE [--help] [OPTIONS]"
 
 
@@ -16,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the recipe that the first argument names, with the others as its options; print the path of the result and a command to try.
 
     Raises:
-        UsageError: there is no such recipe, or no recipe is named.
+        UsageError: there is no such recipe, or no recipe is named, or its data does not exist.
     """
     if arguments and arguments[0] in ("-h", "--help"):
         print("\n  ".join([f"{USAGE}\n\nrecipes:", *(f"{name:<16}{recipe.summary}" for name, recipe in RECIPES.items())]))
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
     recipe = RECIPES[name]
     options = parse_options(recipe.options, rest, f"train {name}")
+    data = getattr(options, "data", None)
+    if data is not None and str(data) not in BUILT_IN_DATA and not expand_user(data).is_dir():
+        raise UsageError(f"There is no directory '{data}'; give --data a directory of images, or {' or '.join(BUILT_IN_DATA)}.")
 
     from daguerre.training.processes import is_distributed, rank, state
 
