@@ -87,7 +87,7 @@ def pixels(seeds: Sequence[Found]) -> str:
         [
             "## The same transformer on pixels and on codes",
             "1024 pixels of 64 colours, or 256 codes of f2, at equal time, batches of 8; NLL on 100 images; the Fréchet distance of 128 "
-            "samples to the 500 true images. Neither representation is exact, so the PSNR of what each keeps stands beside its length. "
+            "samples to the 500 true images. Neither representation is exact, so the PSNR of each is given next to its length. "
             "The paper (section 4.1): codes are 14 times as fast to sample, and their FID is 19 % lower.",
             table(
                 ["tokens", "seed", "steps", "bits/pixel", "PSNR of what is kept, dB", "seconds/image", "Fréchet"],

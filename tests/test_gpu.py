@@ -9,7 +9,7 @@ from daguerre.models.autoencoder_kl import VAE_SD, AutoencoderKL
 from daguerre.nn.norm import GroupNorm
 from daguerre.training.loop import normal
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, which CI has not")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, which CI does not have")
 CUDA = torch.device("cuda")
 
 

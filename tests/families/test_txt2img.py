@@ -178,9 +178,9 @@ def test_a_file_without_configs_gives_the_same_latents(peer: Peer, tmp_path: Pat
 def test_sdxl_size_and_crop_conditioning_equals_diffusers(peer: Peer):
     """Image size and crop in training are inputs of SDXL."""
     pipeline, _, model = peer("sdxl")
-    told = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
-    negative = {f"negative_{name}": value for name, value in told.items()}
-    reference = reference_latents(scheduled(pipeline, *NAMED["euler"][1:]), **told, **negative)
+    sizes = {"original_size": (20, 30), "target_size": (16, 32), "crops_coords_top_left": (3, 7)}
+    negative = {f"negative_{name}": value for name, value in sizes.items()}
+    reference = reference_latents(scheduled(pipeline, *NAMED["euler"][1:]), **sizes, **negative)
     size = SizeConditioning((20, 30), (16, 32), crop_top_left=(3, 7))
     fixed = model.conditioner.with_size(16, 32, size)
     fixed.with_size = lambda *_: fixed

@@ -168,7 +168,7 @@ def test_such_a_run_needs_half_the_memory_for_its_unet_and_is_not_refused(half: 
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads process memory from /proc, which needs Linux")
 def test_a_folder_in_another_dtype_gives_the_pages_of_its_files_back(folder: Path, monkeypatch: pytest.MonkeyPatch):
     size, seen = sum(file.stat().st_size for file in folder.glob("*/*.safetensors")), []
     monkeypatch.setattr(reader, "is_finite", lambda tensor, of=reader.is_finite: (of(tensor), seen.append(resident(folder)))[0])

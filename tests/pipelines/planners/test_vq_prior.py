@@ -36,23 +36,23 @@ def first_stage(seed: int = 0) -> VQModel:
     return network
 
 
-def model_of(prefix: Prefixes, told: int = 1) -> LatentPrior:
+def model_of(prefix: Prefixes, prefix_length: int = 1) -> LatentPrior:
     """Images of 16 pixels as 4×4 codes."""
     torch.manual_seed(1)
-    prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, told + 16, (4, 4), width=16, layers=1, heads=2)).eval()
+    prior = TransformerPrior(TransformerPriorConfig(8, prefix.tokens, prefix_length + 16, (4, 4), width=16, layers=1, heads=2)).eval()
     for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=1.0)  # so that what is told shows
+        torch.nn.init.normal_(parameter, std=1.0)  # so that the condition has a visible effect
     return LatentPrior(prior, first_stage(), prefix, "tiny", 16)
 
 
 def map_model() -> LatentPrior:
-    return model_of(MapPrefix(first_stage(5), "semantic", PALETTE), told=16)
+    return model_of(MapPrefix(first_stage(5), "semantic", PALETTE), prefix_length=16)
 
 
 @pytest.fixture(scope="module")
 def by_text() -> LatentPrior:
     tokenizer = train_tokenizer(["a red circle", "a blue square"] * 4, 600, 8)
-    return model_of(TextPrefix(tokenizer), told=8)
+    return model_of(TextPrefix(tokenizer), prefix_length=8)
 
 
 def codes_of(model: LatentPrior, request: Request) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_larger_images_use_a_sliding_window_and_smaller_ones_its_middle():
 
 
 def test_coordinates_are_those_of_the_whole_image():
-    model = model_of(CoordinatePrefix(64, 4), told=16)
+    model = model_of(CoordinatePrefix(64, 4), prefix_length=16)
     places = model.prefix(PriorInputs(["", ""], (4, 8)))
     assert places is not None
     assert places.shape == (2, 4, 8)
@@ -128,7 +128,7 @@ def test_the_lower_half_is_completed():
 @pytest.mark.parametrize("kind", ["none", "class", "text", "map", "coordinates"])
 def test_a_saved_folder_gives_the_same_images(kind: str, by_text: LatentPrior, tmp_path: Path):
     models = {"none": model_of(EmptyPrefix()), "class": model_of(ClassPrefix(("cat", "dog"))), "text": by_text, "map": map_model()}
-    model = models.get(kind) or model_of(CoordinatePrefix(64, 4), told=16)
+    model = models.get(kind) or model_of(CoordinatePrefix(64, 4), prefix_length=16)
     task = MapToImage(Image.new("RGB", (16, 16), (255, 0, 0))) if kind == "map" else Request.task
     request = Request(prompt={"class": "Dog", "text": "a red circle"}.get(kind, ""), seed=9, task=task)
     again = daguerre.load(save(model, tmp_path / "model"))
@@ -176,7 +176,7 @@ def test_a_prior_of_another_first_stage_is_refused(tmp_path: Path):
 )  # fmt: skip
 def test_unsupported_requests_are_refused_before_sampling(prefix: Prefixes, request_: Request, message: str):
     with pytest.raises(DaguerreError, match=message):
-        daguerre.stream(model_of(prefix, told=16), request_)
+        daguerre.stream(model_of(prefix, prefix_length=16), request_)
 
 
 def test_keep_must_be_a_share():

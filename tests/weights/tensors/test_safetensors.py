@@ -155,7 +155,7 @@ def test_convolution_weights_become_channels_last_with_equal_values(tmp_path: Pa
     assert torch.equal(file.tensor("conv"), tensors["conv"])  # pages that were given back are read again
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads process memory from /proc, which needs Linux")
 def test_a_file_and_its_copy_in_another_dtype_are_never_in_memory_together(tmp_path: Path):
     size = 48 << 20
     save_safetensors(tmp_path / "x.safetensors", {f"{i}": torch.zeros(size // 16, dtype=torch.float16) for i in range(8)})
