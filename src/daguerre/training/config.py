@@ -1,7 +1,7 @@
 """Settings of the training loop and of the losses, as plain values. Nothing here imports torch, so that `--help` stays instant."""
 
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, replace
+from math import ceil, inf
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -19,6 +19,8 @@ class LoopConfig:
     """Length, batch size, optimizer, precision and logging of one training."""
 
     max_train_steps: int = 1000  # Total number of optimizer steps.
+    # Number of passes over a directory of images; sets the number of steps, instead of --max-train-steps.
+    num_train_epochs: Annotated[float | None, optional("FLOAT")] = None
     batch_size: int = 64  # Images per optimizer step, summed over all processes and accumulated parts.
     gradient_accumulation_steps: int = 1  # Number of parts that each batch is split into to save memory.
     learning_rate: float = 1e-4  # Peak learning rate of AdamW.
@@ -44,6 +46,8 @@ class LoopConfig:
         for name in ("learning_rate", "lr_warmup_steps", "weight_decay", "max_grad_norm", "sample_every", "workers", "seed"):
             if not 0 <= getattr(self, name) < inf:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.num_train_epochs is not None and not 0 < self.num_train_epochs < inf:
+            raise DaguerreError(f"num_train_epochs is {self.num_train_epochs:g}; it must be above 0, such as 10.")
         shares = {"lr_decay": self.lr_decay, "ema_decay": self.ema_decay, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -52,6 +56,17 @@ class LoopConfig:
             raise DaguerreError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps {self.gradient_accumulation_steps}."
             )
+
+    @property
+    def known_steps(self) -> float:
+        """The number of steps; infinite as long as the number of images, which sets it, is unknown."""
+        return self.max_train_steps if self.num_train_epochs is None else inf
+
+    def for_images(self, count: int) -> "LoopConfig":
+        """The settings with the number of steps that `num_train_epochs` passes over `count` images take, rounded up."""
+        if self.num_train_epochs is None:
+            return self
+        return replace(self, max_train_steps=ceil(self.num_train_epochs * count / self.batch_size), num_train_epochs=None)
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step`: linear warmup, constant, linear decay."""

@@ -1,5 +1,6 @@
 """First-task recipes at a tiny size: every kind saves a model that loads, resumes exactly, and refuses impossible options."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,21 @@ def test_every_kind_saves_a_model_with_unit_variance_latents(kind: str, tmp_path
         assert model.decode(z).shape == x.shape
     assert z.std().item() == pytest.approx(1, abs=0.2)
     assert (tmp_path / "samples" / "000004.png").is_file()
+
+
+def test_epochs_set_the_number_of_steps(tmp_path: Path):
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i, 90, 90)).save(tmp_path / f"{i}.png")
+    epochs = replace(LOOP, num_train_epochs=1.5, sample_every=0)
+    recipe = replace(RECIPES["vqvae"], data=str(tmp_path), out=tmp_path / "out", loop=epochs)
+    run(recipe)
+    assert json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["step"] == 3  # ceil(1.5 · 6 / 4)
+    with pytest.raises(DaguerreError, match="only 3 steps"):
+        run(replace(recipe, out=tmp_path / "late", codebook_start=3))
+    with pytest.raises(DaguerreError, match="use --max-train-steps"):
+        run(replace(recipe, data="shapes", out=tmp_path / "rendered"))
+    with pytest.raises(DaguerreError, match="num_train_epochs is 0"):
+        replace(LOOP, num_train_epochs=0)
 
 
 @pytest.mark.parametrize("kind", ["vqgan", "gumbel"])

@@ -10,10 +10,11 @@ from PIL import Image
 
 import daguerre
 from daguerre.data import ShapesDataset, ShapesMix
+from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.models.unet import UNetConfig
+from daguerre.models.unet import SD2, UNet, UNetConfig
 from daguerre.training.config import LoopConfig
 from daguerre.training.loop import Interrupted
 from daguerre.training.options.latent_diffusion import EmojiRecipe, LatentRecipe
@@ -21,8 +22,16 @@ from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.recipes import RECIPES
 from daguerre.training.recipes.emoji import PRESETS
 from daguerre.training.recipes.emoji import run as run_emoji
-from daguerre.training.recipes.latent_diffusion import run_latent_recipe, with_steps
-from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, LatentDiffusionPlan, tiny_text, tiny_vision
+from daguerre.training.recipes.latent_diffusion import run_latent_recipe, with_options
+from daguerre.training.recipes.stages import (
+    AutoencoderPlan,
+    ClipPlan,
+    DiffusionPlan,
+    LatentDiffusionPlan,
+    resize_unet,
+    tiny_text,
+    tiny_vision,
+)
 from daguerre.training.recipes.text_to_image import run as run_text_to_image
 
 LOOP = LoopConfig(max_train_steps=4, batch_size=8, lr_warmup_steps=1, log_every=2, sample_every=4, checkpoint_every=2)
@@ -134,9 +143,42 @@ def test_a_missing_model_leaves_no_files(tmp_path):
 
 
 def test_steps_of_a_preset_can_be_changed():
-    plan = with_steps(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
+    plan = with_options(PRESETS["cpu"], TinyRecipe(autoencoder_steps=7, diffusion_steps=9))
     assert (plan.autoencoder.loop.max_train_steps, plan.diffusion.loop.max_train_steps) == (7, 9)
     assert plan.clip == PRESETS["cpu"].clip
+
+
+@pytest.mark.parametrize(
+    ("base", "channels", "blocks", "depth", "heads"),
+    [
+        (UNetConfig(), (64, 128), 1, (1, 1), (1, 1)),  # heads of SD 1 are 40 and 80 wide
+        (SD2, (128, 192, 256, 256, 320), 2, (1, 1, 1, 0, 0), (2, 3, 4, 4, 5)),  # heads of 64; a fifth level without attention
+        (SD2, (), 3, SD2.depth, SD2.heads),
+    ],
+)
+def test_a_unet_of_another_size_keeps_attention_and_head_width(base, channels, blocks, depth, heads):
+    config = resize_unet(base, channels, blocks)
+    assert (config.channels, config.blocks, config.depth, config.heads) == (channels or base.channels, blocks, depth, heads)
+    with torch.device("meta"):
+        x = torch.empty(2, 4, 8, 8)
+        assert UNet(config)(x, torch.empty(2), Conditioning(context=torch.empty(2, 3, base.context_width))).shape == x.shape
+
+
+def test_an_impossible_unet_size_is_refused():
+    for channels, blocks, message in (((50,), None, "multiple of 32"), ((0,), None, "multiple of 32"), ((), 0, "unet_blocks is 0")):
+        with pytest.raises(DaguerreError, match=message):
+            resize_unet(UNetConfig(), channels, blocks)
+    with pytest.raises(DaguerreError, match="add --from-scratch"):
+        TextToImageRecipe(Path("x"), unet_channels=(64,))
+    with pytest.raises(DaguerreError, match="keeps its size"):
+        run(TinyRecipe(Path("never"), model="emoji", unet_blocks=1))
+
+
+def test_a_preset_with_another_unet():
+    plan = with_options(PRESETS["cpu"], TinyRecipe(unet_channels=(64, 128, 128), unet_blocks=2))
+    assert plan.diffusion.unet == replace(
+        PRESETS["cpu"].diffusion.unet, channels=(64, 128, 128), blocks=2, depth=(1, 1, 1), heads=(1, 2, 2)
+    )
 
 
 def test_the_gpu_preset_is_refused_without_a_gpu(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ class _AdversarialOptions(_FirstStageOptions):
         loss, end = self.loss, self.loss.adversarial_start + self.loss.adversarial_ramp
         if loss.perceptual_weight and not self.perceptual:
             raise DaguerreError("--perceptual-weight needs a perceptual network; give its weights with --perceptual.")
-        if loss.adversarial_weight and end > self.loop.max_train_steps:
+        if loss.adversarial_weight and end > self.loop.known_steps:
             raise DaguerreError(
                 f"The discriminator starts at step {loss.adversarial_start} and has its full weight at step {end}, but there are only "
                 f"{self.loop.max_train_steps} steps; increase --max-train-steps, decrease --adversarial-start, or set "
@@ -114,7 +114,7 @@ class VQVAERecipe(_AdversarialOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps = self.loop.max_train_steps
+        steps = self.loop.known_steps
         if self.codebook == "gumbel" and self.temperature_steps > steps:
             raise DaguerreError(
                 f"The codebook's temperature falls over {self.temperature_steps} steps, but there are only {steps}; increase "

@@ -17,6 +17,8 @@ class LatentRecipe:
     seed: int = 0  # Seed of the initial weights, the data order and the noise.
     autoencoder_steps: Annotated[int | None, optional("INT")] = None  # Number of training steps of the autoencoder. Default: the preset's.
     clip_steps: Annotated[int | None, optional("INT")] = None  # Number of training steps of CLIP. Default: the preset's.
+    unet_channels: tuple[int, ...] = ()  # Channels of each level of the UNet, such as 64 128. Default: the preset's.
+    unet_blocks: Annotated[int | None, optional("INT")] = None  # Residual blocks of each level of the UNet. Default: the preset's.
     diffusion_steps: Annotated[int | None, optional("INT")] = None  # Number of training steps of the UNet. Default: the preset's.
 
 

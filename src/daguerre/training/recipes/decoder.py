@@ -17,6 +17,7 @@ from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.options.decoder import DecoderRecipe
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.processes import rank
+from daguerre.training.recipes.stages import with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save_first_stage
 from daguerre.weights.catalog import find
@@ -35,13 +36,14 @@ def run(recipe: DecoderRecipe) -> Path:
     Raises:
         DaguerreError: there are no images or no such model, the resolution does not fit, or `out` belongs to another run.
     """
-    path, loop = find(recipe.model), recipe.loop
+    path = find(recipe.model)
     first_stage = load_first_stage(path)
     require_multiple(recipe.resolution, first_stage.downsample_factor, f"'{path}'")
     images = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
     rendered = not isinstance(images, FolderDataset)
     trained, held_out, disjoint = split_held_out(PriorDataset(images, rendered=rendered))
     source = trained.images
+    loop = with_epochs(recipe, images).loop
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
     parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.perceptual_weight}
     record_run(recipe.out, "DecoderRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=parts)

@@ -23,7 +23,7 @@ from daguerre.training.objectives.perceptual import PerceptualLoss, load_percept
 from daguerre.training.objectives.vae_vq import PlainAutoencoderTask, QuantizedTask, VariationalTask, cosine_anneal
 from daguerre.training.options.first_stage import NORM_GROUPS, AutoencoderRecipe, FirstStageRecipe, VAERecipe, VQVAERecipe
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import with_measured_scale
+from daguerre.training.recipes.stages import with_epochs, with_measured_scale
 from daguerre.training.run_identity import record_run
 from daguerre.weights import save_first_stage
 from daguerre.weights.diffusers.vae import FirstStage
@@ -70,7 +70,9 @@ def run(recipe: FirstStageRecipe) -> Path:
     Raises:
         DaguerreError: there are no images, an option is impossible, or `out` belongs to another run.
     """
-    source, loop = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad), recipe.loop
+    source = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
+    recipe = with_epochs(recipe, source)
+    loop = recipe.loop
     paths = () if isinstance(recipe, VAERecipe) else recipe.perceptual
     perceptual = load_perceptual(paths) if paths else None
     torch.manual_seed(loop.seed)

@@ -11,7 +11,15 @@ from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig
 from daguerre.training.options.latent_diffusion import LatentRecipe
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import DiffusionPlan, LatentDiffusionPlan, init_model, train_autoencoder, train_clip, train_diffusion
+from daguerre.training.recipes.stages import (
+    DiffusionPlan,
+    LatentDiffusionPlan,
+    init_model,
+    resize_unet,
+    train_autoencoder,
+    train_clip,
+    train_diffusion,
+)
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save, save_clip
 
@@ -23,9 +31,11 @@ def run_latent_recipe(
 
     A new UNet first trains on the dataset `curriculum`, for the plan's share of its steps.
     """
-    plan = with_steps(plan, recipe)
+    plan = with_options(plan, recipe)
     if recipe.model is not None and (recipe.autoencoder_steps, recipe.clip_steps) != (None, None):
         raise DaguerreError("With --model only the UNet is trained; remove --autoencoder-steps and --clip-steps, or --model.")
+    if recipe.model is not None and (recipe.unet_channels or recipe.unet_blocks is not None):
+        raise DaguerreError("With --model the UNet keeps its size; remove --unet-channels and --unet-blocks, or --model.")
     base = None if recipe.model is None else load_diffusion(recipe.model)
     record_run(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.model, plan=asdict(plan))
     if base is None:
@@ -56,15 +66,16 @@ def split_curriculum(plan: LatentDiffusionPlan) -> tuple[DiffusionPlan, LatentDi
     return first, replace(plan, diffusion=replace(whole, loop=replace(whole.loop, max_train_steps=total - steps)))
 
 
-def with_steps(plan: LatentDiffusionPlan, recipe: LatentRecipe) -> LatentDiffusionPlan:
-    """The plan with the numbers of steps of the recipe."""
+def with_options(plan: LatentDiffusionPlan, recipe: LatentRecipe) -> LatentDiffusionPlan:
+    """The plan with the recipe's numbers of steps and size of the UNet. Raises DaguerreError if that size is impossible."""
 
     def loop(config: LoopConfig, steps: int | None) -> LoopConfig:
         return config if steps is None else replace(config, max_train_steps=steps)
 
+    unet = resize_unet(plan.diffusion.unet, recipe.unet_channels, recipe.unet_blocks)
     return replace(
         plan,
         autoencoder=replace(plan.autoencoder, loop=loop(plan.autoencoder.loop, recipe.autoencoder_steps)),
         clip=replace(plan.clip, loop=loop(plan.clip.loop, recipe.clip_steps)),
-        diffusion=replace(plan.diffusion, loop=loop(plan.diffusion.loop, recipe.diffusion_steps)),
+        diffusion=replace(plan.diffusion, loop=loop(plan.diffusion.loop, recipe.diffusion_steps), unet=unet),
     )

@@ -31,7 +31,7 @@ from daguerre.training.objectives.vae_vq import QuantizedTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.prior import PRIOR_LOOP, PriorRecipe
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import learned_tokenizer
+from daguerre.training.recipes.stages import learned_tokenizer, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save
 from daguerre.weights.diffusers.prior import require_codebook
@@ -52,6 +52,7 @@ def run(recipe: PriorRecipe) -> Path:
     first_stage = require_codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
     require_multiple(recipe.resolution, first_stage.downsample_factor, "this first stage")
     dataset, seed, key = open_prior_dataset(recipe), recipe.loop.seed, network_hash(first_stage)
+    recipe = with_epochs(recipe, dataset.images)
     plan = {"first stage": key, **recipe.network}
     record_run(recipe.out, "PriorRecipe", dataset.images.key, size=recipe.resolution, seed=seed, base=f"first stage {key}", plan=plan)
     prefix = build_prefix(recipe, dataset, first_stage)

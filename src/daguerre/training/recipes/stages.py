@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import Conditioner, Tokenizer, train_tokenizer
-from daguerre.data import BatchLoader, Dataset
+from daguerre.data import BatchLoader, Dataset, FolderDataset
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -36,6 +36,7 @@ from daguerre.training.run_identity import fingerprint
 from daguerre.weights.hashing import network_hash
 
 F = TypeVar("F", bound=AutoencoderKL | VQModel)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,40 @@ class LatentDiffusionPlan:
     clip: ClipPlan
     diffusion: DiffusionPlan
     curriculum: float = 0.0  # share of the diffusion stage's steps and samples; not used for fine-tuning
+
+
+def with_epochs(recipe: R, images: Dataset) -> R:
+    """A recipe with an option group `loop`, whose number of epochs becomes a number of steps.
+
+    Raises:
+        DaguerreError: the images are rendered for each step, so there are no epochs; or the number of steps does not suit the recipe.
+    """
+    loop: LoopConfig = recipe.loop  # pyright: ignore[reportAttributeAccessIssue]
+    if loop.num_train_epochs is None:
+        return recipe
+    if not isinstance(images, FolderDataset):
+        raise DaguerreError("Built-in data is rendered for each step, so it has no epochs; use --max-train-steps.")
+    return replace(recipe, loop=loop.for_images(len(images)))  # pyright: ignore[reportArgumentType]
+
+
+def resize_unet(config: UNetConfig, channels: Sequence[int] = (), blocks: int | None = None) -> UNetConfig:
+    """A UNet config with other channels for each level and other residual blocks per level; empty or None keeps the config's own.
+
+    Levels that the config does not have get the attention of its last one. Attention heads keep about their width.
+
+    Raises:
+        DaguerreError: the channels are not multiples of the norm groups, or there are no blocks.
+    """
+    channels, groups, last = tuple(channels) or config.channels, config.norm_groups, len(config.channels) - 1
+    if any(width < groups or width % groups for width in channels):
+        raise DaguerreError(f"unet_channels are {' '.join(map(str, channels))}; each must be a multiple of {groups}, such as {2 * groups}.")
+    if blocks is not None and blocks < 1:
+        raise DaguerreError(f"unet_blocks is {blocks}; it must be 1 or more.")
+    like = [min(level, last) for level in range(len(channels))]  # the level of the config that each level resembles
+    wanted = [width * config.heads[level] // config.channels[level] for width, level in zip(channels, like, strict=True)]
+    heads = [next(n for n in range(max(most, 1), 0, -1) if width % n == 0) for width, most in zip(channels, wanted, strict=True)]
+    depth = tuple(config.depth[level] for level in like)
+    return replace(config, channels=channels, blocks=blocks or config.blocks, depth=depth, heads=tuple(heads))
 
 
 def train_autoencoder(plan: AutoencoderPlan, source: Dataset, size: int, seed: int, out: Path) -> AutoencoderKL:

@@ -22,7 +22,7 @@ from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import trained_parts
+from daguerre.training.recipes.stages import resize_unet, trained_parts, with_epochs
 from daguerre.training.run_identity import fingerprint, record_run
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.hashing import network_hash
@@ -36,16 +36,19 @@ def run(recipe: TextToImageRecipe) -> Path:
     """
     model = load_diffusion(recipe.model)
     autoencoder, conditioner = trained_parts(model)
-    size, loop = model.sample_size if recipe.resolution is None else recipe.resolution, recipe.loop
+    size = model.sample_size if recipe.resolution is None else recipe.resolution
+    unet_config = resize_unet(model.unet.config, recipe.unet_channels, recipe.unet_blocks)
     if recipe.crops_per_image < 1:
         raise DaguerreError(f"crops_per_image is {recipe.crops_per_image}; it must be 1 or more.")
     require_multiple(size, autoencoder.downsample_factor, model.name)
     source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad, repeats=True)
+    recipe = with_epochs(recipe, source)
+    loop = recipe.loop
     if rank() == 0:
         print_summary(source)
     record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
     torch.manual_seed(loop.seed)
-    unet = UNet(model.unet.config) if recipe.from_scratch else model.unet.float()
+    unet = UNet(unet_config) if recipe.from_scratch else model.unet.float()
     model = replace(model, unet=unet, name=recipe.out.name, sample_size=size)
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
     batches = BatchLoader(source, loop.batch_size, loop.seed, size)
@@ -59,6 +62,8 @@ def run(recipe: TextToImageRecipe) -> Path:
     task = DiffusionTask(model, recipe.loss, CachedCaptions(conditioner.encode_captions), source.captions(8, seed=0))
     options = {name: getattr(recipe, name) for name in ("from_scratch", "cache", "crops_per_image")}
     identity = encoded | options | {"model": recipe.model, "text": network_hash(conditioner), "loss": asdict(recipe.loss)}
+    if recipe.unet_channels or recipe.unet_blocks:
+        identity["unet"] = asdict(unet_config)
     with checkpointed(unet) if recipe.gradient_checkpointing else nullcontext():
         train(task, batches, loop, recipe.out, recipe=identity)
     if rank() == 0:
