@@ -1,22 +1,32 @@
 """Datasets by name: the built-in ones, or a directory of images."""
 
 import sys
-from typing import Literal
+from typing import TypedDict, Unpack
 
 from daguerre.atomic_io import expand_user
 from daguerre.data.dataset import Dataset
 from daguerre.data.emoji.dataset import EmojiDataset
+from daguerre.data.fitting import CropMode
 from daguerre.data.folder import FolderDataset
 from daguerre.data.shapes import ShapesDataset
 from daguerre.errors import DaguerreError
 
+
+class FolderOptions(TypedDict, total=False):
+    """Options of a `FolderDataset`."""
+
+    skip_bad: bool
+    crop: CropMode
+    mirror: bool
+    bucket_step: int
+    repeats: bool
+
+
 BUILT_IN_DATASETS = {"shapes": ShapesDataset, "emoji": EmojiDataset}
 
 
-def open_dataset(
-    data: str, size: int, *, skip_bad: bool = False, crop: Literal["random", "center"] = "random", captioned: bool = False
-) -> Dataset:
-    """Images of `size` × `size` pixels, from a built-in dataset or a directory. Prints what a directory contains to stderr.
+def open_dataset(data: str, size: int, *, captioned: bool = False, **options: Unpack[FolderOptions]) -> Dataset:
+    """Images of `size` × `size` pixels, from a built-in dataset or a directory; the `options` apply to a directory.
 
     Raises:
         DaguerreError: there is no such directory, it has no images, or, if `captioned`, an image has no caption.
@@ -26,9 +36,7 @@ def open_dataset(
     folder = expand_user(data)
     if not folder.is_dir():
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
-    source = FolderDataset(folder, size, crop=crop, captioned=captioned, skip_bad=skip_bad)
-    print_summary(source)
-    return source
+    return FolderDataset(folder, size, captioned=captioned, **options)
 
 
 def print_summary(source: FolderDataset) -> None:

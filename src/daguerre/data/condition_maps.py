@@ -19,8 +19,9 @@ from PIL import Image, ImageOps
 
 from daguerre.data.captions import plural
 from daguerre.data.dataset import Dataset, Sample, Subset
-from daguerre.data.folder import FolderDataset, file_digest
-from daguerre.data.images import open_image, resize_and_crop
+from daguerre.data.folder import FolderDataset
+from daguerre.data.folder_files import file_digest
+from daguerre.data.images import image_size, open_image
 from daguerre.data.shapes import SHAPES, ShapesDataset, ShapesScene
 from daguerre.errors import DaguerreError
 
@@ -88,17 +89,18 @@ def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
 
 def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> ConditionMaps:
     """Read maps from files: `folder/a/b.png` belongs to the image `a/b.jpg`."""
-    paths = [folder / path.relative_to(source.folder).with_suffix(".png") for path, _ in source.items]
+    if kind == "semantic" and source.crop == "pad":
+        raise DaguerreError("Semantic maps cannot be padded, because their colours are classes; use another --crop.")
+    paths = [folder / item.path.relative_to(source.folder).with_suffix(".png") for item in source.items]
     colours: set[RGBColour] = set()
-    for path, (image_path, _) in zip(paths, source.items, strict=True):
+    for path, item in zip(paths, source.items, strict=True):
         if not path.is_file():
-            raise DaguerreError(f"There is no map '{path}' for the image '{image_path}'; each image needs a PNG map of the same name.")
+            raise DaguerreError(f"There is no map '{path}' for the image '{item.path}'; each image needs a PNG map of the same name.")
         condition_map = open_image(path)
-        with Image.open(image_path) as original:
-            if condition_map.size != ImageOps.exif_transpose(original).size:
-                raise DaguerreError(
-                    f"'{path}' has {condition_map.width}×{condition_map.height} pixels; it must have the size of its image '{image_path}'."
-                )
+        if condition_map.size != image_size(item.path)[::-1]:
+            raise DaguerreError(
+                f"'{path}' has {condition_map.width}×{condition_map.height} pixels; it must have the size of its image '{item.path}'."
+            )
         if kind == "semantic":
             colours |= _classes(condition_map, path)
     if len(colours) > MAX_MAP_COLOURS:
@@ -106,8 +108,7 @@ def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> Conditio
     resample = Image.Resampling.NEAREST if kind == "semantic" else Image.Resampling.LANCZOS
 
     def read(index: int, rng: np.random.Generator) -> Image.Image:
-        position = rng.random() if source.crop == "random" else 0.5  # the same crop as the image's
-        return resize_and_crop(open_image(paths[index]), source.size, position, resample)
+        return source.fit(open_image(paths[index]), index, rng, resample)
 
     palette, files = tuple(sorted(colours)), [(path.relative_to(folder).as_posix(), file_digest(path)) for path in paths]
     digest = hashlib.sha256(json.dumps([palette, files]).encode()).hexdigest()[:16]
@@ -122,7 +123,7 @@ def _classes(condition_map: Image.Image, path: Path) -> set[RGBColour]:
 
 
 def _subset(source: Dataset, make_map: Callable[[int, np.random.Generator], Image.Image], key: str) -> Subset:
-    return Subset(source.size, key, lambda index, rng: Sample(make_map(index, rng), ""), range(len(source)))
+    return Subset(source.size, key, lambda index, rng: Sample(make_map(index, rng), ""), range(len(source)), source.rendered)
 
 
 def _too_many(path: Path) -> DaguerreError:

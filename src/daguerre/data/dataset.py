@@ -17,15 +17,17 @@ HELD_OUT = 0.1  # fraction of combinations that training never shows
 
 @dataclass(frozen=True)
 class Sample:
-    """A square RGB image and its caption.
+    """An RGB image, square except with aspect-ratio buckets, and its caption.
 
     `label_key` is equal for captions that describe the same content in other words; `hard_negative` is a similar but false caption, or "".
+    `label` is the name of the image's class, or "".
     """
 
     image: Image.Image
     caption: str
     label_key: str = ""
     hard_negative: str = ""
+    label: str = ""
 
 
 class Dataset(Protocol):
@@ -34,6 +36,11 @@ class Dataset(Protocol):
     @property
     def size(self) -> int:
         """Side of the images in pixels."""
+        ...
+
+    @property
+    def rendered(self) -> bool:
+        """True if every epoch has new images; False for files."""
         ...
 
     @property
@@ -60,6 +67,7 @@ class Subset:
     key: str
     sample_item: Callable[[int, np.random.Generator], Sample]
     indices: Sequence[int]
+    rendered: bool = True
 
     def __len__(self) -> int:
         return len(self.indices)

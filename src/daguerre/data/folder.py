@@ -1,113 +1,73 @@
-"""A folder of images with captions. The caption of an image comes from the first of these that has one:
+"""A folder of images with captions, as a dataset; `folder_files` says where captions come from and what is left out.
 
-    metadata.jsonl      {"file_name": "a.png", "text": "a red apple"} per line, paths relative to the file; also metadata.csv
-    a.png, a.txt        a text file next to each image, in this folder or its subfolders; also a.caption
-    red_apple/a.png     one subfolder per class; its name is the caption if none of its images has its own
-
-Text is UTF-8, UTF-16 with a byte order mark, or Windows-1252. Hidden files, thumbnails and other leftovers of systems, and the folders of
-training runs are left out; `FolderDataset.summary` names them. All files are checked when the dataset is opened, so that training does not
-stop at image 40,000.
+All files are checked when the dataset is opened, so that training does not stop at image 40,000.
 """
 
-import codecs
-import csv
+import copy
 import hashlib
-import io
 import json
-import math
 import os
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from daguerre.data.dataset import Sample
-from daguerre.data.images import HEIF_SUFFIXES, SUFFIXES, is_leftover, open_image, resize_and_crop
+from daguerre.data.fitting import CROP_NAMES, CropMode, aspect_ratio_bucket, fit_image
+from daguerre.data.folder_files import (
+    ImageEntry,
+    Listing,
+    class_label,
+    count_repeats,
+    describe_unused,
+    file_digest,
+    find_entries,
+    list_files,
+)
+from daguerre.data.images import image_size, open_image
 from daguerre.errors import DaguerreError, join_names
 from daguerre.limits import MAX_PIXELS
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-CAPTION_SUFFIXES = (".txt", ".caption")
-CAPTION_FIELDS = ("text", "caption", "prompt")  # of an entry of METADATA_FILES
-# Names of folders that hold a whole dataset, so that they are no captions.
-GENERIC_NAMES = frozenset(("train", "training", "test", "val", "valid", "validation", "image", "images", "img", "imgs", "data", "dataset"))
-RUN_FOLDERS = frozenset(("samples", "model", "checkpoints", "cache", "tensorboard"))  # of a training run, next to its RUN_FILE
-RUN_FILE = "recipe.json"
-REPEATS = re.compile(r"([1-9]\d{0,2})_(.*\S.*)")  # "10_red apple", kohya's convention: images repeated 10 times, of "red apple"
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
+class FolderItem(NamedTuple):
+    """An image of a `FolderDataset`.
 
-@dataclass
-class ImageEntry:
-    """An image file; its caption, or None; where the caption comes from (a suffix or file name), and where a missing one is expected."""
+    label: the name of its class: "label" or "class" of a metadata file, else the name of its subfolder, else "". digest: of the file's
+    bytes. size: (height, width) of its samples.
+    """
 
     path: Path
-    caption: str | None
-    source: str
-    expected: str
-    digest: str = ""  # of the file's bytes
-    problem: str | None = None
-
-
-@dataclass
-class Listing:
-    """The files of a folder and its subfolders, sorted by path, and what was left out."""
-
-    files: list[Path] = field(default_factory=list)
-    normalized: dict[Path, Path] = field(default_factory=dict)  # files by path with composed letters and a lower-case suffix
-    left_out: list[Path] = field(default_factory=list)  # folders
-    used: set[Path] = field(default_factory=set)
-    windows_text: list[Path] = field(default_factory=list)  # files that were read as Windows-1252
-
-    def find(self, path: Path) -> Path | None:
-        return path if path.is_file() else self.normalized.get(_normalize(path))
-
-    def read_text(self, path: Path) -> str:
-        """The text of a file. Raises UnicodeDecodeError if its encoding is unknown."""
-        self.used.add(path)
-        data = path.read_bytes()
-        encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            text = data.decode("cp1252") if encoding == "utf-8" else ""
-            if not text or re.search(r"[^\x00-\x7f]{3}", text):  # rare in a Western language, usual if the bytes are another encoding
-                raise
-            self.windows_text.append(path)
-        if "\0" in text:  # UTF-16 without a byte order mark, or no text at all
-            raise UnicodeDecodeError(encoding, data, text.index("\0"), text.index("\0") + 1, "it contains the character NUL")
-        return text
+    caption: str
+    label: str
+    digest: str
+    size: tuple[int, int]
 
 
 class FolderDataset:
-    """The images of a folder as squares of `size` pixels: the shorter side is resized, the longer one cropped.
+    """The images of a folder as squares of `size` pixels, or with `crop` "bucket" as rectangles of about that many pixels.
 
-    `crop`: "random" crops at a random position of the longer side, "center" in the middle. If not `captioned`, missing captions are empty.
-    `repeats`: images of a folder "10_red apple" occur 10 times, relative to those of the other folders. `skipped` lists (file, problem) of
-    the images that `skip_bad` leaves out; `summary` describes what was found.
+    `crop`: see `fitting.CropMode`. `mirror`: a random half of the samples is mirrored. `bucket_step`: the sides of rectangles are multiples
+    of it. If not `captioned`, missing captions are empty. `repeats`: images of a folder "10_red apple" occur 10 times, relative to those of
+    the other folders. `skipped` lists (file, problem) of the images that `skip_bad` leaves out; `summary` describes what was found.
 
     Raises DaguerreError if the folder is missing or has no usable image, or, unless `skip_bad`, for the first image that is damaged, too
     large or without a caption.
     """
+
+    rendered = False
 
     def __init__(
         self,
         folder: Path,
         size: int,
         *,
-        crop: Literal["random", "center"] = "random",
+        crop: CropMode = "random",
+        mirror: bool = False,
+        bucket_step: int = 64,
         captioned: bool = True,
         skip_bad: bool = False,
         repeats: bool = False,
@@ -115,10 +75,10 @@ class FolderDataset:
     ):
         if size < 1:
             raise DaguerreError(f"size is {size}; it must be 1 or more.")
-        self.folder, self.size, self.crop, self.max_pixels = Path(folder), size, crop, max_pixels
+        self.folder, self.size, self.crop, self.mirror, self.max_pixels = Path(folder), size, crop, mirror, max_pixels
         self._captioned = captioned
-        listing = _list(self.folder)
-        entries = _entries(self.folder, listing)
+        listing = list_files(self.folder)
+        entries = find_entries(self.folder, listing)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(self._check, entries))
         self.skipped = [(entry.path, entry.problem) for entry in entries if entry.problem]
@@ -128,24 +88,78 @@ class FolderDataset:
         usable = [entry for entry in entries if not entry.problem]
         if not usable:
             raise DaguerreError(f"None of the {len(entries)} images in {self.folder} is usable. The first problem: {self.skipped[0][1]}")
-        times = _repeats(usable) if repeats else {}
+        times = count_repeats(usable) if repeats else {}
         repeated = [entry for entry in usable for _ in range(times.get(entry.path.parent, 1))]
-        self.items = [(entry.path, entry.caption or "") for entry in repeated]
-        described = [(entry.path.relative_to(self.folder).as_posix(), entry.digest, entry.caption) for entry in repeated]
-        self.key = f"images and captions {hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]} size {size} crop {crop}"
-        self.summary = _summary(self.folder, usable, listing, times, len(self.skipped), captioned)
+        buckets = {entry.path: aspect_ratio_bucket(entry.size, size, bucket_step) if crop == "bucket" else (size, size) for entry in usable}
+        self.items = [
+            FolderItem(entry.path, entry.caption or "", class_label(entry, self.folder), entry.digest, buckets[entry.path])
+            for entry in repeated
+        ]
+        self.summary = [
+            *_summary(self.folder, usable, listing, times, len(self.skipped), captioned),
+            _crop_summary(self.items, crop, mirror),
+        ]
+
+    @property
+    def key(self) -> str:
+        described = [(item.path.relative_to(self.folder).as_posix(), item.digest, item.caption) for item in self.items]
+        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+        sizes = f" {sorted({item.size for item in self.items})}" if self.crop == "bucket" else ""
+        return f"images and captions {digest} size {self.size} crop {self.crop}{sizes}{' mirror' if self.mirror else ''}"
+
+    @property
+    def buckets(self) -> list[int]:
+        """For each index, the number of its size (height, width) among the sizes of all images: the images of one batch have one size."""
+        numbers = {size: number for number, size in enumerate(sorted({item.size for item in self.items}))}
+        return [numbers[item.size] for item in self.items]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names of all images, sorted; empty if no image has one."""
+        return sorted({item.label for item in self.items} - {""})
 
     def __len__(self) -> int:
         return len(self.items)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        path, text = self.items[index]
-        position = rng.random() if self.crop == "random" else 0.5
-        return Sample(resize_and_crop(open_image(path, min_side=self.size, max_pixels=self.max_pixels), self.size, position), text)
+        item = self.items[index]
+        # A long image needs more than the target's shorter side, so that the other side is large enough, too.
+        image = open_image(item.path, min_side=max(item.size), max_pixels=self.max_pixels)
+        return Sample(self.fit(image, index, rng), item.caption, label=item.label)
+
+    def fit(
+        self, image: Image.Image, index: int, rng: np.random.Generator, resample: Image.Resampling = Image.Resampling.LANCZOS
+    ) -> Image.Image:
+        """An image, or a map of it, as a sample of this dataset has it: with equal generators, equally cropped and mirrored."""
+        position = rng.random() if self.crop in ("random", "bucket") else 0.5
+        fitted = fit_image(image, self.items[index].size, self.crop, position, resample)
+        return ImageOps.mirror(fitted) if self.mirror and rng.random() < 0.5 else fitted
 
     def captions(self, count: int, seed: int) -> list[str]:
         order = np.random.default_rng(seed).permutation(len(self))
-        return [self.items[int(order[i % len(self)])][1] for i in range(count)]
+        return [self.items[int(order[i % len(self)])].caption for i in range(count)]
+
+    def part(self, items: Iterable[FolderItem]) -> "FolderDataset":
+        """The same dataset with only these of its items."""
+        part = copy.copy(self)
+        part.items = list(items)
+        return part
+
+    def split(self, fraction: float) -> "tuple[FolderDataset, FolderDataset]":
+        """The part for training, and about this fraction of the images for validation.
+
+        A hash of the file's content decides, so an image stays in its part when others are added or renamed, and copies are together.
+        Raises DaguerreError if a part would be empty.
+        """
+        held_out = [item for item in self.items if int(item.digest, 16) < fraction * 16 ** len(item.digest)]
+        paths = {item.path for item in held_out}
+        trained = [item for item in self.items if item.path not in paths]
+        if not held_out or not trained:
+            raise DaguerreError(
+                f"A validation fraction of {fraction:g} leaves {len(trained)} of {len(self)} images for training and {len(held_out)} for "
+                f"validation; both need at least one. Use a {'larger' if trained else 'smaller'} fraction, or more images."
+            )
+        return self.part(trained), self.part(held_out)
 
     def _check(self, entry: ImageEntry) -> None:
         """Set the entry's digest and problem; only decoding shows that a file is complete."""
@@ -154,140 +168,19 @@ class FolderDataset:
             return
         try:
             open_image(entry.path, min_side=self.size, max_pixels=self.max_pixels)
+            entry.size = image_size(entry.path) if self.crop == "bucket" else (self.size, self.size)
             entry.digest = file_digest(entry.path)
         except DaguerreError as error:
             entry.problem = str(error)
 
 
-def file_digest(path: Path) -> str:
-    """A hash of a file's bytes: it also changes if an edited file keeps its size and time."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _normalize(path: Path) -> Path:
-    """A path as a key of `Listing.normalized`: macOS writes "é" as two characters, and suffixes come in upper case, too."""
-    return Path(unicodedata.normalize("NFC", str(path.with_suffix(path.suffix.lower()))))
-
-
-def _list(folder: Path) -> Listing:
-    """The files of a folder and its subfolders, sorted by path, without leftovers and training runs. Links to folders are followed."""
-    if not folder.is_dir():
-        raise DaguerreError(f"There is no folder {folder}; give a folder of images with captions.")
-    listing, visited = Listing(), set[Path]()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
-        here = Path(root)
-        is_run = RUN_FILE in names
-        if here.resolve() in visited or (is_run and here != folder):
-            if is_run:
-                listing.left_out.append(here)
-            folders.clear()
-            continue
-        visited.add(here.resolve())
-        left_out = [name for name in folders if is_leftover(here / name) or (is_run and name in RUN_FOLDERS)]
-        listing.left_out += [here / name for name in left_out if not name.startswith(".")]
-        folders[:] = sorted(set(folders) - set(left_out))
-        listing.files += [here / name for name in names if not is_leftover(here / name)]
-    listing.files.sort()
-    listing.normalized = {_normalize(path): path for path in listing.files}
-    return listing
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise DaguerreError(f"Cannot read the folder {error.filename}: {error.strerror}. Allow reading it, or move it away.") from error
-
-
-def _entries(folder: Path, listing: Listing) -> list[ImageEntry]:
-    """All images of a folder with captions: first those of the metadata files in their order, then the others by path."""
-    entries: list[ImageEntry] = []
-    metadata = [path for path in listing.files if path.name in METADATA_FILES]
-    for source in sorted(metadata, key=lambda path: -len(path.parts)):  # the one closest to an image is valid
-        listed = {entry.path for entry in entries}
-        entries += [entry for entry in _from_metadata(folder, source, listing) if entry.path not in listed]
-    entries = [_from_text(entry.path, entry.expected, listing) if entry.caption is None else entry for entry in entries]
-    listed = {entry.path for entry in entries}
-    images = [path for path in listing.files if path.suffix.lower() in SUFFIXES and path not in listed]
-    entries += [_from_text(path, str(path.with_suffix(".txt")), listing) for path in images]
-    if not entries:
-        raise DaguerreError(
-            f"No images in {folder}; add some ({', '.join(sorted(SUFFIXES))}) with captions in .txt files of the same names."
-            f"{_unused(listing)}"
-        )
-    captioned = {entry.path.parent for entry in entries if entry.caption is not None} | {folder}
-    return [entry if entry.path.parent in captioned else _from_class(entry) for entry in entries]
-
-
-def _from_text(path: Path, expected: str, listing: Listing) -> ImageEntry:
-    listing.used.add(path)
-    names = [path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES] + [path.with_name(path.name + suffix) for suffix in CAPTION_SUFFIXES]
-    found, entry = [text for name in names if (text := listing.find(name))], ImageEntry(path, None, "", expected)
-    for text in found:
-        try:
-            caption = listing.read_text(text).strip()
-        except UnicodeDecodeError:
-            return ImageEntry(path, "", "", f"{text} in UTF-8")
-        if caption:
-            return ImageEntry(path, caption, f"{text.suffix.lower()} files", expected)
-        entry.caption = ""
-    return entry
-
-
-def _from_class(entry: ImageEntry) -> ImageEntry:
-    name = entry.path.parent.name
-    if name.lower() in GENERIC_NAMES:
-        return entry
-    repeated = REPEATS.fullmatch(name)
-    name = (repeated[2] if repeated else name).replace("_", " ").strip()
-    return ImageEntry(entry.path, name, "folder names", "its folder's name")
-
-
-def _from_metadata(folder: Path, source: Path, listing: Listing) -> Iterator[ImageEntry]:
-    for number, values in _read_metadata(source, listing):
-        name = str(values["file_name"])
-        separated = name if listing.find(source.parent / name) else name.replace("\\", "/")  # Windows writes backslashes
-        relative = os.path.relpath(os.path.abspath(source.parent / separated), os.path.abspath(folder))
-        if relative.split(os.sep)[0] == os.pardir:
-            raise DaguerreError(f"{source}, line {number}: {name!r} is outside the folder; images must be inside it.")
-        path = listing.find(folder / relative) or folder / relative
-        listing.used.add(path)
-        found = [value.strip() for column in CAPTION_FIELDS if isinstance(value := values.get(column), str) and value.strip()]
-        yield ImageEntry(path, found[0] if found else None, source.name, f'"{CAPTION_FIELDS[0]}" in {source}, line {number}')
-
-
-def _read_metadata(source: Path, listing: Listing) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """(line, entry) of a metadata file; every entry has a "file_name"."""
-    try:
-        text = listing.read_text(source)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DaguerreError(f"{source}, line {line}, is neither UTF-8 nor another known encoding; save it as UTF-8.") from error
-    if not text.strip():
-        raise DaguerreError(f'{source} is empty; each line must look like {{"file_name": "a.png", "text": "a red apple"}}.')
-    if source.suffix == ".csv":
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        if "file_name" not in (rows.fieldnames or ()):
-            raise DaguerreError(f"{source} has the columns {', '.join(rows.fieldnames or ())}; it needs file_name and text.")
-        for row in rows:
-            if not row["file_name"]:
-                raise DaguerreError(f"{source}, line {rows.line_num}, has no file_name; add it or remove the line.")
-            yield rows.line_num, row
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # only these: JSON allows the other line separators inside captions
-        if line.strip():
-            try:
-                entry = json.loads(line)
-                entry["file_name"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DaguerreError(f'{source}, line {number}, is not of the form {{"file_name": …, "text": …}} ({error!r}).') from error
-            yield number, entry
-
-
-def _repeats(entries: Iterable[ImageEntry]) -> dict[Path, int]:
-    """How often the images of each folder occur, from names like "10_red apple", divided by the common divisor."""
-    folders = {entry.path.parent for entry in entries}
-    times = {folder: int(found[1]) if (found := REPEATS.fullmatch(folder.name)) else 1 for folder in sorted(folders)}
-    divisor = math.gcd(*times.values())
-    return {folder: count // divisor for folder, count in times.items()}
+def _crop_summary(items: Iterable[FolderItem], crop: CropMode, mirror: bool) -> str:
+    """One line: how the images get their sizes."""
+    sizes = Counter(item.size for item in items)
+    widths = ", ".join(
+        f"{width}×{height} ({count})" if len(sizes) > 1 else f"{width}×{height}" for (height, width), count in sorted(sizes.items())
+    )
+    return f"crops: {CROP_NAMES[crop]}, {widths} pixels{', a random half mirrored' if mirror else ''}"
 
 
 def _summary(
@@ -307,15 +200,6 @@ def _summary(
         lines.append(f"read as Windows-1252, not UTF-8; check the letters: {join_names(map(str, listing.windows_text))}")
     if listing.left_out:
         lines.append(f"folders left out: {join_names(map(str, listing.left_out))}")
-    if unused := _unused(listing):
+    if unused := describe_unused(listing):
         lines.append(unused.strip())
     return lines
-
-
-def _unused(listing: Listing) -> str:
-    """The files that are no part of the dataset, counted by suffix."""
-    unused = Counter(path.suffix.lower() or path.name for path in listing.files if path not in listing.used)
-    if not unused:
-        return ""
-    hint = "; .heic needs the package pillow-heif" if any(suffix in HEIF_SUFFIXES for suffix in unused) else ""
-    return " not used: " + join_names(f"{count} {suffix}" for suffix, count in unused.items()) + hint

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, features
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, features
 from torch import Tensor
 
 from daguerre.errors import DaguerreError
@@ -79,6 +79,16 @@ def decode_image(
         raise DaguerreError(f"{name} is damaged or incomplete ({error}); replace or remove it.") from error
 
 
+def image_size(file: Path) -> tuple[int, int]:
+    """(height, width) of an upright image, from the file's header. Errors as in `open_image`, which checks the rest of the file."""
+    try:
+        with Image.open(file, formats=READABLE_FORMATS) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except _DECODE_ERRORS as error:
+        raise DaguerreError(f"{file} is damaged or incomplete ({error}); replace or remove it.") from error
+
+
 def flatten_alpha(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB on a white background."""
     if image.mode.startswith("I") or image.mode == "F":
@@ -112,11 +122,25 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def resize_and_crop(
-    image: Image.Image, size: int, position: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
+    image: Image.Image, size: int | tuple[int, int], position: float = 0.5, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """Resize the shorter side to `size` and crop the longer one to a square, at its start (position 0), middle (0.5) or end (1)."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = round((width - size) * position), round((height - size) * position)
-    box = (left / scale, top / scale, min((left + size) / scale, image.width), min((top + size) / scale, image.height))
-    return image.resize((size, size), resample, box=box)
+    """The smallest resized image that covers `size` (a side, or height and width), cropped at the start (position 0), middle (0.5) or end
+    (1) of the side that is too long."""
+    height, width = (size, size) if isinstance(size, int) else size
+    scale = max(width / image.width, height / image.height)
+    free = [max(side, round(given * scale)) - side for side, given in zip((width, height), image.size, strict=True)]
+    left, top = (round(each * position) for each in free)
+    box = (left / scale, top / scale, min((left + width) / scale, image.width), min((top + height) / scale, image.height))
+    return image.resize((width, height), resample, box=box)
+
+
+def resize_and_pad(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS, background: str = "white"
+) -> Image.Image:
+    """The largest resized image inside `size` (height, width), in the middle of a plain background."""
+    height, width = size
+    scale = min(width / image.width, height / image.height)
+    inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
+    padded = Image.new("RGB", (width, height), background)
+    padded.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+    return padded

@@ -28,7 +28,8 @@ class Batch:
     """Images x (B, 3, H, W) float32 in [−1, 1], or if `latent` scaled latents (B, Z, h, w) in any precision, and their B captions.
 
     label_keys: captions with equal keys describe the same content; if empty, the captions are the keys. hard_negatives: false captions
-    that differ little from the true ones, "" for none. coverage: fraction of each latent position that each object class covers,
+    that differ little from the true ones, "" for none. labels: the names of the images' classes, "" for none.
+    coverage: fraction of each latent position that each object class covers,
     (B, K, h, w), if known.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     latent: bool = False
     label_keys: list[str] = field(default_factory=list)
     hard_negatives: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     coverage: Tensor | None = None
 
     def __len__(self) -> int:
@@ -44,7 +46,8 @@ class Batch:
 
     def __getitem__(self, part: slice) -> "Batch":
         coverage = None if self.coverage is None else self.coverage[part]
-        return Batch(self.x[part], self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], coverage)
+        texts = self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], self.labels[part]
+        return Batch(self.x[part], *texts, coverage)
 
 
 @lru_cache(maxsize=8)
@@ -98,6 +101,7 @@ class BatchLoader(TorchDataset[Batch]):
             [sample.caption for sample in samples],
             label_keys=[sample.label_key or sample.caption for sample in samples],
             hard_negatives=[sample.hard_negative for sample in samples],
+            labels=[sample.label for sample in samples],
         )
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False, ahead: int = 4) -> Iterator[Batch]:

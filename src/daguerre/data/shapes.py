@@ -112,6 +112,8 @@ class ShapesDataset:
     Held out are one in ten of each: (colour, shape), (shape, background), (count, shape), (shape, shape).
     """
 
+    rendered = True
+
     def __init__(self, size: int = 64, split: Split = "train", mix: ShapesMix = ShapesMix()):
         """Raises DaguerreError for sizes under 16."""
         if size < 16:

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
-from daguerre.data import BatchLoader, to_image
-from daguerre.data.catalog import open_dataset
+from daguerre.data import BatchLoader, FolderDataset, to_image
+from daguerre.data.catalog import open_dataset, print_summary
 from daguerre.evaluation.config import ReconstructConfig
 from daguerre.evaluation.report import check_out, write_report
 from daguerre.metrics import Interval, bootstrap, frechet_distance, psnr, ssim
@@ -104,6 +104,8 @@ def run(config: ReconstructConfig) -> Reconstruction:
     require_multiple(config.resolution, first_stage.downsample_factor, f"'{config.model}'")
     perceptual = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
     source = open_dataset(config.data, config.resolution, crop="center", skip_bad=config.skip_bad)
+    if isinstance(source, FolderDataset):
+        print_summary(source)
     count = min(config.num_images, len(source)) if Path(config.data).is_dir() else config.num_images
     x = BatchLoader(source, count, config.seed).batch(0).x
     report, images = reconstruct(first_stage, x, perceptual, config)

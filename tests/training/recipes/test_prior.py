@@ -18,6 +18,7 @@ from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import MapToImage
 from daguerre.training.config import LoopConfig
 from daguerre.training.objectives.prior import CodeBatch, code_lengths, no_decay
+from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.options.prior import PriorRecipe
 from daguerre.training.recipes import prior as recipe
 from daguerre.training.recipes.prior import run
@@ -99,14 +100,15 @@ def test_every_tenth_image_of_a_folder_is_held_out(first_stage: Path, tmp_path: 
     options = {"data": str(tmp_path / "images"), "condition": "class"}
     with pytest.raises(DaguerreError, match="--skip-bad"):
         run(tiny(first_stage, tmp_path / "out", **options))
-    path = run(tiny(first_stage, tmp_path / "out", num_images=500, eval_images=500, skip_bad=True, **options))
+    path = run(tiny(first_stage, tmp_path / "out", num_images=500, eval_images=500, images=TrainingImageOptions(skip_bad=True), **options))
     model = daguerre.load(path)
     assert model.prefix.names == ("cat", "dog")
     found = json.loads((tmp_path / "out" / "nll.json").read_text())
     assert found["unseen"]
     assert found["images"] == 2  # no image counts twice
     assert {path.name.split("-")[2] for path in (tmp_path / "out" / "cache").iterdir()} == {"180", "2"}  # ten crops of each image
-    trained, measured, unseen = recipe.split_held_out(recipe.open_prior_dataset(tiny(first_stage, tmp_path, skip_bad=True, **options)))
+    options["images"] = TrainingImageOptions(skip_bad=True)
+    trained, measured, unseen = recipe.split_held_out(*recipe.open_prior_dataset(tiny(first_stage, tmp_path, **options)))
     assert (len(trained.images), len(measured.images), unseen) == (18, 2, True)
 
 

@@ -86,6 +86,8 @@ class EmojiScene:
 class EmojiDataset:
     """Emoji with captions; image side `size` pixels; the index selects the thing. "train" never shows a held-out combination."""
 
+    rendered = True
+
     def __init__(self, size: int = 64, split: Split = "train", mix: EmojiMix = EmojiMix(), archive: Path = ARCHIVE):
         """Raises DaguerreError for sizes under 16 or an unreadable archive."""
         if size < 16:

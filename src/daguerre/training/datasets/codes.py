@@ -26,21 +26,20 @@ ENCODE_BATCH = 50  # images encoded in one call
 
 
 class PriorDataset(NamedTuple):
-    """Images, and condition maps at the same indices if the prior is conditioned on them. rendered: images are generated without end."""
+    """Images, and condition maps at the same indices if the prior is conditioned on them."""
 
     images: Dataset
     maps: ConditionMaps | None = None
-    rendered: bool = True
 
     def limit(self, count: int, crops: int) -> int:
         """`count`, but at most `crops` of each image of a folder."""
-        return count if self.rendered else min(count, crops * len(self.images))
+        return count if self.images.rendered else min(count, crops * len(self.images))
 
     def part(self, indices: Sequence[int], name: str) -> "PriorDataset":
         """The samples with these indices."""
 
         def subset(source: Dataset) -> Subset:
-            return Subset(source.size, f"{name} part of {source.key}", source.sample, indices)
+            return Subset(source.size, f"{name} part of {source.key}", source.sample, indices, source.rendered)
 
         return self._replace(images=subset(self.images), maps=self.maps and ConditionMaps(subset(self.maps.source), self.maps.palette))
 
@@ -90,14 +89,17 @@ def conditions(prefix: Prefixes, codes: Tensor, captions: Sequence[str], maps: T
             return prefix(PriorInputs([""], (codes.shape[1], codes.shape[2]))).expand(len(codes), -1, -1)
 
 
-def split_held_out(dataset: PriorDataset) -> tuple[PriorDataset, PriorDataset, bool]:
+def split_held_out(dataset: PriorDataset, held_out: PriorDataset | None = None) -> tuple[PriorDataset, PriorDataset, bool]:
     """The training part, the evaluation part, and whether they are disjoint.
 
-    Every tenth image of a folder is held out, if there are at least 20. Rendered datasets need no split: another seed gives new images.
+    The evaluation part is `held_out` if there is one. Else every tenth image of a folder is held out, if there are at least 20. Rendered
+    datasets need no split: another seed gives new images.
     """
     count = len(dataset.images)
-    if dataset.rendered or count < 2 * HELD_OUT_EVERY:
-        return dataset, dataset, dataset.rendered
+    if held_out is not None:
+        return dataset, held_out, True
+    if dataset.images.rendered or count < 2 * HELD_OUT_EVERY:
+        return dataset, dataset, dataset.images.rendered
     trained = dataset.part([i for i in range(count) if i % HELD_OUT_EVERY], "trained")
     return trained, dataset.part(range(0, count, HELD_OUT_EVERY), "measured"), True
 
@@ -114,7 +116,7 @@ def shapes_by_class(size: int) -> Subset:
 
 def class_names(source: Dataset) -> tuple[str, ...]:
     """The distinct captions of a dataset, sorted. Raises DaguerreError if there are more than MAX_CLASSES."""
-    captions = {caption for _, caption in source.items} if isinstance(source, FolderDataset) else set(source.captions(4000, 0))
+    captions = {item.caption for item in source.items} if isinstance(source, FolderDataset) else set(source.captions(4000, 0))
     if len(captions) > MAX_CLASSES:
         raise DaguerreError(
             f"There are {len(captions)} different captions, more than the {MAX_CLASSES} classes allowed; use one folder per class, or "

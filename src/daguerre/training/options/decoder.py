@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from daguerre.training.config import LoopConfig, optional
+from daguerre.training.options.images import TrainingImageOptions
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class DecoderRecipe:
     resolution: int = 64  # Image size in pixels.
     perceptual: tuple[Path, ...] = ()  # One or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.
     perceptual_weight: float = 0.1  # Weight of the perceptual distance; the squared error has weight 1.
-    skip_bad: bool = False  # Skip unreadable images instead of stopping.
+    images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
         default_factory=lambda: LoopConfig(max_train_steps=1000, batch_size=8, learning_rate=1e-4, ema_decay=0.99, sample_every=250)
     )

@@ -8,6 +8,7 @@ import tyro
 
 from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig, optional
+from daguerre.training.options.images import TrainingImageOptions
 
 PRIOR_LOOP = LoopConfig(
     max_train_steps=3000,
@@ -47,7 +48,7 @@ class PriorRecipe:
     vocab_size: int = 640  # Largest number of tokens that the tokenizer learns.
     max_text_tokens: int = 24  # Number of tokens of one text, including the start and end tokens.
     pkeep: float = 1.0  # Share of the input codes that are kept; the others are replaced by random codes.
-    skip_bad: bool = False  # Skip unreadable images instead of stopping.
+    images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=lambda: PRIOR_LOOP)
 
     def __post_init__(self) -> None:

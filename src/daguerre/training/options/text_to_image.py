@@ -8,6 +8,7 @@ import tyro
 
 from daguerre.errors import DaguerreError
 from daguerre.training.config import DiffusionLoss, LoopConfig, optional
+from daguerre.training.options.images import BucketedTrainingImageOptions
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TextToImageRecipe:
     crops_per_image: int = 4  # Number of random crops of each image that are encoded and cached.
     cache: bool = True  # Encode all images once before training; without the cache every step encodes new crops.
     gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
-    skip_bad: bool = False  # Skip unreadable images and missing captions instead of stopping.
+    images: tyro.conf.OmitArgPrefixes[BucketedTrainingImageOptions] = field(default_factory=BucketedTrainingImageOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
         default_factory=lambda: LoopConfig(max_train_steps=2000, batch_size=16, learning_rate=1e-4, mixed_precision="auto")
     )

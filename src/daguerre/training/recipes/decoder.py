@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
-from daguerre.data import BatchLoader, FolderDataset
-from daguerre.data.catalog import open_dataset
+from daguerre.data import BatchLoader
 from daguerre.metrics import psnr
 from daguerre.training.datasets.codes import PriorDataset, split_held_out
+from daguerre.training.datasets.images import open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.decoder import DecoderTask
 from daguerre.training.objectives.perceptual import load_perceptual
@@ -39,11 +39,11 @@ def run(recipe: DecoderRecipe) -> Path:
     path = find(recipe.model)
     first_stage = load_first_stage(path)
     require_multiple(recipe.resolution, first_stage.downsample_factor, f"'{path}'")
-    images = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
-    rendered = not isinstance(images, FolderDataset)
-    trained, held_out, disjoint = split_held_out(PriorDataset(images, rendered=rendered))
+    images = open_training_images(recipe.data, recipe.resolution, recipe.images)
+    validation = None if images.held_out is None else PriorDataset(images.held_out)
+    trained, held_out, disjoint = split_held_out(PriorDataset(images.trained), validation)
     source = trained.images
-    loop = with_epochs(recipe, images).loop
+    loop = with_epochs(recipe, images.trained).loop
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
     parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.perceptual_weight}
     record_run(recipe.out, "DecoderRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=parts)
@@ -56,7 +56,7 @@ def run(recipe: DecoderRecipe) -> Path:
     if rank() == 0:
         _write(first_stage.cpu(), path, folder, recipe.resolution)
         after = _psnr(load_first_stage(folder), measured)
-        kind = "new rendered images" if rendered else "held-out images" if disjoint else "training images"
+        kind = "new rendered images" if source.rendered else "held-out images" if disjoint else "training images"
         print(f"PSNR of {len(measured)} {kind}: {before:.2f} dB before, {after:.2f} dB after")
     return folder
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from daguerre.data import BatchLoader
-from daguerre.data.catalog import open_dataset
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.training.datasets.images import open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.autoencoder import AutoencoderTask
 from daguerre.training.objectives.perceptual import PerceptualLoss, load_perceptual
@@ -70,7 +70,7 @@ def run(recipe: FirstStageRecipe) -> Path:
     Raises:
         DaguerreError: there are no images, an option is impossible, or `out` belongs to another run.
     """
-    source = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad)
+    source, _ = open_training_images(recipe.data, recipe.resolution, recipe.images)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
     paths = () if isinstance(recipe, VAERecipe) else recipe.perceptual

@@ -14,8 +14,7 @@ import torch
 
 from daguerre.atomic_io import atomic_write
 from daguerre.conditioning.prior_prefix import ClassPrefix, CoordinatePrefix, EmptyPrefix, MapPrefix, Prefixes, TextPrefix
-from daguerre.data import BatchLoader, FolderDataset
-from daguerre.data.catalog import open_dataset
+from daguerre.data import BatchLoader, Dataset
 from daguerre.data.condition_maps import ConditionMaps, load_condition_maps
 from daguerre.metrics import Interval, bootstrap
 from daguerre.models.latent_prior import LatentPrior, Prior
@@ -25,6 +24,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vq_model import VQModel
 from daguerre.training.config import AutoencoderLoss
 from daguerre.training.datasets.codes import CodeEncoder, PriorDataset, class_names, shapes_by_class, split_held_out
+from daguerre.training.datasets.images import open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
 from daguerre.training.objectives.vae_vq import QuantizedTask
@@ -51,12 +51,12 @@ def run(recipe: PriorRecipe) -> Path:
     """
     first_stage = require_codebook(load_first_stage(recipe.first_stage), recipe.first_stage).requires_grad_(False)
     require_multiple(recipe.resolution, first_stage.downsample_factor, "this first stage")
-    dataset, seed, key = open_prior_dataset(recipe), recipe.loop.seed, network_hash(first_stage)
+    (dataset, held_out), seed, key = open_prior_dataset(recipe), recipe.loop.seed, network_hash(first_stage)
     recipe = with_epochs(recipe, dataset.images)
     plan = {"first stage": key, **recipe.network}
     record_run(recipe.out, "PriorRecipe", dataset.images.key, size=recipe.resolution, seed=seed, base=f"first stage {key}", plan=plan)
     prefix = build_prefix(recipe, dataset, first_stage)
-    trained, measured, unseen = split_held_out(dataset)
+    trained, measured, unseen = split_held_out(dataset, held_out)
     encode = CodeEncoder(first_stage, prefix, recipe.out / "cache", recipe.loop.workers)
     data, _ = encode(trained, trained.limit(recipe.num_images, MAX_CROPS), seed + 3)
     test, captions = encode(measured, measured.limit(recipe.eval_images, 1), seed + 1000)
@@ -71,14 +71,17 @@ def run(recipe: PriorRecipe) -> Path:
     return recipe.out / "model"
 
 
-def open_prior_dataset(recipe: PriorRecipe) -> PriorDataset:
-    """The images of a recipe, with captions or condition maps if the prior is conditioned on them."""
-    if recipe.condition == "class" and recipe.data == "shapes":
-        return PriorDataset(shapes_by_class(recipe.resolution))
+def open_prior_dataset(recipe: PriorRecipe) -> tuple[PriorDataset, PriorDataset | None]:
+    """The images of a recipe and its validation part, with captions or condition maps if the prior is conditioned on them."""
     captioned = recipe.condition in ("class", "text")
-    images = open_dataset(recipe.data, recipe.resolution, skip_bad=recipe.skip_bad, captioned=captioned)
-    maps = load_condition_maps(images, recipe.map, recipe.maps) if recipe.condition == "map" else None
-    return PriorDataset(images, maps, rendered=not isinstance(images, FolderDataset))
+    images = open_training_images(recipe.data, recipe.resolution, recipe.images, captioned=captioned)
+    if recipe.condition == "class" and recipe.data == "shapes":
+        return PriorDataset(shapes_by_class(recipe.resolution)), None
+    return _with_maps(recipe, images.trained), None if images.held_out is None else _with_maps(recipe, images.held_out)
+
+
+def _with_maps(recipe: PriorRecipe, images: Dataset) -> PriorDataset:
+    return PriorDataset(images, load_condition_maps(images, recipe.map, recipe.maps) if recipe.condition == "map" else None)
 
 
 def build_prefix(recipe: PriorRecipe, dataset: PriorDataset, first_stage: VQModel) -> Prefixes:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import Conditioner, Tokenizer, train_tokenizer
-from daguerre.data import BatchLoader, Dataset, FolderDataset
+from daguerre.data import BatchLoader, Dataset
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -97,7 +97,7 @@ def with_epochs(recipe: R, images: Dataset) -> R:
     loop: LoopConfig = recipe.loop  # pyright: ignore[reportAttributeAccessIssue]
     if loop.num_train_epochs is None:
         return recipe
-    if not isinstance(images, FolderDataset):
+    if images.rendered:
         raise DaguerreError("Built-in data is rendered for each step, so it has no epochs; use --max-train-steps.")
     return replace(recipe, loop=loop.for_images(len(images)))  # pyright: ignore[reportArgumentType]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from daguerre.data import BatchLoader, FolderDataset
-from daguerre.data.catalog import print_summary
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.checkpoint import MAX_CHECKPOINTS
+from daguerre.training.datasets.images import open_training_images
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import DiffusionTask
@@ -41,11 +41,10 @@ def run(recipe: TextToImageRecipe) -> Path:
     if recipe.crops_per_image < 1:
         raise DaguerreError(f"crops_per_image is {recipe.crops_per_image}; it must be 1 or more.")
     require_multiple(size, autoencoder.downsample_factor, model.name)
-    source = FolderDataset(recipe.data, size, skip_bad=recipe.skip_bad, repeats=True)
+    source = open_training_images(str(recipe.data), size, recipe.images, captioned=True, repeats=True).trained
+    assert isinstance(source, FolderDataset)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
-    if rank() == 0:
-        print_summary(source)
     record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
     torch.manual_seed(loop.seed)
     unet = UNet(unet_config) if recipe.from_scratch else model.unet.float()
@@ -68,7 +67,7 @@ def run(recipe: TextToImageRecipe) -> Path:
         train(task, batches, loop, recipe.out, recipe=identity)
     if rank() == 0:
         save(model, recipe.out / "model")
-        captions = [caption for _, caption in source.items if caption.isprintable() and not caption.startswith("-")]
+        captions = [item.caption for item in source.items if item.caption.isprintable() and not item.caption.startswith("-")]
         prompt, path = shlex.quote(min(captions, key=len, default="an image")), shlex.quote(str(recipe.out / "model"))
         print(f"Try it: daguerre txt2img {prompt} --model {path}", file=sys.stderr)
     return recipe.out / "model"
