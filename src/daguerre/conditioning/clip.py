@@ -201,10 +201,26 @@ class TextConditioner(ChunkedConditioner):
         least, most = 1 + self.cut_layers, self.encoder.config.layers + self.cut_layers
         if not least <= clip_skip <= most:
             raise DaguerreError(f"clip_skip = {clip_skip} is out of range; this text encoder allows {least} to {most}.")
-        layer = self.cut_layers - clip_skip
-        return TextConditioner(
-            self.tokenizer, self.encoder, layer=layer, norm=self.norm, cut_layers=self.cut_layers, emphasis=self.emphasis
+        return self._with(layer=self.cut_layers - clip_skip)
+
+    def with_encoder(self, encoder: CLIPText, tokenizer: Tokenizer | None = None) -> "TextConditioner":
+        """The same with another text encoder, such as an edited copy, and optionally another tokenizer.
+
+        Raises:
+            DaguerreError: the encoder has fewer tokens than the tokenizer.
+        """
+        return self._with(encoder=encoder, tokenizer=tokenizer or self.tokenizer)
+
+    def _with(self, *, encoder: CLIPText | None = None, tokenizer: Tokenizer | None = None, layer: int | None = None) -> "TextConditioner":
+        changed = TextConditioner(
+            tokenizer or self.tokenizer,
+            encoder or self.encoder,
+            layer=self.layer if layer is None else layer,
+            norm=self.norm,
+            cut_layers=self.cut_layers,
+            emphasis=self.emphasis,
         )
+        return changed.train(self.training)
 
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         states = self.encoder(ids.to(self.encoder.text_model.final_layer_norm.weight.device))

@@ -52,7 +52,10 @@ class SDXLConditioner(Conditioner):
         return self._with(self._towers(), size)
 
     def with_clip_skip(self, clip_skip: int) -> "SDXLConditioner":
-        towers = [tower.with_clip_skip(clip_skip) for tower in self._towers()]
+        return self.with_towers([tower.with_clip_skip(clip_skip) for tower in self._towers()])
+
+    def with_towers(self, towers: Sequence[TextConditioner]) -> "SDXLConditioner":
+        """The same with other text encoders, such as edited copies."""
         return self._with(towers, self.size)
 
     def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:

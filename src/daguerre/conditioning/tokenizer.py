@@ -34,9 +34,9 @@ class Tokenizer:
     padding token depends on the model: CLIP-L pads with its end token, OpenCLIP's H and bigG with `!`, which has id 0. As in transformers
     the padding token is special, so a `!` in a prompt for these models gets the id of padding.
 
-    Added words, such as those of textual inversion, are matched before splitting and in any case of letters; a word that consists of
-    letters and digits only matches whole words. A word with several embedding vectors is stored as `<word>`, `<word>_1`, `<word>_2`, and
-    `<word>` in a text is encoded as all of them.
+    Added words, such as those of textual inversion, are matched before splitting and in any case of letters; a word that begins and ends
+    with a letter or digit only matches whole words. A word with several embedding vectors is stored as `<word>`, `<word>_1`, `<word>_2`,
+    and `<word>` in a text is encoded as all of them.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Tokenizer:
         self._backend = _backend(model)
         self._backend.add_special_tokens(list(dict.fromkeys([BOS, EOS, pad])))
         for word, number in self.added.items():
-            self._backend.add_tokens([tokenizers.AddedToken(word, normalized=True, single_word=word.isalnum())])
+            self._backend.add_tokens([tokenizers.AddedToken(word, normalized=True, single_word=_is_whole_word(word))])
             if self._backend.token_to_id(word) != number:
                 raise DaguerreError(f"The added word {word!r} has id {number}, but the next free id is {len(self)}.")
         self._names = {number: name for name, number in (self.vocab | self.added).items()}
@@ -135,7 +135,8 @@ class Tokenizer:
         config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length, "do_lower_case": True, **special}
         if self.added:
             config["added_tokens_decoder"] = {
-                str(number): {"content": word, "normalized": True, "single_word": word.isalnum()} for word, number in self.added.items()
+                str(number): {"content": word, "normalized": True, "single_word": _is_whole_word(word)}
+                for word, number in self.added.items()
             }
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
         (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -259,6 +260,11 @@ def _backend(model: models.BPE) -> tokenizers.Tokenizer:
         [pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return backend
+
+
+def _is_whole_word(word: str) -> bool:
+    """Whether an added word matches only between other characters than letters and digits: if it begins and ends with one."""
+    return word[:1].isalnum() and word[-1:].isalnum()
 
 
 def _pair(line: str) -> tuple[str, str]:

@@ -35,6 +35,7 @@ class LatentDiffusion:
     low_res_schedule: for an upscaler, the noise schedule of its low-resolution input. refiner: a model with the same latents for the last
     steps. unet_offload_dtype: dtype of the offloaded UNet weights under sequential offload, else None (see `runtime.offload`).
     sampler_config: the sampler and spacing used by default, if the model comes with a scheduler of diffusers.
+    adapters: what `adapters.with_adapters` has attached, in order.
     """
 
     unet: UNet
@@ -50,6 +51,7 @@ class LatentDiffusion:
     refiner: "LatentDiffusion | None" = None
     unet_offload_dtype: torch.dtype | None = None
     sampler_config: SamplerConfig | None = None
+    adapters: tuple[object, ...] = ()
 
     @property
     def device(self) -> torch.device:

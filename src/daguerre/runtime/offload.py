@@ -8,7 +8,7 @@ half precision in the memory map of their file.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -69,8 +69,12 @@ class SequentialOffload:
         dtype = next((tensor.dtype for tensor in small.values()), None)
         empty = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in large.items()}
         fill(network, small | empty, where)
-        offloaded = _Offloaded(network, large, empty, convert, release)
-        for module in (network, *network.children()):  # callers use an autoencoder's methods, which call its children
+        self._register(_Offloaded(self, network, large, empty, convert, release))
+
+    def _register(self, offloaded: "_Offloaded") -> None:
+        """Load the large tensors of a network whenever it, or one of its children, is called."""
+        setattr(offloaded.network, _OFFLOADED, offloaded)
+        for module in (offloaded.network, *offloaded.network.children()):  # callers use an autoencoder's methods, which call its children
             module.register_forward_pre_hook(lambda called, _: self._activate(offloaded, upcast_on_use(called)))
 
     def register_resident(self, network: nn.Module) -> None:
@@ -87,15 +91,56 @@ class SequentialOffload:
             offloaded.load(upcast)
 
 
+_OFFLOADED = "offloaded"  # attribute of an offloaded network
+
+
+def edit_offloaded(network: nn.Module, duplicate: nn.Module, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> bool:
+    """Offload a copy of an offloaded network with these weights edited whenever they are loaded; False if the network is not offloaded.
+
+    Args:
+        duplicate: a copy with its own parameters and hooks.
+        edits: by weight name, from the weight to the weight that replaces it; must accept the meta device.
+    """
+    offloaded = getattr(network, _OFFLOADED, None)
+    if not isinstance(offloaded, _Offloaded):
+        return False
+    empty = {name: edits[name](tensor) if name in edits else tensor for name, tensor in offloaded.empty.items()}
+    small = {name: edit(duplicate.get_parameter(name).detach()) for name, edit in edits.items() if name not in empty}
+    for name, tensor in (empty | small).items():
+        set_weight(duplicate, name, tensor)
+    for module in (duplicate, *duplicate.children()):
+        module._forward_pre_hooks.clear()
+    large_edits = dict(offloaded.edits)
+    for name in edits.keys() & empty.keys():
+        large_edits[name] = _in_order(large_edits[name], edits[name]) if name in large_edits else edits[name]
+    offloaded.offloader._register(replace(offloaded, network=duplicate, empty=empty, edits=large_edits))
+    return True
+
+
+def set_weight(network: nn.Module, name: str, weight: Tensor) -> None:
+    """Replace one parameter by its name."""
+    path, _, leaf = name.rpartition(".")
+    network.get_submodule(path).register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
+
+
+def _in_order(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda weight: second(first(weight))
+
+
 @dataclass(frozen=True, eq=False)
 class _Offloaded:
-    """A network, its large tensors in the file, and the meta tensors that replace them while it is unloaded."""
+    """A network, its large tensors in the file, and the meta tensors that replace them while it is unloaded.
 
+    edits: of large tensors, by name, applied after each load.
+    """
+
+    offloader: SequentialOffload
     network: nn.Module
     large: Mapping[str, Tensor]
     empty: Mapping[str, Tensor]
     convert: Callable[[Tensor], Tensor]
     release: Callable[[Tensor], None]
+    edits: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def load(self, upcast: Container[str]) -> None:
         """Assign the large tensors. upcast: names that the network converts in use, which may stay in half precision."""
@@ -103,7 +148,12 @@ class _Offloaded:
         def stays(name: str, tensor: Tensor) -> bool:
             return name in upcast and stays_half(tensor.dtype, self.empty[name].dtype)
 
-        self._assign({name: tensor if stays(name, tensor) else self.convert(tensor) for name, tensor in self.large.items()})
+        def loaded(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor if stays(name, tensor) else self.convert(tensor)
+            return self.edits[name](tensor) if name in self.edits else tensor
+
+        with torch.no_grad():
+            self._assign({name: loaded(name, tensor) for name, tensor in self.large.items()})
         resident = {tensor.dtype for name, tensor in self.network.named_parameters() if name not in self.large}
         if resident == {torch.float32} and not upcast:
             self.network.float()  # it overflowed in half precision (see `runtime.overflow`)

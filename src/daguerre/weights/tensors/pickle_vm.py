@@ -34,6 +34,7 @@ UNTYPED_DTYPES = {
 REBUILD_TENSOR = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 REBUILD_UNTYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
 REBUILD_PARAMETER = {"torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"}
+PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"  # in the first files of textual-inversion embeddings
 # Names that trainers store next to the tensors. Each becomes an inert mark; none is imported, and what is made from one is a mark too.
 INERT_NAMES = {
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "dict", "list", "tuple", "int", "float",
@@ -65,6 +66,10 @@ class Name:
 @dataclass(frozen=True, eq=False)
 class Mark:
     """Something the pickle would have built that is no tensor, number, string or container."""
+
+
+class ParameterTable(dict):
+    """What a ParameterDict would have held; its tensors follow as the attribute `_parameters`."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def _named(path: str) -> Name:
     package, _, name = path.rpartition(".")
     storage = package in ("torch", "torch.cuda", "torch.storage") and name in STORAGE_DTYPES
     inert = path in INERT_NAMES or any(path.startswith(f"{allowed}.") for allowed in INERT_PACKAGES)
-    if storage or inert or path in REBUILD_TENSOR or path in REBUILD_PARAMETER:
+    if storage or inert or path in REBUILD_TENSOR or path in REBUILD_PARAMETER or path == PARAMETER_DICT:
         return Name(path)
     raise RefusedError(f"it names {path[:80]!r}, which no tensor needs")
 
@@ -159,6 +164,8 @@ def _called(function: object, args: object) -> object:
         return _rebuilt(_with_dtype(args))
     if function.path in REBUILD_PARAMETER and args:
         return args[0]
+    if function.path == PARAMETER_DICT:
+        return ParameterTable()
     if function.path == "torch.Size" and args and isinstance(args[0], list | tuple):
         return tuple(args[0])
     if function.path == "collections.OrderedDict":
@@ -247,8 +254,18 @@ class Machine:
             raise RefusedError("it calls with keyword arguments")
         self.stack.append(_called(function, args))
 
+    def set_attributes(self, attributes: object) -> None:
+        """Drop the attributes of an object that is only a mark here; those of a ParameterDict hold its tensors."""
+        target = self.stack[-1]
+        if isinstance(target, ParameterTable) and isinstance(attributes, dict) and isinstance(attributes.get("_parameters"), dict):
+            target.update(attributes["_parameters"])
+
     def push_storage(self, _: object) -> None:
-        ref = _stored(self.pop(1)[0])
+        pid = self.pop(1)[0]
+        if isinstance(pid, tuple) and pid[:2] == ("module", Name(PARAMETER_DICT)):  # the older container stores its source, too
+            self.stack.append(pid[1])
+            return
+        ref = _stored(pid)
         if self.storages.setdefault(ref.key, ref) != ref:
             raise RefusedError("it describes one storage in two ways")
         self.stack.append(ref)
@@ -301,6 +318,6 @@ STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "REDUCE": lambda m, _: m.called(2),
     "NEWOBJ": lambda m, _: m.called(2),
     "NEWOBJ_EX": lambda m, _: m.called(3),
-    "BUILD": lambda m, _: m.pop(1),  # attributes of an object that is only a mark here
+    "BUILD": lambda m, _: m.set_attributes(m.pop(1)[0]),
     "BINPERSID": Machine.push_storage,
 }  # fmt: skip

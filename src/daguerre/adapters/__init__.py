@@ -1,0 +1,27 @@
+"""Adapters: small files that change a model — LoRA and its family, textual-inversion embeddings — attached without touching the model.
+
+    styled = with_adapters(model, [load_lora("ink.safetensors")])
+
+Modules are imported on first use, so that a request with adapters imports no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daguerre.adapters.attach import with_adapters as with_adapters
+    from daguerre.adapters.embedding import Embedding as Embedding
+    from daguerre.adapters.embedding import load_embedding as load_embedding
+    from daguerre.adapters.lora import Lora as Lora
+    from daguerre.adapters.lora_file import load_lora as load_lora
+
+__all__ = ["Embedding", "Lora", "load_embedding", "load_lora", "with_adapters"]
+
+MODULES = {"with_adapters": "attach", "Embedding": "embedding", "load_embedding": "embedding", "Lora": "lora", "load_lora": "lora_file"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module 'daguerre.adapters' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"daguerre.adapters.{MODULES[name]}"), name)
