@@ -37,7 +37,7 @@ from daguerre.weights.tensors.reader import TensorFile, open_tensors
 FOLDER_FILES_OF_LORA = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 PEFT_CONFIG_FILE = "adapter_config.json"
 # Suffixes of names and what they mean; a word between dots is PEFT's name of the adapter.
-SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+NAME_SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(rf"(?P<module>.+?){pattern}"), part)
     for pattern, part in (
         (r"\.lora_up\.weight", "up"),
@@ -137,7 +137,7 @@ def _split_names(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     unknown = []
     for name in names:
-        for pattern, part in SUFFIXES:
+        for pattern, part in NAME_SUFFIXES:
             if found := pattern.fullmatch(name):
                 part = f"{part}.{found['part']}" if "part" in found.groupdict() else part
                 modules[found["module"]][part] = name
