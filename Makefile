@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-isa check-long lint format docs bench bench-parity clean
+.PHONY: demo serve test test-isa check-long lint format docs bench bench-parity clean
 
 demo: $(VENV)/runtime  ## set up and generate images from prompts
 	$(BIN)/daguerre txt2img "a red apple" "a cat face" "a blue apple" "a red apple on a green background" --out out/demo.png
+
+serve: $(VENV)/runtime  ## open the studio at http://127.0.0.1:7860/
+	$(BIN)/daguerre serve
 
 test: $(VENV)/dev  ## set up and run the tests
 	$(BIN)/pytest -n auto --dist loadfile

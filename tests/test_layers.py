@@ -28,7 +28,7 @@ LAYERS = {
     "pipelines": 7,
     "training": 8,
     "evaluation": 9,
-    "cli": 10,
+    "cli": 11,
     "server": 10,
 }
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "inspect": "show the metadata of an image, or the contents of a checkpoint",
     "convert": "write a checkpoint in another format",
     "reproduce": "generate a saved image again and compare",
+    "serve": "open the studio in a browser, and serve other programs",
 }
 
 # How often an idle OpenMP thread polls before it sleeps. GNU OpenMP polls for milliseconds by default. On a machine where another program

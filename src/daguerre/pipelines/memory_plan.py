@@ -37,9 +37,21 @@ def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) 
     Raises:
         DaguerreError: they do not fit in any case; states what is needed and what is free.
     """
+    plan = memory_plan_of(model, request, size)
+    if plan.message:
+        log.warning(plan.message)
+    return replace(request, low_memory=True) if plan.tiled or plan.guidance_one_at_a_time else request
+
+
+def memory_plan_of(model: LatentDiffusion, request: Request, size: ImageSize) -> MemoryPlan:
+    """How a run with images of `size` (width, height) saves memory; the peak is 0 for a model without a KL autoencoder.
+
+    Raises:
+        DaguerreError: they do not fit in any case; states what is needed and what is free.
+    """
     if not isinstance(model.autoencoder, AutoencoderKL):
-        return request
-    plan = choose_memory_plan(
+        return MemoryPlan()
+    return choose_memory_plan(
         model.unet.config,
         model.autoencoder.config,
         width=size[0],
@@ -53,9 +65,6 @@ def with_memory_plan(model: LatentDiffusion, request: Request, size: ImageSize) 
         offload=model.unet_offload_dtype is not None,
         unet_offload_dtype=model.unet_offload_dtype,
     )
-    if plan.message:
-        log.warning(plan.message)
-    return replace(request, low_memory=True) if plan.tiled or plan.guidance_one_at_a_time else request
 
 
 def one_at_a_time(network: Network) -> Network:

@@ -1,0 +1,1 @@
+"""The routes of the page, of OpenAI's clients, and of monitoring."""

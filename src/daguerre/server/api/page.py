@@ -1,0 +1,45 @@
+"""The page: static files from a fixed folder. Only files that are in it can be named, so a path leads nowhere else."""
+
+import hashlib
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from daguerre.server.errors import not_found
+
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".json": "application/json",
+    ".txt": "text/plain; charset=utf-8",
+    ".woff2": "font/woff2",
+    ".webmanifest": "application/manifest+json",
+}
+
+
+def page_routes(folder: Path) -> APIRouter:
+    """`/` and `/web/…`: the files of a folder with known suffixes."""
+    routes = APIRouter(include_in_schema=False)
+    files = {f"/web/{file.relative_to(folder).as_posix()}": file for file in folder.rglob("*") if file.is_file() and file.suffix in TYPES}
+    files["/"] = folder / "index.html"
+
+    @routes.api_route("/", methods=["GET", "HEAD"])
+    @routes.api_route("/web/{path:path}", methods=["GET", "HEAD"])
+    def page(request: Request) -> Response:
+        path = request.scope["path"]
+        file = files.get(path)
+        if file is None or not file.is_file():
+            raise not_found("file", path)
+        data = file.read_bytes()
+        tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=TYPES[file.suffix], headers=headers)
+
+    return routes

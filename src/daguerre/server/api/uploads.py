@@ -1,0 +1,129 @@
+"""Images that callers bring: kept as inputs, or read for all that made them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from pydantic import Field
+from starlette.responses import Response
+
+from daguerre.errors import DaguerreError
+from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.metadata.containers import TEXT
+from daguerre.pipelines.metadata.readers import read_foreign
+from daguerre.pipelines.metadata.write import Provenance, daguerre_json
+from daguerre.server.api.jobs import StrictBody
+from daguerre.server.errors import ApiError, SafeJSONResponse, not_found
+from daguerre.server.messages import for_callers
+from daguerre.server.storage.image_records import public_request
+from daguerre.server.storage.inputs import Upload, bytes_of_text, decode_upload, open_stored, store_input
+from daguerre.server.studio import Studio
+
+
+class ImageBody(StrictBody):
+    """An image as a data URI or base64."""
+
+    image: str = Field(max_length=80_000_000)
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """What an image's metadata says.
+
+    software: what wrote it; None if there is no metadata. request: fields of a request that were read. model: its name there.
+    unread: settings that were not understood, by name. missing_inputs: input images that this server does not have.
+    exact: whether the same model is here, so that the image can be generated again.
+    """
+
+    software: str | None = None
+    request: Mapping[str, Any] | None = None
+    model: str | None = None
+    model_known: bool = False
+    exact: bool = False
+    unread: Mapping[str, str] | None = None
+    missing_inputs: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "software": self.software,
+            "request": self.request,
+            "model": self.model,
+            "model_known": self.model_known,
+            "exact": self.exact,
+            "unread": dict(self.unread or {}),
+            "missing_inputs": list(self.missing_inputs),
+            "warnings": list(self.warnings),
+        }
+
+
+def upload_routes(studio: Studio) -> APIRouter:
+    """The routes of `/api/inputs` and `/api/drop`."""
+    routes, store = APIRouter(tags=["images"]), studio.store
+
+    def decoded(text: str) -> Upload:
+        return decode_upload(bytes_of_text(text, "image"), "image", studio.config.limits.upload_pixels)
+
+    def kept(image: InputImage) -> dict[str, Any]:
+        pixels = image.pixels
+        size = {"width": pixels.width, "height": pixels.height}
+        return {"id": store_input(store, image), **size, "sha256": image.sha256, "has_alpha": image.has_alpha}
+
+    @routes.post("/api/inputs")
+    def add_input(body: ImageBody) -> Response:
+        return SafeJSONResponse(kept(decoded(body.image).image))
+
+    @routes.get("/api/inputs/{input_id}")
+    def input_file(input_id: Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]) -> Response:
+        path = store.path("inputs", input_id)
+        if not path.is_file():
+            raise not_found("input", input_id)
+        return Response(path.read_bytes(), media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+    @routes.post("/api/drop")
+    def drop(body: ImageBody) -> Response:
+        upload = decoded(body.image)
+        report = report_metadata(studio, upload.texts)
+        return SafeJSONResponse({"input": kept(upload.image), **report.to_json(), "parameters": upload.texts.get(TEXT), "grid": None})
+
+    return routes
+
+
+def report_metadata(studio: Studio, texts: Mapping[str, str]) -> DropReport:
+    """The request in the texts of an image, ours or another program's."""
+    if (data := daguerre_json(texts)) is not None:
+        try:
+            return _own_report(studio, Provenance.from_json(data))
+        except DaguerreError as error:
+            return DropReport("daguerre", warnings=(for_callers(error),))
+    foreign = read_foreign(texts)
+    if foreign is None:
+        return DropReport()
+    request = {name: value for name, value in foreign.request.items() if value is not None}
+    return DropReport(foreign.software, request, foreign.model, _is_known(studio, foreign.model), unread=foreign.unused)
+
+
+def _own_report(studio: Studio, provenance: Provenance) -> DropReport:
+    request, index = provenance.request, provenance.index
+    single = request if index is None else request.split()[index]
+    missing = []
+    for name, image in single.task.input_images.items():
+        try:
+            open_stored(studio.store, image.sha256[:32])
+        except ApiError:
+            missing.append(name)
+    facts = studio.models.facts(provenance.model)
+    known = _is_known(studio, provenance.model)
+    same = known and (facts is None or facts.hash is None or facts.hash == provenance.model_hash)
+    warnings = () if same or not known else ("The model of this name has other weights here, so the image may come out differently.",)
+    return DropReport(
+        "daguerre", public_request(single), provenance.model, known, same and not missing, missing_inputs=tuple(missing), warnings=warnings
+    )
+
+
+def _is_known(studio: Studio, model: str | None) -> bool:
+    try:
+        return model is not None and bool(studio.models.find(model))
+    except ApiError:
+        return False
