@@ -13,7 +13,7 @@ DEFAULT_SIDE = 512  # pixels, until the model is known
 SPEED_SMOOTHING = 0.3  # weight of the latest measurement of the speed
 
 
-def image_size(request: Request, facts: ModelFacts | None) -> tuple[int, int]:
+def first_pass_size(request: Request, facts: ModelFacts | None) -> tuple[int, int]:
     """(width, height) in pixels of the first pass of a request, as far as it is known before the run."""
     own = facts.sample_size if facts else DEFAULT_SIDE
     width, height = request.width or own, request.height or own
@@ -25,7 +25,7 @@ def image_size(request: Request, facts: ModelFacts | None) -> tuple[int, int]:
 
 def work_of(request: Request, facts: ModelFacts | None) -> int:
     """Width · height · steps · images of all passes."""
-    width, height = image_size(request, facts)
+    width, height = first_pass_size(request, facts)
     steps: float = request.steps
     match request.task:
         case Hires(scale=scale, strength=strength):
