@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.request import MAX_SEED, Request, Variation
+from daguerre.pipelines.request import MAX_SEED, Request, RequestFields, Variation
 from daguerre.pipelines.tasks import Hires
 
 REQUESTS = st.builds(
@@ -98,3 +99,8 @@ def test_numbers_of_other_libraries_are_plain_in_json(number):
         guidance_scale=3.5, guidance_interval=(0.25, 0.5), cfg_plus_plus=True, task=Hires(1.5, 0.5), variation=Variation(1, 0.5)
     )
     assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
+
+
+def test_the_keyword_arguments_are_the_fields_of_a_request():
+    assert get_type_hints(RequestFields) == get_type_hints(Request)
+    assert not RequestFields.__required_keys__

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from daguerre.models.latent_prior import LatentPrior
     from daguerre.pipelines import Request
     from daguerre.runtime.offload import SequentialOffload
+    from daguerre.weights.loading import DiffusionOptions
 
 
 def open_model(
@@ -68,8 +69,13 @@ def open_any(
         place = default_device(device)
     compute_dtype = default_dtype(place) if dtype == "auto" else dtype_by_name(dtype)
     offload = None if request is None else _plan_offload(name, refiner, request, keep_loaded, place, compute_dtype, offline)
-    more = {} if offload is None else {"offload": offload}
-    model = load(name, device=device, dtype=compute_dtype, offline=offline, prediction=PREDICTIONS_BY_FLAG[prediction], vae=vae, **more)
+    more: DiffusionOptions = {} if offload is None else {"offload": offload}
+    options: DiffusionOptions = {**more}
+    if (predicted := PREDICTIONS_BY_FLAG[prediction]) is not None:
+        options["prediction"] = predicted
+    if vae is not None:
+        options["vae"] = vae
+    model = load(name, device=device, dtype=compute_dtype, offline=offline, **options)
     if refiner is None:
         return model
     if not isinstance(model, LatentDiffusion):

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import torch
 from PIL import Image
@@ -30,7 +30,7 @@ from daguerre.pipelines.memory_plan import one_at_a_time, with_memory_plan
 from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.planners import make_plan
 from daguerre.pipelines.planners.vq_prior import CodeStep, stream_codes
-from daguerre.pipelines.request import Request, with_fields
+from daguerre.pipelines.request import Request, RequestFields, with_fields
 from daguerre.runtime.dtype import without_autocast
 from daguerre.runtime.overflow import retry_in_float32
 
@@ -72,10 +72,10 @@ class Step:
 
 
 @overload
-def stream(model: LatentDiffusion, request: RequestOrPrompt = None, **changes: Any) -> Iterator[Step]: ...
+def stream(model: LatentDiffusion, request: RequestOrPrompt = None, **changes: Unpack[RequestFields]) -> Iterator[Step]: ...
 @overload
-def stream(model: LatentPrior, request: RequestOrPrompt = None, **changes: Any) -> Iterator[CodeStep]: ...
-def stream(model: Model, request: RequestOrPrompt = None, **changes: Any) -> Iterator[Step] | Iterator[CodeStep]:
+def stream(model: LatentPrior, request: RequestOrPrompt = None, **changes: Unpack[RequestFields]) -> Iterator[CodeStep]: ...
+def stream(model: Model, request: RequestOrPrompt = None, **changes: Unpack[RequestFields]) -> Iterator[Step] | Iterator[CodeStep]:
     """Generate images step by step; the last step carries them. An autoregressive prior samples row by row (see `planners.vq_prior`).
 
     Args:
@@ -87,7 +87,7 @@ def stream(model: Model, request: RequestOrPrompt = None, **changes: Any) -> Ite
         DaguerreError: at once, if the request has unknown names or settings that the model does not support.
     """
     if not isinstance(request, Request):
-        request = Request() if request is None else Request(prompt=request)  # type: ignore[arg-type]
+        request = Request(prompt="" if request is None else request)
     with without_autocast():
         return _without_autocast(_start(model, with_fields(request, changes)))
 
@@ -117,7 +117,7 @@ def _without_autocast(steps: Iterator[Step] | Iterator[CodeStep]) -> Iterator[An
         yield step
 
 
-def generate(model: Model, request: RequestOrPrompt = None, **changes: Any) -> GeneratedImages:
+def generate(model: Model, request: RequestOrPrompt = None, **changes: Unpack[RequestFields]) -> GeneratedImages:
     """Generate the images of a request; arguments and errors as in `stream`."""
     *_, last = stream(model, request, **changes)
     assert last.images is not None

@@ -1,10 +1,10 @@
 """What images to generate: one frozen value, the same from the command line, Python, a saved image and a server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from types import NoneType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from daguerre.errors import DaguerreError, nearest
 from daguerre.pipelines.tasks import Task, TextToImage, plain_number, task_from_json
@@ -83,7 +83,7 @@ class Request:
         DaguerreError: a value is out of range or of a wrong type.
     """
 
-    prompt: str | tuple[str, ...] = ""
+    prompt: str | Sequence[str] = ""
     negative_prompt: str = ""
     steps: int = 20
     sampler: str | None = None
@@ -145,7 +145,7 @@ class Request:
     @property
     def prompts(self) -> tuple[str, ...]:
         """All prompts, one or several."""
-        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
 
     @property
     def items(self) -> tuple[tuple[str, int], ...]:
@@ -181,6 +181,36 @@ class Request:
             DaguerreError: an unknown field, or a value out of range; names it.
         """
         return with_fields(cls(), value)
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of `Request` as keyword arguments, so that editors complete and check them; see `Request` for their meaning."""
+
+    prompt: str | Sequence[str]
+    negative_prompt: str
+    steps: int
+    sampler: str | None
+    spacing: str | None
+    guidance_scale: float | None
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    cfg_plus_plus: bool
+    dynamic_threshold: float | None
+    clip_skip: int | None
+    seed: int
+    num_images: int
+    width: int | None
+    height: int | None
+    eta: float | None
+    initial_noise: Literal["variance_preserving", "sigma_max"] | None
+    task: Task
+    variation: Variation | None
+    refiner_switch_at: float
+    tiling: Literal["none", "both", "x", "y"]
+    temperature: float
+    top_k: int | None
+    top_p: float
+    low_memory: bool
 
 
 def check_unicode(name: str, text: str) -> None:

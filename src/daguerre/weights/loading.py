@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 import torch
 
@@ -21,15 +21,50 @@ if TYPE_CHECKING:
     from daguerre.weights.tensors.reader import TensorFile
 
 
+class DiffusionOptions(TypedDict, total=False):
+    """The options of `load` that only a diffusion model has; see `load_diffusion`."""
+
+    prediction: Prediction
+    heads: int | tuple[int, ...]
+    ema: bool
+    variant: str
+    offload: "bool | SequentialOffload"
+    vae: str | Path
+
+
+@overload
+def load(
+    source: None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offline: bool = False,
+    **options: Unpack[DiffusionOptions],
+) -> LatentDiffusion: ...
+@overload
+def load(  # pyright: ignore[reportOverlappingOverload]  # without options a path may be a prior; with one it is a diffusion model
+    source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, offline: bool = False
+) -> LatentDiffusion | LatentPrior: ...
+@overload
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offline: bool = False,
+    **options: Unpack[DiffusionOptions],
+) -> LatentDiffusion: ...
 def load(
     source: str | Path | None = None,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     offline: bool = False,
-    **options: Any,
+    **options: Unpack[DiffusionOptions],
 ) -> LatentDiffusion | LatentPrior:
     """Load a generative model: latent diffusion (see `load_diffusion` for the `options`), or a prior over codes.
+
+    The embedded model, and any model loaded with an option, is a `LatentDiffusion`.
 
     Raises:
         DaguerreError: there is no such model, or its files are incomplete; states what is missing.
