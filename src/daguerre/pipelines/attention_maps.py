@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from daguerre.conditioning import Conditioner, Prompt
@@ -129,12 +129,29 @@ def overlay(image: Image.Image, word: WordMap) -> Image.Image:
     return Image.fromarray(torch.lerp(grey.expand_as(colour), colour, opacity).round().to(torch.uint8).numpy())
 
 
-def attention_sheet(image: Image.Image, title: str, words: Sequence[WordMap]) -> Image.Image:
-    """The image with its title, and an overlay for each word with its lowest and highest share of attention."""
-    if (side := min(image.size)) < OVERLAY_SIZE:  # small images are enlarged, so that smooth heatmaps stay smooth
-        image = image.resize((image.width * OVERLAY_SIZE // side, image.height * OVERLAY_SIZE // side), Image.Resampling.LANCZOS)
+def attention_sheet(image: Image.Image, title: str, words: Sequence[WordMap], mark: tuple[int, int] | None = None) -> Image.Image:
+    """The image with its title, and an overlay for each word with its lowest and highest share of attention.
+
+    mark: a position (x, y) in pixels, shown on each of them as a circle.
+    """
+    own = image.size
+    if (side := min(own)) < OVERLAY_SIZE:  # small images are enlarged, so that smooth heatmaps stay smooth
+        image = image.resize((own[0] * OVERLAY_SIZE // side, own[1] * OVERLAY_SIZE // side), Image.Resampling.LANCZOS)
+    panels = [image, *(overlay(image, word) for word in words)]
+    if mark is not None:
+        x, y = ((at + 0.5) * now / before for at, now, before in zip(mark, image.size, own, strict=True))
+        panels = [_with_circle(panel, x, y) for panel in panels]
     labels = [f"{word.text}  {word.heatmap.min():.0%} to {word.heatmap.max():.0%}" for word in words]
-    return labelled_grid([image, *(overlay(image, word) for word in words)], [title, *labels])
+    return labelled_grid(panels, [title, *labels])
+
+
+def _with_circle(image: Image.Image, x: float, y: float) -> Image.Image:
+    """A copy with a white circle in a black one around a position in pixels."""
+    image, radius = image.convert("RGB"), min(image.size) / 40
+    canvas = ImageDraw.Draw(image)
+    for r, colour in ((radius + 1, "black"), (radius, "white"), (radius - 2, "black")):
+        canvas.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=1 if colour == "black" else 2)
+    return image
 
 
 @contextmanager
