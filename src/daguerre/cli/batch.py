@@ -42,7 +42,7 @@ def _run_folder(options: GenerationOptions, folder: Path, request: Callable[[Pat
         others = sorted(path.name for path in folder.iterdir() if path not in inputs and not is_leftover(path))
         if not inputs:
             raise DaguerreError(f"There are no images in '{folder}'; supported files end in {', '.join(sorted(SUFFIXES))}.")
-        if options.output.animation or options.output.preview:
+        if options.output.animation or options.output.preview or options.output.animation_content != "x0":
             raise DaguerreError("--animation and --preview need a single input image, and a folder was given; remove them.")
         if os.path.realpath(out) == os.path.realpath(folder) or out.suffix.lower() in OUTPUT_FORMATS:
             raise DaguerreError(f"--out '{out}' must be a folder for the results, and not the input folder.")

@@ -2,16 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.atomic_io import check_writable, free_path, numbered_paths
 from daguerre.cli.model_loading import open_any
-from daguerre.cli.options import GenerationOptions, slug
-from daguerre.cli.parsing import usage_errors
+from daguerre.cli.options import AnimationContent, GenerationOptions, slug
+from daguerre.cli.parsing import UsageError, usage_errors
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.grid import labelled_grid
+from daguerre.pipelines.images.grid import image_table, labelled_grid
 from daguerre.pipelines.images.output import ANIMATION_FORMATS, check_suffix, save_animation, write_image
 from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
@@ -19,6 +19,8 @@ from daguerre.progress import spinner, track_steps
 from daguerre.runtime.allocator import tune_malloc
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
     from daguerre.pipelines import GeneratedImages, Step
@@ -34,12 +36,16 @@ def generate_and_save(options: GenerationOptions, build: Callable[[], Request], 
     """
     with usage_errors():
         request = build()
+        if options.output.animation is None and options.output.animation_content != "x0":
+            raise DaguerreError("--animation-content needs an animation; give its file with --animation.")
         from_prompt = Path(f"{slug(request.prompts[0])}-{request.seed}.png")
         name = fallback if fallback and not any(request.prompts) else from_prompt
         out = options.output.out or free_path(name, len(request.items))
         check_outputs(output_paths(options, out), request)
     tune_malloc()
     model = open_for(options, request)
+    if options.output.animation_content != "x0" and not hasattr(model, "unet"):
+        raise UsageError("A prior over codes samples without noise, so an animation shows only x0; remove --animation-content.")
     warn_prompt(model, request)
     for path in write_outputs(model, options, request, out):
         print(path)
@@ -120,6 +126,20 @@ def generate_with_progress(
     return images
 
 
+def animation_frame(step: "Step | CodeStep", prompts: Sequence[str], content: AnimationContent) -> "Image":
+    """The frame of an animation after one step: the image, or a labelled grid. Labels stay the same, so that all frames have one size."""
+    from daguerre.pipelines import Step
+
+    if content == "x0" or not isinstance(step, Step):
+        images = [step.decode(i) for i in range(len(prompts))]
+        return labelled_grid(images, prompts) if len(images) > 1 else images[0]
+    noisy = [step.decode_noisy(i) for i in range(len(prompts))]
+    if content == "x_t":
+        return labelled_grid(noisy, prompts) if len(noisy) > 1 else noisy[0]
+    pairs = [[x_t, step.decode(i)] for i, x_t in enumerate(noisy)]
+    return image_table(pairs, columns=["x_t", "predicted x0"], rows=prompts if len(prompts) > 1 else ()).image
+
+
 def write_outputs(model: "LatentDiffusion | LatentPrior", options: GenerationOptions, request: Request, out: Path) -> list[Path]:
     """Generate the images of a request and write them, with grid, animation and preview as the options ask; returns the paths."""
     output, labels = options.output, [prompt for prompt, _ in request.items]
@@ -127,7 +147,7 @@ def write_outputs(model: "LatentDiffusion | LatentPrior", options: GenerationOpt
 
     def on_step(step: "Step | CodeStep") -> None:
         if output.animation:
-            frames.append(labelled_grid([step.decode(i) for i in range(len(labels))], labels) if len(labels) > 1 else step.decode())
+            frames.append(animation_frame(step, labels, output.animation_content))
         if output.preview:
             write_image(output.preview, step.preview())
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RANDOM_SEED = -1
 DtypeName = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Dtype = Literal["auto", DtypeName]
+AnimationContent = Literal["x0", "x_t", "both"]
 PredictionFlag = Literal["auto", "epsilon", "v_prediction", "sample"]
 PREDICTIONS_BY_FLAG: "Mapping[str, Prediction | None]" = {"auto": None, "epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as in the file names of the hub
@@ -166,7 +167,9 @@ class OutputOptions:
     grid: bool = False
     """Also save a labelled grid of all images (always saved for several prompts)."""
     animation: OptionalPath = None
-    """Also save an animation of the image predicted at each step: .webp or .png."""
+    """Also save an animation of the sampling: .webp or .png."""
+    animation_content: AnimationContent = "x0"
+    """What the animation shows after each step: the predicted image (x0), the noisy one (x_t), or both next to each other."""
     preview: OptionalPath = None
     """Write a small preview of each step to this file while sampling."""
 

@@ -113,6 +113,11 @@ class ChunkedConditioner(Conditioner):
         self.tokenizer = tokenizer
         self.emphasis: EmphasisMode = emphasis
 
+    @property
+    def encoder_name(self) -> str:
+        """The class of the text encoder."""
+        return type(next(self.children())).__name__
+
     @abstractmethod
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden states (B, L, D) and pooled vectors (B, P) of token ids (B, L)."""

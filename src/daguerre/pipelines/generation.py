@@ -70,6 +70,11 @@ class Step:
         """The predicted image at full size; runs the autoencoder's decoder."""
         return self.finish(to_image(self.decoder.decode(self.x0[image : image + 1])[0]))
 
+    def decode_noisy(self, image: int = 0) -> Image.Image:
+        """The noisy latents x_t at full size; runs the autoencoder's decoder."""
+        x_t = to_variance_preserving(self.x[image : image + 1], torch.tensor(self.sigma))
+        return to_image(self.decoder.decode(x_t)[0])
+
 
 @overload
 def stream(model: LatentDiffusion, request: RequestOrPrompt = None, **changes: Unpack[RequestFields]) -> Iterator[Step]: ...

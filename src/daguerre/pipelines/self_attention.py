@@ -49,7 +49,7 @@ class SelfAttentionRecord:
         same_size = [self._spread(heat, sizes[0]) for heat in found]
         weights = [self._counts[size, image] for size in sizes]
         mean = torch.stack([heat * weight for heat, weight in zip(same_size, weights, strict=True)]).sum(0) / sum(weights)
-        single = [WordMap(f"{size[1]}×{size[0]}", heat) for size, heat in zip(sizes, found, strict=True)]
+        single = [WordMap(f"{size[1]}×{size[0]} map", heat) for size, heat in zip(sizes, found, strict=True)]
         return [WordMap("all layers", mean), *single]
 
     @staticmethod

@@ -1,20 +1,26 @@
-"""`daguerre inspect FILE`: how an image was generated, what a checkpoint contains, or how a prompt is parsed."""
+"""`daguerre inspect FILE`: how an image was generated, what a checkpoint contains, or how a prompt is parsed and encoded."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from daguerre.cli.model_loading import check_model_name, open_model
 from daguerre.cli.options import ModelName, OptionalText
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import DaguerreError
+from daguerre.pipelines.comparison import read_comparison
 from daguerre.pipelines.metadata.readers import read_foreign
-from daguerre.pipelines.metadata.write import TEXT, daguerre_json, read_image_texts
+from daguerre.pipelines.metadata.write import TEXT, daguerre_json, parameters, read_image_texts
 from daguerre.pipelines.request import Request, check_unicode
+from daguerre.progress import spinner
 from daguerre.weights.catalog import find, local, may_be_on_the_hub
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_SIGNATURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PNG, JPEG and WebP
 
@@ -29,6 +35,10 @@ class InspectOptions:
     """Instead of a file: print this prompt's syntax tree, its text at each step, and its tokens."""
     steps: int = Request.steps
     """With --prompt: number of sampling steps."""
+    tokens: OptionalText = None
+    """Print the tokens of this prompt in the model: ids, weights, hidden states and the pooled vector. --json prints all values."""
+    blocks: bool = False
+    """Print the networks of a model as a tree, with the shapes for one image and the number of parameters of each block."""
     model: ModelName = None
     json: bool = False
     """Print one JSON object."""
@@ -39,6 +49,9 @@ class InspectOptions:
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = parse_options(InspectOptions, arguments, "inspect")
+    if options.blocks or options.tokens is not None:
+        inspect_model(options)
+        return
     if options.prompt is not None and options.file is None:
         with usage_errors():
             check_unicode("prompt", options.prompt)
@@ -56,6 +69,43 @@ def main(arguments: Sequence[str]) -> None:
 
     report = inspect(source, hashed=options.hash)
     print(report.json() if options.json else "\n".join(report.lines()))
+
+
+def inspect_model(options: InspectOptions) -> None:
+    """Print the tokens of a prompt in a model, or the blocks of its networks.
+
+    Raises:
+        UsageError: options contradict each other, there is no such model, or the prompt has a syntax error.
+    """
+    if options.prompt is not None or (options.blocks and options.tokens is not None):
+        raise UsageError("--prompt, --tokens and --blocks exclude each other; give one of them.")
+    if options.file is not None and options.model is not None:
+        raise UsageError(f"'{options.file}' and --model {options.model} both name a model; give one of them.")
+    source = str(options.file) if options.file is not None else options.model
+    check_model_name(source)
+    if options.blocks:
+        from daguerre.weights.blocks import block_trees
+
+        trees = block_trees(source)
+        if options.json:
+            print(json.dumps([tree.json() for tree in trees], indent=2))
+            return
+        print("Shapes for one image, channels×height×width, or for one prompt, tokens×width; then the number of parameters.\n")
+        print("\n\n".join("\n".join(tree.lines()) for tree in trees))
+        return
+    from daguerre.conditioning.token_states import encode_tokens
+
+    assert options.tokens is not None
+    check_unicode("prompt", options.tokens)
+    with spinner("opening the model"):
+        model = open_model(source, None, "cpu", "float32", offline=False)
+    with usage_errors():
+        encoded = encode_tokens(model.conditioner, options.tokens, options.steps)
+    if options.json:
+        print(json.dumps([each.json() for each in encoded], indent=1, ensure_ascii=False))
+        return
+    parts = encoded[-1].part > 1
+    print("\n\n".join(f"part {each.part}, {each.text()}" if parts else each.text() for each in encoded))
 
 
 def has_image_signature(path: Path) -> bool:
@@ -91,6 +141,15 @@ def inspect_prompt(prompt: str, steps: int, model: str | None, *, as_json: bool)
     print(json.dumps(explanation.json(), indent=2, ensure_ascii=False) if as_json else explanation.text())
 
 
+def print_comparison(path: Path, table: "Image", data: dict[str, Any]) -> None:
+    """Print the settings of each image of a saved comparison."""
+    cells = read_comparison(path, table, data)
+    print(f"a comparison of {len(cells)} × {len(cells[0])} images; `daguerre reproduce {path} --cell ROW,COLUMN` generates one again")
+    for i, row in enumerate(cells, 1):
+        for j, cell in enumerate(row, 1):
+            print(f"\nrow {i}, column {j}:\n{parameters(cell.provenance, cell.image.size)}")
+
+
 def inspect_image(path: Path, *, as_json: bool) -> None:
     """Print the size and the generation metadata of an image; for another program's image also as a command."""
     image, texts = read_image_texts(path)
@@ -101,6 +160,9 @@ def inspect_image(path: Path, *, as_json: bool) -> None:
         print(json.dumps({**report, "foreign": None if foreign is None else asdict(foreign)}, indent=2, ensure_ascii=False))
         return
     print(f"{path}: {image.width}×{image.height} pixels")
+    if request and "cells" in request:
+        print_comparison(path, image, request)
+        return
     if foreign is None:
         print(texts.get(TEXT, "The image has no generation parameters."))
     if request:

@@ -1,11 +1,15 @@
 """`daguerre reproduce IMAGE`: generate a saved image again from its metadata and compare the two."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from PIL.Image import Resampling
 
 from daguerre.cli.generation import check_outputs, generate_with_progress
 from daguerre.cli.image_inputs import reopen_inputs
@@ -13,8 +17,9 @@ from daguerre.cli.model_loading import open_any
 from daguerre.cli.options import Device, ImagePath, ModelName, Offline, OptionalPath, OptionalText, Out
 from daguerre.cli.parsing import parse_options, usage_errors
 from daguerre.errors import DaguerreError
+from daguerre.pipelines.comparison import read_comparison
 from daguerre.pipelines.images.output import GeneratedImage
-from daguerre.pipelines.metadata.write import Provenance, read_provenance, write_image_with_metadata
+from daguerre.pipelines.metadata.write import Provenance, daguerre_json, read_image_texts, read_provenance, write_image_with_metadata
 from daguerre.progress import spinner
 from daguerre.weights.catalog import local
 
@@ -43,6 +48,8 @@ class ReproduceOptions:
     """The autoencoder, if the image was generated with one other than the model's own."""
     refiner: OptionalText = None
     """The refiner, if the image was generated with one."""
+    cell: Annotated[str | None, tyro.conf.arg(metavar="ROW,COLUMN", help_behavior_hint="")] = None
+    """Of a table that `daguerre compare` saved: which image to generate again, counted from 1."""
     out: Out = None
     device: Device = None
     offline: Offline = False
@@ -60,7 +67,7 @@ def run(options: ReproduceOptions) -> None:
         DaguerreError: the two images differ; states by how much, and what else has changed.
     """
     with usage_errors():
-        image, provenance = read_provenance(options.image)
+        image, provenance = read_provenance(options.image) if options.cell is None else read_cell(options.image, options.cell)
         check_limits(image, provenance)
         inputs = {"image": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
         request = reopen_inputs(provenance.request, options.image, {name: path for name, path in inputs.items() if path is not None})
@@ -76,9 +83,32 @@ def run(options: ReproduceOptions) -> None:
     again = images.grid() if provenance.index is None else images[provenance.index]
     if options.out is not None:
         print(again.save(options.out))
+    if options.cell is not None and again.image.size != image.size:
+        again = replace(again, image=again.image.resize(image.size, Resampling.LANCZOS))  # as the table shows it
     if difference := pixel_difference(image, again, options.image.suffix.lower()):
         raise DaguerreError(f"'{options.image}' came out differently ({difference}); {describe_changes(provenance, again.provenance)}.")
     print("identical")
+
+
+def read_cell(path: Path, cell: str) -> tuple["Image.Image", Provenance]:
+    """The pixels and the provenance of one image of a saved comparison; `cell` is ROW,COLUMN from 1.
+
+    Raises:
+        DaguerreError: the file is no comparison, a JPEG, or has no such cell.
+    """
+    table, texts = read_image_texts(path)
+    data = daguerre_json(texts)
+    if data is None or "cells" not in data:
+        raise DaguerreError(f"'{path}' is no table of `daguerre compare`; remove --cell.")
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise DaguerreError(f"'{path}' is a JPEG, which changes pixels across images; compare with a table saved as .png or .webp.")
+    cells = read_comparison(path, table, data)
+    match = re.fullmatch(r"(\d{1,4}),(\d{1,4})", cell.replace(" ", ""))
+    row, column = (int(match[1]) - 1, int(match[2]) - 1) if match else (-1, -1)
+    if not (0 <= row < len(cells) and 0 <= column < len(cells[row])):
+        size = f"{len(cells)} {'row' if len(cells) == 1 else 'rows'} and {len(cells[0])} columns"
+        raise DaguerreError(f"--cell is {cell!r}; it is ROW,COLUMN, and the table has {size}.")
+    return cells[row][column].image, cells[row][column].provenance
 
 
 def check_limits(image: "Image.Image", provenance: Provenance) -> None:

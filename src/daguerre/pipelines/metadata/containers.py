@@ -59,7 +59,7 @@ def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
         text = decode_text(value) if isinstance(value, bytes) else _repaired(value)
         name, _, rest = text.partition(":")  # ComfyUI puts "prompt:{…}" and "workflow:{…}" into any of them
         graph = name.lower() in ("prompt", "workflow") and rest.lstrip().startswith("{")
-        is_daguerre = tag == ExifTags.Base.ImageDescription and text.startswith('{"request"')
+        is_daguerre = tag == ExifTags.Base.ImageDescription and text.startswith(('{"request"', '{"comparison"'))
         yield (name.lower(), rest) if graph else (JSON if is_daguerre else tag.name, text)
     for directory in (exif, exif.get_ifd(ExifTags.IFD.Exif)):  # Fooocus puts its comment into the first one
         if isinstance(comment := directory.get(ExifTags.Base.UserComment), bytes | str):

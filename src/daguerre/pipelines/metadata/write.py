@@ -169,16 +169,23 @@ def write_image_with_metadata(file: BinaryIO, image: Image.Image, suffix: str, p
     Raises:
         DaguerreError: the metadata is longer than a JPEG can hold.
     """
-    text, data = parameters(provenance, image.size), json.dumps(provenance.to_json())
+    write_image_with_texts(file, image, suffix, parameters(provenance, image.size), provenance.to_json())
+
+
+def write_image_with_texts(file: BinaryIO, image: Image.Image, suffix: str, text: str | None, value: Mapping[str, Any]) -> None:
+    """Encode an image with the text that other programs read, if any, and a JSON object; errors as in `write_image_with_metadata`."""
+    data = json.dumps(value)
     if OUTPUT_FORMATS[suffix] == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        (chunks.add_text if text.isascii() else chunks.add_itxt)(TEXT, text)
+        if text is not None:
+            (chunks.add_text if text.isascii() else chunks.add_itxt)(TEXT, text)
         chunks.add_text(JSON, data)
         image.save(file, "PNG", pnginfo=chunks)
         return
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = data
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + text.encode("utf-16-be")
+    if text is not None:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + text.encode("utf-16-be")
     if OUTPUT_FORMATS[suffix] == "JPEG" and (length := len(exif.tobytes())) > MAX_JPEG_EXIF:
         raise DaguerreError(f"The request is {length} bytes long, and a JPEG holds {MAX_JPEG_EXIF}; save the image as .png or .webp.")
     image.save(file, OUTPUT_FORMATS[suffix], exif=exif, **({"lossless": True} if OUTPUT_FORMATS[suffix] == "WEBP" else {"quality": 95}))
@@ -221,7 +228,10 @@ def read_provenance(path: str | Path) -> tuple[Image.Image, Provenance]:
         DaguerreError: the file is no image, or daguerre did not save it.
     """
     image, texts = read_image_texts(path)
-    if (data := daguerre_json(texts)) is None:
+    data = daguerre_json(texts)
+    if data is not None and "cells" in data:
+        raise DaguerreError(f"'{path}' is a comparison of several images; choose one of them with --cell ROW,COLUMN.")
+    if data is None:
         raise DaguerreError(f"'{path}' holds no request of daguerre; only images that daguerre saved can be reproduced.")
     return image, Provenance.from_json(data)
 
