@@ -15,7 +15,7 @@ from PIL import Image
 
 from daguerre.atomic_io import atomic_write
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.images.grid import Box, image_table
+from daguerre.pipelines.images.grid import CellBox, image_table
 from daguerre.pipelines.images.output import GeneratedImage, check_suffix
 from daguerre.pipelines.metadata.write import OUTPUT_FORMATS, Provenance, write_image_with_texts
 from daguerre.pipelines.request import Request, with_fields
@@ -73,7 +73,7 @@ class Comparison:
     rows: Axis | None
     columns: Axis
 
-    def table(self) -> tuple[Image.Image, list[list[Box]]]:
+    def table(self) -> tuple[Image.Image, list[list[CellBox]]]:
         """The labelled table, and the box of each image in it."""
         pixels = [[each.image for each in row] for row in self.images]
         return image_table(pixels, rows=self.rows.labels if self.rows else (), columns=self.columns.labels)

@@ -27,7 +27,7 @@ from daguerre.weights.tensors.reader import open_tensors
 from daguerre.weights.tensors.safetensors import config_errors, read_json
 
 WHOLE = (ResBlock, AttentionBlock, SpatialTransformer, Downsample, Upsample, EmbeddingMLP, CLIPBlock, LDMBertBlock)  # not opened further
-MAX_DEPTH = 4
+BLOCK_LEVELS = 4
 DEFAULT_TOKENS = 77
 Shape = tuple[int, ...]
 
@@ -137,7 +137,7 @@ def _first_shape(values: tuple[Any, ...]) -> Shape | None:
 
 def _block(name: str, module: nn.Module, shapes: dict[nn.Module, tuple[Shape | None, Shape | None]], depth: int) -> Block:
     children: list[Block] = []
-    for child_name, child in module.named_children() if depth < MAX_DEPTH and not isinstance(module, WHOLE) else ():
+    for child_name, child in module.named_children() if depth < BLOCK_LEVELS and not isinstance(module, WHOLE) else ():
         members = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
         for number, member in members:
             children.append(_block(f"{child_name}.{number}".rstrip("."), member, shapes, depth + 1))

@@ -12,14 +12,14 @@ GAP = 8
 BACKGROUND, TEXT_COLOUR = "white", "black"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+CellBox = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class ImageTable(NamedTuple):
     """A table of images, and the box of each image in it, row by row."""
 
     image: Image.Image
-    boxes: list[list[Box]]
+    boxes: list[list[CellBox]]
 
 
 def labelled_grid(images: Sequence[Image.Image], labels: Sequence[str], columns: int | None = None) -> Image.Image:
@@ -67,7 +67,7 @@ def image_table(
     for column, lines in enumerate(above):
         centre = margin + GAP + column * (width + GAP) + width / 2
         _write(canvas, (centre, GAP + top - GAP - len(lines) * line_height), lines, font, line_height, "ma")  # aligned at the bottom
-    boxes: list[list[Box]] = []
+    boxes: list[list[CellBox]] = []
     for number, row in enumerate(images):
         y = top + GAP + number * (height + 2 * GAP) + sum(caption_heights[:number])
         boxes.append([])
