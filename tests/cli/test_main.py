@@ -18,6 +18,7 @@ import daguerre
 from daguerre import atomic_io as disk
 from daguerre.cli.main import main
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.weights.vocabulary import Vocabulary
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -138,6 +139,24 @@ def test_models_and_samplers_are_listed(run: Run, folder: Path):
     code, out, _ = run("models", "--samplers")
     assert code == 0
     assert all(name in out for name in ("dpmpp_2m", "euler_a", "trailing", "karras"))
+
+
+def test_words_that_a_vocabulary_lacks_are_named_in_one_line(run: Run, folder: Path):
+    code, out, err = run("models", "--vocabulary")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "vocabulary.json" in err
+    assert run("txt2img", "a photograph riding", "--steps", "2")[2] == ""
+    Vocabulary.of(["cat", "horse", "horse racing", "person biking"], ["a photo"]).write(folder)
+    try:
+        code, out, err = run("models", "tiny", "--vocabulary")
+        assert (code, err) == (0, "")
+        assert out.splitlines() == ["cat", "horse", "horse racing", "person biking", "other words: a, photo"]
+        code, _, err = run("txt2img", "a photograph", "a riding [cat:hores:0.5], a photograph", "--steps", "2", "--num-images", "2")
+        assert (code, err.count("\n")) == (0, 1)
+        assert '"photograph" (nearest: photo), "riding" (nearest: horse racing, person biking), "hores" (nearest: horse)' in err
+        assert run("txt2img", "A photo: cat, horse!", "--steps", "2")[2] == ""
+    finally:
+        (folder / "vocabulary.json").unlink()
 
 
 def test_a_checkpoint_is_inspected_and_converted_and_opens(run: Run, folder: Path):

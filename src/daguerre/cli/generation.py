@@ -1,6 +1,7 @@
 """From a request to files: what all commands that generate images share."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from daguerre.pipelines.metadata.write import OUTPUT_FORMATS
 from daguerre.pipelines.request import Request
 from daguerre.progress import spinner, track_steps
 from daguerre.runtime.allocator import tune_malloc
+from daguerre.weights.catalog import ASSETS, INDEX
+from daguerre.weights.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +94,10 @@ def open_for(options: GenerationOptions, request: Request | None = None) -> "Lat
 
 
 def warn_prompt(model: "LatentDiffusion | LatentPrior", request: Request) -> None:
-    """Print a note for each part of the prompts that may not mean what was intended, if the model reads the prompt language."""
+    """Print a note for each part of the prompts that may not mean what was intended, if the model reads the prompt language.
+
+    One line names the words that the model's vocabulary lacks, if its folder has one.
+    """
     from daguerre.conditioning import Conditioner, Prompt
     from daguerre.conditioning.syntax import caret_message
     from daguerre.models.latent_diffusion import LatentDiffusion
@@ -104,6 +110,12 @@ def warn_prompt(model: "LatentDiffusion | LatentPrior", request: Request) -> Non
         for warning in prompt.warnings:
             text = caret_message(prompt.source, warning.at, warning.message)
             print(f"daguerre: note, character {warning.at + 1} of the prompt:\n{text}", file=sys.stderr)
+    folder = next((parent for file in model.files for parent in file.parents if (parent / INDEX).is_file()), None)
+    if folder is not None and (vocabulary := Vocabulary.read(folder)):
+        lines = (prompt.at(step, request.steps) for prompt in prompts[:-1] for step in range(request.steps))
+        texts = dict.fromkeys(piece.text for parts in lines for line in parts for segment in line for piece in segment)
+        if note := vocabulary.note(folder.name if folder.parent == ASSETS else shlex.quote(str(folder)), texts):
+            print(f"daguerre: note: {note}", file=sys.stderr)
 
 
 def generate_with_progress(

@@ -1,30 +1,53 @@
-"""`daguerre models`: list the models, samplers and spacings to choose from."""
+"""`daguerre models`: list the models, samplers and spacings to choose from, and the words that a model knows."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from daguerre.cli.parsing import parse_options
+import tyro
+
+from daguerre.cli.parsing import parse_options, usage_errors
+from daguerre.errors import DaguerreError
 from daguerre.weights import catalog
-from daguerre.weights.catalog import INDEX, embedded
+from daguerre.weights.catalog import INDEX, embedded, find
+from daguerre.weights.vocabulary import FILE_NAME, Vocabulary, words_in
 
 CONFIG = "config.json"
+WIDTH = 100  # columns of wrapped text
 
 
 @dataclass(frozen=True)
 class ModelsOptions:
-    """List the models inside the package; with --samplers, the samplers and spacings."""
+    """List the models inside the package; with --samplers, the samplers and spacings; with --vocabulary, what a model knows."""
 
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")] = None
+    """With --vocabulary: name or folder of a model. Default: the embedded model."""
     samplers: bool = False
     """List samplers and spacings."""
+    vocabulary: bool = False
+    """List the names of what a small model generates and the other words of its training captions."""
+
+    def __post_init__(self) -> None:
+        if self.samplers and self.vocabulary:
+            raise DaguerreError("Give either --samplers or --vocabulary.")
+        if self.model is not None and not self.vocabulary:
+            raise DaguerreError(f"With the model {self.model!r} give --vocabulary, or use `daguerre inspect` for its networks.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and run."""
     options = parse_options(ModelsOptions, arguments, "models")
-    list_samplers() if options.samplers else list_models()
+    if options.vocabulary:
+        with usage_errors():
+            folder = find(options.model)
+        list_vocabulary(folder)
+    elif options.samplers:
+        list_samplers()
+    else:
+        list_models()
 
 
 def list_models() -> None:
@@ -49,6 +72,16 @@ def _image_size(folder: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def list_vocabulary(folder: Path) -> None:
+    """Print one name per line, then the words that no name has. Raises DaguerreError if the model has no vocabulary."""
+    vocabulary = Vocabulary.read(folder)
+    if vocabulary is None:
+        raise DaguerreError(f"'{folder}' has no file {FILE_NAME}: the words that this model knows are not listed.")
+    print("\n".join(sorted(vocabulary.names, key=str.casefold)))
+    others = sorted(vocabulary.words - {word for name in vocabulary.names for word in words_in(name)})
+    print(textwrap.fill(f"other words: {', '.join(others)}", WIDTH))
 
 
 def list_samplers() -> None:

@@ -11,8 +11,10 @@ from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.unet import UNetConfig
 from daguerre.training.config import AutoencoderLoss, DiffusionLoss, LoopConfig
 from daguerre.training.options.latent_diffusion import EmojiRecipe
+from daguerre.training.processes import rank
 from daguerre.training.recipes.latent_diffusion import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, LatentDiffusionPlan, tiny_text, tiny_vision
+from daguerre.weights.vocabulary import Vocabulary
 
 CPU = LatentDiffusionPlan(
     size=64,
@@ -114,6 +116,7 @@ GPU = LatentDiffusionPlan(
 # Less than half of the things can be part of a pair, so `pair=0.5` makes a quarter of all images pairs.
 EMOJI_MIX = EmojiMix(recoloured=0.3, background=0.15, pair=0.5, centred=0.8)
 CURRICULUM = replace(EMOJI_MIX, recoloured=0.15, pair=0.65, reading_order=True)
+VOCABULARY_CAPTIONS = 10_000  # from which the words other than names are taken
 PRESETS = {"cpu": CPU, "gpu": GPU}
 EMOJI_PREVIEW_PROMPTS = (
     "a red apple",
@@ -132,6 +135,14 @@ def run(recipe: EmojiRecipe) -> Path:
     if recipe.preset == "gpu" and not torch.cuda.is_available():
         raise DaguerreError("The preset gpu needs a GPU, and torch finds none; use --preset cpu.")
     plan = PRESETS[recipe.preset]
-    return run_latent_recipe(
-        recipe, plan, EmojiDataset(plan.size, mix=EMOJI_MIX), EMOJI_PREVIEW_PROMPTS, EmojiDataset(plan.size, mix=CURRICULUM)
-    )
+    source = EmojiDataset(plan.size, mix=EMOJI_MIX)
+    path = run_latent_recipe(recipe, plan, source, EMOJI_PREVIEW_PROMPTS, EmojiDataset(plan.size, mix=CURRICULUM))
+    if rank() == 0:
+        vocabulary(source).write(path)
+    return path
+
+
+def vocabulary(source: EmojiDataset) -> Vocabulary:
+    """The names of all things, and the words of the dataset's captions."""
+    names = (name for thing in source.things for name in (thing.name, *thing.other_names))
+    return Vocabulary.of(names, source.captions(VOCABULARY_CAPTIONS, seed=0))
