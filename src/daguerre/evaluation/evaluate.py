@@ -172,7 +172,7 @@ def evaluate(
         training: training images (T, 3, H, W) for the nearest-neighbour search.
     """
     training_features = torch.cat([scorer.embed_images(part) for part in track(training.split(256), "embedding training images")])  # (T, P)
-    features = [_prompt_features(scorer, prompt) for prompt in track(prompts, "embedding prompts")]
+    features = [prompt_features(scorer, prompt) for prompt in track(prompts, "embedding prompts")]
     scores, true = (_score(scorer, x, features, training, training_features) for x in (generated.images, true_renders(prompts)))
     others = scorer.embed_images(reference)
     unused = {"prompt", "num_images"} | (DIFFUSION_ONLY.keys() - {"sampler"} if generated.request.sampler == VQ_PRIOR else set())
@@ -204,7 +204,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _PromptFeatures:
+class PromptFeatures:
     """The K parts of all candidates of one prompt: the candidate, the image box and the text embedding of each part."""
 
     candidate: Tensor  # (K,), index
@@ -218,10 +218,11 @@ class _PromptFeatures:
         return torch.zeros(len(counts), dtype=cosines.dtype).index_add_(0, self.candidate, cosines) / counts
 
 
-def _prompt_features(scorer: AnyScorer, prompt: EvalPrompt) -> _PromptFeatures:
+def prompt_features(scorer: AnyScorer, prompt: EvalPrompt) -> PromptFeatures:
+    """Embed the texts of all candidates."""
     boxes, texts = zip(*(part for candidate in prompt.candidates for part in candidate.parts), strict=True)
     counts = torch.tensor([len(candidate.parts) for candidate in prompt.candidates])
-    return _PromptFeatures(torch.arange(len(counts)).repeat_interleave(counts), list(boxes), scorer.embed_texts(texts))
+    return PromptFeatures(torch.arange(len(counts)).repeat_interleave(counts), list(boxes), scorer.embed_texts(texts))
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,9 @@ class _Scores:
     by_pixels: Neighbours
 
 
-def _score(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures], training: Tensor, training_features: Tensor) -> _Scores:
+def _score(scorer: AnyScorer, x: Tensor, prompts: Sequence[PromptFeatures], training: Tensor, training_features: Tensor) -> _Scores:
     """The scores of images x (N, 3, H, W), one for each prompt."""
-    by_box = {box: scorer.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for prompt in prompts for box in prompt.boxes)}
-    scores = torch.stack([prompt.scores({box: parts[i] for box, parts in by_box.items()}) for i, prompt in enumerate(prompts)])
+    scores = candidate_scores(scorer, x, prompts)
     features = scorer.embed_images(x)
     return _Scores(
         features=features,
@@ -247,6 +247,12 @@ def _score(scorer: AnyScorer, x: Tensor, prompts: Sequence[_PromptFeatures], tra
         by_features=nearest_neighbours(features, training_features),
         by_pixels=nearest_neighbours(x, training, chunk=512),
     )
+
+
+def candidate_scores(scorer: AnyScorer, x: Tensor, prompts: Sequence[PromptFeatures]) -> Tensor:
+    """The score (N, M) of each candidate, the true one first, for images x (N, 3, H, W), one for each prompt."""
+    by_box = {box: scorer.embed_images(crop_box(x, box)) for box in dict.fromkeys(box for prompt in prompts for box in prompt.boxes)}
+    return torch.stack([prompt.scores({box: parts[i] for box, parts in by_box.items()}) for i, prompt in enumerate(prompts)])
 
 
 def crop_box(x: Tensor, box: Box) -> Tensor:

@@ -54,6 +54,12 @@ RECIPES: Mapping[str, Recipe] = {
     "text-to-image": Recipe(
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
     ),
+    "caption-variants": Recipe(
+        "only the text encoder: other wordings of a caption give the same image",
+        "options.caption_variants:CaptionVariantsRecipe",
+        "recipes.caption_variants:run",
+        "txt2img 'something red, please' --model {path}",
+    ),
     "clip-scorer": Recipe(
         "the CLIP that `daguerre evaluate` scores with", "options.latent_diffusion:ClipScorerRecipe", "recipes.clip_scorer:run"
     ),
