@@ -42,7 +42,7 @@ class Variant:
 
     def __call__(self, prompt: str) -> str:
         fields = {"bare": re.sub(r"^(an?|the) ", "", prompt), "short": re.sub(r"\b(an?|the) ", "", prompt)}
-        return self.case(self.template.format(prompt, **fields))
+        return self.case(self.template.format(prompt, **fields)).replace(" AND ", " and ")  # in capitals it joins two prompts
 
     @property
     def name(self) -> str:
