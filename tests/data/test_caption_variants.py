@@ -27,11 +27,14 @@ def test_variants_are_a_function_of_caption_and_generator(captions, variants):
     assert vary_caption(np.random.default_rng(0), "") == ""
 
 
-def test_a_variant_keeps_the_words_of_the_content_in_their_order(captions, variants):
-    for caption, variant in zip(captions, variants, strict=True):
-        wanted = [word for word in words_in(without_style(caption)) if word not in ("a", "an", "the")]
+def test_a_variant_keeps_the_words_of_the_content_in_their_order_and_adds_no_other_content(captions, variants):
+    contents = [words_in(without_style(caption)) for caption in captions]
+    known = {word for content in contents for word in content} - ADDED
+    for content, variant in zip(contents, variants, strict=True):
+        wanted = [word for word in content if word not in ("a", "an", "the")]
         remaining = iter(words_in(variant))
-        assert all(word in remaining for word in wanted), (caption, variant)
+        assert all(word in remaining for word in wanted), (wanted, variant)
+        assert known.isdisjoint({*words_in(variant)} - {*content}), (content, variant)
 
 
 def test_at_least_the_stated_share_stays_as_it_is(captions, variants):

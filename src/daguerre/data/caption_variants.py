@@ -6,7 +6,7 @@ is a function of the caption and a random generator, so a training batch stays a
 """
 
 import re
-import string
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,10 +21,16 @@ VERBS = ("draw", "draw me", "show", "show me", "make", "make me", "create", "gen
 _REQUEST_FORMS = (
     "{verb} {phrase}", "please {verb} {phrase}", "{verb} {phrase} please", "{verb} {phrase}, please", "can you {verb} {phrase}",
     "could you please {verb} {phrase}", "would you {verb} {phrase}", "{verb} {phrase} for me", "i want {phrase}", "i need {phrase}",
-    "{phrase}, please", "{phrase} please", "please, {phrase}",
+    "{phrase}, please", "{phrase} please", "please, {phrase}", "{phrase}, {verb}", "i {verb} to {verb} {phrase}",
 )  # fmt: skip
 # All words that a variant may add, apart from made-up ones.
 PHRASES = (*STYLES, *VERBS, *(form.format(phrase="", verb="") for form in _REQUEST_FORMS))
+_ONSETS = (
+    "b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "br", "ch", "cl", "cr", "dr", "fl", "gr", "kn", "pl",
+    "sk", "sp", "st", "tr", "th",
+)  # fmt: skip
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ee", "oo", "ou", "y")
+_CODAS = ("", "n", "r", "s", "t", "l", "d", "m", "ck", "st", "nd", "ng", "sh", "ly", "er", "ed", "tch")
 _PUNCTUATED = ("{}.", "{}.", "{}.", "{}!", "{}?", "{},", "{}...", "{}!!", "{} .", '"{}"', "'{}'")
 _CASES = (str.upper, str.title, str.capitalize, str.lower)
 
@@ -58,19 +64,26 @@ def _other_articles(rng: np.random.Generator, words: str) -> str:
 
 
 def _with_style(rng: np.random.Generator, words: str) -> str:
-    style = pick(rng, STYLES)
-    bare = _LEADING_ARTICLE.sub("", words)
-    return pick(rng, _STYLE_FORMS).format(phrase=words, bare=bare, style=style, a_style=article(style))
+    style = _known_or_made_up(rng, STYLES)
+    return pick(rng, _STYLE_FORMS).format(phrase=words, bare=_LEADING_ARTICLE.sub("", words), style=style, a_style=article(style))
 
 
 def _as_request(rng: np.random.Generator, words: str) -> str:
-    return pick(rng, _REQUEST_FORMS).format(phrase=words, verb=pick(rng, VERBS))
+    return pick(rng, _REQUEST_FORMS).format(phrase=words, verb=_known_or_made_up(rng, VERBS))
 
 
 def _with_made_up_word(rng: np.random.Generator, words: str) -> str:
-    """One or two words of random letters at a random position: they stand for all words that no caption has."""
+    """One or two made-up words at random positions."""
     parts = words.split(" ")
     for _ in range(int(rng.integers(1, 3))):
-        letters = rng.choice(list(string.ascii_lowercase), int(rng.integers(3, 10)))
-        parts.insert(int(rng.integers(len(parts) + 1)), "".join(letters))
+        parts.insert(int(rng.integers(len(parts) + 1)), _made_up_word(rng))
     return " ".join(parts)
+
+
+def _known_or_made_up(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    return _made_up_word(rng) if rng.random() < _MADE_UP else pick(rng, choices)
+
+
+def _made_up_word(rng: np.random.Generator) -> str:
+    """Two or three syllables, such as "kindlest": it stands for all words that no caption has."""
+    return "".join(f"{pick(rng, _ONSETS)}{pick(rng, _VOWELS)}{pick(rng, _CODAS)}" for _ in range(int(rng.integers(2, 4))))
