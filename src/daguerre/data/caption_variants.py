@@ -6,6 +6,7 @@ is a function of the caption and a random generator, so a training batch stays a
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ _REQUEST_FORMS = (
     "{phrase}, please", "{phrase} please", "please, {phrase}", "{phrase}, {verb}", "i {verb} to {verb} {phrase}",
 )  # fmt: skip
 # All words that a variant may add, apart from made-up ones.
-PHRASES = (*STYLES, *VERBS, *(form.format(phrase="", verb="") for form in _REQUEST_FORMS))
+PHRASES = (*STYLES, *VERBS, *(form.format_map(defaultdict(str)) for form in (*_STYLE_FORMS, *_REQUEST_FORMS)))
 _ONSETS = (
     "b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "br", "ch", "cl", "cr", "dr", "fl", "gr", "kn", "pl",
     "sk", "sp", "st", "tr", "th",
