@@ -14,7 +14,7 @@ from daguerre.cli.parsing import parse_options
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 RUNNABLE = {"txt2img", "img2img", "inpaint", "outpaint", "attention", "models", "inspect"}
-NEEDS_FILES = ("--model", "-m", "--vae", "--refiner", "--hash", "--vocabulary")
+NEEDS_FILES = ("--model", "-m", "--vae", "--refiner", "--hash", "--vocabulary", "--lora", "--embedding")
 TRAINED_FOR = ("pix2pix", "depth2img", "upscale", "variations")
 
 

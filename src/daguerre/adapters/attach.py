@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from daguerre.adapters.embedding import WIDTHS, Embedding
 from daguerre.adapters.lora import CONTEXT_FAMILIES, Lora
 from daguerre.adapters.module_names import LayerName, NetworkRole, Target, layer_table
+from daguerre.adapters.record import AdapterRecord
 from daguerre.adapters.weight_delta import MatrixDelta, Rows, WeightDelta
 from daguerre.conditioning import SDXLConditioner, TextConditioner
 from daguerre.errors import DaguerreError, join_names
@@ -43,6 +44,11 @@ def with_adapters(model: LatentDiffusion, adapters: Sequence[Adapter]) -> Latent
     embeddings += [embedding for lora in loras for embedding in lora.embeddings]
     changed = _with_embeddings(_with_loras(model, loras), embeddings)
     return replace(changed, adapters=(*model.adapters, *adapters))
+
+
+def attached_records(model: LatentDiffusion) -> tuple[AdapterRecord, ...]:
+    """The records of the adapters of a model, in the order in which they were attached."""
+    return tuple(adapter.record for adapter in model.adapters if isinstance(adapter, Adapter))
 
 
 def adapted_networks(model: LatentDiffusion) -> dict[NetworkRole, nn.Module]:

@@ -39,6 +39,7 @@ class Lora:
         record: name, file and strengths.
         embeddings: words that the file bundles.
         metadata: of the file's header.
+        keys: the names of the layers as the file spells them, with its prefixes.
         unknown: names in the file that no rule reads.
         notes: what may not be as intended, one sentence each; `with_adapters` logs them.
     """
@@ -47,6 +48,7 @@ class Lora:
     record: AdapterRecord
     embeddings: tuple[Embedding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -108,7 +108,7 @@ def read_lora(file: TensorFile, record: AdapterRecord, configs: Mapping[str, Pef
             raise DaguerreError(f"'{file.path}' is incomplete: the layer {module} has no {error.args[0]}. Download it again.") from error
     embeddings, skipped = _bundled_embeddings(file, bundled)
     notes = (*_alpha_notes(modules, file, configs), *skipped)
-    return Lora(layers, record, embeddings, file.metadata, tuple(unknown), notes)
+    return Lora(layers, record, embeddings, file.metadata, tuple(modules), tuple(unknown), notes)
 
 
 def short_hash(path: Path, file: TensorFile) -> str | None:

@@ -50,7 +50,7 @@ def _run_folder(options: GenerationOptions, folder: Path, request: Callable[[Pat
         first = request(next(filter(_is_readable, inputs), inputs[0]))  # an option that is wrong for one image is wrong for all
     if others:
         print(f"daguerre: not used in '{folder}': {join_names(others)}; only images directly in the folder are used.", file=sys.stderr)
-    model = open_for(options)
+    model = open_for(options, adapters=first.adapters)
     with usage_errors():
         check_capability(model, first.task)
     warn_prompt(model, first)

@@ -24,6 +24,7 @@ from daguerre.weights.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from daguerre.adapters.record import AdapterRecord
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
     from daguerre.pipelines import GeneratedImages, Step
@@ -76,8 +77,10 @@ def check_outputs(outputs: Mapping[str, Path | None], request: Request) -> None:
                 raise DaguerreError(f"{option} '{file}' is also {other}; give each its own file.")
 
 
-def open_for(options: GenerationOptions, request: Request | None = None) -> "LatentDiffusion | LatentPrior":
-    """Open the model that the options name, for one request or for many."""
+def open_for(
+    options: GenerationOptions, request: Request | None = None, adapters: "Sequence[AdapterRecord]" = ()
+) -> "LatentDiffusion | LatentPrior":
+    """Open the model that the options name, for one request or for many, with the adapters of the request or the given ones."""
     loading = options.loading
     with spinner("opening the model"):
         return open_any(
@@ -89,6 +92,7 @@ def open_for(options: GenerationOptions, request: Request | None = None) -> "Lat
             prediction=loading.prediction_type,
             refiner=loading.refiner,
             request=request,
+            adapters=adapters if request is None else request.adapters,
             keep_loaded=("unet",) if options.output.animation else (),  # an animation decodes after every step
         )
 

@@ -1,6 +1,7 @@
 """Open the model that a command line names."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.cli.options import PREDICTIONS_BY_FLAG, dtype_by_name
@@ -10,6 +11,7 @@ from daguerre.weights.catalog import find, may_be_on_the_hub
 if TYPE_CHECKING:
     import torch
 
+    from daguerre.adapters.record import AdapterRecord
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.models.latent_prior import LatentPrior
     from daguerre.pipelines import Request
@@ -18,14 +20,21 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    name: str | None, vae: str | None, device: str | None, dtype: str, *, offline: bool, prediction: str = "auto"
+    name: str | None,
+    vae: str | None,
+    device: str | None,
+    dtype: str,
+    *,
+    offline: bool,
+    prediction: str = "auto",
+    adapters: "Sequence[AdapterRecord]" = (),
 ) -> "LatentDiffusion":
     """Open a diffusion model, with another autoencoder if one is named.
 
     Raises:
         DaguerreError: there is no such model, it is not a diffusion model, or the autoencoder does not fit it.
     """
-    model = open_any(name, vae, device, dtype, offline=offline, prediction=prediction)
+    model = open_any(name, vae, device, dtype, offline=offline, prediction=prediction, adapters=adapters)
     from daguerre.models.latent_diffusion import LatentDiffusion
 
     if not isinstance(model, LatentDiffusion):
@@ -44,10 +53,13 @@ def open_any(
     refiner: str | None = None,
     request: "Request | None" = None,
     keep_loaded: Sequence[str] = (),
+    adapters: "Sequence[AdapterRecord]" = (),
+    adapter_folders: Sequence[Path] = (),
 ) -> "LatentDiffusion | LatentPrior":
     """Open a diffusion model or a prior over codes; a diffusion model with its refiner if one is named.
 
     Args:
+        adapters: attached to the model; adapter_folders: where else to search their files.
         request: what the model is opened for; a request that does not fit in memory fails before loading, or uses sequential offload.
         keep_loaded: components that sequential offload keeps in memory, because the request needs them again and again.
 
@@ -76,13 +88,27 @@ def open_any(
     if vae is not None:
         options["vae"] = vae
     model = load(name, device=device, dtype=compute_dtype, offline=offline, **options)
-    if refiner is None:
-        return model
     if not isinstance(model, LatentDiffusion):
-        raise UsageError(f"'{name}' is a prior over codes; remove --refiner.")
-    from daguerre.pipelines.planners.refiner import with_refiner
+        if refiner is not None or adapters:
+            raise UsageError(f"'{name}' is a prior over codes; remove --refiner and all adapters.")
+        return model
+    if refiner is not None:
+        model = _with_refiner(model, refiner, device, compute_dtype, offline, more)
+    if not adapters:
+        return model
+    from daguerre.adapters.load import with_recorded_adapters
 
-    second = load(refiner, device=device, dtype=compute_dtype, offline=offline, **more)
+    return with_recorded_adapters(model, adapters, adapter_folders)
+
+
+def _with_refiner(
+    model: "LatentDiffusion", refiner: str, device: str | None, dtype: "torch.dtype", offline: bool, more: "DiffusionOptions"
+) -> "LatentDiffusion":
+    from daguerre.models.latent_diffusion import LatentDiffusion
+    from daguerre.pipelines.planners.refiner import with_refiner
+    from daguerre.weights import load
+
+    second = load(refiner, device=device, dtype=dtype, offline=offline, **more)
     if not isinstance(second, LatentDiffusion):
         raise UsageError(f"'{refiner}' is a prior over codes; --refiner needs a diffusion model.")
     with usage_errors():

@@ -1,7 +1,7 @@
 """Options that several commands share. Each dataclass is one group of the help text; nothing here imports torch."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -160,6 +160,20 @@ class PipelineOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """LoRAs and embeddings; see docs/adapters.md."""
+
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE]", help_behavior_hint="")] = ()
+    """A LoRA, or its name in --lora-dir; :SCALE is its strength (default 1), :TEXT:UNET two strengths. Repeat it for several."""
+    lora_dir: OptionalPath = None
+    """Folder of LoRAs, for names in --lora and for tags in the prompt such as <lora:ink:0.8>."""
+    embedding: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:WORD]", help_behavior_hint="")] = ()
+    """A textual-inversion embedding; prompts use it by its file name, or by WORD. Repeat it for several."""
+    embedding_dir: OptionalPath = None
+    """Folder of embeddings; those whose names occur in a prompt are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What to write."""
 
@@ -185,6 +199,9 @@ class GenerationOptions:
     loading: Annotated[PipelineOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model", help="")] = field(
         default_factory=PipelineOptions
     )
+    adapters: Annotated[AdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
+        default_factory=AdapterOptions
+    )
     output: Annotated[OutputOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")] = field(default_factory=OutputOptions)
 
     def request_for(self, prompts: "Sequence[str]", task: Task | None = None, negative_prompt: str = "") -> Request:
@@ -193,7 +210,10 @@ class GenerationOptions:
         Raises:
             DaguerreError: an option is out of range, or two contradict each other.
         """
-        return build_request(prompts, task, self.image_options, self.sampling, self.loading, negative_prompt=negative_prompt)
+        from daguerre.cli.adapters import adapter_records
+
+        request = build_request(prompts, task, self.image_options, self.sampling, self.loading, negative_prompt=negative_prompt)
+        return replace(request, adapters=adapter_records(self.adapters, request))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from daguerre.conditioning.prompt_tags import split_tags
 from daguerre.conditioning.syntax import (
     EMPHASIS_FACTOR,
     AlternatingText,
@@ -70,7 +71,10 @@ class PromptPart:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed prompt: its parts, and warnings about likely mistakes."""
+    """A parsed prompt: its parts, and warnings about likely mistakes.
+
+    source: the text that positions in warnings refer to, without tags (see `prompt_tags`).
+    """
 
     source: str
     parts: tuple[PromptPart, ...]
@@ -82,11 +86,12 @@ class Prompt:
 
         Args:
             source: the prompt.
-            composed: whether AND separates parts; False for a negative prompt, in which AND is an ordinary word.
+            composed: whether AND separates parts and tags are cut out; False for a negative prompt, in which both are ordinary text.
 
         Raises:
             PromptError: a weight is not a number, or brackets are nested too deeply.
         """
+        source = split_tags(source)[0] if composed else source
         cuts = list(_AND.finditer(source)) if composed else []
         starts = [0, *(cut.end() for cut in cuts)]
         ends = [*(cut.start() for cut in cuts), len(source)]

@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.adapters.attach import attached_records
+from daguerre.adapters.load import is_recorded
+from daguerre.adapters.record import AdapterRecord
 from daguerre.conditioning import Conditioner, GuidedConditions
 from daguerre.diffusion import (
     SAMPLERS,
@@ -230,8 +233,28 @@ def resolve_request(model: LatentDiffusion, request: Request) -> ResolvedRequest
             f"{guidance_scale:g}."
         )
     initial_noise = request.initial_noise or config.initial_scale
-    request = replace(request, sampler=sampler.name, spacing=spacing, guidance_scale=guidance_scale, initial_noise=initial_noise)
+    request = replace(
+        request,
+        sampler=sampler.name,
+        spacing=spacing,
+        guidance_scale=guidance_scale,
+        initial_noise=initial_noise,
+        adapters=resolve_adapters(model, request),
+    )
     return ResolvedRequest(request, config, guidance_scale, initial_noise)
+
+
+def resolve_adapters(model: LatentDiffusion, request: Request) -> tuple[AdapterRecord, ...]:
+    """The records of the model's adapters. Raises DaguerreError if the request names others."""
+    attached = attached_records(model)
+    fits = len(request.adapters) == len(attached) and all(map(is_recorded, request.adapters, attached))
+    if request.adapters and not fits:
+        wanted, has = (", ".join(record.name for record in records) or "none" for records in (request.adapters, attached))
+        raise DaguerreError(
+            f"The request needs the adapters {wanted}, and the model {model.name!r} has {has}; attach them with "
+            "`adapters.load.with_recorded_adapters(model, request.adapters)`."
+        )
+    return attached
 
 
 def from_noise(context: GenerationContext) -> InitLatents:

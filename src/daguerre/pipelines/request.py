@@ -6,6 +6,7 @@ from functools import cache
 from types import NoneType
 from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
+from daguerre.adapters.record import AdapterRecord, record_from_json
 from daguerre.errors import DaguerreError, nearest
 from daguerre.pipelines.tasks import Task, TextToImage, plain_number, task_from_json
 
@@ -77,6 +78,8 @@ class Request:
         tiling: axes along which the image repeats seamlessly: "none", "both", "x" or "y".
         temperature, top_k, top_p: sampling settings of autoregressive priors (see `models.autoregressive.Sampling`), which have no steps,
             sampler, spacing, negative prompt or guidance.
+        adapters: records of the adapters attached to the model (see `adapters.with_adapters`); filled in from the model when images are
+            generated. A request that has them runs only on a model with the same adapters.
         low_memory: one image and one condition at a time, tiled decoding; set automatically if a run would not fit into memory.
 
     Raises:
@@ -107,6 +110,7 @@ class Request:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    adapters: tuple[AdapterRecord, ...] = ()
     low_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -170,6 +174,7 @@ class Request:
         values["prompt"] = self.prompt if isinstance(self.prompt, str) else list(self.prompt)
         values["guidance_interval"] = None if self.guidance_interval is None else list(self.guidance_interval)
         values["task"] = self.task.to_json()
+        values["adapters"] = [record.to_json() for record in self.adapters]
         values["variation"] = None if self.variation is None else asdict(self.variation)
         return values
 
@@ -243,6 +248,8 @@ def _from_json(name: str, value: Any) -> Any:
     """The value of a field, read from a JSON object where it is one."""
     if name == "task" and isinstance(value, Mapping):
         return task_from_json(value)
+    if name == "adapters" and isinstance(value, list | tuple):
+        return tuple(record_from_json(each) if isinstance(each, Mapping) else each for each in value)
     if name == "variation" and isinstance(value, Mapping):
         if set(value) != {"seed", "strength"}:
             raise DaguerreError(f"A variation has the fields seed and strength, not {', '.join(value) or 'none'}.")
@@ -252,7 +259,7 @@ def _from_json(name: str, value: Any) -> Any:
 
 def _noun(name: str, expected: Any) -> str:
     """What a field may be, for error messages."""
-    special = {"prompt": "a text or a list of texts", "guidance_interval": "two numbers or None"}
+    special = {"prompt": "a text or a list of texts", "guidance_interval": "two numbers or None", "adapters": "a list of adapter records"}
     nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Variation: "a Variation", Task: "a Task"}
     kind = next((kind for kind in nouns if kind is expected or kind in get_args(expected)), str)
     return special.get(name, nouns[kind] + (" or None" if NoneType in get_args(expected) else ""))
@@ -264,6 +271,8 @@ def _has_type(name: str, value: object, expected: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(text, str) for text in value))
     if name == "guidance_interval":
         return value is None or (isinstance(value, tuple) and len(value) == 2 and all(_has_type("", share, float) for share in value))
+    if name == "adapters":
+        return isinstance(value, tuple) and all(isinstance(record, AdapterRecord) for record in value)
     if name in REQUEST_CHOICES:
         return value is None or isinstance(value, str)
     if expected is bool or isinstance(value, bool):

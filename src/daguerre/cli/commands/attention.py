@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.atomic_io import free_path, numbered_paths
+from daguerre.cli.adapters import adapter_records
 from daguerre.cli.generation import check_outputs, generate_with_progress, warn_prompt
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import check_sampler, open_model
 from daguerre.cli.options import (
+    AdapterOptions,
     ModelOptions,
     NegativePrompt,
     OptionalFloat,
@@ -63,6 +65,9 @@ class AttentionOptions:
     )
     sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")] = field(default_factory=SamplingOptions)
     loading: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model", help="")] = field(default_factory=ModelOptions)
+    adapters: Annotated[AdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
+        default_factory=AdapterOptions
+    )
     out: Out = None
     save_overlays: bool = False
     """Also save each overlay in the size of the image, as <sheet>-<number>-<word>."""
@@ -80,7 +85,8 @@ class AttentionOptions:
     def request(self) -> Request:
         """The request that these options describe."""
         groups = self.image_options, self.sampling, self.loading
-        return build_request(self.prompt, self.task(), *groups, negative_prompt=self.negative_prompt)
+        request = build_request(self.prompt, self.task(), *groups, negative_prompt=self.negative_prompt)
+        return replace(request, adapters=adapter_records(self.adapters, request))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -103,7 +109,7 @@ def run(options: AttentionOptions) -> None:
     loading = options.loading
     with spinner("opening the model"):
         check_sampler(request)
-        model = open_model(loading.model, None, loading.device, loading.dtype, offline=loading.offline)
+        model = open_model(loading.model, None, loading.device, loading.dtype, offline=loading.offline, adapters=request.adapters)
     warn_prompt(model, request)
     if position is None:
         _show_words(options, model, request, out)

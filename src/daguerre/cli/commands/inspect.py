@@ -27,10 +27,13 @@ IMAGE_SIGNATURES = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"  # the first bytes of PN
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Show the metadata of an image, the contents of a checkpoint, or how a prompt is parsed. Of a checkpoint only the header is read."""
+    """Show the metadata of an image, the contents of a checkpoint or an adapter, or how a prompt is parsed.
+
+    Of a checkpoint only the header is read.
+    """
 
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """An image (.png, .webp, .jpg), a checkpoint file or its folder, a name that `daguerre models` lists, or a Hub id."""
+    """An image, a checkpoint file or its folder, a LoRA or an embedding, a name that `daguerre models` lists, or a Hub id."""
     prompt: OptionalText = None
     """Instead of a file: print this prompt's syntax tree, its text at each step, and its tokens."""
     steps: int = Request.steps
@@ -65,9 +68,10 @@ def main(arguments: Sequence[str]) -> None:
     if image:
         inspect_image(options.file, as_json=options.json)
         return
+    from daguerre.adapters.describe import describe_adapter
     from daguerre.weights.inspect import inspect
 
-    report = inspect(source, hashed=options.hash)
+    report = (None if may_be_on_the_hub(source) else describe_adapter(options.file)) or inspect(source, hashed=options.hash)
     print(report.json() if options.json else "\n".join(report.lines()))
 
 

@@ -50,6 +50,8 @@ class ReproduceOptions:
     """The refiner, if the image was generated with one."""
     cell: Annotated[str | None, tyro.conf.arg(metavar="ROW,COLUMN", help_behavior_hint="")] = None
     """Of a table that `daguerre compare` saved: which image to generate again, counted from 1."""
+    adapters: OptionalPath = None
+    """Folder of its LoRAs and other adapters, if they have moved."""
     out: Out = None
     device: Device = None
     offline: Offline = False
@@ -77,7 +79,16 @@ def run(options: ReproduceOptions) -> None:
         source = options.model or find_model(options.image, provenance)
     with spinner("opening the model"):
         device = options.device or provenance.device
-        model = open_any(source, options.vae, device, provenance.dtype, offline=options.offline, refiner=options.refiner)
+        model = open_any(
+            source,
+            options.vae,
+            device,
+            provenance.dtype,
+            offline=options.offline,
+            refiner=options.refiner,
+            adapters=request.adapters,
+            adapter_folders=[folder for folder in (options.adapters, options.image.parent) if folder is not None],
+        )
 
     images = generate_with_progress(model, request)
     again = images.grid() if provenance.index is None else images[provenance.index]

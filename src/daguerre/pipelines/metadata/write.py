@@ -10,6 +10,7 @@ what other programs write.
 
 import json
 import os
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -133,10 +134,11 @@ def parameters(provenance: Provenance, size: tuple[int, int]) -> str:
         "Seed": request.seed,
         **({} if index is None else {"Size": f"{size[0]}x{size[1]}"}),  # the size of a grid is not one that can be requested
         **({} if model_hash is None else {"Model hash": model_hash[:10]}),
+        **_adapter_parameters(request),
         "Model": provenance.model,
         "Version": f"daguerre {provenance.version}",
     }
-    lines = [" | ".join(request.prompts)]
+    lines = [" | ".join(_with_lora_tags(prompt, request) for prompt in request.prompts)]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items()))
@@ -156,6 +158,24 @@ def _diffusion_parameters(request: Request) -> dict[str, object]:
         **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.strength:g}"}),
         **({} if request.tiling == "none" else {"Tiling": True}),
     }
+
+
+def _adapter_parameters(request: Request) -> dict[str, object]:
+    hashes = [f"{record.name}: {record.short_hash}" for record in request.adapters if record.kind == "lora" and record.short_hash]
+    return {"Lora hashes": ", ".join(hashes)} if hashes else {}
+
+
+def _with_lora_tags(prompt: str, request: Request) -> str:
+    """A prompt with a tag for each LoRA that it does not name itself, by which other programs find it."""
+    loras = [record for record in request.adapters if record.kind == "lora"]
+    loras = [record for record in loras if not re.search(rf"<(lora|lyco):{re.escape(record.name)}[:>]", prompt)]
+    tags = [
+        f"<lora:{record.name}:{record.scale:g}>"
+        if record.text_scale in (None, record.scale)
+        else f"<lora:{record.name}:{record.text_scale:g}:{record.scale:g}>"
+        for record in loras
+    ]
+    return " ".join([prompt, *tags])
 
 
 def _prior_parameters(request: Request) -> dict[str, object]:

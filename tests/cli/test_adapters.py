@@ -1,0 +1,140 @@
+"""Adapters on the command line: by file, by tag, by name in a folder; recorded in the image and attached again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.metadata.write import read_provenance
+from tests.adapters.test_lora import kohya
+
+FAST = ("--steps=2", "--size=32")
+
+
+@pytest.fixture
+def loras(tiny_model: LatentDiffusion, tmp_path: Path) -> Path:
+    folder = tmp_path / "loras"
+    (folder / "sub").mkdir(parents=True)
+    save_file(kohya(tiny_model, 1), folder / "ink.safetensors", {"ss_output_name": "ink-v2"})
+    save_file(kohya(tiny_model, 2), folder / "sub" / "fox.safetensors", {"ss_tag_frequency": '{"1_fox": {"fox": 5, "tail": 9}}'})
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 32)}}, tmp_path / "mycat.pt")
+    return folder
+
+
+def records(path: str):
+    return read_provenance(path)[1].request.adapters
+
+
+def test_a_lora_by_file_tag_and_name_gives_the_same_image(run, loras):
+    for name, prompt, options in (
+        ("file", "a red apple", ["--lora=loras/ink.safetensors:0.5"]),
+        ("tag", "a red apple <lora:ink:0.5>", ["--lora-dir=loras"]),
+        ("name", "a red apple", ["--lora=ink:0.5", "--lora-dir=loras"]),
+        ("trainer's name", "a red apple<lora:ink-v2:0.5>", ["--lora-dir=loras"]),
+        ("plain", "a red apple", []),
+    ):
+        code, _, err = run("txt2img", prompt, *options, *FAST, f"--out={name}.png")
+        assert (code, err) == (0, ""), name
+    pixels = [read_provenance(f"{name}.png")[0].tobytes() for name in ("file", "tag", "name", "trainer's name", "plain")]
+    assert len(set(pixels[:4])) == 1
+    assert pixels[4] != pixels[0]
+    (record,) = records("tag.png")
+    assert (record.kind, record.name, record.path, record.scale) == ("lora", "ink", "loras/ink.safetensors", 0.5)
+    assert len(record.sha256) == 64
+
+
+def test_reproduce_attaches_the_adapters_again(run, loras):
+    options = ["--lora=loras/ink.safetensors:0.2:0.9", "--lora=loras/sub/fox.safetensors:-0.3", "--embedding=mycat.pt"]
+    assert run("txt2img", "a mycat apple", *options, *FAST, "--out=a.png")[0] == 0
+    assert [(record.kind, record.name, record.text_scale, record.scale) for record in records("a.png")] == [
+        ("lora", "ink", 0.2, 0.9),
+        ("lora", "fox", None, -0.3),
+        ("embedding", "mycat", None, 1.0),
+    ]
+    text = run("inspect", "a.png")[1].splitlines()
+    assert text[1] == "a mycat apple <lora:ink:0.2:0.9> <lora:fox:-0.3>"
+    assert 'Lora hashes: "ink: ' in text[2]
+    code, out, err = run("reproduce", "a.png")
+    assert (code, out) == (0, "identical\n"), err
+    moved = Path("moved")
+    moved.mkdir()
+    for path in (*loras.rglob("*.safetensors"), Path("mycat.pt")):
+        path.rename(moved / path.name)
+    code, _, err = run("reproduce", "a.png")
+    assert code == 1
+    assert "does not exist any more; give the folder that has it with --adapters" in err
+    assert run("reproduce", "a.png", "--adapters=moved")[1] == "identical\n"
+    save_file({"lora_unet_x.diff": torch.ones(1)}, moved / "ink.safetensors")
+    code, _, err = run("reproduce", "a.png", "--adapters=moved")
+    assert code == 1
+    assert "has changed since it was recorded" in err
+
+
+def test_unknown_tags_and_names_give_a_note(run, loras):
+    code, _, err = run("txt2img", "a cat <lora:inkk:1> <hypernet:x:1>", "--lora-dir=loras", *FAST, "--out=a.png")
+    assert code == 0
+    assert "the LoRA 'inkk' of the prompt is ignored; 'loras' has no such LoRA; did you mean 'ink'" in err
+    assert "<hypernet:x:1> is ignored" in err
+    assert not records("a.png")
+    assert "with --lora-dir" in run("txt2img", "a cat <lora:ink>", *FAST, "--out=b.png")[2]
+    err = run("txt2img", "a cat <lora:ink>", "a dog <lora:fox>", "--lora-dir=loras", *FAST, "--out=c.png")[2]
+    assert "the tags of the first prompt count for all prompts" in err
+    assert [record.name for record in records("c-1.png")] == ["ink"]
+
+
+def test_the_same_lora_twice_adds_up(run, loras):
+    code, _, err = run("txt2img", "a cat", "--lora=loras/ink.safetensors:0.4", "--lora=loras/ink.safetensors", *FAST, "--out=a.png")
+    assert code == 0
+    assert "is given 2 times; its strengths add up" in err
+
+
+def test_wrong_options_are_refused(run, loras, tmp_path):
+    (loras / "sub" / "ink.safetensors").write_bytes((loras / "ink.safetensors").read_bytes())
+    for options, message in (
+        (["--lora=ink", "--lora-dir=loras"], "'ink' is the name of 2 files"),
+        (["--lora=loras/ink.safetensors:1000"], "The scale of 'ink' is 1000.0"),
+        (["--lora=loras/ink.safetensors:nan"], "The scale of 'ink' is nan"),
+        (["--lora=foxx", "--lora-dir=loras"], "did you mean 'fox'"),
+        (["--embedding=none.pt"], "There is no embedding 'none.pt'"),
+    ):
+        code, out, err = run("txt2img", "a cat", *options, *FAST)
+        assert (code, out) == (2, ""), options
+        assert message in err
+    code, _, err = run("txt2img", "a cat <lora:fox:much>", "--lora-dir=loras", *FAST)
+    assert code == 2
+    assert "write <lora:NAME:0.8>" in err
+    Path("text.safetensors").write_text("no")
+    code, _, err = run("txt2img", "a cat", "--lora=text.safetensors", *FAST)
+    assert code == 1
+    assert "cut short" in err
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_embeddings_of_a_folder_are_used_by_name(run, loras):
+    assert run("txt2img", "a cat", "--negative-prompt=MyCat", "--embedding-dir=.", *FAST, "--out=a.png")[0] == 0
+    assert [record.name for record in records("a.png")] == ["mycat"]
+    assert run("txt2img", "a cat", "--embedding-dir=.", *FAST, "--out=b.png")[0] == 0
+    assert not records("b.png")
+    assert run("txt2img", "a kitty", "--embedding=mycat.pt:kitty", *FAST, "--out=c.png")[0] == 0
+    assert [record.name for record in records("c.png")] == ["kitty"]
+
+
+def test_other_commands_take_loras(run, loras):
+    assert run("txt2img", "a cat", *FAST, "--out=base.png")[0] == 0
+    assert run("img2img", "base.png", "a cat", "--lora=loras/ink.safetensors", "--steps=2", "--out=a.png")[0] == 0
+    assert run("attention", "a cat", "--lora=loras/ink.safetensors", *FAST, "--out=b.png")[0] == 0
+    assert [record.name for record in records("a.png")] == ["ink"]
+    code, _, err = run("txt2img", "a cat", "--lora=loras/ink.safetensors", "--hires-scale=1.5", "--low-memory", *FAST, "--out=c.png")
+    assert (code, err) == (0, "")
+
+
+def test_inspect_describes_adapters(run, loras):
+    code, out, _ = run("inspect", "loras/sub/fox.safetensors")
+    assert code == 0
+    assert "3 LoRA" in out
+    assert "kohya names" in out
+    assert "trigger words    tail, fox" in out
+    assert "'mycat' (2 vectors)" in run("inspect", "mycat.pt")[1]
+    assert '"ranks": [' in run("inspect", "loras/ink.safetensors", "--json")[1]
