@@ -89,7 +89,7 @@ def _with_loras(model: LatentDiffusion, loras: Sequence[Lora]) -> LatentDiffusio
     edited = {role: with_edited_weights(networks[role], _edits(networks[role], by_name)) for role, by_name in changes.items()}
     unet = edited.get("unet", model.unet)
     assert isinstance(unet, UNet)
-    encoders = {role: network for role, network in edited.items() if isinstance(network, CLIPText)}
+    encoders: dict[NetworkRole, CLIPText] = {role: network for role, network in edited.items() if isinstance(network, CLIPText)}
     return with_text_encoders(replace(model, unet=unet), encoders)
 
 
@@ -134,7 +134,7 @@ def _changes(
                 continue
             delta = delta if lora.record.rank is None else delta.with_rank(lora.record.rank)
             for target in targets:
-                part = Rows(delta, target.part, target.count) if isinstance(delta, MatrixDelta) and target.count > 1 else delta
+                part = Rows(delta, target.part, target.parts) if isinstance(delta, MatrixDelta) and target.parts > 1 else delta
                 parameter = f"{target.path}.{kind}"
                 changes.append((role, parameter, _Checked(part, lora.record.name, parameter), strength))
     return changes

@@ -129,7 +129,7 @@ def _tagged(prompts: Sequence[str], folder: Path | None) -> Iterator[AdapterReco
     """The LoRAs of the tags in the first prompt, which count for all; a tag whose LoRA is missing gives a note."""
     if not any("<" in prompt for prompt in prompts):
         return
-    from daguerre.conditioning.prompt_tags import lora_of_tag, split_tags
+    from daguerre.conditioning.syntax import lora_of_tag, split_tags
 
     tags = [split_tags(prompt)[1] for prompt in prompts]
     if any(other != tags[0] for other in tags):

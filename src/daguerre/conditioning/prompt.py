@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from daguerre.conditioning.prompt_tags import split_tags
 from daguerre.conditioning.syntax import (
     EMPHASIS_FACTOR,
     AlternatingText,
@@ -27,6 +26,7 @@ from daguerre.conditioning.syntax import (
     looks_like_weight,
     parse,
     parse_weight,
+    split_tags,
 )
 
 MAX_WEIGHT = 1e6  # larger weights overflow in half precision
@@ -73,7 +73,7 @@ class PromptPart:
 class Prompt:
     """A parsed prompt: its parts, and warnings about likely mistakes.
 
-    source: the text that positions in warnings refer to, without tags (see `prompt_tags`).
+    source: the text that positions in warnings refer to, without tags (see `syntax.split_tags`).
     """
 
     source: str
