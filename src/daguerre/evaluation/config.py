@@ -30,18 +30,23 @@ class EvaluateConfig:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
 
 
+DEFAULT_RESOLUTION = 64
+
+
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Encode and decode images with a first stage and measure the reconstructions."""
+    """Encode and decode images with a first stage and measure the reconstructions; with several models, next to each other."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder of images, or the built-in dataset `shapes` or `emoji`."""
-    model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The folder or file of a first stage, or of a model with one; a name from `daguerre models`, or OWNER/NAME on the hub."""
+    """An image of any size, a folder of images, or the built-in dataset `shapes` or `emoji`."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"], metavar="MODEL [MODEL ...]", help_behavior_hint="(required)")]
+    """The folders or files of first stages, or of models with one; names from `daguerre models`, or OWNER/NAME on the hub."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("reconstruction")
     """Where to write report.json, report.md and side-by-side.png."""
-    resolution: int = 64
-    """Image side in pixels."""
+    latent: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Also write the latent of a single image to this file: .safetensors or .npy."""
+    resolution: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Image side in pixels. Default: 64; of a single image its own size."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Number of images."""
     perceptual: tuple[Path, ...] = ()
@@ -55,3 +60,7 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         if self.num_images < 1:
             raise DaguerreError(f"num_images is {self.num_images}; it must be 1 or more.")
+        if not self.model:
+            raise DaguerreError("There is no model; name at least one with --model.")
+        if self.resolution is not None and self.resolution < 1:
+            raise DaguerreError(f"resolution is {self.resolution}; it must be 1 or more.")

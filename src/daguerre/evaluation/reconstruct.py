@@ -16,7 +16,7 @@ from torch import Tensor
 from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader, FolderDataset, to_image
 from daguerre.data.catalog import open_dataset, print_summary
-from daguerre.evaluation.config import ReconstructConfig
+from daguerre.evaluation.config import DEFAULT_RESOLUTION, ReconstructConfig
 from daguerre.evaluation.report import check_out, write_report
 from daguerre.metrics import Interval, bootstrap, frechet_distance, psnr, ssim
 from daguerre.metrics.codecs import CODECS, encode_with_codec
@@ -93,17 +93,18 @@ class Reconstruction:
 
 
 def run(config: ReconstructConfig) -> Reconstruction:
-    """Measure the reconstructions and write the report to `config.out`.
+    """Measure the reconstructions of a dataset by one first stage and write the report to `config.out`.
 
     Raises:
         DaguerreError: there are no images or no such first stage; `size` is not a multiple of its downsample factor; `out` cannot be
             written.
     """
     check_out(config.out, "reconstruction", "side-by-side.png")
-    first_stage = load_first_stage(resolve_path(config.model, offline=False))
-    require_multiple(config.resolution, first_stage.downsample_factor, f"'{config.model}'")
+    (model,), resolution = config.model, config.resolution or DEFAULT_RESOLUTION
+    first_stage = load_first_stage(resolve_path(model, offline=False))
+    require_multiple(resolution, first_stage.downsample_factor, f"'{model}'")
     perceptual = load_perceptual(config.perceptual) if config.perceptual else replace(load_perceptual((find(DEFAULT),)), name=EMBEDDED)
-    source = open_dataset(config.data, config.resolution, crop="center", skip_bad=config.skip_bad)
+    source = open_dataset(config.data, resolution, crop="center", skip_bad=config.skip_bad)
     if isinstance(source, FolderDataset):
         print_summary(source)
     count = min(config.num_images, len(source)) if Path(config.data).is_dir() else config.num_images
@@ -122,8 +123,8 @@ def reconstruct(
     """The report for images x (N, 3, H, W), and a grid of the first images with their reconstructions."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     count = max(1, RECONSTRUCT_BATCH // (x.shape[2] * x.shape[3]))
-    path, usage, methods = Path(config.model).resolve(), None, {}
-    name = path.parent.name if path.name == "model" else path.name  # the result of a training recipe is always called model
+    (model,), usage, methods = config.model, None, {}
+    name = model_label(model)
     if isinstance(first_stage, VQModel):
         codes = _in_batches(count, first_stage.encode_codes, x)
         bits = codes.numel() * math.log2(first_stage.config.quantizer.codes)
@@ -139,8 +140,14 @@ def reconstruct(
             methods[codec] = (encoded.x, 8 * encoded.bytes / pixels)
     embedded = _in_batches(count, perceptual.embed, x)
     rows = tuple(_row(name, size, x, y, perceptual, embedded, count) for name, (y, size) in methods.items())
-    report = Reconstruction(config.model, config.data, config.resolution, len(x), perceptual.name, perceptual.key, rows, usage)
+    report = Reconstruction(model, config.data, x.shape[-1], len(x), perceptual.name, perceptual.key, rows, usage)
     return report, _side_by_side(x[:GRID_ROWS], {name: y[:GRID_ROWS] for name, (y, _) in methods.items()})
+
+
+def model_label(source: str) -> str:
+    """The short name of a first stage: that of its file or folder, or of its training, whose result is always called model."""
+    path = Path(source).resolve()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def round_to_8_bits(z: Tensor) -> Tensor:

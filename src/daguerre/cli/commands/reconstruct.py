@@ -1,17 +1,32 @@
-"""`daguerre reconstruct DATA --model M`: measure what an autoencoder preserves, against JPEG and WebP files of the same size."""
+"""`daguerre reconstruct DATA --model M…`: measure what autoencoders preserve of an image or of many; prints the table and its folder."""
 
 from collections.abc import Sequence
 
+from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import check_model_name
-from daguerre.cli.parsing import parse_options
+from daguerre.cli.parsing import UsageError, parse_options
 from daguerre.evaluation.config import ReconstructConfig
+
+BUILT_IN = ("shapes", "emoji")  # as in `data.catalog`, which imports numpy
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure; print the table and the path of the full report."""
-    config = parse_options(ReconstructConfig, arguments, "reconstruct")
-    check_model_name(config.model)
-    from daguerre.evaluation.reconstruct import run
+    """Measure; print the table and the path of the full report.
 
-    print(run(config).markdown())
+    One model and a dataset are compared with JPEG and WebP of the same size; one image, or several models, give a table of images.
+    """
+    config = parse_options(ReconstructConfig, arguments, "reconstruct")
+    for model in config.model:
+        check_model_name(model)
+    path = expand_user(config.data)
+    if config.data not in BUILT_IN and not path.exists():
+        raise UsageError(f"There is no image or folder '{config.data}'; give one, or {' or '.join(BUILT_IN)}.")
+    if path.is_file() or len(config.model) > 1 or config.latent is not None:
+        from daguerre.evaluation.reconstruct_models import run_models
+
+        print(run_models(config).markdown())
+    else:
+        from daguerre.evaluation.reconstruct import run
+
+        print(run(config).markdown())
     print(config.out)
