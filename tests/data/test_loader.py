@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from daguerre.data import BatchLoader, Sample, ShapesDataset
+from daguerre.data.loader import BatchOrder
 from daguerre.errors import DaguerreError
 
 
@@ -107,3 +108,25 @@ def test_errors_of_workers_reach_the_caller():
 def test_invalid_arguments_raise(count: int, size: int, seed: int, repeats: int, message: str):
     with pytest.raises(DaguerreError, match=message):
         BatchLoader(Numbered(count), size, seed, repeats=repeats)
+
+
+def test_batches_have_one_bucket_and_use_every_image_equally_often():
+    buckets, batch_size = [0] * 7 + [1] * 2 + [2], 4
+    order = BatchOrder(len(buckets), batch_size, 5, buckets)
+    cycle = [order.batch(step) for step in range(3 * len(buckets))]
+    assert all(len({buckets[index] for _, index in batch}) == 1 for batch in cycle)
+    assert all(len(batch) == batch_size for batch in cycle)
+    for first in range(0, len(cycle), len(buckets)):
+        used = Counter(index for batch in cycle[first : first + len(buckets)] for _, index in batch)
+        assert used == dict.fromkeys(range(len(buckets)), batch_size)
+    assert len({tuple(buckets[batch[0][1]] for batch in cycle[i : i + 10]) for i in (0, 10, 20)}) > 1  # another order in each cycle
+    assert len({pair for batch in cycle for pair in batch}) == len(cycle) * batch_size  # no (epoch, image), so no generator, twice
+
+
+def test_buckets_do_not_depend_on_history_and_one_bucket_changes_nothing():
+    buckets = [0, 1] * 5
+    later = BatchOrder(10, 3, 1, buckets).batch(23)
+    order = BatchOrder(10, 3, 1, buckets)
+    assert [order.batch(step) for step in range(24)][23] == later
+    for step in range(9):
+        assert BatchOrder(10, 4, 2, [7] * 10).batch(step) == BatchOrder(10, 4, 2).batch(step)

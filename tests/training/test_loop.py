@@ -361,3 +361,80 @@ def test_auto_precision_is_bfloat16_if_the_processor_supports_it(tmp_path, monke
     same, other = ("bf16", "no") if native else ("no", "bf16")
     assert all(torch.equal(a, b) for a, b in zip(found["auto"], found[same], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found["auto"], found[other], strict=True))
+
+
+class Constants:
+    """Losses with known values: step + 1, and in evaluation mode the mean of the batch; the gradient is 3."""
+
+    name, ema_networks = "constants", ()
+
+    def __init__(self) -> None:
+        self.networks: dict[str, nn.Module] = {"one": nn.Linear(1, 1, bias=False)}
+
+    def to(self, device: torch.device) -> None: ...
+
+    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+        (weight,) = networks["one"].parameters()
+        network = self.networks["one"]
+        value = torch.tensor(float(step + 1)) if network.training else batch.x.mean()
+        yield "one", value + 3 * (weight - weight.detach()).sum(), {"noise": torch.rand((), generator=generator)}
+
+    def sample(self) -> None:
+        return None
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_has_means_rates_and_gradient_norms(tmp_path):
+    config = replace(CONFIG, ema_decay=0, max_train_steps=6)
+    train(Constants(), NumberBatches(), config, tmp_path)
+    first, second = log_of(tmp_path)
+    assert (first["one"], second["one"]) == (2.5, 5.5)  # of steps 1 to 4 and 5 to 6
+    assert first["gradient norm"] == second["gradient norm"] == 3
+    assert first["learning rate"] == pytest.approx(config.rate(3), rel=1e-5)
+    curve = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.value for point in curve.Scalars("constants/one")] == [2.5, 5.5]
+    assert {"constants/learning rate", "constants/gradient norm"} <= {*curve.Tags()["scalars"]}
+
+
+def test_the_log_has_the_loss_of_validation_batches(tmp_path):
+    batches = [Numbers(torch.full((2, 4), 1.0)), Numbers(torch.full((1, 4), 4.0))]
+    task = Constants()
+    train(task, NumberBatches(), replace(CONFIG, ema_decay=0, max_train_steps=5, validation_every=2), tmp_path, validation=batches)
+    lines = log_of(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert {line["validation one"] for line in lines} == {2.0}  # weighted by the batch sizes
+    assert len({line["validation noise"] for line in lines}) == 1  # the same noise each time
+    assert lines[0]["one"] == 1.5
+
+
+def test_validation_changes_no_weights(tmp_path):
+    plain = run(tmp_path / "plain")
+    task = TwoNetworks()
+    validation = [next(NumberBatches().stream(99))]
+    train(task, NumberBatches(), replace(CONFIG, validation_every=3), tmp_path / "validated", validation=validation)
+    assert all(torch.equal(a, b) for a, b in zip(plain, weights(task), strict=True))
+    assert "validation first" in log_of(tmp_path / "validated")[-1]
+
+
+def test_seconds_continue_and_no_step_is_missing_from_the_means(tmp_path):
+    config = replace(CONFIG, ema_decay=0)
+    with pytest.raises(Interrupted):
+        run(tmp_path, config, stop_at=5)
+    *_, stopped = log_of(tmp_path)
+    assert stopped["step"] == 6
+    (tmp_path / "log.jsonl").write_text(json.dumps(stopped | {"seconds": 1000.0}) + "\n")
+    run(tmp_path, config)
+    assert [line["step"] for line in log_of(tmp_path)] == [6, 8, 12]
+    assert [line["seconds"] for line in log_of(tmp_path)] == sorted(line["seconds"] for line in log_of(tmp_path))
+    assert 1000 < log_of(tmp_path)[-1]["seconds"] < 1200
+
+
+def test_a_skipped_checkpoint_is_named(tmp_path, capsys):
+    run(tmp_path, replace(CONFIG, max_train_steps=4))
+    (damaged,) = checkpoints(tmp_path / "checkpoints")
+    (damaged / "state.json").write_text("{")
+    run(tmp_path, replace(CONFIG, max_train_steps=4))
+    assert capsys.readouterr().err.count(f"skipped the checkpoint {damaged}, which is damaged or incomplete") == 1

@@ -75,7 +75,8 @@ class FolderDataset:
     ):
         if size < 1:
             raise DaguerreError(f"size is {size}; it must be 1 or more.")
-        self.folder, self.size, self.crop, self.mirror, self.max_pixels = Path(folder), size, crop, mirror, max_pixels
+        self.folder, self.size, self.mirror, self.max_pixels = Path(folder), size, mirror, max_pixels
+        self.crop: CropMode = crop
         self._captioned = captioned
         listing = list_files(self.folder)
         entries = find_entries(self.folder, listing)
@@ -144,6 +145,11 @@ class FolderDataset:
         part = copy.copy(self)
         part.items = list(items)
         return part
+
+    def parts_of_one_size(self) -> "list[FolderDataset]":
+        """A dataset for each size (height, width): without buckets, this one alone."""
+        sizes = sorted({item.size for item in self.items})
+        return [self.part(item for item in self.items if item.size == size) for size in sizes]
 
     def split(self, fraction: float) -> "tuple[FolderDataset, FolderDataset]":
         """The part for training, and about this fraction of the images for validation.

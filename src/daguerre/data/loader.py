@@ -2,13 +2,16 @@
 
 Position p of the endless sequence of samples belongs to epoch p // N. Each epoch has its own permutation of the N indices, and each sample
 its own generator with seed (seed, epoch, index). Which worker loads it, and when, does not matter.
+
+With aspect-ratio buckets each bucket of n images has such a sequence, and a batch takes B samples of one of them. Of N successive steps, n
+have this bucket, in an order of the seed: so every image is used B times in N steps, and all batches are full.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 
 import numpy as np
@@ -50,7 +53,7 @@ class Batch:
         return Batch(self.x[part], *texts, coverage)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # each bucket has its own orders
 def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
@@ -58,6 +61,36 @@ def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
 def epoch_index(seed: int, position: int, length: int) -> int:
     """The sample at a position of the endless sequence: each epoch visits all indices 0 … length − 1 once, in its own order."""
     return int(_epoch_order(seed, position // length, length)[position % length])
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which samples each batch has. buckets: the bucket of each sample, if the samples of a batch must have the same one."""
+
+    length: int
+    batch_size: int
+    seed: int
+    buckets: Sequence[int] = ()
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, index) of the samples of one step."""
+        members, turn = self._members(step)
+        positions = range(turn * self.batch_size, (turn + 1) * self.batch_size)
+        return [(p // len(members), int(members[epoch_index(self.seed, p, len(members))])) for p in positions]
+
+    @cached_property
+    def _buckets(self) -> np.ndarray | None:
+        return np.asarray(self.buckets) if len(set(self.buckets)) > 1 else None
+
+    def _members(self, step: int) -> tuple[Sequence[int] | np.ndarray, int]:
+        """The samples of the step's bucket, and how many earlier batches this bucket had."""
+        buckets = self._buckets
+        if buckets is None:
+            return range(self.length), step
+        cycle, place = divmod(step, self.length)
+        order = buckets[_epoch_order(self.seed, cycle, self.length)]
+        members = np.flatnonzero(buckets == order[place])
+        return members, cycle * len(members) + int((order[:place] == order[place]).sum())
 
 
 def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
@@ -78,8 +111,13 @@ def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int
 class BatchLoader(TorchDataset[Batch]):
     """Batches of a dataset. With `repeats` > 1 each index gives that many adjacent samples with different generators."""
 
-    def __init__(self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1):
-        """Images of another side than `size` pixels are resized. Raises DaguerreError for an empty dataset or invalid numbers."""
+    def __init__(
+        self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1, buckets: Sequence[int] = ()
+    ):
+        """Images of another side than `size` pixels are resized. buckets: see `BatchOrder`.
+
+        Raises DaguerreError for an empty dataset or invalid numbers.
+        """
         if batch_size < 1 or repeats < 1 or batch_size % repeats:
             raise DaguerreError(f"batch_size is {batch_size}; it must be a positive multiple of repeats ({repeats}).")
         if len(source) == 0:
@@ -87,15 +125,15 @@ class BatchLoader(TorchDataset[Batch]):
         if seed < 0:
             raise DaguerreError(f"seed is {seed}; it must be 0 or more.")
         self.source, self.batch_size, self.seed, self.repeats = source, batch_size, seed, repeats
-        self.size = size or source.size
+        self.size = size
+        self.order = BatchOrder(len(source), batch_size // repeats, seed, buckets)
 
     def __getitem__(self, step: int) -> Batch:
         return self.batch(step)
 
     def batch(self, step: int) -> Batch:
         """The batch of step 0, 1, 2, …; a batch may contain the last samples of one epoch and the first of the next."""
-        first = step * self.batch_size
-        samples = [self._sample(position) for position in range(first, first + self.batch_size)]
+        samples = [self._sample(epoch, index, repeat) for epoch, index in self.order.batch(step) for repeat in range(self.repeats)]
         return Batch(
             to_tensor(np.stack([np.asarray(sample.image) for sample in samples])),
             [sample.caption for sample in samples],
@@ -117,10 +155,8 @@ class BatchLoader(TorchDataset[Batch]):
         else:
             yield from prefetch(self.batch, start, workers, max(ahead, workers))
 
-    def _sample(self, position: int) -> Sample:
-        group, repeat = divmod(position, self.repeats)
-        epoch, index = group // len(self.source), epoch_index(self.seed, group, len(self.source))
+    def _sample(self, epoch: int, index: int, repeat: int) -> Sample:
         sample = self.source.sample(index, np.random.default_rng([self.seed, epoch, index, repeat]))
-        if sample.image.size == (self.size, self.size):
+        if self.size is None or sample.image.size == (self.size, self.size):
             return sample
         return replace(sample, image=sample.image.resize((self.size, self.size), Image.Resampling.LANCZOS))

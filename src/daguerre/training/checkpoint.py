@@ -7,6 +7,7 @@ identity of the run, the state of the loss scaler and the SHA-256 of each file. 
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +63,16 @@ def save_checkpoint(folder: Path, step: int, state: TrainState) -> Path:
     return target
 
 
-def restore_checkpoint(folder: Path, state: TrainState) -> int:
-    """Load the newest undamaged checkpoint in `folder`; return its step, or 0 if there is none.
+def restore_checkpoint(folder: Path, state: TrainState, *, shown: bool = True) -> int:
+    """Load the newest undamaged checkpoint in `folder`; return its step, or 0 if there is none. `shown`: name the damaged ones on stderr.
 
     Raises DaguerreError, naming the values that differ, if the checkpoint belongs to another run.
     """
     for candidate in reversed(checkpoints(folder)):
         record = _verified(candidate)
         if record is None:
+            if shown:
+                print(f"skipped the checkpoint {candidate}, which is damaged or incomplete", file=sys.stderr)
             continue
         require_same(record.get("identity", {}), state.identity, candidate)
         networks = load_file(candidate / "networks.safetensors")

@@ -35,12 +35,13 @@ class LoopConfig:
     compile: bool = False  # Compile the networks with torch.compile; on a CPU this needs a C++ compiler.
     workers: int = 1  # Number of workers that prepare batches: 1 is a thread, 2 or more are processes.
     seed: int = 0  # Seed of the initial weights, the data order and the noise.
-    log_every: int = 20  # Number of steps between log lines.
+    log_every: int = 20  # Number of steps between log lines, which have the mean losses since the last one.
     sample_every: int = 500  # Number of steps between sample images; 0 disables them.
     checkpoint_every: int = 500  # Number of steps between checkpoints.
+    validation_every: int = 200  # Number of steps between losses of the validation images, if there are any.
 
     def __post_init__(self) -> None:
-        for name in ("max_train_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
+        for name in ("max_train_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "validation_every"):
             if getattr(self, name) < 1:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         for name in ("learning_rate", "lr_warmup_steps", "weight_decay", "max_grad_norm", "sample_every", "workers", "seed"):

@@ -10,7 +10,7 @@ import hashlib
 import math
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +29,10 @@ from daguerre.training.checkpoint import TrainState, checkpoints, restore_checkp
 from daguerre.training.config import LoopConfig
 from daguerre.training.ema import EMA
 from daguerre.training.processes import state as process_state
-from daguerre.training.run_log import RunLog
+from daguerre.training.run_log import Means, RunLog
 
 IDENTITY_FIELDS = ("batch_size", "betas", "ema_decay", "seed")  # a resumed run must have the same values; all other settings may change
+VALIDATION_STEP = -1  # seeds the noise of the validation losses
 MAX_BAD_STEPS = 5  # consecutive steps with a gradient that is not finite; after more of them the run stops
 
 
@@ -88,11 +89,14 @@ class Interrupted(DaguerreError):
     """SIGINT or SIGTERM stopped the run, after a checkpoint was written."""
 
 
-def train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Path, *, recipe: Any = None) -> None:
+def train(
+    task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Path, *, recipe: Any = None, validation: Iterable[Any] = ()
+) -> None:
     """Train `task` for `config.max_train_steps` steps, starting from the newest checkpoint in `out`. The networks end with the EMA weights.
 
     Writes `out/checkpoints`, `out/samples`, `out/tensorboard` and `out/log.jsonl`. `recipe` is any JSON-able value that identifies the run:
-    a checkpoint with another one is refused. A step with a gradient that is not finite is skipped and logged.
+    a checkpoint with another one is refused. A step with a gradient that is not finite is skipped and logged. `validation`: batches that
+    are not trained on; the log has their mean loss, with the EMA weights and the same noise each time, so that the curve is smooth.
 
     Raises:
         DaguerreError: the loss is not finite, or the gradient of more than MAX_BAD_STEPS consecutive steps (the last checkpoint is kept);
@@ -114,7 +118,7 @@ def train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Pat
     ema = EMA({name: networks[name] for name in task.ema_networks}, config.ema_decay) if config.ema_decay else None
     identity = {"task": task.name, **{name: getattr(config, name) for name in IDENTITY_FIELDS}, "recipe": recipe}
     state = TrainState(networks, optimizers, ema, identity, accelerator.scaler)
-    start, total = restore_checkpoint(out / "checkpoints", state), config.max_train_steps
+    start, total = restore_checkpoint(out / "checkpoints", state, shown=accelerator.is_main_process), config.max_train_steps
     if start > total:
         raise DaguerreError(
             f"{task.name} in {out} already has {start} training steps, more than the {total} requested; request at least {start}, or "
@@ -131,11 +135,14 @@ def train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Pat
             log.info(f"{task.name}: this processor has no bfloat16 instructions; --mixed-precision auto is several times faster")
         if start:
             log.info(f"{task.name}: {f'resuming after step {start}' if start < total else f'all {start} steps are already done'}")
-        run = _Run(task, config, out, accelerator, prepared, state, log)
+        run = _Run(task, config, out, accelerator, prepared, state, log, validation)
         stream = batches.stream(start, config.workers, processes=config.workers > 1)
         for step in range(start, total):
-            run.step(step, next(stream))
-            run.checkpoint(step + 1, stopping=_any_rank(accelerator, stop_requested()))
+            batch = next(stream)
+            run.step(step, batch)
+            stopping = _any_rank(accelerator, stop_requested())
+            run.write_log(step + 1, len(batch), stopping=stopping)
+            run.checkpoint(step + 1, stopping=stopping)
     if ema is not None:
         ema.assign()
     for network in networks.values():
@@ -153,15 +160,16 @@ class _Run:
     prepared: Mapping[str, tuple[Any, Any]]  # (network, optimizer), wrapped for distributed training
     state: TrainState
     log: RunLog
+    validation: Iterable[Any] = ()
+    means: Means = field(default_factory=Means)  # of the losses since the last line of the log
     bad_steps: Counter[str] = field(default_factory=Counter)  # consecutive gradients that are not finite, by network
 
     def step(self, step: int, batch: Any) -> None:
-        """Update all networks once, and log the losses."""
+        """Update all networks once."""
         config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
         for _, optimizer in self.prepared.values():
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
-        logged: dict[str, Tensor | float] = {}
         networks = {name: network for name, (network, _) in self.prepared.items()}
         share = len(batch) // (config.gradient_accumulation_steps * world)
         for part in range(config.gradient_accumulation_steps):
@@ -169,16 +177,21 @@ class _Run:
             generator = _seed_step(config.seed, step, part, rank)
             with self.accelerator.autocast():
                 for name, loss, values in self.task.losses(batch[first : first + share], networks, generator, step):
-                    logged |= {name: self._finite(loss, name, step), **values}
+                    self.means.add({name: self._finite(loss, name, step), **values})
                     with torch.autocast(self.accelerator.device.type, enabled=False):
                         self.accelerator.backward(loss / config.gradient_accumulation_steps)
                         if part == config.gradient_accumulation_steps - 1:
                             self._update(name, step)
         if self.state.ema is not None:
             self.state.ema.update()
-        done = step + 1
-        if done % config.log_every == 0 or done == config.max_train_steps:
-            self.log.losses(done, len(batch), {name: float(value) for name, value in logged.items()})
+
+    def write_log(self, done: int, images: int, *, stopping: bool) -> None:
+        """Log the mean losses and the losses of the validation images at their intervals, at the end, and before the run stops."""
+        config, last = self.config, done == self.config.max_train_steps
+        validate = self.accelerator.is_main_process and (done % config.validation_every == 0 or last)
+        found = self._validate(done) if validate else {}
+        if found or done % config.log_every == 0 or last or stopping:
+            self.log.losses(done, images, {**self.means.take(), "learning rate": config.rate(done - 1), **found})
 
     def checkpoint(self, done: int, *, stopping: bool) -> None:
         """Save a checkpoint and a sample image at their intervals. Raises Interrupted, after saving, if `stopping`."""
@@ -204,6 +217,8 @@ class _Run:
         """One optimizer step if the gradient is finite. In half precision the loss scaler decides, without a message."""
         network, optimizer = self.prepared[name]
         norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.max_grad_norm or math.inf)
+        if norm is not None and math.isfinite(float(norm)):
+            self.means.add({f"gradient norm {name}" if len(self.prepared) > 1 else "gradient norm": float(norm)})
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
             self.bad_steps[name] += 1
             if self.bad_steps[name] > MAX_BAD_STEPS:
@@ -220,17 +235,34 @@ class _Run:
         return DaguerreError(f"The {what} at step {step}. {kept}; try a lower learning rate or full precision.")
 
     def _sample(self, done: int) -> None:
+        with self._evaluation():
+            image = self.task.sample()
+        if image is not None:
+            self.log.image(done, image)
+
+    def _validate(self, done: int) -> dict[str, float]:
+        """The mean losses of the validation batches, weighted by their sizes."""
+        means = Means()
+        with self._evaluation():
+            for number, batch in enumerate(self.validation):
+                generator = _seed_step(self.config.seed, VALIDATION_STEP, number, 0)
+                with self.accelerator.autocast():
+                    for name, loss, values in self.task.losses(batch, self.state.networks, generator, done):
+                        means.add({name: loss, **values}, weight=len(batch))
+        return {f"validation {name}": value for name, value in means.take().items()}
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Inside the block the networks are in evaluation mode with the EMA weights, and not compiled: compiling for other shapes takes
+        longer than the block."""
         networks = self.state.networks
         modes = {name: network.training for name, network in networks.items()}
         for network in networks.values():
             network.eval()
-        # Not compiled: compiling for the sample's shapes takes longer than the sample.
         with self.state.ema.applied() if self.state.ema else nullcontext(), torch.compiler.set_stance("force_eager"):
-            image = self.task.sample()
+            yield
         for name, network in networks.items():
             network.train(modes[name])
-        if image is not None:
-            self.log.image(done, image)
 
 
 def _accelerator(config: LoopConfig) -> Accelerator:

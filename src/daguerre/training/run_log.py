@@ -1,6 +1,7 @@
 """The log of a training run: JSON lines, TensorBoard events, sample images, and a progress line with speed, remaining time and losses."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 from rich.progress import TextColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from daguerre.atomic_io import atomic_write
@@ -17,23 +19,45 @@ from daguerre.errors import DaguerreError
 from daguerre.progress import progress
 
 
+class Means:
+    """Running means of named values, each over the times that it was added."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor | float], weight: float = 1) -> None:
+        """Add values; tensors stay on their device until `take`, so that a GPU is not waited for."""
+        for name, value in values.items():
+            number = value.detach() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + weight * number
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def take(self) -> dict[str, float]:
+        """The means, by name, and start again."""
+        means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+        self._sums.clear()
+        self._weights.clear()
+        return means
+
+
 class RunLog:
     """Writes `log.jsonl`, `tensorboard/` and `samples/` in `folder`. A context manager; only the main process writes.
 
-    Entries of an earlier part of the run after step `start` are dropped, because these steps run again. Raises DaguerreError if the disk is
-    full.
+    Entries of an earlier part of the run after step `start` are dropped, because these steps run again; `seconds` continues.
+    Raises DaguerreError if the disk is full.
     """
 
     def __init__(self, folder: Path, task: str, start: int, total: int, is_main: bool = True):
         self.folder, self.task, self.total, self.is_main = folder, task, total, is_main
-        self._started, self._start = time.monotonic(), start
+        self._started, self._start, self._seconds_before = time.monotonic(), start, 0.0
         self._progress = progress(TextColumn("{task.fields[losses]}"), transient=False, shown=is_main)
         self._bar = self._progress.add_task(task, total=total, completed=start, losses="")
 
     def __enter__(self) -> "RunLog":
         if self.is_main:
             with self._disk_errors():
-                _truncate_log(self.folder / "log.jsonl", self._start)
+                self._seconds_before = _truncate_log(self.folder / "log.jsonl", self._start)
                 self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._start + 1)
                 self._lines = (self.folder / "log.jsonl").open("a", buffering=1)
             self._progress.start()
@@ -53,9 +77,9 @@ class RunLog:
             return
         elapsed = time.monotonic() - self._started
         speed = (step - self._start) / elapsed
-        record = {"step": step, "seconds": round(elapsed, 2), "images_per_second": round(speed * images, 2)}
+        record = {"step": step, "seconds": round(self._seconds_before + elapsed, 2), "images_per_second": round(speed * images, 2)}
         with self._disk_errors():
-            self._lines.write(json.dumps(record | {name: round(value, 6) for name, value in values.items()}) + "\n")
+            self._lines.write(json.dumps(record | {name: float(f"{value:.6g}") for name, value in values.items()}) + "\n")
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{self.task}/{name}", value, step)
             self._tensorboard.flush()
@@ -91,16 +115,19 @@ class RunLog:
             ) from error
 
 
-def _truncate_log(path: Path, start: int) -> None:
-    """Drop the lines of a log after step `start`, and incomplete lines."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        with atomic_write(path) as file:
-            file.writelines(f"{line}\n".encode() for line in lines if _step(line) <= start)
+def _truncate_log(path: Path, start: int) -> float:
+    """Drop the lines of a log after step `start`, and incomplete lines; return the seconds of training that the others record."""
+    if not path.is_file():
+        return 0.0
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _number(line, "step", math.inf) <= start]
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n".encode() for line in kept)
+    return max((_number(line, "seconds", 0.0) for line in kept), default=0.0)
 
 
-def _step(line: str) -> float:
+def _number(line: str, name: str, otherwise: float) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)[name])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return otherwise

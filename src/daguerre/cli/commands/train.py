@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from daguerre.atomic_io import expand_user
-from daguerre.cli.parsing import UsageError, parse_options
+from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import nearest
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.training.recipes import RECIPES
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     data = getattr(options, "data", None)
     if data is not None and str(data) not in BUILT_IN_DATA and not expand_user(data).is_dir():
         raise UsageError(f"There is no directory '{data}'; give --data a directory of images, or {' or '.join(BUILT_IN_DATA)}.")
+
+    with usage_errors():
+        options.machine.apply()
 
     from daguerre.training.processes import is_distributed, rank, state
 

@@ -1,13 +1,43 @@
 """Open the images of a recipe, and split off a validation part."""
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from daguerre.data import Dataset, FolderDataset
+from daguerre.data import Batch, BatchLoader, Dataset, FolderDataset
 from daguerre.data.catalog import open_dataset, print_summary
 from daguerre.errors import DaguerreError
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.processes import rank
+
+MAX_VALIDATION_IMAGES = 256  # whose loss the log has
+
+
+@dataclass(frozen=True)
+class ValidationBatches:
+    """The same batches of images in each pass: every image once, at most `MAX_VALIDATION_IMAGES`, each batch of one size."""
+
+    source: FolderDataset
+    batch_size: int
+    seed: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in validation_sample(self.source).parts_of_one_size():
+            size = min(self.batch_size, len(part))
+            batches = BatchLoader(part, size, self.seed)
+            for first in range(0, len(part), size):
+                yield batches.batch(first // size)[: len(part) - first]
+
+
+def validation_batches(images: "TrainingImages", batch_size: int, seed: int) -> "ValidationBatches | tuple[()]":
+    """The batches of the validation part; none if there is no such part."""
+    return () if images.held_out is None else ValidationBatches(images.held_out, batch_size, seed)
+
+
+def validation_sample(source: FolderDataset) -> FolderDataset:
+    """At most `MAX_VALIDATION_IMAGES` images, by their content."""
+    return source.part(sorted(source.items, key=lambda item: (item.digest, item.path))[:MAX_VALIDATION_IMAGES])
 
 
 class TrainingImages(NamedTuple):

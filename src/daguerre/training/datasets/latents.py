@@ -6,38 +6,45 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from daguerre.atomic_io import atomic_path
-from daguerre.data import Batch, BatchLoader
-from daguerre.data.loader import epoch_index, prefetch
+from daguerre.data import Batch, BatchLoader, FolderDataset
+from daguerre.data.loader import BatchOrder, prefetch
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.progress import track
+from daguerre.training.config import LoopConfig
 from daguerre.training.processes import is_distributed, rank, state, world
+from daguerre.training.run_identity import fingerprint
 from daguerre.weights.tensors.safetensors import write_safetensors
 
 
 class CachedLatents:
-    """Batches of scaled latents (B, Z, h, w) with captions, shuffled in each epoch."""
+    """Batches of scaled latents (B, Z, h, w) with captions, shuffled in each epoch; all latents of a batch have one size."""
 
-    def __init__(self, latents: Tensor, captions: list[str], batch_size: int, seed: int, coverage: Tensor | None = None):
-        """coverage: of each sample, as in `Batch`."""
-        self.latents, self.captions, self.batch_size, self.seed, self.coverage = latents, captions, batch_size, seed, coverage
+    def __init__(self, latents: Tensor | Sequence[Tensor], captions: list[str], batch_size: int, seed: int, coverage: Tensor | None = None):
+        """latents: (N, Z, h, w), or N of any sizes (Z, h, w). coverage: of each sample, as in `Batch`."""
+        self.latents, self.captions, self.coverage = latents, captions, coverage
+        shapes = [] if isinstance(latents, Tensor) else [tuple(z.shape) for z in latents]
+        numbers = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
+        self.order = BatchOrder(len(captions), batch_size, seed, [numbers[shape] for shape in shapes])
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; a batch may span two epochs."""
-        first, count = step * self.batch_size, len(self.captions)
-        chosen = [epoch_index(self.seed, position, count) for position in range(first, first + self.batch_size)]
+        chosen = [index for _, index in self.order.batch(step)]
         coverage = None if self.coverage is None else self.coverage[chosen]
-        return Batch(self.latents[chosen], [self.captions[i] for i in chosen], latent=True, coverage=coverage)
+        latents = self.latents[chosen] if isinstance(self.latents, Tensor) else torch.stack([self.latents[index] for index in chosen])
+        return Batch(latents, [self.captions[index] for index in chosen], latent=True, coverage=coverage)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …; they are in memory, so one thread is fast enough for any network."""
@@ -92,6 +99,38 @@ def _cache_encoded(
             encoded.append(file.get_tensor(name))
             captions += json.loads(file.metadata()["captions"])
     return torch.cat(encoded), captions
+
+
+@dataclass(frozen=True)
+class FolderEncoder:
+    """Encodes the images of a folder once, with a cache in `folder`. identity: everything that the latents depend on, except the images."""
+
+    autoencoder: AutoencoderKL
+    folder: Path
+    identity: Mapping[str, Any]
+    loop: LoopConfig
+
+    def __call__(self, source: FolderDataset, crops: int) -> tuple[list[Tensor], list[str]]:
+        """`crops` samples of each image as scaled latents (Z, h, w) in float16, sorted by size, and their captions."""
+        latents, captions = [], []
+        for part in source.parts_of_one_size():
+            count, key = crops * len(part), fingerprint({**self.identity, "data": part.key})
+            batches = BatchLoader(part, min(count, self.loop.batch_size), self.loop.seed)
+            encoded, texts = cache_latents(batches, self.autoencoder, count, self.folder, key, self.loop.workers)
+            latents += encoded[:count]
+            captions += texts[:count]
+        return latents, captions
+
+
+def one_size_batches(latents: Sequence[Tensor], captions: Sequence[str], batch_size: int) -> list[Batch]:
+    """All latents (Z, h, w) in batches of at most `batch_size`, each of one size; latents of one size must follow each other."""
+    found = []
+    for _, group in groupby(range(len(latents)), lambda index: latents[index].shape):
+        indices = list(group)
+        for first in range(0, len(indices), batch_size):
+            chosen = indices[first : first + batch_size]
+            found.append(Batch(torch.stack([latents[i] for i in chosen]), [captions[i] for i in chosen], latent=True))
+    return found
 
 
 class CachedCaptions:

@@ -110,7 +110,7 @@ class QuantizedTask(AutoencoderTask):
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         if isinstance(self.quantizer, GumbelQuantizer):
             self.quantizer.temperature = self.temperature(step)
-        elif step == self.codebook_start:
+        elif step == self.codebook_start and self.autoencoder.training:
             with torch.no_grad():
                 self.quantizer.init_codebook_from(self.autoencoder.encode(x) / self.autoencoder.config.scaling_factor, generator)
         reconstruction, codes, loss = networks["autoencoder"](x, quantized=step >= (self.codebook_start or 0))

@@ -8,6 +8,7 @@ import tyro
 
 from daguerre.training.config import LoopConfig, optional
 from daguerre.training.options.images import TrainingImageOptions
+from daguerre.training.options.machine import MachineOptions
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class DecoderRecipe:
     perceptual: tuple[Path, ...] = ()  # One or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.
     perceptual_weight: float = 0.1  # Weight of the perceptual distance; the squared error has weight 1.
     images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
         default_factory=lambda: LoopConfig(max_train_steps=1000, batch_size=8, learning_rate=1e-4, ema_decay=0.99, sample_every=250)
     )

@@ -9,6 +9,7 @@ import tyro
 from daguerre.errors import DaguerreError
 from daguerre.training.config import AutoencoderLoss, LoopConfig, optional
 from daguerre.training.options.images import TrainingImageOptions
+from daguerre.training.options.machine import MachineOptions
 
 NORM_GROUPS = 4  # of every group norm: with few channels a group it is nearly instance norm, which loses colour
 FIRST_STAGE_LOOP = LoopConfig(
@@ -34,6 +35,7 @@ class _FirstStageOptions:
     f: Literal[2, 4, 8, 16, 32] = 4  # Downsampling factor: image size divided by latent size.
     base_channels: int = 32  # Channels at full resolution, a multiple of 4; deeper levels have up to four times as many.
     images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=lambda: FIRST_STAGE_LOOP)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import tyro
 from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig, optional
 from daguerre.training.options.images import TrainingImageOptions
+from daguerre.training.options.machine import MachineOptions
 
 PRIOR_LOOP = LoopConfig(
     max_train_steps=3000,
@@ -49,6 +50,7 @@ class PriorRecipe:
     max_text_tokens: int = 24  # Number of tokens of one text, including the start and end tokens.
     pkeep: float = 1.0  # Share of the input codes that are kept; the others are replaced by random codes.
     images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=lambda: PRIOR_LOOP)
 
     def __post_init__(self) -> None:

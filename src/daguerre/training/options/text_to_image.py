@@ -9,6 +9,7 @@ import tyro
 from daguerre.errors import DaguerreError
 from daguerre.training.config import DiffusionLoss, LoopConfig, optional
 from daguerre.training.options.images import BucketedTrainingImageOptions
+from daguerre.training.options.machine import MachineOptions
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class TextToImageRecipe:
     cache: bool = True  # Encode all images once before training; without the cache every step encodes new crops.
     gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
     images: tyro.conf.OmitArgPrefixes[BucketedTrainingImageOptions] = field(default_factory=BucketedTrainingImageOptions)
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(
         default_factory=lambda: LoopConfig(max_train_steps=2000, batch_size=16, learning_rate=1e-4, mixed_precision="auto")
     )

@@ -61,7 +61,10 @@ RECIPES: Mapping[str, Recipe] = {
         "txt2img 'something red, please' --model {path}",
     ),
     "clip-scorer": Recipe(
-        "the CLIP that `daguerre evaluate` scores with", "options.latent_diffusion:ClipScorerRecipe", "recipes.clip_scorer:run"
+        "a CLIP of images with captions, such as the one of `daguerre evaluate`",
+        "options.latent_diffusion:ClipScorerRecipe",
+        "recipes.clip_scorer:run",
+        "evaluate --scorer {path}",
     ),
     "autoencoder": Recipe("a plain autoencoder", "options.first_stage:AutoencoderRecipe", _FIRST_STAGE, _RECONSTRUCT),
     "vae": Recipe("a variational autoencoder, on the evidence lower bound", "options.first_stage:VAERecipe", _FIRST_STAGE, _RECONSTRUCT),

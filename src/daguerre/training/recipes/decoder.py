@@ -10,12 +10,13 @@ from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader
 from daguerre.metrics import psnr
 from daguerre.training.datasets.codes import PriorDataset, split_held_out
-from daguerre.training.datasets.images import open_training_images
+from daguerre.training.datasets.images import open_training_images, validation_batches
 from daguerre.training.loop import train
 from daguerre.training.objectives.decoder import DecoderTask
 from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.options.decoder import DecoderRecipe
 from daguerre.training.options.first_stage import require_multiple
+from daguerre.training.plan import epoch_images, network_bytes, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs
 from daguerre.training.run_identity import record_run
@@ -51,7 +52,10 @@ def run(recipe: DecoderRecipe) -> Path:
     before = _psnr(first_stage, measured)
     task = DecoderTask(first_stage, measured[:8], perceptual and perceptual.distance, recipe.perceptual_weight)
     torch.manual_seed(loop.seed)
-    train(task, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=parts | {"source": source.key})
+    print_plan(task.networks, loop, recipe.out, images=epoch_images(source), model_bytes=network_bytes(first_stage))
+    validation_part = validation_batches(images, loop.batch_size, loop.seed)
+    batches = BatchLoader(source, loop.batch_size, loop.seed)
+    train(task, batches, loop, recipe.out, recipe=parts | {"source": source.key}, validation=validation_part)
     folder = recipe.out / "model"
     if rank() == 0:
         _write(first_stage.cpu(), path, folder, recipe.resolution)

@@ -16,12 +16,13 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
-from daguerre.training.datasets.images import open_training_images
+from daguerre.training.datasets.images import open_training_images, validation_batches
 from daguerre.training.loop import train
 from daguerre.training.objectives.autoencoder import AutoencoderTask
 from daguerre.training.objectives.perceptual import PerceptualLoss, load_perceptual
 from daguerre.training.objectives.vae_vq import PlainAutoencoderTask, QuantizedTask, VariationalTask, cosine_anneal
 from daguerre.training.options.first_stage import NORM_GROUPS, AutoencoderRecipe, FirstStageRecipe, VAERecipe, VQVAERecipe
+from daguerre.training.plan import epoch_images, network_bytes, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs, with_measured_scale
 from daguerre.training.run_identity import record_run
@@ -70,7 +71,8 @@ def run(recipe: FirstStageRecipe) -> Path:
     Raises:
         DaguerreError: there are no images, an option is impossible, or `out` belongs to another run.
     """
-    source, _ = open_training_images(recipe.data, recipe.resolution, recipe.images)
+    images = open_training_images(recipe.data, recipe.resolution, recipe.images)
+    source = images.trained
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
     paths = () if isinstance(recipe, VAERecipe) else recipe.perceptual
@@ -83,7 +85,9 @@ def run(recipe: FirstStageRecipe) -> Path:
     plan = identity | {"perceptual name": perceptual and perceptual.name}
     record_run(recipe.out, type(recipe).__name__, source.key, size=recipe.resolution, seed=loop.seed, plan=plan)
     batches = BatchLoader(source, loop.batch_size, loop.seed)
-    train(task, batches, loop, recipe.out, recipe=identity | {"source": source.key})
+    print_plan(task.networks, loop, recipe.out, images=epoch_images(source), model_bytes=network_bytes(network))
+    validation = validation_batches(images, loop.batch_size, loop.seed)
+    train(task, batches, loop, recipe.out, recipe=identity | {"source": source.key}, validation=validation)
     network = with_measured_scale(network, BatchLoader(source, 256, loop.seed + 2).batch(0).x)
     if rank() == 0:
         save_first_stage(network, recipe.out / "model", recipe.resolution)

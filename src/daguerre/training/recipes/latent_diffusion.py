@@ -10,6 +10,7 @@ from daguerre.data import Dataset
 from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig
 from daguerre.training.options.latent_diffusion import LatentRecipe
+from daguerre.training.plan import announce
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import (
     DiffusionPlan,
@@ -39,7 +40,9 @@ def run_latent_recipe(
     base = None if recipe.model is None else load_diffusion(recipe.model)
     record_run(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.model, plan=asdict(plan))
     if base is None:
+        announce("stage 1 of 3: the autoencoder")
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")
+        announce("stage 2 of 3: CLIP, whose text tower is the text encoder")
         clip, tokenizer = train_clip(plan.clip, source, plan.size, recipe.seed, recipe.out / "clip")
         if rank() == 0:
             save_clip(clip, tokenizer, recipe.out / "clip" / "model")  # both towers; the model keeps only the text encoder
@@ -47,9 +50,11 @@ def run_latent_recipe(
         model = init_model(plan.diffusion, autoencoder, conditioner, plan.size, recipe.seed, recipe.out.name)
         if curriculum is not None and plan.diffusion.loop.max_train_steps > 1:
             first, plan = split_curriculum(plan)
+            announce("stage 3 of 3: the UNet, first on captions that name things in reading order")
             train_diffusion(first, model, curriculum, recipe.seed, recipe.out / "curriculum", preview_prompts)
     else:
         model = replace(base, name=recipe.out.name)
+    announce("stage 3 of 3: the UNet" if base is None else "the UNet")
     train_diffusion(plan.diffusion, model, source, recipe.seed, recipe.out / "diffusion", preview_prompts)
     if rank() == 0:
         save(model, recipe.out / "model")

@@ -6,7 +6,9 @@ van den Oord et al. 2017, arXiv:1711.00937, section 4; Esser et al. 2021, arXiv:
 """
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask
 from daguerre.training.objectives.vae_vq import QuantizedTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.prior import PRIOR_LOOP, PriorRecipe
+from daguerre.training.plan import announce, epoch_images, example_caption, network_bytes, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import learned_tokenizer, with_epochs
 from daguerre.training.run_identity import record_run
@@ -64,11 +67,23 @@ def run(recipe: PriorRecipe) -> Path:
     prior = build_prior(recipe, first_stage, prefix, data)
     batches = CodeBatches(data.codes, data.condition, recipe.loop.batch_size, seed)
     task = PriorTask(prior, first_stage, test[:PREVIEW_IMAGES], captions[:PREVIEW_IMAGES], pkeep=recipe.pkeep)
-    train(task, batches, recipe.loop, recipe.out, recipe=plan)
+    print_plan(task.networks, recipe.loop, recipe.out, images=epoch_images(trained.images), model_bytes=network_bytes(prior, first_stage))
+    validation = () if held_out is None else [test[i : i + recipe.loop.batch_size] for i in range(0, len(test), recipe.loop.batch_size)]
+    train(task, batches, recipe.loop, recipe.out, recipe=plan, validation=validation)
     if rank() == 0:
         write_nll(recipe.out, bootstrap(code_lengths(prior, test)), first_stage.downsample_factor, unseen)
         save(LatentPrior(prior, first_stage, prefix, recipe.out.name, recipe.resolution), recipe.out / "model")
+    announce(f"Try it: daguerre sample --model {shlex.quote(str(recipe.out / 'model'))}{_example_condition(recipe, prefix, captions)}")
     return recipe.out / "model"
+
+
+def _example_condition(recipe: PriorRecipe, prefix: Prefixes, captions: Sequence[str]) -> str:
+    """The options of a `daguerre sample` command with a condition that this prior knows."""
+    if isinstance(prefix, ClassPrefix):
+        return f" --class {shlex.quote(prefix.names[0])}"
+    if isinstance(prefix, TextPrefix):
+        return f" --prompt {shlex.quote(example_caption(captions))}"
+    return f" --map MAP.png  # a {recipe.map} map" if isinstance(prefix, MapPrefix) else ""
 
 
 def open_prior_dataset(recipe: PriorRecipe) -> tuple[PriorDataset, PriorDataset | None]:
@@ -107,13 +122,15 @@ def map_first_stage(recipe: PriorRecipe, maps: ConditionMaps, like: VQModel) -> 
     """The first stage of condition maps: the recipe's, or one with the shape of `like` and a small codebook, trained in `out/map-stage`."""
     if recipe.map_first_stage is not None:
         return require_codebook(load_first_stage(recipe.map_first_stage), recipe.map_first_stage)
-    source, seed = maps.source, recipe.loop.seed
+    source, seed, out = maps.source, recipe.loop.seed, recipe.out / "map-stage"
+    announce(f"extra stage: a first stage of the {recipe.map} maps, in {out}; --map-first-stage takes a finished one instead")
     torch.manual_seed(seed)
     network = VQModel(replace(like.config, quantizer=replace(like.config.quantizer, codes=MAP_CODES, kind="ema", dead_code_threshold=0.1)))
     loop = replace(PRIOR_LOOP, max_train_steps=MAP_STEPS, batch_size=16, betas=(0.9, 0.99), sample_every=MAP_STEPS, seed=seed)
     task = QuantizedTask(network, AutoencoderLoss(), BatchLoader(source, 8, seed + 1).batch(0).x)
     identity = {"model": asdict(network.config), "maps": source.key}
-    train(task, BatchLoader(source, loop.batch_size, seed), loop, recipe.out / "map-stage", recipe=identity)
+    print_plan(task.networks, loop, out, images=epoch_images(source))
+    train(task, BatchLoader(source, loop.batch_size, seed), loop, out, recipe=identity)
     return network.eval()
 
 

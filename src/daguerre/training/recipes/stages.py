@@ -4,7 +4,7 @@ Each stage has its own directory inside the recipe's, so an interrupted run resu
 trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
 from daguerre.conditioning import Conditioner, Tokenizer, train_tokenizer
-from daguerre.data import BatchLoader, Dataset
+from daguerre.data import Batch, BatchLoader, Dataset
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -31,6 +31,7 @@ from daguerre.training.objectives.attention_grounding import Grounding, coverage
 from daguerre.training.objectives.autoencoder import AutoencoderTask
 from daguerre.training.objectives.clip import ContrastiveTask
 from daguerre.training.objectives.diffusion import DiffusionTask
+from daguerre.training.plan import announce, epoch_images, print_plan
 from daguerre.training.processes import main_process_first
 from daguerre.training.run_identity import fingerprint
 from daguerre.weights.hashing import network_hash
@@ -131,6 +132,7 @@ def train_autoencoder(plan: AutoencoderPlan, source: Dataset, size: int, seed: i
     preview = BatchLoader(source, 8, seed + 1, size).batch(0).x
     task = AutoencoderTask(autoencoder, plan.loss, preview, discriminator=discriminator)
     identity = {"model": asdict(plan.model), "loss": asdict(plan.loss), "data": source.key, "size": size, "seed": seed}
+    print_plan(task.networks, plan.loop, out, images=epoch_images(source))
     train(task, batches, plan.loop, out, recipe=identity)
     return with_measured_scale(autoencoder, BatchLoader(source, 256, seed + 2, size).batch(0).x)
 
@@ -156,7 +158,9 @@ def _unscaled_latents(first_stage: AutoencoderKL | VQModel, x: Tensor) -> Tensor
     return first_stage.encode(x) / first_stage.config.scaling_factor
 
 
-def train_clip(plan: ClipPlan, source: Dataset, size: int, seed: int, out: Path) -> tuple[CLIP, Tokenizer]:
+def train_clip(
+    plan: ClipPlan, source: Dataset, size: int, seed: int, out: Path, validation: Iterable[Batch] = ()
+) -> tuple[CLIP, Tokenizer]:
     """Train a tokenizer on the dataset's captions, then both towers."""
     tokenizer = learned_tokenizer(source, plan.text.vocab_size, plan.text.length, seed, out / "tokenizer")
     torch.manual_seed(seed)
@@ -164,7 +168,8 @@ def train_clip(plan: ClipPlan, source: Dataset, size: int, seed: int, out: Path)
     clip = CLIP(CLIPConfig(text=text, vision=plan.vision))
     batches = BatchLoader(source, plan.loop.batch_size, seed, size, repeats=plan.repeats)
     identity = {"text": asdict(text), "vision": asdict(plan.vision), "data": source.key, "size": size, "seed": seed}
-    train(ContrastiveTask(clip, tokenizer), batches, plan.loop, out, recipe=identity)
+    print_plan({"CLIP": clip}, plan.loop, out, images=epoch_images(source))
+    train(ContrastiveTask(clip, tokenizer), batches, plan.loop, out, recipe=identity, validation=validation)
     return clip, tokenizer
 
 
@@ -173,6 +178,7 @@ def learned_tokenizer(source: Dataset, vocab_size: int, length: int, seed: int, 
 
     def load_or_train() -> Tokenizer:
         if not (folder / "vocab.json").is_file():
+            announce(f"extra stage: a tokenizer with at most {vocab_size} tokens, from the captions, in {folder}")
             with atomic_path(folder) as temporary:
                 train_tokenizer(source.captions(captions, seed), vocab_size, length).save(temporary)
         return Tokenizer.from_folder(folder)
@@ -202,6 +208,7 @@ def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Dataset
         identity["grounding"] = plan.grounding
         grounding, object_shares = Grounding(plan.grounding, conditioner), coverage(batches, source, len(captions), latents.shape[-1])
     task = DiffusionTask(model, plan.loss, conditioner.encode_captions, prompts, trained_text=text, grounding=grounding)
+    print_plan({"UNet": task.networks["unet"]}, plan.loop, out, images=None, cache_bytes=latents.nbytes)
     train(task, CachedLatents(latents, captions, plan.loop.batch_size, seed, object_shares), plan.loop, out, recipe=identity)
 
 

@@ -1,8 +1,7 @@
 """Fine-tune the UNet of a latent diffusion model on a directory of images; autoencoder and text encoder stay as they are."""
 
+import math
 import shlex
-import shutil
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,16 +13,16 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.checkpoint import MAX_CHECKPOINTS
-from daguerre.training.datasets.images import open_training_images
-from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
+from daguerre.training.datasets.images import open_training_images, validation_batches, validation_sample
+from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, FolderEncoder, one_size_batches
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.text_to_image import TextToImageRecipe
+from daguerre.training.plan import announce, example_caption, network_bytes, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import resize_unet, trained_parts, with_epochs
-from daguerre.training.run_identity import fingerprint, record_run
+from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.hashing import network_hash
 
@@ -41,7 +40,9 @@ def run(recipe: TextToImageRecipe) -> Path:
     if recipe.crops_per_image < 1:
         raise DaguerreError(f"crops_per_image is {recipe.crops_per_image}; it must be 1 or more.")
     require_multiple(size, autoencoder.downsample_factor, model.name)
-    source = open_training_images(str(recipe.data), size, recipe.images, captioned=True, repeats=True).trained
+    step = math.lcm(autoencoder.downsample_factor * 2 ** (len(unet_config.channels) - 1), max(1, size // 8))
+    images = open_training_images(str(recipe.data), size, recipe.images, captioned=True, repeats=True, bucket_step=step)
+    source, held_out = images
     assert isinstance(source, FolderDataset)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
@@ -50,50 +51,33 @@ def run(recipe: TextToImageRecipe) -> Path:
     unet = UNet(unet_config) if recipe.from_scratch else model.unet.float()
     model = replace(model, unet=unet, name=recipe.out.name, sample_size=size)
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
-    batches = BatchLoader(source, loop.batch_size, loop.seed, size)
-    if rank() == 0:
-        _print_plan(recipe, model, len(source), size // autoencoder.downsample_factor, autoencoder.config.latent_channels)
+    _print_plan(recipe, model, len(source), size // autoencoder.downsample_factor, autoencoder.config.latent_channels)
     if recipe.cache:
-        latents, captions = cache_latents(
-            batches, autoencoder, recipe.crops_per_image * len(source), recipe.out / "cache", fingerprint(encoded)
-        )
+        encode = FolderEncoder(autoencoder, recipe.out / "cache", encoded, loop)
+        latents, captions = encode(source, recipe.crops_per_image)
         batches = CachedLatents(latents, captions, loop.batch_size, loop.seed)
+        validation = [] if held_out is None else one_size_batches(*encode(validation_sample(held_out), 1), loop.batch_size)
+    else:
+        batches = BatchLoader(source, loop.batch_size, loop.seed, buckets=source.buckets)
+        validation = validation_batches(images, loop.batch_size, loop.seed)
     task = DiffusionTask(model, recipe.loss, CachedCaptions(conditioner.encode_captions), source.captions(8, seed=0))
     options = {name: getattr(recipe, name) for name in ("from_scratch", "cache", "crops_per_image")}
     identity = encoded | options | {"model": recipe.model, "text": network_hash(conditioner), "loss": asdict(recipe.loss)}
     if recipe.unet_channels or recipe.unet_blocks:
         identity["unet"] = asdict(unet_config)
     with checkpointed(unet) if recipe.gradient_checkpointing else nullcontext():
-        train(task, batches, loop, recipe.out, recipe=identity)
+        train(task, batches, loop, recipe.out, recipe=identity, validation=validation)
     if rank() == 0:
         save(model, recipe.out / "model")
-        captions = [item.caption for item in source.items if item.caption.isprintable() and not item.caption.startswith("-")]
-        prompt, path = shlex.quote(min(captions, key=len, default="an image")), shlex.quote(str(recipe.out / "model"))
-        print(f"Try it: daguerre txt2img {prompt} --model {path}", file=sys.stderr)
+    caption, path = example_caption([item.caption for item in source.items]), recipe.out / "model"
+    announce(f"Try it: daguerre txt2img {shlex.quote(caption)} --model {shlex.quote(str(path))}")
     return recipe.out / "model"
 
 
 def _print_plan(recipe: TextToImageRecipe, model: LatentDiffusion, images: int, side: int, channels: int) -> None:
-    """Print what will be trained, for how long, and the disk space that it needs, to stderr. `side`: of the latents."""
-    loop, trained = recipe.loop, sum(parameter.numel() for parameter in model.unet.parameters())
+    """Print the plan of the training. `side`: of the latents."""
     cached = recipe.crops_per_image * images if recipe.cache else 0
-    crops = f"{cached}, cached" if recipe.cache else "new in every step"
-    epochs = loop.max_train_steps * loop.batch_size / images
-    checkpoint = trained * 4 * (4 if loop.ema_decay else 3)  # weights, AdamW's two moments, EMA
-    weights = sum(tensor.nbytes for module in model.modules for tensor in module.state_dict().values())
-    needed = checkpoint * (MAX_CHECKPOINTS + 1) + weights + cached * channels * side**2 * 2
-    existing = next(path for path in (recipe.out.absolute(), *recipe.out.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(existing).free
-    print(
-        f"crops: {crops}, {model.sample_size}×{model.sample_size} pixels\n"
-        f"training: {trained / 1e6:.1f} million parameters of the UNet, steps: {loop.max_train_steps}, batch size: {loop.batch_size}, "
-        f"epochs: {epochs:.3g}\n"
-        f"disk: {_gigabytes(checkpoint)} per checkpoint, up to {_gigabytes(needed)} in all; {_gigabytes(free)} free"
-        f"{' (a resumed run uses part of it already)' if (recipe.out / 'checkpoints').is_dir() else ''}"
-        f"{': this may not suffice' if free < needed else ''}",
-        file=sys.stderr,
-    )
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
+    announce(f"latents: {f'{cached}, {recipe.crops_per_image} of each image, cached' if recipe.cache else 'new in every step'}")
+    networks = {"UNet": model.unet}
+    cache_bytes = cached * channels * side**2 * 2  # float16
+    print_plan(networks, recipe.loop, recipe.out, images=images, model_bytes=network_bytes(*model.modules), cache_bytes=cache_bytes)
