@@ -8,15 +8,30 @@ import tyro
 
 from daguerre.errors import DaguerreError
 
+RENDERED = ("emoji", "shapes")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure how well a model's images match their prompts, and whether it copies training images."""
+    """Measure how well a model's images match their prompts, and whether it copies training images.
+
+    With --data DIRECTORY: the loss of the model on these images. With --images DIRECTORY: these images instead of a model's, their distance
+    to those of --data DIRECTORY, and with --clip how well they match their captions.
+    """
 
     model: str | None = None  # Name or directory of a model. Default: the embedded model.
-    scorer: Path = Path("runs/clip-scorer/model")  # Directory of the CLIP trained by `daguerre train clip-scorer`; shapes need none.
+    # Dataset that the model was trained on: emoji, scored by CLIP, or shapes, measured; or a directory of images with captions that it was
+    # not trained on. Default: emoji.
+    data: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None  # Directory of images to measure instead of a model.
+    # Directory of a CLIP, such as one of `daguerre train clip-scorer`; shapes need none. Default for emoji: the one in runs/.
+    scorer: Annotated[Path | None, tyro.conf.arg(aliases=["--clip"], help_behavior_hint="")] = None
+    # With --images and --data: weights of Inception, as pytorch-fid and torch-fidelity publish them, for the Fréchet inception distance.
+    # Default: the encoder of the embedded model.
+    features: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    resolution: int = 64  # With --images: side in pixels for the encoder of the embedded model.
+    skip_bad: bool = False  # Skip unreadable images instead of stopping.
     out: Path = Path("runs/evaluation")  # Directory for report.json, report.md and image sheets.
-    data: Literal["emoji", "shapes"] = "emoji"  # Dataset that the model was trained on. Emoji are scored by CLIP, shapes are measured.
     num_images: int = 125  # Number of prompts of each kind.
     steps: int = 20  # Number of sampling steps.
     sampler: str | None = None  # Default: the sampler of the model.
@@ -25,9 +40,20 @@ class EvaluateConfig:
     training_images: int = 8192  # Number of training images that are searched for near copies.
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "training_images"):
+        for name in ("num_images", "training_images", "resolution"):
             if getattr(self, name) < 1:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.images is not None and self.model is not None:
+            raise DaguerreError("--images measures images instead of a model; leave out --model, or --images.")
+        if self.images is not None and self.data in RENDERED:
+            raise DaguerreError(f"--images are compared with a directory of images, not with {self.data}; give --data a directory.")
+        if self.images is None and self.features is not None:
+            raise DaguerreError("--features compares the directories of --images and --data; give both.")
+
+    @property
+    def rendered(self) -> Literal["emoji", "shapes"]:
+        """The built-in dataset of a model's prompts."""
+        return "shapes" if self.data == "shapes" else "emoji"
 
 
 DEFAULT_RESOLUTION = 64

@@ -94,14 +94,14 @@ class EvaluationReport:
                 f"`{self.model}`, measured by `{self.scorer}` ({listed}). Brackets are 95 % intervals.",
                 f"R-precision: how often the scorer ranks the true prompt of an image first, or among the first five of {self.candidates}. "
                 "The score is 2.5 × the cosine of image and prompt in the scorer's embedding, at least 0.",
-                _table(
+                markdown_table(
                     ["prompts", "n", "@1", "@5", "true renders @1", "@5", "score", "of true renders"],
                     [_precision_row(kind) for kind in self.kinds],
                 ),
                 verdict,
                 f"Distances of the {len(self.prompts)} generated images to true renders of other prompts of the same kinds, on the "
                 "scorer's embeddings. As a baseline, the distances of the true renders of the same prompts:",
-                _table(
+                markdown_table(
                     ["distance", "generated", "true renders"],
                     [
                         ["Fréchet", f"{self.frechet.generated:.4f}", f"{self.frechet.true:.4f}"],
@@ -111,7 +111,7 @@ class EvaluationReport:
                 f"Copying: the root-mean-square distance of each image to the nearest of {self.training_images} training images; how "
                 "often a generated image is nearer than a true render (0.5 means new, 1 means copied); and how often it is nearer than "
                 "99 % of the true renders (0.01 by chance). Known prompts should be near, so the other kinds show copying.",
-                _table(
+                markdown_table(
                     ["prompts, nearest in", "generated, 5 / 50 / 95 %", "true renders, 5 / 50 / 95 %", "nearer", "nearer than 99 %"],
                     [
                         _copying_row(f"{kind.kind}, {space}", found)
@@ -146,6 +146,6 @@ def _copying_row(name: str, found: Copying) -> list[str]:
     return [name, *distances, f"{found.nearer:.3f}", f"{found.copied:.3f}"]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,18 +1,31 @@
-"""`daguerre evaluate`: measure how well a model follows its prompts."""
+"""`daguerre evaluate`: measure how well a model follows its prompts, its loss on a directory of images, or two directories of images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import check_model_name
-from daguerre.cli.parsing import parse_options
-from daguerre.evaluation.config import EvaluateConfig
+from daguerre.cli.parsing import UsageError, parse_options
+from daguerre.evaluation.config import RENDERED, EvaluateConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure a model; print the tables of its model card and the path of the full report."""
+    """Measure; print the tables of the report and the path of the full report."""
     config = parse_options(EvaluateConfig, arguments, "evaluate")
     check_model_name(config.model)
+    folders = [folder for folder in (config.images, None if config.data in RENDERED else config.data) if folder is not None]
+    for folder in folders:
+        if not expand_user(folder).is_dir():
+            raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
+    if config.data is not None and config.data not in RENDERED:
+        config = replace(config, data=str(expand_user(config.data)))
 
-    from daguerre.evaluation.evaluate import run
+    if config.images is not None:
+        from daguerre.evaluation.folders import run_folders as run
+    elif folders:
+        from daguerre.evaluation.held_out import run_held_out as run
+    else:
+        from daguerre.evaluation.evaluate import run
 
     print(run(config).markdown())
     print(config.out)

@@ -77,11 +77,11 @@ def _from_folder(folder: Path) -> PerceptualLoss:
     config = folder / "config.json"
     if config.is_file() and "CLIPModel" in (read_json(config).get("architectures") or []):
         tower = load_clip(folder)[0].vision_model
-        return _build(FeatureDistance(VisionFeatureMaps(tower, *_normalization(folder))), f"CLIP {folder}")
+        return _build(FeatureDistance(VisionFeatureMaps(tower, *image_normalization(folder))), f"CLIP {folder}")
     return _build(FeatureDistance(EncoderFeatures(load_first_stage(folder).encoder)), f"encoder {folder}")
 
 
-def _normalization(folder: Path) -> list[list[float]]:
+def image_normalization(folder: Path) -> list[list[float]]:
     """Mean and standard deviation of the image normalization of a published CLIP; empty for a CLIP trained here, which has none."""
     path = folder / "preprocessor_config.json"
     return [read_json(path)[name] for name in ("image_mean", "image_std")] if path.is_file() else []

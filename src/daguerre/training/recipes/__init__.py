@@ -64,7 +64,6 @@ RECIPES: Mapping[str, Recipe] = {
         "a CLIP of images with captions, such as the one of `daguerre evaluate`",
         "options.latent_diffusion:ClipScorerRecipe",
         "recipes.clip_scorer:run",
-        "evaluate --scorer {path}",
     ),
     "autoencoder": Recipe("a plain autoencoder", "options.first_stage:AutoencoderRecipe", _FIRST_STAGE, _RECONSTRUCT),
     "vae": Recipe("a variational autoencoder, on the evidence lower bound", "options.first_stage:VAERecipe", _FIRST_STAGE, _RECONSTRUCT),

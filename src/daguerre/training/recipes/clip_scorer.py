@@ -1,11 +1,13 @@
 """A CLIP of images with captions. By default the one of `daguerre evaluate`: another size and seed than the model's own, trained on all
 pairs of emoji, including the held-out ones."""
 
+import shlex
 from pathlib import Path
 
 from daguerre.data import Dataset, EmojiDataset, EmojiMix
 from daguerre.training.datasets.images import TrainingImages, open_training_images, validation_batches
 from daguerre.training.options.latent_diffusion import ClipScorerRecipe
+from daguerre.training.plan import announce
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import ClipPlan, tiny_text, tiny_vision, train_clip, with_epochs
 from daguerre.training.run_identity import record_run
@@ -36,6 +38,8 @@ def run(recipe: ClipScorerRecipe) -> Path:
     clip, tokenizer = train_clip(plan, source, recipe.resolution, loop.seed, recipe.out, validation)
     if rank() == 0:
         save_clip(clip, tokenizer, recipe.out / "model")
+    path = shlex.quote(str(recipe.out / "model"))
+    announce(f"Try it: daguerre evaluate {'' if source.rendered else f'--images {shlex.quote(recipe.data)} '}--clip {path}")
     return recipe.out / "model"
 
 
