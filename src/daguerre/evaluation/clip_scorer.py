@@ -68,7 +68,7 @@ def load_clip_scorer(folder: str | Path, *, device: torch.device | str = "cpu") 
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise DaguerreError(
-            f"There is no CLIP at '{folder}'. Train one with `daguerre train clip-scorer`, or give its folder with --scorer."
+            f"There is no CLIP scorer at '{folder}'. Train one with `daguerre train clip-scorer`, or give its folder with --scorer."
         )
     clip, tokenizer = load_clip(folder, device=device)
     mean, std = image_normalization(folder) or ((), ())

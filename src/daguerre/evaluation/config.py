@@ -20,18 +20,18 @@ class EvaluateConfig:
     """
 
     model: str | None = None  # Name or directory of a model. Default: the embedded model.
+    # Directory of a CLIP, such as one of `daguerre train clip-scorer`; shapes need none. Default for emoji: the one in runs/.
+    scorer: Annotated[Path | None, tyro.conf.arg(aliases=["--clip"], help_behavior_hint="")] = None
+    out: Path = Path("runs/evaluation")  # Directory for report.json, report.md and image sheets.
     # Dataset that the model was trained on: emoji, scored by CLIP, or shapes, measured; or a directory of images with captions that it was
     # not trained on. Default: emoji.
     data: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
     images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None  # Directory of images to measure instead of a model.
-    # Directory of a CLIP, such as one of `daguerre train clip-scorer`; shapes need none. Default for emoji: the one in runs/.
-    scorer: Annotated[Path | None, tyro.conf.arg(aliases=["--clip"], help_behavior_hint="")] = None
     # With --images and --data: weights of Inception, as pytorch-fid and torch-fidelity publish them, for the Fréchet inception distance.
     # Default: the encoder of the embedded model.
     features: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     resolution: int = 64  # With --images: side in pixels for the encoder of the embedded model.
     skip_bad: bool = False  # Skip unreadable images instead of stopping.
-    out: Path = Path("runs/evaluation")  # Directory for report.json, report.md and image sheets.
     num_images: int = 125  # Number of prompts of each kind.
     steps: int = 20  # Number of sampling steps.
     sampler: str | None = None  # Default: the sampler of the model.
