@@ -15,7 +15,7 @@ from daguerre.evaluation import clip_scorer as scorers
 from daguerre.evaluation import folders, held_out
 from daguerre.evaluation.clip_scorer import ClipScorer, find_clip_scorer, load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
-from daguerre.evaluation.folders import InceptionEmbedder, compare, run_folders, score_captions
+from daguerre.evaluation.folders import InceptionEmbedder, compare_folders, run_folders, score_captions
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights import save_clip
@@ -42,14 +42,14 @@ def test_the_distance_of_two_folders_has_the_known_value(tmp_path: Path):
     other = write(tmp_path / "other", [tuple(c) for c in (base + np.array([51, 0, 0])).tolist()])
     embed = InceptionEmbedder(MeanColour(), "colours")  # pyright: ignore[reportArgumentType]
     x, y = (FolderDataset(folder, 16, captioned=False) for folder in (one, other))
-    found = compare(embed, x, y)
+    found = compare_folders(embed, x, y)
     assert found.frechet == pytest.approx(0.16, abs=1e-5)
     assert found.kid is not None
     assert found.halves_frechet is not None
-    assert compare(embed, x, x).frechet == pytest.approx(0, abs=1e-5)
+    assert compare_folders(embed, x, x).frechet == pytest.approx(0, abs=1e-5)
     assert (found.images, found.reference) == (40, 40)
     with pytest.raises(DaguerreError, match="only one image"):
-        compare(embed, FolderDataset(write(tmp_path / "single", [(1, 2, 3)]), 16, captioned=False), y)
+        compare_folders(embed, FolderDataset(write(tmp_path / "single", [(1, 2, 3)]), 16, captioned=False), y)
 
 
 def test_the_report_names_what_was_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

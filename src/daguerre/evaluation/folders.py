@@ -94,7 +94,7 @@ def run_folders(config: EvaluateConfig) -> FolderReport:
     images, reference = (_open(folder, config) for folder in (config.images, config.data))
     assert images is not None
     embed = None if reference is None else _embedder(config)
-    comparison = None if reference is None or embed is None else compare(embed, images, reference)
+    comparison = None if reference is None or embed is None else compare_folders(embed, images, reference)
     scorer = None if config.scorer is None else find_clip_scorer(config.scorer)
     captioned = [item for item in images.items if item.caption.strip()]
     if scorer is not None and not captioned:
@@ -107,7 +107,7 @@ def run_folders(config: EvaluateConfig) -> FolderReport:
     return report
 
 
-def compare(embed: Embedder, images: FolderDataset, reference: FolderDataset) -> FolderComparison:
+def compare_folders(embed: Embedder, images: FolderDataset, reference: FolderDataset) -> FolderComparison:
     """The distances between two folders. Raises DaguerreError if one has fewer than two images."""
     for source in (images, reference):
         if len(source) < 2:
