@@ -92,7 +92,7 @@ def test_the_paths_of_the_original_code_are_found():
         assert [target.path for target in table[original]] == [path]
     assert layer_table(refiner)["output_blocks_2_1_conv"][0].path == "up_blocks.0.upsamplers.0.conv"  # a level without attention
     fused = layer_table(bigg)["transformer_resblocks_3_attn_in_proj"]
-    assert [(target.path.rpartition(".")[2], target.part, target.count) for target in fused] == [
+    assert [(target.path.rpartition(".")[2], target.part, target.parts) for target in fused] == [
         ("q_proj", 0, 3),
         ("k_proj", 1, 3),
         ("v_proj", 2, 3),

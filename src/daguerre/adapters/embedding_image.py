@@ -72,8 +72,8 @@ def _hidden_bytes(image: Image.Image) -> bytes:
     return ((upper.reshape(-1)[:size] << 4) | lower.reshape(-1)[:size]).astype(np.uint8).tobytes()
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the pixels that are set. Raises IndexError if there are none."""
+def _bounding_box(mask: Any) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the pixels that are set in a mask (H, W). Raises IndexError if there are none."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

@@ -51,11 +51,11 @@ class LayerName(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A layer of a network, by its path; part, count: which rows of a fused projection it is."""
+    """A layer of a network, by its path; part, parts: which of so many parts of the rows of a fused projection it is."""
 
     path: str
     part: int = 0
-    count: int = 1
+    parts: int = 1
 
 
 def layer_name(module: str) -> LayerName:
