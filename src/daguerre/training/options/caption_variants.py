@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from daguerre.training.config import LoopConfig, optional
+from daguerre.training.options.machine import MachineOptions
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,4 @@ class CaptionVariantsRecipe:
             sample_every=0,
         )
     )
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
