@@ -100,6 +100,14 @@ def test_noise_shows_every_timestep_with_and_without_a_prompt(run):
         assert message in err
 
 
+def test_missing_loras_of_a_prompt_are_named(run):
+    Image.new("RGB", (16, 16), "teal").save("in.png")
+    for line in (["compare", "a <lora:ink:1>", "--steps", "1", "2"], ["noise", "in.png", "--t", "9", "--prompt", "a <lora:ink:1>"]):
+        code, _, err = run(*line, "--size", "16")
+        assert code == 0
+        assert "the LoRA 'ink' of the prompt is ignored; give the folder of your LoRAs with --lora-dir" in err
+
+
 def test_the_self_attention_of_a_position(run):
     code, out, err = run("attention", "a red apple", "--self", "3, 9", "--steps", "2", "--out", "s.png", "--save-overlays")
     assert (code, out.splitlines(), err) == (0, ["s.png", "s-1-all-layers.png", "s-2-8-8-map.png", "s-3-4-4-map.png"], "")

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import tyro
 
 from daguerre.atomic_io import free_path
+from daguerre.cli.adapters import adapter_records
 from daguerre.cli.generation import check_outputs, warn_prompt
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import check_sampler, open_any
 from daguerre.cli.options import (
     RANDOM_SEED,
+    AdapterOptions,
     Height,
     NegativePrompt,
     OptionalPath,
@@ -67,6 +69,9 @@ class CompareOptions:
     loading: Annotated[PipelineOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model", help="")] = field(
         default_factory=PipelineOptions
     )
+    adapters: Annotated[AdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
+        default_factory=AdapterOptions
+    )
     out: Annotated[
         Path | None, tyro.conf.arg(aliases=["-o"], help="Output file of the table: .png, .webp or .jpg.", help_behavior_hint="")
     ] = None
@@ -92,6 +97,7 @@ class CompareOptions:
         width, height = parse_size(self.size, self.width, self.height)
         shared = {"refiner_switch_at": self.loading.refiner_switch_at, "low_memory": self.loading.low_memory}
         base = Request(negative_prompt=self.negative_prompt, width=width, height=height, task=task, **shared, **first)
+        base = replace(base, adapters=adapter_records(self.adapters, replace(base, prompt=given.get("prompt", base.prompt))))
         rows, columns = axes if len(axes) == 2 else (None, axes[0])
         for request in [cell for row in compared_requests(base, rows, columns) for cell in row]:
             check_sampler(request)
@@ -118,6 +124,7 @@ def main(arguments: Sequence[str]) -> None:
             prediction=loading.prediction_type,
             refiner=loading.refiner,
             request=request,
+            adapters=request.adapters,
         )
 
     from daguerre.models.latent_diffusion import LatentDiffusion

@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from daguerre.atomic_io import check_writable, free_path
+from daguerre.cli.adapters import adapter_records
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import open_model
-from daguerre.cli.options import Height, ImagePath, ModelOptions, OptionalText, Size, Width, parse_size
+from daguerre.cli.options import AdapterOptions, Height, ImagePath, ModelOptions, OptionalText, Size, Width, parse_size
 from daguerre.cli.parsing import parse_options, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.output import check_suffix, write_image
@@ -39,6 +40,9 @@ class NoiseOptions:
     width: Width = None
     height: Height = None
     loading: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model", help="")] = field(default_factory=ModelOptions)
+    adapters: Annotated[AdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
+        default_factory=AdapterOptions
+    )
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], help="Output file: .png, .webp or .jpg.", help_behavior_hint="")] = None
 
 
@@ -50,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         request = Request(seed=options.seed, width=width, height=height)  # checks the ranges
         timesteps = parse_timesteps(options.t)
         check_unicode("prompt", options.prompt or "")
+        adapters = adapter_records(options.adapters, replace(request, prompt=options.prompt or ""))
         image = read_input(options.image)
         out = check_suffix(options.out or free_path(Path(f"{options.image.stem}-noise.png")), OUTPUT_FORMATS)
         check_writable(out)
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
             raise DaguerreError(f"--out '{out}' is also the input image; write to another file.")
     loading = options.loading
     with spinner("opening the model"):
-        model = open_model(loading.model, None, loading.device, loading.dtype, offline=loading.offline)
+        model = open_model(loading.model, None, loading.device, loading.dtype, offline=loading.offline, adapters=adapters)
 
     from daguerre.pipelines.context import GenerationContext
     from daguerre.pipelines.images.preprocess import flatten_input, resize
