@@ -1,7 +1,11 @@
 """The settings of a server, and its limits."""
 
+import errno
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+
+from daguerre.errors import DaguerreError
 
 MEBIBYTE = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -48,3 +52,23 @@ class ServerConfig:
     token: str | None = None
     model: str | None = None
     limits: Limits = Limits()
+
+
+def check_address(config: ServerConfig) -> None:
+    """Check that the server may listen at its address, and that the port is free.
+
+    Raises:
+        DaguerreError: another machine could reach it without a token, or the port is taken.
+    """
+    if config.host not in LOOPBACK and not config.token:
+        raise DaguerreError(
+            f"--host {config.host} is open to other machines, so it needs a token. Add --token with a long random text, or use "
+            "--host 127.0.0.1."
+        )
+    try:
+        with socket.create_server((config.host, config.port), family=socket.AF_INET6 if ":" in config.host else socket.AF_INET):
+            pass
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "is in use by another program; choose another one with --port" if taken else f"cannot be used: {error.strerror or error}"
+        raise DaguerreError(f"The port {config.port} of {config.host} {reason}.") from error

@@ -5,7 +5,7 @@ import re
 from daguerre.errors import DaguerreError
 from daguerre.server.errors import ApiError
 
-_PATH = re.compile(r"(?<![\w.:/])(?:~|/|[A-Za-z]:\\)(?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)")
+_PATH = re.compile(r"(?<![\w.:/])(?:~?/|[A-Za-z]:\\)(?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)")
 
 
 def without_local_paths(text: str) -> str:

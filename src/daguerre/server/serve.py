@@ -1,15 +1,12 @@
 """Run a server until it is asked to stop: SIGTERM and Ctrl-C finish the running job, and everything else is kept."""
 
-import errno
-import socket
 import threading
 from types import FrameType
 
 import uvicorn
 
-from daguerre.errors import DaguerreError
 from daguerre.server.app import create_app
-from daguerre.server.config import LOOPBACK, ServerConfig
+from daguerre.server.config import ServerConfig, check_address
 from daguerre.server.model_loading import serving_devices
 from daguerre.server.studio import Studio
 
@@ -36,26 +33,6 @@ class DrainingServer(uvicorn.Server):
         for worker in self._studio.workers:
             worker.join()
         self._studio.events.close()  # ends the streams, which uvicorn waits for
-
-
-def check_address(config: ServerConfig) -> None:
-    """Check that the server may listen at its address, and that the port is free.
-
-    Raises:
-        DaguerreError: another machine could reach it without a token, or the port is taken.
-    """
-    if config.host not in LOOPBACK and not config.token:
-        raise DaguerreError(
-            f"--host {config.host} is open to other machines, so it needs a token. Add --token with a long random text, or use "
-            "--host 127.0.0.1."
-        )
-    try:
-        with socket.create_server((config.host, config.port), family=socket.AF_INET6 if ":" in config.host else socket.AF_INET):
-            pass
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        reason = "is in use by another program; choose another one with --port" if taken else f"cannot be used: {error.strerror or error}"
-        raise DaguerreError(f"The port {config.port} of {config.host} {reason}.") from error
 
 
 def serve(config: ServerConfig) -> None:

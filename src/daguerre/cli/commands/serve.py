@@ -10,7 +10,7 @@ from daguerre.cli.model_loading import check_model_name
 from daguerre.cli.options import ModelName, OptionalPath, OptionalText
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.runtime.allocator import tune_malloc
-from daguerre.server.config import ServerConfig
+from daguerre.server.config import ServerConfig, check_address
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     data = expand_user(options.data_dir or default_folder())
     token = options.token or os.environ.get("DAGUERRE_TOKEN") or None
     config = ServerConfig(data.absolute(), options.host, options.port, token, options.model)
-    tune_malloc()
-    from daguerre.server.serve import check_address, serve  # here, because it imports torch
-
     with usage_errors():
         check_address(config)
+    tune_malloc()
+    from daguerre.server.serve import serve  # here, because it imports torch
+
     serve(config)
 
 

@@ -194,12 +194,15 @@ def unsupported_fields(body: SdapiBody, overrides: Mapping[str, Any]) -> list[st
 
 def script_is_active(value: Any) -> bool:
     """Whether the arguments of an extension ask for anything: some clients send empty or disabled ones each time."""
-    arguments = value.get("args") if isinstance(value, Mapping) else value
-    if isinstance(arguments, Mapping):
-        return arguments.get("enabled", arguments.get("enable", True)) is not False
-    if not isinstance(arguments, Sequence) or isinstance(arguments, str):
-        return arguments is not None
-    return any(argument is not False and (not isinstance(argument, Mapping) or script_is_active(argument)) for argument in arguments)
+    arguments = value.get("args", []) if isinstance(value, Mapping) else value
+    listed = arguments if isinstance(arguments, Sequence) and not isinstance(arguments, str) else [arguments]
+    return any(_asks_for_something(argument) for argument in listed)
+
+
+def _asks_for_something(argument: Any) -> bool:
+    if isinstance(argument, Mapping):
+        return argument.get("enabled", argument.get("enable", True)) is not False
+    return argument not in (None, False, "")
 
 
 def requested_size(body: SdapiBody, factor: int, own: int | None) -> tuple[int | None, int | None, list[str]]:

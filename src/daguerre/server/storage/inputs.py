@@ -79,9 +79,11 @@ def decode_upload(data: bytes, param: str, max_pixels: int) -> Upload:
                 image.load()
                 texts = image_texts(image)
                 return Upload(InputImage.from_any(_first_frame(image)), texts)
+    except Image.DecompressionBombError:
+        raise ApiError(413, f"{param} has too many pixels. Make it smaller.", code="image_too_large", param=param) from None
     except UnidentifiedImageError:
         raise ApiError(400, f"{param} is no PNG, JPEG or WebP image.", code="invalid_image", param=param) from None
-    except (OSError, SyntaxError, ValueError, struct.error, OverflowError, MemoryError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, OverflowError, MemoryError) as error:
         raise ApiError(400, f"{param} cannot be read: {str(error)[:200]}.", code="invalid_image", param=param) from None
 
 
