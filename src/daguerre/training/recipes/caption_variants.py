@@ -9,14 +9,16 @@ import torch
 from daguerre.conditioning import TextConditioner
 from daguerre.data import Dataset
 from daguerre.data.caption_variants import PHRASES
-from daguerre.data.catalog import open_dataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import LoopConfig
 from daguerre.training.datasets.caption_variants import CaptionVariants
+from daguerre.training.datasets.images import open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.caption_variants import CaptionVariantTask, record_cross_attention_inputs
 from daguerre.training.options.caption_variants import CaptionVariantsRecipe
+from daguerre.training.options.images import TrainingImageOptions
+from daguerre.training.plan import network_bytes, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save
@@ -35,7 +37,7 @@ def run(recipe: CaptionVariantsRecipe) -> Path:
         DaguerreError: there are no captions or no such model, the model has no CLIP text encoder, or `out` belongs to another run.
     """
     model = load_diffusion(recipe.model)
-    source = open_dataset(recipe.data, model.sample_size, captioned=True)
+    source = open_training_images(recipe.data, model.sample_size, TrainingImageOptions(), captioned=True).trained
     record_run(recipe.out, "CaptionVariantsRecipe", source.key, size=model.sample_size, seed=recipe.loop.seed, base=recipe.model)
     model = replace(model, name=recipe.out.name)
     train_caption_variants(model, source, recipe.loop, recipe.out, ("a red apple.", "draw a red apple, please"))
@@ -57,4 +59,6 @@ def train_caption_variants(model: LatentDiffusion, source: Dataset, loop: LoopCo
     batches = CaptionVariants(captions, loop.batch_size, loop.seed, lambda text: len(conditioner.tokenizer.encode(text)) <= longest)
     identity = {"data": source.key, "text": network_hash(conditioner), "unet": network_hash(model.unet)}
     inputs = record_cross_attention_inputs(model, captions[:RECORDED_PROMPTS], seed=loop.seed)
-    train(CaptionVariantTask(model, conditioner, inputs, prompts), batches, loop, out, recipe=identity)
+    task = CaptionVariantTask(model, conditioner, inputs, prompts)
+    print_plan(task.networks, loop, out, images=len(captions), model_bytes=network_bytes(*model.modules))
+    train(task, batches, loop, out, recipe=identity)
