@@ -42,6 +42,8 @@ BASES = {
 
 # A wrong value for each option and a part of the message; None is a missing value, which is the only wrong one of a free text.
 WRONG: dict[str, tuple[str | None, str]] = {
+    "--base": ("none.safetensors", "none.safetensors"),
+    "--rank": ("0", "--rank is 0"),
     "--animation": ("a.mp4", "a.mp4"),
     "--complete": ("none.png", "none.png"),
     "--class": (None, "Missing value"),

@@ -82,15 +82,28 @@ def matched_layers(lora: Lora, networks: Mapping[NetworkRole, nn.Module]) -> dic
 
 def _with_loras(model: LatentDiffusion, loras: Sequence[Lora]) -> LatentDiffusion:
     networks = adapted_networks(model)
-    changes: dict[NetworkRole, dict[str, list[Change]]] = defaultdict(lambda: defaultdict(list))
-    for lora in loras:
-        for role, name, delta, strength in _changes(lora, model, networks):
-            changes[role][name].append((delta, strength))
-    edited = {role: with_edited_weights(networks[role], _edits(networks[role], by_name)) for role, by_name in changes.items()}
+    edited = {role: with_edited_weights(networks[role], edits) for role, edits in weight_edits(loras, networks, model.name).items()}
     unet = edited.get("unet", model.unet)
     assert isinstance(unet, UNet)
     encoders: dict[NetworkRole, CLIPText] = {role: network for role, network in edited.items() if isinstance(network, CLIPText)}
     return with_text_encoders(replace(model, unet=unet), encoders)
+
+
+def weight_edits(loras: Sequence[Lora], networks: Mapping[NetworkRole, nn.Module], model: str) -> dict[NetworkRole, dict[str, WeightEdit]]:
+    """The edits of each network's parameters that LoRAs make one after the other; those of strength 0 make none.
+
+    Args:
+        networks: of the model; only names and shapes are used.
+        model: its name, for errors.
+
+    Raises:
+        DaguerreError: a LoRA does not fit.
+    """
+    changes: dict[NetworkRole, dict[str, list[Change]]] = defaultdict(lambda: defaultdict(list))
+    for lora in loras:
+        for role, name, delta, strength in _changes(lora, model, networks):
+            changes[role][name].append((delta, strength))
+    return {role: _edits(networks[role], by_name) for role, by_name in changes.items()}
 
 
 def with_text_encoders(model: LatentDiffusion, encoders: Mapping[NetworkRole, CLIPText]) -> LatentDiffusion:
@@ -106,16 +119,14 @@ def with_text_encoders(model: LatentDiffusion, encoders: Mapping[NetworkRole, CL
     return replace(model, conditioner=model.conditioner.with_towers(changed))
 
 
-def _changes(
-    lora: Lora, model: LatentDiffusion, networks: Mapping[NetworkRole, nn.Module]
-) -> list[tuple[NetworkRole, str, WeightDelta, float]]:
+def _changes(lora: Lora, model: str, networks: Mapping[NetworkRole, nn.Module]) -> list[tuple[NetworkRole, str, WeightDelta, float]]:
     """The changes of a LoRA: network, parameter name, change and strength; those of strength 0 are left out."""
-    _check_family(lora, model)
+    _check_family(lora, model, networks)
     matched = matched_layers(lora, networks)
     name, count = lora.record.name, len(lora.layers)
     if not matched:
         raise DaguerreError(
-            f"The LoRA {name!r} does not fit {model.name!r}: none of its {count} layers is in this model "
+            f"The LoRA {name!r} does not fit {model!r}: none of its {count} layers is in this model "
             f"({join_names(layer.path[:80] for layer in lora.layers)}). {_made_for(lora)}"
         )
     for note in lora.notes:
@@ -140,17 +151,18 @@ def _changes(
     return changes
 
 
-def _check_family(lora: Lora, model: LatentDiffusion) -> None:
+def _check_family(lora: Lora, model: str, networks: Mapping[NetworkRole, nn.Module]) -> None:
     """Raise DaguerreError if a LoRA was made for text states of another width than the model's."""
     widths = [
         layer.weight.in_features
         for name, layer in lora.layers.items()
         if name.role == "unet" and name.path.endswith("attn2_to_k") and layer.weight is not None
     ]
-    made_for, own = next((width for width in widths if width), None), model.unet.config.context_width
+    unet = networks.get("unet")
+    made_for, own = next((width for width in widths if width), None), unet.config.context_width if isinstance(unet, UNet) else None
     if made_for is not None and own is not None and made_for != own:
         raise DaguerreError(
-            f"The LoRA {lora.record.name!r} was made for {_family_name(made_for)} and does not fit {model.name!r}, which is "
+            f"The LoRA {lora.record.name!r} was made for {_family_name(made_for)} and does not fit {model!r}, which is "
             f"{_family_name(own)}. Use a model or a LoRA of the same family."
         )
 

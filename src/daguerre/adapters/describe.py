@@ -131,7 +131,7 @@ def _describe_lora(lora: Lora) -> AdapterReport:
     family = lora.family
     unmatched: list[str] = []
     if family in ARCHITECTURES:
-        matched = matched_layers(lora, _networks(family))
+        matched = matched_layers(lora, networks_of_family(lora))
         unmatched = [f"{name.role}: {name.path}" for name in lora.layers if name not in matched]
     return AdapterReport(
         path=str(lora.record.path),
@@ -180,8 +180,11 @@ def trigger_words(metadata: Mapping[str, str]) -> list[str]:
     return [tag for tag, _ in counts.most_common(MAX_TRIGGER_WORDS) if tag]
 
 
-def _networks(family: str) -> dict[NetworkRole, nn.Module]:
-    unet, encoders = ARCHITECTURES[family]
+def networks_of_family(lora: Lora) -> dict[NetworkRole, nn.Module]:
+    """The networks of the family that a LoRA is for, on the meta device. Raises DaguerreError if the family is unknown."""
+    if lora.family not in ARCHITECTURES:
+        raise DaguerreError(f"The family of the LoRA {lora.record.name!r} is unknown; the known ones are {', '.join(ARCHITECTURES)}.")
+    unet, encoders = ARCHITECTURES[lora.family]
     with shapes_only():
         return {"unet": UNet(unet), **{role: CLIPText(config) for role, config in encoders.items()}}  # type: ignore[dict-item]
 

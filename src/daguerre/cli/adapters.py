@@ -29,7 +29,7 @@ def adapter_records(options: "AdapterOptions", request: "Request") -> tuple[Adap
     for folder in (options.lora_dir, options.embedding_dir):
         if folder is not None and not folder.is_dir():
             raise DaguerreError(f"There is no folder '{folder}'.")
-    records = [_lora(text, options.lora_dir) for text in options.lora]
+    records = [lora_record(text, options.lora_dir) for text in options.lora]
     records += _tagged(request.prompts, options.lora_dir)
     for path, count in Counter(record.path for record in records).items():
         if count > 1:
@@ -67,7 +67,7 @@ def _output_name(path: Path) -> str | None:
         return None
 
 
-def _lora(text: str, folder: Path | None) -> AdapterRecord:
+def lora_record(text: str, folder: Path | None) -> AdapterRecord:
     """The LoRA of `--lora FILE[:SCALE]` or `--lora FILE:TEXT:UNET`."""
     source, numbers = text, []
     while len(numbers) < 2 and not expand_user(source).exists():

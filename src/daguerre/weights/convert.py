@@ -9,7 +9,7 @@ prediction type is always stored, in the scheduler's config or the file's metada
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from daguerre.weights.original.key_map import (
     unet_rules,
 )
 from daguerre.weights.original.tokenizer import TOKENIZERS, stored_tokenizer, tokenizer_of
-from daguerre.weights.tensors.reader import CONFIGS, open_tensors
+from daguerre.weights.tensors.reader import CONFIGS, TensorFile, open_tensors
 from daguerre.weights.tensors.safetensors import read_safetensors, write_json, write_safetensors
 
 PREDICTION_NAMES = {prediction: name for name, prediction in PREDICTION_TYPES.items()}
@@ -63,6 +63,7 @@ def convert(
     heads: int | tuple[int, ...] | None = None,
     variant: str | None = None,
     drop_unknown: bool = False,
+    edit: Callable[[TensorFile], TensorFile] | None = None,
 ) -> Path:
     """Convert a checkpoint. A target named `*.safetensors` becomes one file, any other name a folder.
 
@@ -73,6 +74,7 @@ def convert(
             plain weights, or the EMA weights if there is nothing else.
         prediction, heads: as in `detect`, if the source does not specify it.
         variant: of a folder's files, such as "fp16".
+        edit: changes the opened source, such as `adapters.merge.merge_loras`; names and shapes stay.
         drop_unknown: leave out tensors that no network has, such as remains of a LoRA.
 
     Raises:
@@ -81,6 +83,7 @@ def convert(
     """
     target, path = Path(target), resolve_path(source, offline=False, variant=variant)
     file = open_tensors(path, variant=variant)
+    file = file if edit is None else edit(file)
     detected = with_file_schedule(detect(file, prediction=prediction, heads=heads, ema=ema))
     if drop_unknown and detected.networks:
         unknown = set(detected.unknown_names())
