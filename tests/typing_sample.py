@@ -1,5 +1,7 @@
 """A program that a type checker reads and nobody runs: `make lint` checks every `assert_type`, and that every expected error is one."""
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_type

@@ -103,6 +103,7 @@ def test_a_wrong_value_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         ["--spacing", "karras"],
         ["--variation-seed", "3", "--variation-strength", "0.2"],
         ["--tiling", "both"],
+        ["--animation-content", "both", "--animation", "never.webp"],
     ],
 )
 def test_a_prior_refuses_options_of_diffusion_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]):

@@ -48,7 +48,9 @@ def generate_and_save(options: GenerationOptions, build: Callable[[], Request], 
         check_outputs(output_paths(options, out), request)
     tune_malloc()
     model = open_for(options, request)
-    if options.output.animation_content != "x0" and not hasattr(model, "unet"):
+    from daguerre.models.latent_prior import LatentPrior
+
+    if options.output.animation_content != "x0" and isinstance(model, LatentPrior):
         raise UsageError("A prior over codes samples without noise, so an animation shows only x0; remove --animation-content.")
     warn_prompt(model, request)
     for path in write_outputs(model, options, request, out):
