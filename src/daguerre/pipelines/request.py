@@ -215,7 +215,7 @@ class RequestFields(TypedDict, total=False):
     temperature: float
     top_k: int | None
     top_p: float
-    adapters: Sequence[AdapterRecord | Mapping[str, Any]]
+    adapters: tuple[AdapterRecord, ...]
     low_memory: bool
 
 
