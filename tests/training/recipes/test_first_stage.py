@@ -12,7 +12,9 @@ from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.data.catalog import open_dataset
 from daguerre.errors import DaguerreError
 from daguerre.training.config import AutoencoderLoss, LoopConfig
+from daguerre.training.datasets.images import open_training_images
 from daguerre.training.options.first_stage import AutoencoderRecipe, FirstStageRecipe, KLRecipe, VAERecipe, VQGANRecipe, VQVAERecipe
+from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.recipes.first_stage import run
 from daguerre.weights import load_first_stage
 
@@ -101,3 +103,22 @@ def test_images_need_no_captions_and_a_missing_directory_is_refused(tmp_path: Pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(DaguerreError, match=r"No (images|pictures) in"):
         open_dataset(str(tmp_path / "empty"), 16)
+
+
+def test_held_out_images_are_measured_and_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        Image.new("RGB", (20, 30), (10 * i, 90, 30)).save(tmp_path / "images" / f"{i}.png")
+    options = TrainingImageOptions(crop="pad", validation_fraction=0.3)
+    loop = replace(LOOP, log_every=2, validation_every=2)
+    recipe = replace(RECIPES["vae"], data=str(tmp_path / "images"), out=tmp_path / "out", images=options, loop=loop)
+    run(recipe)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert all("validation autoencoder" in line and "validation psnr" in line for line in lines)
+    images = open_training_images(recipe.data, recipe.resolution, options)
+    printed = capsys.readouterr().err
+    assert images.held_out is not None
+    assert f"validation: {len(images.held_out)} of these images, by their content; training: {len(images.trained)}\n" in printed
+    assert f"epochs: {loop.max_train_steps * loop.batch_size / len(images.trained):.3g}\n" in printed
+    with pytest.raises(DaguerreError, match="belongs to a run with source"):
+        run(replace(recipe, images=replace(options, validation_fraction=0.6)))

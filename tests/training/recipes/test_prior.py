@@ -91,7 +91,7 @@ def test_embeddings_have_no_weight_decay():
     assert id(prior.pos_emb) in exempt
 
 
-def test_every_tenth_image_of_a_folder_is_held_out(first_stage: Path, tmp_path: Path):
+def test_every_tenth_image_of_a_folder_is_held_out(first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(10):
@@ -101,6 +101,9 @@ def test_every_tenth_image_of_a_folder_is_held_out(first_stage: Path, tmp_path: 
     with pytest.raises(DaguerreError, match="--skip-bad"):
         run(tiny(first_stage, tmp_path / "out", **options))
     path = run(tiny(first_stage, tmp_path / "out", num_images=500, eval_images=500, images=TrainingImageOptions(skip_bad=True), **options))
+    printed = capsys.readouterr().err
+    assert all(start in printed for start in ("images: 20 in", "crops: a random part", "training: ", "disk: "))
+    assert f"Try it: daguerre sample --model {path} --class cat\n" in printed
     model = daguerre.load(path)
     assert model.prefix.names == ("cat", "dog")
     found = json.loads((tmp_path / "out" / "nll.json").read_text())
