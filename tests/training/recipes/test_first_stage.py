@@ -105,13 +105,14 @@ def test_images_need_no_captions_and_a_missing_directory_is_refused(tmp_path: Pa
         open_dataset(str(tmp_path / "empty"), 16)
 
 
-def test_held_out_images_are_measured_and_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("kind", ["vae", "vqgan"])
+def test_held_out_images_are_measured_and_not_trained_on(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "images").mkdir()
     for i in range(24):
         Image.new("RGB", (20, 30), (10 * i, 90, 30)).save(tmp_path / "images" / f"{i}.png")
     options = TrainingImageOptions(crop="pad", validation_fraction=0.3)
     loop = replace(LOOP, log_every=2, validation_every=2)
-    recipe = replace(RECIPES["vae"], data=str(tmp_path / "images"), out=tmp_path / "out", images=options, loop=loop)
+    recipe = replace(RECIPES[kind], data=str(tmp_path / "images"), out=tmp_path / "out", images=options, loop=loop)
     run(recipe)
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert all("validation autoencoder" in line and "validation psnr" in line for line in lines)

@@ -115,6 +115,20 @@ def test_every_tenth_image_of_a_folder_is_held_out(first_stage: Path, tmp_path: 
     assert (len(trained.images), len(measured.images), unseen) == (18, 2, True)
 
 
+@pytest.mark.parametrize("condition", ["none", "text"])
+def test_held_out_images_have_a_loss_in_the_log(first_stage: Path, tmp_path: Path, condition: str):
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        Image.new("RGB", (16, 16), (10 * i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+        (tmp_path / "images" / f"{i}.txt").write_text(f"red {i}")
+    options = {"data": str(tmp_path / "images"), "condition": condition, "images": TrainingImageOptions(validation_fraction=0.4)}
+    run(tiny(first_stage, tmp_path / "out", num_images=8, **options))
+    *_, last = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    measured = json.loads((tmp_path / "out" / "nll.json").read_text())
+    assert measured["unseen"]
+    assert last["validation bits/code"] == pytest.approx(measured["bits_per_code"]["value"], rel=1e-4)  # the same images and weights
+
+
 def test_depth_maps_come_from_files(first_stage: Path, tmp_path: Path):
     for i in range(3):
         for name, mode in (("images", "RGB"), ("depth", "L")):

@@ -26,7 +26,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vq_model import VQModel
 from daguerre.training.config import AutoencoderLoss
 from daguerre.training.datasets.codes import CodeEncoder, PriorDataset, class_names, shapes_by_class, split_held_out
-from daguerre.training.datasets.images import open_training_images
+from daguerre.training.datasets.images import MAX_VALIDATION_IMAGES, open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
 from daguerre.training.objectives.vae_vq import QuantizedTask
@@ -68,7 +68,7 @@ def run(recipe: PriorRecipe) -> Path:
     batches = CodeBatches(data.codes, data.condition, recipe.loop.batch_size, seed)
     task = PriorTask(prior, first_stage, test[:PREVIEW_IMAGES], captions[:PREVIEW_IMAGES], pkeep=recipe.pkeep)
     print_plan(task.networks, recipe.loop, recipe.out, images=epoch_images(trained.images), model_bytes=network_bytes(prior, first_stage))
-    validation = () if held_out is None else [test[i : i + recipe.loop.batch_size] for i in range(0, len(test), recipe.loop.batch_size)]
+    validation = () if held_out is None else validation_codes(test, recipe.loop.batch_size)
     train(task, batches, recipe.loop, recipe.out, recipe=plan, validation=validation)
     if rank() == 0:
         write_nll(recipe.out, bootstrap(code_lengths(prior, test)), first_stage.downsample_factor, unseen)
@@ -84,6 +84,13 @@ def _example_condition(recipe: PriorRecipe, prefix: Prefixes, captions: Sequence
     if isinstance(prefix, TextPrefix):
         return f" --prompt {shlex.quote(example_caption(captions))}"
     return f" --map MAP.png  # a {recipe.map} map" if isinstance(prefix, MapPrefix) else ""
+
+
+def validation_codes(data: CodeBatch, batch_size: int) -> list[CodeBatch]:
+    """The first `MAX_VALIDATION_IMAGES` grids of codes in batches."""
+    shown = data[:MAX_VALIDATION_IMAGES]
+    whole = CodeBatch(shown.codes.long(), None if shown.condition is None else shown.condition.long())
+    return [whole[first : first + batch_size] for first in range(0, len(whole), batch_size)]
 
 
 def open_prior_dataset(recipe: PriorRecipe) -> tuple[PriorDataset, PriorDataset | None]:
