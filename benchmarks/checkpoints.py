@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.processes import age, in_a_process, noise, peak, row
-from daguerre.cli.main import SPINS
+from daguerre.cpu_threads import SPIN_COUNT
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.runtime.dtype import has_native_bfloat16
 
@@ -124,7 +124,7 @@ def measured(who: str, what: str, folder: Path, clock: str) -> dict[str, float]:
 def compared(what: str, folder: Path, rounds: int, engines: Sequence[str], clock: str) -> list[tuple[object, ...]]:
     """The table rows of one network and dtype: name, Daguerre, diffusers, ratio, aim, and the time of a call of each other engine."""
     name, dtype = what.split("-")
-    environment = {"daguerre": {"GOMP_SPINCOUNT": SPINS}}  # as the commands set it
+    environment = {"daguerre": {"GOMP_SPINCOUNT": SPIN_COUNT}}  # as the commands set it
     one = "--clock", clock, "--one"
     asked = [*WHO, *(engines if name == "unet" else ())]
     found: dict[str, list[dict[str, float]]] = {who: [] for who in asked}

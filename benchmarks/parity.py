@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.processes import in_a_process, noise, peak, row
 from benchmarks.random_models import randomly
-from daguerre.cli.main import SPINS
+from daguerre.cpu_threads import SPIN_COUNT
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.models import autoencoder_kl, clip
 from daguerre.models import unet as unets
@@ -191,7 +191,7 @@ def main() -> None:
     print("\n".join(lines))
     worst = 0.0
     for name in options.parts:
-        found = in_a_process("benchmarks.parity", "--one", name, GOMP_SPINCOUNT=SPINS)  # as the commands set it
+        found = in_a_process("benchmarks.parity", "--one", name, GOMP_SPINCOUNT=SPIN_COUNT)  # as the commands set it
         for what, error in found["errors"].items():
             worst = max(worst, error)
             lines.append(

@@ -14,6 +14,7 @@ LAYERS = {
     "errors": 0,
     "limits": 0,
     "atomic_io": 0,
+    "cpu_threads": 0,
     "version": 0,
     "progress": 0,
     "diffusion": 1,

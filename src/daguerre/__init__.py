@@ -12,9 +12,11 @@ Each name loads its module on first use, so `import daguerre` is instant. docs/p
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from daguerre.cpu_threads import wait_passively
 from daguerre.version import VERSION
 
 if TYPE_CHECKING:
+    from daguerre.cpu_threads import free_cores as free_cores
     from daguerre.data.images import to_image as to_image
     from daguerre.data.images import to_tensor as to_tensor
     from daguerre.diffusion import SAMPLERS as SAMPLERS
@@ -36,10 +38,12 @@ if TYPE_CHECKING:
     from daguerre.weights import save as save
 
 __version__ = VERSION
+wait_passively()  # here, because it has an effect only before PyTorch is imported
 _MODULES = {
     "weights": ("load", "save"),
     "pipelines": ("GeneratedImage", "GeneratedImages", "Request", "Step", "generate", "stream"),
     "pipelines.latents": ("decode", "encode"),
+    "cpu_threads": ("free_cores",),
     "data.images": ("to_image", "to_tensor"),
     "diffusion": ("SAMPLERS", "Denoiser", "Schedule", "ScheduleConfig", "classifier_free_guidance", "get_sigmas", "training_pair"),
 }

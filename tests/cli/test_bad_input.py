@@ -92,6 +92,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
     "--temperature": ("-1", "emperature is -1"),
     "--token": ("", "--token is empty"),
     "--tokens": (None, "Missing value"),
+    "--threads": ("0", "threads is 0"),
     "--top-k": ("0", "top_k is 0"),
     "--top-p": ("2", "top_p is 2"),
     "--vae": ("none", "none"),

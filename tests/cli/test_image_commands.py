@@ -1,5 +1,6 @@
 """Commands with input images: img2img, inpaint, outpaint, folders, reproduce, and the errors of wrong inputs."""
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from daguerre.cli.image_inputs import read_input
@@ -38,6 +40,21 @@ def test_img2img_changes_an_image_and_reproduces(run: Run, cat: Image.Image):
     assert Image.open("f.webp").n_frames == 2
     assert run("reproduce", "new.png")[:2] == (0, "identical\n")
     assert cat.tobytes() == Image.open("cat.png").tobytes()
+
+
+def test_reproduce_uses_the_number_of_threads_of_the_image(run: Run, monkeypatch: pytest.MonkeyPatch):
+    count = [1]  # not torch's, because two threads on a busy core take long
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: count.__setitem__(0, threads))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert run("txt2img", "a cat", "--steps", "1", "--threads", "2", "--out", "two.png")[0] == 0
+    assert (read_provenance("two.png")[1].threads, count) == (2, [2])
+    count[0] = 1
+    assert run("reproduce", "two.png", "--out", "again.png")[1:] == ("again.png\nidentical\n", "")
+    assert (read_provenance("again.png")[1].threads, count) == (2, [2])
+    _, _, err = run("reproduce", "two.png", "--threads", "1", "--out", "one.png")
+    assert "daguerre: 1 threads instead of the image's 2\n" in err
+    assert (read_provenance("one.png")[1].threads, count) == (1, [1])
 
 
 def test_reproduce_names_an_input_that_moved_or_changed(run: Run, cat: Image.Image):

@@ -225,12 +225,3 @@ def test_the_exit_code_reaches_the_shell(tmp_path: Path):
     command = [sys.executable, "-m", "daguerre", "txt2img", "x", "--steps", "-3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "daguerre: steps is -3; it must be 1 or more.\n")
-
-
-@pytest.mark.parametrize(("own", "then"), [(None, "10000"), ("7", "7")])
-def test_idle_threads_sleep_soon_unless_configured_otherwise(monkeypatch, capsys, own, then):
-    monkeypatch.setenv("GOMP_SPINCOUNT", own or "")
-    if own is None:
-        monkeypatch.delenv("GOMP_SPINCOUNT")
-    assert main(["models"]) == 0
-    assert os.environ["GOMP_SPINCOUNT"] == then

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.atomic_io import check_writable, free_path, numbered_paths
-from daguerre.cli.model_loading import open_any
+from daguerre.cli.model_loading import choose_threads, open_any
 from daguerre.cli.options import AnimationContent, GenerationOptions, slug
 from daguerre.cli.parsing import UsageError, usage_errors
 from daguerre.errors import DaguerreError
@@ -84,6 +84,7 @@ def open_for(
 ) -> "LatentDiffusion | LatentPrior":
     """Open the model that the options name, for one request or for many, with the adapters of the request or the given ones."""
     loading = options.loading
+    choose_threads(loading.threads)
     with spinner("opening the model"):
         return open_any(
             loading.model,

@@ -36,10 +36,6 @@ COMMANDS = {
     "serve": "open the studio in a browser, and serve other programs",
 }
 
-# How often an idle OpenMP thread polls before it sleeps. GNU OpenMP polls for milliseconds by default. On a machine where another program
-# keeps a core busy, polling threads take the other cores from working ones: an image of three seconds then takes forty.
-SPIN_COUNT = "10000"
-
 HELP = """usage: daguerre COMMAND [...]
 
 Stable Diffusion and every generation that led to it, as a small PyTorch library.
@@ -74,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.getcwd()
     except FileNotFoundError:
         return _print_error("The working directory has been deleted; change to another one.", 1)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # before any command imports PyTorch
     try:
         import_module(f"daguerre.cli.commands.{name}").main(rest)
     except SystemExit as stop:  # after --help

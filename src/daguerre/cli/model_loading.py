@@ -1,11 +1,13 @@
 """Open the model that a command line names."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.cli.options import PREDICTIONS_BY_FLAG, dtype_by_name
 from daguerre.cli.parsing import UsageError, usage_errors
+from daguerre.cpu_threads import check_threads, set_threads, use_free_cores
 from daguerre.weights.catalog import find, may_be_on_the_hub
 
 if TYPE_CHECKING:
@@ -124,6 +126,26 @@ def check_model_name(source: str | None) -> None:
     with usage_errors():
         if not may_be_on_the_hub(source):
             find(source)
+
+
+def choose_threads(requested: int | None) -> None:
+    """Compute with the requested number of threads, else with one for each core that other programs leave free; a note says so.
+
+    Raises:
+        UsageError: the number is out of range.
+    """
+    with usage_errors():
+        check_threads(requested)  # before importing torch, which takes a second
+    if requested is not None:
+        set_threads(requested)
+        return
+
+    import torch
+
+    default = torch.get_num_threads()
+    if (count := use_free_cores()) < default:
+        note = f"{count} of {default} threads compute, because other programs keep cores busy; --threads sets the number."
+        print(f"daguerre: {note}", file=sys.stderr)
 
 
 def check_sampler(request: "Request") -> None:

@@ -40,6 +40,7 @@ ModelName = Annotated[
 ]
 Device = Annotated[str | None, tyro.conf.arg(help="cpu or cuda. Default: cuda if there is a GPU.", help_behavior_hint="")]
 ComputeDtype = Annotated[Dtype, tyro.conf.arg(help="Precision that the networks compute in; auto is the fastest one here.")]
+Threads = Annotated[int | None, tyro.conf.arg(help="Number of CPU threads. Default: one for each free core.", help_behavior_hint="")]
 Offline = Annotated[bool, tyro.conf.arg(help="Use only hub files that are already downloaded.")]
 Seed = Annotated[int, tyro.conf.arg(aliases=["-s"], help="Seed of the first image; later images count up from it. -1 takes a random seed.")]
 NumImages = Annotated[int, tyro.conf.arg(aliases=["-n"], help="Number of images for each prompt.")]
@@ -140,6 +141,7 @@ class ModelOptions:
     model: ModelName = None
     device: Device = None
     dtype: ComputeDtype = "auto"
+    threads: Threads = None
     offline: Offline = False
 
 

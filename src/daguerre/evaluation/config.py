@@ -38,6 +38,8 @@ class EvaluateConfig:
     guidance_scale: float | None = None  # Classifier-free guidance scale. Default: the model's own.
     seed: int = 0  # Seed of the prompts and the noise.
     training_images: int = 8192  # Number of training images that are searched for near copies.
+    # Number of CPU threads. Default: one for each free core.
+    threads: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
 
     def __post_init__(self) -> None:
         for name in ("num_images", "training_images", "resolution"):
@@ -82,6 +84,8 @@ class ReconstructConfig:
     """Seed for the selection of images."""
     skip_bad: bool = False
     """Skip unreadable images instead of stopping."""
+    threads: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Number of CPU threads. Default: one for each free core."""
 
     def __post_init__(self) -> None:
         if self.num_images < 1:

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from daguerre.atomic_io import atomic_write
+from daguerre.cpu_threads import set_threads
 from daguerre.errors import DaguerreError
 from daguerre.weights.tensors.safetensors import read_json
 
@@ -23,14 +25,26 @@ def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def record_run(out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, **more: Any) -> None:
-    """Write the run's identity to `out/recipe.json`. Raises DaguerreError if the directory belongs to another run."""
+def record_run(
+    out: Path, recipe: str, source: str, *, size: int, seed: int, base: str | None = None, threads: int | None = None, **more: Any
+) -> None:
+    """Write the run's identity and its number of CPU threads to `out/recipe.json`.
+
+    A resumed run computes with the recorded number of threads, unless `threads` requests another one.
+
+    Raises:
+        DaguerreError: the directory belongs to another run, or `threads` is out of range.
+    """
     path, identity = out / "recipe.json", {"recipe": recipe, "source": source, "size": size, "seed": seed, "base": base}
-    if path.is_file():
-        before = read_json(path)
+    before = read_json(path) if path.is_file() else {}
+    if before:
         require_same({name: before.get(name) for name in identity}, identity, out)
+    recorded = before.get("threads") if type(before.get("threads")) is int else None
+    used = set_threads(threads, recorded)
+    if recorded not in (None, used):
+        print(f"daguerre: {used} threads; the run in {out} had {recorded} so far, so its results differ by rounding", file=sys.stderr)
     with atomic_write(path) as file:  # every process writes the same
-        file.write(json.dumps(identity | more, indent=1, default=str).encode())
+        file.write(json.dumps(identity | more | {"threads": used}, indent=1, default=str).encode())
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:

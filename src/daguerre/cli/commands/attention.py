@@ -12,7 +12,7 @@ from daguerre.atomic_io import free_path, numbered_paths
 from daguerre.cli.adapters import adapter_records
 from daguerre.cli.generation import check_outputs, generate_with_progress, warn_prompt
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.model_loading import check_sampler, open_model
+from daguerre.cli.model_loading import check_sampler, choose_threads, open_model
 from daguerre.cli.options import (
     AdapterOptions,
     ModelOptions,
@@ -107,6 +107,7 @@ def run(options: AttentionOptions) -> None:
         out = options.out or free_path(Path(f"{slug(request.prompts[0])}-{request.seed}-attention.png"), len(request.items))
         check_outputs({"--out": out}, request)
     loading = options.loading
+    choose_threads(loading.threads)
     with spinner("opening the model"):
         check_sampler(request)
         model = open_model(loading.model, None, loading.device, loading.dtype, offline=loading.offline, adapters=request.adapters)

@@ -12,7 +12,7 @@ from daguerre.atomic_io import free_path
 from daguerre.cli.adapters import adapter_records
 from daguerre.cli.generation import check_outputs, warn_prompt
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.model_loading import check_sampler, open_any
+from daguerre.cli.model_loading import check_sampler, choose_threads, open_any
 from daguerre.cli.options import (
     RANDOM_SEED,
     AdapterOptions,
@@ -114,6 +114,7 @@ def main(arguments: Sequence[str]) -> None:
         check_outputs({"--out": out}, request)
     tune_malloc()
     loading = options.loading
+    choose_threads(loading.threads)
     with spinner("opening the model"):
         model = open_any(
             loading.model,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from daguerre.atomic_io import expand_user
-from daguerre.cli.model_loading import check_model_name
+from daguerre.cli.model_loading import check_model_name, choose_threads
 from daguerre.cli.parsing import UsageError, parse_options
 from daguerre.evaluation.config import RENDERED, EvaluateConfig
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
     if config.data is not None and config.data not in RENDERED:
         config = replace(config, data=str(expand_user(config.data)))
+    choose_threads(config.threads)
 
     if config.images is not None:
         from daguerre.evaluation.folders import run_folders as run

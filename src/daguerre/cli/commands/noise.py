@@ -11,7 +11,7 @@ import tyro
 from daguerre.atomic_io import check_writable, free_path
 from daguerre.cli.adapters import adapter_records
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.model_loading import open_model
+from daguerre.cli.model_loading import choose_threads, open_model
 from daguerre.cli.options import AdapterOptions, Height, ImagePath, ModelOptions, OptionalText, Size, Width, parse_size
 from daguerre.cli.parsing import parse_options, usage_errors
 from daguerre.errors import DaguerreError
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         if os.path.realpath(out) == os.path.realpath(options.image):
             raise DaguerreError(f"--out '{out}' is also the input image; write to another file.")
     loading = options.loading
+    choose_threads(loading.threads)
     with spinner("opening the model"):
         model = open_model(loading.model, None, loading.device, loading.dtype, offline=loading.offline, adapters=adapters)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from daguerre.atomic_io import expand_user
-from daguerre.cli.model_loading import check_model_name
+from daguerre.cli.model_loading import check_model_name, choose_threads
 from daguerre.cli.parsing import UsageError, parse_options
 from daguerre.evaluation.config import ReconstructConfig
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     path = expand_user(config.data)
     if config.data not in BUILT_IN and not path.exists():
         raise UsageError(f"There is no image or folder '{config.data}'; give one, or {' or '.join(BUILT_IN)}.")
+    choose_threads(config.threads)
     if path.is_file() or len(config.model) > 1 or config.latent is not None:
         from daguerre.evaluation.reconstruct_models import run_models
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -16,6 +17,7 @@ from daguerre.cli.image_inputs import reopen_inputs
 from daguerre.cli.model_loading import open_any
 from daguerre.cli.options import Device, ImagePath, ModelName, Offline, OptionalPath, OptionalText, Out
 from daguerre.cli.parsing import parse_options, usage_errors
+from daguerre.cpu_threads import set_threads
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.comparison import read_comparison
 from daguerre.pipelines.images.output import GeneratedImage
@@ -54,6 +56,7 @@ class ReproduceOptions:
     """Folder of its LoRAs and other adapters, if they have moved."""
     out: Out = None
     device: Device = None
+    threads: Annotated[int | None, tyro.conf.arg(help="Number of CPU threads. Default: that of the image.", help_behavior_hint="")] = None
     offline: Offline = False
 
 
@@ -77,6 +80,9 @@ def run(options: ReproduceOptions) -> None:
             raise DaguerreError(f"--out '{options.out}' is the image to compare with; write to another file.")
         check_outputs({"--out": options.out}, replace(request, prompt="", num_images=1))
         source = options.model or find_model(options.image, provenance)
+        threads = set_threads(options.threads, provenance.threads)
+    if options.threads is not None and provenance.threads not in (None, threads):
+        print(f"daguerre: {threads} threads instead of the image's {provenance.threads}", file=sys.stderr)
     with spinner("opening the model"):
         device = options.device or provenance.device
         model = open_any(
@@ -174,10 +180,11 @@ def pixel_difference(image: "Image.Image", again: GeneratedImage, suffix: str) -
 
 def describe_changes(before: Provenance, now: Provenance) -> str:
     """What differs between two provenances, in words."""
-    names = ("model", "model_hash", "version", "torch", "device", "dtype")
+    names = ("model", "model_hash", "version", "torch", "device", "dtype", "threads")
     pairs = ((name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names)
     changed = [f"{name} was {old} and is {new}" for name, old, new in pairs if old != new and old is not None]
     weights = "" if before.model_hash else ", or the model's weights have changed"
     return ", ".join(changed) or (
-        f"model, version, torch, device and precision are the same, so the processor or the number of threads differs{weights}"
+        "model, version, torch, device and precision are the same, so the processor"
+        f"{' or the number of threads' if before.threads is None else ''} differs{weights}"
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from daguerre.atomic_io import free_path
 from daguerre.cli.generation import check_outputs, generate_with_progress
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.model_loading import open_any
+from daguerre.cli.model_loading import choose_threads, open_any
 from daguerre.cli.options import (
     ComputeDtype,
     Device,
@@ -23,6 +23,7 @@ from daguerre.cli.options import (
     Out,
     Seed,
     Size,
+    Threads,
     Width,
     build_request,
     slug,
@@ -73,6 +74,7 @@ class SampleOptions:
     out: Out = None
     device: Device = None
     dtype: ComputeDtype = "auto"
+    threads: Threads = None
 
     def request(self) -> Request:
         """The request that these options describe. Raises DaguerreError for options that contradict each other and unreadable images."""
@@ -103,6 +105,7 @@ def run(options: SampleOptions) -> None:
         name = f"{slug(request.prompts[0] or find(options.model).resolve().name)}-{request.seed}.png"
         out = options.out or free_path(Path(name), len(request.items))
         check_outputs({"--out": out}, request)
+    choose_threads(options.threads)
     with spinner("opening the model"):
         model = open_prior(options)
 

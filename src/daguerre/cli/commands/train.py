@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from daguerre.atomic_io import expand_user
+from daguerre.cli.model_loading import choose_threads
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import nearest
 from daguerre.runtime.allocator import tune_malloc
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
     with usage_errors():
         options.machine.apply()
+    choose_threads(options.machine.threads)
 
     from daguerre.training.processes import is_distributed, rank, state
 

@@ -63,6 +63,7 @@ class Provenance:
         model: the model's name.
         model_hash: of its files (see `weights.hashing.identity`); None for a model without files.
         model_path: where the files were; None if the name is enough to find them.
+        threads: how many computed on the CPU; None in images of earlier versions.
     """
 
     request: Request
@@ -74,12 +75,14 @@ class Provenance:
     dtype: str
     model_hash: str | None = None
     model_path: str | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         texts = self.model, self.version, self.torch, self.device, self.dtype, self.model_hash or "", self.model_path or ""
         known = self.index is None or (type(self.index) is int and 0 <= self.index < len(self.request.prompts) * self.request.num_images)
-        if not known or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPE_NAMES:
-            raise TypeError("provenance fields must be texts, and the index one of the request's images")
+        counted = self.threads is None or (type(self.threads) is int and self.threads > 0)
+        if not known or not counted or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPE_NAMES:
+            raise TypeError("provenance fields must be texts, the index one of the request's images, and threads a positive number")
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` gives it back."""
@@ -111,6 +114,7 @@ def provenance_of(model: "LatentDiffusion | LatentPrior", request: Request) -> P
         dtype=str(model.dtype).removeprefix("torch."),
         model_hash=files_hash(model.files) if model.files else None,
         model_path=_model_path(model.files),
+        threads=torch.get_num_threads(),
     )
 
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
+from daguerre.cpu_threads import check_threads
 from daguerre.errors import DaguerreError
 from daguerre.training.config import optional
 
@@ -14,8 +15,11 @@ DEVICES = re.compile(r"cpu|mps|cuda(:(\d+))?")
 @dataclass(frozen=True)
 class MachineOptions:
     device: Annotated[str | None, optional("DEVICE")] = None  # cpu, cuda, cuda:1 or mps. Default: a GPU if there is one.
+    # Number of CPU threads. Default: that of the run if it is resumed, else one for each free core.
+    threads: Annotated[int | None, optional("INT")] = None
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         if self.device is not None and not DEVICES.fullmatch(self.device):
             raise DaguerreError(f"The device {self.device!r} is not known; use cpu, cuda, cuda:1 or mps.")
         if self.device is not None and ":" in self.device and "RANK" in os.environ:

@@ -38,7 +38,15 @@ def run(recipe: CaptionVariantsRecipe) -> Path:
     """
     model = load_diffusion(recipe.model)
     source = open_training_images(recipe.data, model.sample_size, TrainingImageOptions(), captioned=True).trained
-    record_run(recipe.out, "CaptionVariantsRecipe", source.key, size=model.sample_size, seed=recipe.loop.seed, base=recipe.model)
+    record_run(
+        recipe.out,
+        "CaptionVariantsRecipe",
+        source.key,
+        size=model.sample_size,
+        seed=recipe.loop.seed,
+        base=recipe.model,
+        threads=recipe.machine.threads,
+    )
     model = replace(model, name=recipe.out.name)
     train_caption_variants(model, source, recipe.loop, recipe.out, ("a red apple.", "draw a red apple, please"))
     if rank() == 0:

@@ -33,7 +33,7 @@ def run(recipe: ClipScorerRecipe) -> Path:
         loop,
         repeats=4 if source.rendered else 1,  # files have one caption each
     )
-    record_run(recipe.out, "ClipScorerRecipe", source.key, size=recipe.resolution, seed=loop.seed)
+    record_run(recipe.out, "ClipScorerRecipe", source.key, size=recipe.resolution, seed=loop.seed, threads=recipe.machine.threads)
     validation = validation_batches(images, loop.batch_size, loop.seed)
     clip, tokenizer = train_clip(plan, source, recipe.resolution, loop.seed, recipe.out, validation)
     if rank() == 0:

@@ -47,7 +47,7 @@ def run(recipe: DecoderRecipe) -> Path:
     loop = with_epochs(recipe, images.trained).loop
     perceptual = load_perceptual(recipe.perceptual) if recipe.perceptual else None
     parts = {"model": network_hash(first_stage), "perceptual": perceptual and perceptual.key, "weight": recipe.perceptual_weight}
-    record_run(recipe.out, "DecoderRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=parts)
+    record_run(recipe.out, "DecoderRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=parts, threads=recipe.machine.threads)
     measured = BatchLoader(held_out.images, held_out.limit(EVAL_IMAGES, 1), loop.seed + 1).batch(0).x
     before = _psnr(first_stage, measured)
     task = DecoderTask(first_stage, measured[:8], perceptual and perceptual.distance, recipe.perceptual_weight)

@@ -83,7 +83,9 @@ def run(recipe: FirstStageRecipe) -> Path:
     task = training_task(recipe, network, preview, perceptual)
     identity = {"model": asdict(network.config), "loss": asdict(task.weights), "perceptual": perceptual and perceptual.key}
     plan = identity | {"perceptual name": perceptual and perceptual.name}
-    record_run(recipe.out, type(recipe).__name__, source.key, size=recipe.resolution, seed=loop.seed, plan=plan)
+    record_run(
+        recipe.out, type(recipe).__name__, source.key, size=recipe.resolution, seed=loop.seed, plan=plan, threads=recipe.machine.threads
+    )
     batches = BatchLoader(source, loop.batch_size, loop.seed)
     print_plan(task.networks, loop, recipe.out, images=epoch_images(source), model_bytes=network_bytes(network))
     validation = validation_batches(images, loop.batch_size, loop.seed)

@@ -38,7 +38,16 @@ def run_latent_recipe(
     if recipe.model is not None and (recipe.unet_channels or recipe.unet_blocks is not None):
         raise DaguerreError("With --model the UNet keeps its size; remove --unet-channels and --unet-blocks, or --model.")
     base = None if recipe.model is None else load_diffusion(recipe.model)
-    record_run(recipe.out, type(recipe).__name__, source.key, size=plan.size, seed=recipe.seed, base=recipe.model, plan=asdict(plan))
+    record_run(
+        recipe.out,
+        type(recipe).__name__,
+        source.key,
+        size=plan.size,
+        seed=recipe.seed,
+        base=recipe.model,
+        plan=asdict(plan),
+        threads=recipe.machine.threads,
+    )
     if base is None:
         announce("stage 1 of 3: the autoencoder")
         autoencoder = train_autoencoder(plan.autoencoder, source, plan.size, recipe.seed, recipe.out / "autoencoder")

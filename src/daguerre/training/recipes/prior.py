@@ -57,7 +57,16 @@ def run(recipe: PriorRecipe) -> Path:
     (dataset, held_out), seed, key = open_prior_dataset(recipe), recipe.loop.seed, network_hash(first_stage)
     recipe = with_epochs(recipe, dataset.images)
     plan = {"first stage": key, **recipe.network}
-    record_run(recipe.out, "PriorRecipe", dataset.images.key, size=recipe.resolution, seed=seed, base=f"first stage {key}", plan=plan)
+    record_run(
+        recipe.out,
+        "PriorRecipe",
+        dataset.images.key,
+        size=recipe.resolution,
+        seed=seed,
+        base=f"first stage {key}",
+        plan=plan,
+        threads=recipe.machine.threads,
+    )
     prefix = build_prefix(recipe, dataset, first_stage)
     trained, measured, unseen = split_held_out(dataset, held_out)
     encode = CodeEncoder(first_stage, prefix, recipe.out / "cache", recipe.loop.workers)

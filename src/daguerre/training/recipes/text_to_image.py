@@ -46,7 +46,7 @@ def run(recipe: TextToImageRecipe) -> Path:
     assert isinstance(source, FolderDataset)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
-    record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
+    record_run(recipe.out, "TextToImageRecipe", source.key, size=size, seed=loop.seed, base=recipe.model, threads=recipe.machine.threads)
     torch.manual_seed(loop.seed)
     unet = UNet(unet_config) if recipe.from_scratch else model.unet.float()
     model = replace(model, unet=unet, name=recipe.out.name, sample_size=size)
