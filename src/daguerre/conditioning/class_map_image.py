@@ -10,7 +10,7 @@ from daguerre.conditioning import Conditioner
 from daguerre.conditioning.bbox_tokens import layout_tokens
 from daguerre.conditioning.prompt import PromptLine, is_empty
 from daguerre.diffusion.conditioning import Conditioning
-from daguerre.errors import DaguerreError
+from daguerre.errors import DaguerreError, join_names, nearest
 from daguerre.models.clip import CLIPVision
 from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.spatial_rescaler import SpatialRescaler
@@ -46,6 +46,33 @@ class ClassConditioner(Conditioner):
         if not text.isdecimal() or int(text) >= null:
             raise DaguerreError(f"The prompt is {text[:60]!r}, but this model generates classes; give a number from 0 to {null - 1}.")
         return int(text)
+
+
+class LabelConditioner(Conditioner):
+    """For models with a class embedding in the UNet: the prompt is the name or number of a class, and the condition its label.
+
+    The label after the last class is the null class, which an empty prompt selects (Ho and Salimans 2022, arXiv:2207.12598).
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self._numbers = {name.casefold(): number for number, name in reversed([*enumerate(self.names)])}
+
+    def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
+        """Raises DaguerreError if a line is neither the name nor the number of a class."""
+        return Conditioning(label=torch.tensor([self._label(_text(line)) for line in lines]))  # (B,)
+
+    def _label(self, text: str) -> int:
+        known = self._numbers.get(text.casefold())
+        if known is not None or not text:
+            return len(self.names) if known is None else known
+        if text.isdecimal() and int(text) < len(self.names):
+            return int(text)
+        raise DaguerreError(
+            f"There is no class {text[:60]!r}; give a name or a number from 0 to {len(self.names) - 1}: {join_names(self.names)}."
+            f"{nearest(text, self.names)}"
+        )
 
 
 class LayoutConditioner(Conditioner):

@@ -109,6 +109,7 @@ class PromptSchedule:
             Conditioning(
                 context=_select_rows(encoded.context, pick),
                 vector=_select_rows(encoded.vector, pick),
+                label=_select_rows(encoded.label, pick),
                 row_labels=tuple(RowLabel(line, negative, image) for image, (line, negative) in enumerate(row)),
             )
             for row, pick in zip(rows, picks, strict=True)

@@ -1,11 +1,13 @@
 """Datasets by name: the built-in ones, or a directory of images."""
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import TypedDict, Unpack
 
 from daguerre.atomic_io import expand_user
 from daguerre.data.dataset import Dataset
 from daguerre.data.emoji.dataset import EmojiDataset
+from daguerre.data.emoji.faces import emoji_faces
 from daguerre.data.fitting import CropMode
 from daguerre.data.folder import FolderDataset
 from daguerre.data.shapes import ShapesDataset
@@ -22,7 +24,7 @@ class FolderOptions(TypedDict, total=False):
     repeats: bool
 
 
-BUILT_IN_DATASETS = {"shapes": ShapesDataset, "emoji": EmojiDataset}
+BUILT_IN_DATASETS: Mapping[str, Callable[[int], Dataset]] = {"shapes": ShapesDataset, "emoji": EmojiDataset, "emoji-faces": emoji_faces}
 
 
 def open_dataset(data: str, size: int, *, captioned: bool = False, **options: Unpack[FolderOptions]) -> Dataset:

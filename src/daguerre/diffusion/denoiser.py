@@ -114,6 +114,15 @@ def prediction_target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar
     return add_noise(eps, -x0, alpha_bar)
 
 
+def predicted_x0(prediction: Prediction, output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x0 (B, *) from a network's output and input x_t = √ᾱ·x0 + √(1−ᾱ)·ε, each (B, *), and ᾱ (B,)."""
+    check_prediction(prediction)
+    alpha_bar = alpha_bar.to(x_t).reshape(-1, *[1] * (x_t.ndim - 1))
+    if prediction == "epsilon":
+        return (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+    return output if prediction == "x0" else alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
+
+
 def training_pair(prediction: Prediction, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """The network's input and target in a training step, each (B, *)."""
     return add_noise(x0, eps, alpha_bar), prediction_target(prediction, x0, eps, alpha_bar)

@@ -108,7 +108,7 @@ def _ddim_like(sampler: str, config: JsonConfig) -> SamplerConfig:
     to_zero = config.get("set_alpha_to_one", sampler != "pndm")
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", sampler != "pndm") else None
     if sampler == "ddpm":
-        variances = {"fixed_small": "small", "fixed_large": "large"}
+        variances = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
         options["variance"] = _one_of(config, "variance_type", "fixed_small", variances)
     if sampler == "pndm":
         sampler = "plms" if config.get("skip_prk_steps", False) else "pndm_prk"

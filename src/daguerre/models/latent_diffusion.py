@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.diffusers_scheduler import SamplerConfig
+from daguerre.diffusion.learned_variance import Variance
 from daguerre.diffusion.schedule import Schedule
 from daguerre.models.unet import UNet
 
@@ -34,7 +35,8 @@ class LatentDiffusion:
     pixels in training. default_guidance: guidance scale if a request gives none. files: the weight files, if loaded from files.
     low_res_schedule: for an upscaler, the noise schedule of its low-resolution input. refiner: a model with the same latents for the last
     steps. unet_offload_dtype: dtype of the offloaded UNet weights under sequential offload, else None (see `runtime.offload`).
-    sampler_config: the sampler and spacing used by default, if the model comes with a scheduler of diffusers.
+    sampler_config: the sampler and spacing used by default, if the model comes with a scheduler of diffusers. variance: of the reverse
+    process in ancestral sampling (`ddpm`); with a learned one the UNet has twice the output channels.
     adapters: what `adapters.with_adapters` has attached, in order.
     """
 
@@ -52,6 +54,13 @@ class LatentDiffusion:
     unet_offload_dtype: torch.dtype | None = None
     sampler_config: SamplerConfig | None = None
     adapters: tuple[object, ...] = ()
+    variance: Variance = "small"
+
+    @property
+    def latent_channels(self) -> int:
+        """Z: the channels of the latents, or of the pixels of a model of pixels."""
+        channels = self.unet.config.out_channels
+        return channels // 2 if self.variance == "learned" else channels
 
     @property
     def device(self) -> torch.device:

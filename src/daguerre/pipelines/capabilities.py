@@ -29,7 +29,7 @@ def model_task(model: LatentDiffusion | LatentPrior) -> ModelTask | None:
         return "semantic"
     if isinstance(model.conditioner, ImageConditioner):
         return "image-variation"
-    return task_by_channels(model.unet.config.in_channels, model.unet.config.out_channels)
+    return task_by_channels(model.unet.config.in_channels, model.latent_channels)
 
 
 def check_capability(model: LatentDiffusion | LatentPrior, task: Task) -> None:

@@ -140,7 +140,7 @@ class GenerationContext:
 
     def latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
         """(Z, h, w) of the latents of an image of `size`."""
-        return self.model.unet.config.out_channels, size[1] // self.downsample_factor, size[0] // self.downsample_factor
+        return self.model.latent_channels, size[1] // self.downsample_factor, size[0] // self.downsample_factor
 
     @torch.no_grad()
     def encode(self, x: Tensor, *, sample: bool = False) -> Tensor:
@@ -219,7 +219,9 @@ def resolve_request(model: LatentDiffusion, request: Request) -> ResolvedRequest
     if own is not None and (sampler, spacing) == (own.sampler, own.spacing):
         config = own
     else:
-        config = SamplerConfig(sampler, {}, spacing, {"terminal": "exact"} if sampler.exact_first_step else {})
+        options = {"variance": model.variance} if sampler.name == "ddpm" else {}
+        clip = 1.0 if model.autoencoder.downsample_factor == 1 else None  # pixels lie in [−1, 1]
+        config = SamplerConfig(sampler, options, spacing, {"terminal": "exact"} if sampler.exact_first_step else {}, clip=clip)
     if request.eta is not None:
         config = replace(config, options={**config.options, "eta": request.eta})
     if request.dynamic_threshold is not None:

@@ -47,6 +47,8 @@ class LatentDecoder:
     @torch.no_grad()
     def preview(self, z: Tensor) -> Tensor:
         """Small images (B, 3, h, w) in float32 of scaled latents z (B, Z, h, w)."""
+        if self._model.autoencoder.downsample_factor == 1:
+            return self.decode(z)
         if self._linear_map is None:
             self._linear_map = self._fit(z.shape[1])
         return (_append_one(z.float().cpu()) @ self._linear_map).movedim(-1, 1)  # (B, 3, h, w)

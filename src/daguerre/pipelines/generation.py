@@ -18,7 +18,8 @@ from torch import Tensor
 
 from daguerre.conditioning import Conditioner, GuidedConditions, PromptConditions, PromptSchedule
 from daguerre.data.images import to_image
-from daguerre.diffusion import Conditioning, Denoise, Denoiser, classifier_free_guidance, to_variance_preserving
+from daguerre.diffusion import Conditioning, Denoise, Denoiser, LearnedVariance, classifier_free_guidance, to_variance_preserving
+from daguerre.diffusion.denoiser import NetworkFn
 from daguerre.diffusion.samplers.registry import check_sigmas
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
@@ -136,8 +137,10 @@ def _sample(context: GenerationContext, each: Pass, previous: Tensor | None) -> 
     x = each.init(context.noise(each.size).to(model.device), sigmas[0], previous)
     if len(sigmas) == 1:  # no steps
         return iter([(x, x)])
-    denoise = config.wrap_denoiser(_build_denoiser(context, each), model.schedule, sigmas)
-    options = config.sampler_options(model.schedule, sigmas)
+    network, options = _network(context, model), config.sampler_options(model.schedule, sigmas)
+    if isinstance(network, LearnedVariance) and options.get("variance") == "learned":
+        options["fraction"] = network.fraction
+    denoise = config.wrap_denoiser(_build_denoiser(context, each, network), model.schedule, sigmas)
     return config.sampler(each.wrap_denoiser(denoise), x, sigmas, noise=config.sampler.noise(context.generators), **options)
 
 
@@ -156,14 +159,20 @@ def _decode_steps(context: GenerationContext, plan: SamplingPlan, first: Iterato
             index += 1
 
 
-def _build_denoiser(context: GenerationContext, each: Pass) -> Denoise:
+def _network(context: GenerationContext, model: LatentDiffusion) -> NetworkFn:
+    """The UNet of a model, prepared for one run."""
+    low_memory = context.request.low_memory
+    network = retry_in_float32(model.unet, prepack(model.unet, copies=not low_memory), "UNet")
+    network = one_at_a_time(network) if low_memory else network
+    return LearnedVariance(network) if model.variance == "learned" else network
+
+
+def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) -> Denoise:
     """The guided denoiser of a pass: at each σ with the conditions and the guidance scale of the step that σ belongs to.
 
     Step i covers σ in (σ_{i+1}, σ_i], so that samplers with several evaluations a step stay within it.
     """
     model, request, scales = each.model or context.model, context.request, context.guidance_scales(each)
-    network = retry_in_float32(model.unet, prepack(model.unet, copies=not request.low_memory), "UNet")
-    network = one_at_a_time(network) if request.low_memory else network
     denoiser = Denoiser(network, model.schedule, model.prediction, model.dtype, context.resolved.sampler_config.rounding)
     by_step: list[Denoise] = []
     built: list[tuple[PromptConditions | Conditioning, float, Denoise]] = []  # one for all steps with the same conditions and scale

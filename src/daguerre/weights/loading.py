@@ -10,10 +10,13 @@ from daguerre.atomic_io import expand_user
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.identity_autoencoder import IdentityAutoencoder
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR, find, may_be_on_the_hub
+from daguerre.weights.diffusers.folder_names import PIXEL_PIPELINES
 from daguerre.weights.diffusers.load import LOADABLE_PIPELINES, load_folder
+from daguerre.weights.diffusers.pixel import load_pixel_folder, save_pixel_folder
 from daguerre.weights.tensors.safetensors import read_json
 
 if TYPE_CHECKING:
@@ -126,6 +129,11 @@ def load_diffusion(
         return load_vae(vae, device=chosen_device, dtype=dtype, offline=offline, scaling_factor=scaling_factor)
 
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
+    if kind in PIXEL_PIPELINES:
+        given = {"heads": heads, "ema": ema, "offload": offload or None, "vae": vae}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise DaguerreError(f"'{path}' is a diffusion model of pixels, which has no {' or '.join(unused)}; omit it.")
+        return load_pixel_folder(path, device=chosen_device, dtype=dtype, prediction=prediction, variant=variant)
     customised = bool(offload) or any(option is not None for option in (prediction, heads, ema, variant))
     if not isinstance(kind, str) or customised or (kind not in LOADABLE_PIPELINES and kind.startswith(("StableDiffusion", "LDM"))):
         from daguerre.weights.original.load import load_single_file  # imported here, because the embedded model does not need it
@@ -197,6 +205,8 @@ def save(model: LatentDiffusion | LatentPrior, folder: str | Path, *, dtype: tor
     """
     folder = expand_user(folder)
     if isinstance(model, LatentDiffusion):
+        if isinstance(model.autoencoder, IdentityAutoencoder):
+            return save_pixel_folder(model, folder, dtype=dtype)
         from daguerre.weights.diffusers.save import save_folder
 
         return save_folder(model, folder, dtype=dtype)

@@ -11,7 +11,7 @@ from daguerre.errors import nearest
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.training.recipes import RECIPES
 
-BUILT_IN_DATA = ("shapes", "emoji")  # as in `data.catalog`, which imports numpy
+BUILT_IN_DATA = ("shapes", "emoji", "emoji-faces")  # as in `data.catalog`, which imports numpy
 USAGE = "usage: daguerre train RECIPE [--help] [OPTIONS]"
 
 

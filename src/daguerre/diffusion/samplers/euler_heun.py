@@ -3,7 +3,7 @@
 Ancestral samplers denoise to σ_down below the next σ and add noise of σ_up: σ_down² + σ_up² = σ_next².
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
 from daguerre.diffusion.noise import NoiseSampler
+from daguerre.errors import DaguerreError
 
 SamplerSteps = Iterator[tuple[Tensor, Tensor]]  # (x, x0) after every step
 
@@ -35,15 +36,27 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, nois
 
 
 def ddpm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: NoiseSampler, variance: Literal["small", "large"] = "small"
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseSampler,
+    variance: Literal["small", "large", "learned"] = "small",
+    fraction: Callable[[int], Tensor] | None = None,
 ) -> SamplerSteps:
-    """The posterior of the forward process with variance β̃ (small) or β (large) (Ho et al. 2020, arXiv:2006.11239, section 3.2)."""
+    """The posterior of the forward process with variance β̃ (small) or β (large) (Ho et al. 2020, arXiv:2006.11239, section 3.2), or one
+    between them that the network learned. fraction: the share of β for the last call of the denoiser (see `LearnedVariance.fraction`).
+    """
+    if variance == "learned" and fraction is None:
+        raise DaguerreError("This model has no learned variance; use the variance 'small' or 'large'.")
     for sigma, sigma_next in pairwise(sigmas):
         x0 = denoise(x, sigma)
         ratio = (sigma_next / sigma) ** 2
-        up = sigma_next * (1 - ratio).sqrt()
-        if variance == "large":  # β is defined for the variance-preserving x; the factor converts it to x0 + σ·ε
-            up = ((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2)).sqrt()
+        up = small = sigma_next * (1 - ratio).sqrt()
+        if variance != "small":  # β is defined for the variance-preserving x; the factor converts it to x0 + σ·ε
+            up = large = ((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2)).sqrt()
+            if variance == "learned" and fraction is not None and sigma_next > 0:
+                up = small * (large / small) ** fraction(len(x))
         x = x0 + (x - x0) * ratio
         if sigma_next > 0:
             x = x + up * noise(x, sigma, sigma_next)

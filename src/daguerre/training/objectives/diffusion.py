@@ -4,9 +4,10 @@
 
 Timesteps are uniform or logit-normal, with an optional shift towards noise (Esser et al. 2024, arXiv:2403.03206, sections 3.1 and 5.3.2):
 in small latents the image is soon recognisable, and the caption matters only under much noise. w is 1 or the min-SNR weight (Hang et al.
-2023, arXiv:2303.09556). A share of the captions is dropped, so that the model is also unconditional for classifier-free guidance. The text
-encoder is frozen or trained with the UNet, as in the first text-conditioned latent diffusion model (Rombach et al. 2022, arXiv:2112.10752,
-section 4.3.1).
+2023, arXiv:2303.09556). With a learned variance the loss is L + λ·L_vlb, whose second part does not change the mean (Nichol & Dhariwal
+2021, arXiv:2102.09672, eq. 16). A share of the captions is dropped, so that the model is also unconditional for classifier-free guidance.
+The text encoder is frozen or trained with the UNet, as in the first text-conditioned latent diffusion model (Rombach et al. 2022,
+arXiv:2112.10752, section 4.3.1).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from daguerre.conditioning import Conditioner, TextConditioner
 from daguerre.data import Batch
-from daguerre.diffusion import Conditioning, loss_weight, training_pair
+from daguerre.diffusion import Conditioning, Posterior, loss_weight, predicted_x0, split_variance, training_pair
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.attention_hooks import capture_cross_attention
@@ -27,6 +28,9 @@ from daguerre.pipelines import generate
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.loop import normal
 from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding
+
+BOUND_WEIGHT = 1e-3  # λ of a learned variance, as in the paper
+PREVIEW_SEEDS = 16  # images of an unconditional model in the sample grid
 
 
 class TextConditionedUNet(nn.Module):
@@ -65,13 +69,14 @@ class DiffusionTask:
         """
         Args:
             encode_text: captions to conditions, for a frozen text encoder.
-            preview_prompts: of the sample grid.
+            preview_prompts: of the sample grid; none for an unconditional model.
             trained_text: the model's conditioner, if it is trained too; then `encode_text` is not used.
             grounding: an attention loss for batches with `coverage`.
         """
         self.networks: dict[str, nn.Module] = {
             "unet": model.unet if trained_text is None else TextConditionedUNet(model.unet, trained_text)
         }
+        self.posterior = Posterior.of(model.schedule)
         self.model, self.weights, self.preview_prompts, self.grounding = model, weights, tuple(preview_prompts), grounding
         self.encode_text = encode_text if trained_text is None else list  # a TextConditionedUNet encodes captions itself
 
@@ -97,20 +102,30 @@ class DiffusionTask:
         attention_maps = None if self.grounding is None or batch.coverage is None else AttentionMaps()
         with nullcontext() if attention_maps is None else capture_cross_attention(self.model.unet, attention_maps.add):
             output = networks["unet"](x_t, t.to(device), condition)
-        error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
+        output, fraction = split_variance(output.float()) if self.model.variance == "learned" else (output.float(), None)
+        error = (output - target).square().mean((1, 2, 3))  # (B,)
         weight = loss_weight(prediction, alpha_bar / (1 - alpha_bar), self.weights.snr_gamma, floor=self.weights.weight_floor)
         loss, logged = (weight * error).mean(), {}
         if self.weights.snr_gamma is not None or attention_maps is not None:  # otherwise it equals the loss
             logged["mse"] = error.detach().mean()
+        if fraction is not None:
+            bound = self._bound(t, x0, predicted_x0(prediction, output.detach(), x_t, alpha_bar), fraction)
+            loss, logged["mse"], logged["bits_per_dim"] = loss + BOUND_WEIGHT * bound, error.detach().mean(), bound.detach()
         if self.grounding is not None and attention_maps is not None and batch.coverage is not None:
             grounding = self.grounding.loss(attention_maps, captions, batch.coverage, alpha_bar)
             loss, logged["grounding"] = loss + self.grounding.weight * grounding, grounding.detach()
         yield "unet", loss, logged
 
+    def _bound(self, t: Tensor, x0: Tensor, predicted: Tensor, fraction: Tensor) -> Tensor:
+        """An estimate of the variational bound in bits per dimension, (): T times the mean of the terms of steps t (B,)."""
+        log_variance = self.posterior.log_variance(t, "learned", x0, fraction)
+        return len(self.model.schedule) * self.posterior.bound_terms(t, x0, predicted, log_variance).mean()
+
     def sample(self) -> Image.Image:
-        """Images of the preview prompts, with the current weights and the model's default guidance."""
+        """Images of the preview prompts, or without prompts of several seeds, with the current weights and the model's default guidance."""
+        images = {"prompt": self.preview_prompts} if self.preview_prompts else {"num_images": PREVIEW_SEEDS}
         with torch.compiler.set_stance("force_eager"):  # compiling for these shapes takes longer than the images
-            return generate(self.model, prompt=self.preview_prompts, steps=20).grid().image
+            return generate(self.model, steps=20, **images).grid().image
 
 
 def sample_timesteps(count: int, timesteps: int, weights: DiffusionLoss, generator: torch.Generator) -> Tensor:

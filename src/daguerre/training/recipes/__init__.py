@@ -37,6 +37,7 @@ def _load(path: str) -> Any:
 
 _FIRST_STAGE = "recipes.first_stage:run"
 _GENERATE = "txt2img 'something red' --model {path}"
+_SAMPLE = "sample --model {path}"
 _RECONSTRUCT = "reconstruct {data} --model {path} --resolution {resolution}"
 RECIPES: Mapping[str, Recipe] = {
     "emoji": Recipe(
@@ -60,6 +61,7 @@ RECIPES: Mapping[str, Recipe] = {
         "recipes.caption_variants:run",
         "txt2img 'something red, please' --model {path}",
     ),
+    "ddpm": Recipe("a diffusion model of pixels: DDPM", "options.ddpm:DDPMRecipe", "recipes.ddpm:run", _SAMPLE),
     "clip-scorer": Recipe(
         "a CLIP of images with captions, such as the one of `daguerre evaluate`",
         "options.latent_diffusion:ClipScorerRecipe",

@@ -7,6 +7,7 @@ DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model.safetensors",
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # names of weight files, without suffixes
 NETWORK_FOLDERS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders of the networks of a latent diffusion model
 PART_ALIASES = {"vae": "vqvae", "text_encoder": "bert"}  # folder names in pipelines older than Stable Diffusion
+PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline")  # pipelines of models of pixels: a UNet and a scheduler
 SCHEDULER_FOLDERS = ("scheduler", "low_res_scheduler")  # the second belongs to the ×4 upscaler's low-resolution input
 # The part that a network saved alone belongs to, by its class; other classes are text encoders.
 PART_BY_CLASS = {"UNet2DConditionModel": "unet", "UNet2DModel": "unet", "AutoencoderKL": "vae", "VQModel": "vae"}

@@ -9,6 +9,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.model_task import ModelTask
 from daguerre.models.unet import UNetConfig
 from daguerre.weights.diffusers.config_fields import Json
+from daguerre.weights.diffusers.folder_names import PIXEL_PIPELINES
 from daguerre.weights.original.families import Family, task_of
 
 GUIDANCE_KEY = "_guidance_scale"  # not a field of diffusers, which ignores names with an underscore
@@ -83,7 +84,7 @@ def model_index(pipeline: str, parts: Mapping[str, str], options: Mapping[str, A
         defaults = {"max_noise_level": 350}
     elif pipeline == DEPTH_PIPELINE:
         absent = ("depth_estimator", "feature_extractor")
-    elif pipeline not in LDM_PIPELINES.values():
+    elif pipeline not in (*LDM_PIPELINES.values(), *PIXEL_PIPELINES):
         absent, defaults = ("safety_checker", "feature_extractor"), {"requires_safety_checker": False}
     classes = {name: [None, None] for name in absent} | {part: [_library(name), name] for part, name in parts.items()}
     return {"_class_name": pipeline, "_diffusers_version": "0.35.0", **defaults, **(options or {}), **classes}

@@ -150,6 +150,8 @@ def unet_json(config: UNetConfig, sample_size: int) -> Json:
 def _unconditional_unet_json(config: UNetConfig, sample_size: int) -> Json:
     attention_levels = [*(level for level, depth in enumerate(config.depth) if depth), len(config.channels) - 1]  # the last is the middle's
     head_widths = {config.channels[level] // config.heads[level] for level in attention_levels}
+    if len(head_widths) > 1 and all(config.heads[level] == 1 for level in attention_levels):
+        head_widths = {None}  # one head at every level
     resblocks_without_attention = config.resample == "resblock" and 0 in config.depth
     if len(head_widths) > 1 or config.mid_depth == 0 or config.vector_width or resblocks_without_attention:
         reason = "heads of different widths" if len(head_widths) > 1 else "such blocks"

@@ -29,11 +29,12 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.nn.meta import shapes_only
 from daguerre.weights.diffusers.clip_config import clip_text_config
 from daguerre.weights.diffusers.config_fields import Json
+from daguerre.weights.diffusers.folder_names import PIXEL_PIPELINES
 from daguerre.weights.diffusers.scheduler_config import schedule_config
 from daguerre.weights.diffusers.unet_config import unconditional_unet_config, unet_config
 from daguerre.weights.diffusers.vae_config import autoencoder_config, vq_config
 from daguerre.weights.original.components import CheckpointContents, Component, split_components
-from daguerre.weights.original.families import STABLE_DIFFUSION_SCHEDULE, Family, family_of, heads_of, prediction_of
+from daguerre.weights.original.families import FAMILIES, STABLE_DIFFUSION_SCHEDULE, Family, family_of, heads_of, prediction_of
 from daguerre.weights.original.infer_config import (
     clip_from_shapes,
     discriminator_from_shapes,
@@ -217,7 +218,10 @@ def _detect(file: TensorFile, prediction: Prediction | None, heads: int | tuple[
     detected = DetectedModel(file, contents, text_encoders=text_encoders)
     if "unet" in parts:
         shape = unet_from_shapes(parts["unet"].canonical())
-        family = family_of(shape, {name: _network_kind(part) for name, part in parts.items()})
+        if stored.get("model_index", {}).get("_class_name") in PIXEL_PIPELINES:
+            family = FAMILIES["ddpm"]
+        else:
+            family = family_of(shape, {name: _network_kind(part) for name, part in parts.items()})
         if "unet" not in stored or heads is not None:
             unet = replace(shape, heads=heads_of(family, shape, heads))
         elif stored["unet"].get("_class_name") == "UNet2DModel":

@@ -45,6 +45,7 @@ FAMILIES = {
         Family("sd2-upscaler", "v", ScheduleConfig("scaled_linear", 0.0001, 0.02), heads=8, scaling_factor=0.08333),
         Family("sdxl", head_width=64, scaling_factor=0.13025, sample_size=1024),
         Family("sdxl-refiner", head_width=64, scaling_factor=0.13025, sample_size=1024),
+        Family("ddpm", schedule=ScheduleConfig("linear", 0.0001, 0.02), heads=1, sample_size=32),
         Family("ldm-text2img", heads=8, sample_size=256),
         _ldm_family("ldm-text2img-vq", 0.0195, head_width=32),
         _ldm_family("ldm-unconditional", 0.0195, head_width=32),
@@ -102,6 +103,8 @@ def _family_with_context(unet: UNetConfig, kinds: Mapping[str, str]) -> str:
 
 def task_of(family: Family, unet: UNetConfig) -> ModelTask | None:
     """What a model was trained for; None for a UNet with an unknown number of input channels."""
+    if family.name == "ddpm":
+        return "text-to-image"
     return "semantic" if family.name == "ldm-semantic" else task_by_channels(unet.in_channels, unet.out_channels)
 
 

@@ -8,13 +8,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.catalog import INDEX
-from daguerre.weights.diffusers.folder_names import NETWORK_FOLDERS, PART_ALIASES, PART_BY_CLASS, SCHEDULER_FOLDERS, find_weights
+from daguerre.weights.diffusers.folder_names import (
+    NETWORK_FOLDERS,
+    PART_ALIASES,
+    PART_BY_CLASS,
+    SCHEDULER_CONFIG_FILE,
+    SCHEDULER_FOLDERS,
+    find_weights,
+)
 from daguerre.weights.tensors.pickle import LEGACY_START, PickledFile
 from daguerre.weights.tensors.safetensors import SafetensorsFile, read_json, to_compute_layout, unreadable
 
@@ -155,14 +163,14 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
         whole = open_tensors(weights_in(folder, variant))
         stored = read_json(config)
         part = PART_BY_CLASS.get(str(stored.get("_class_name")), "text_encoder")
-        return TensorFile(folder, "folder", whole.shapes, {**whole.metadata, CONFIGS: json.dumps({part: stored})}, whole.tensor)
+        configs = {part: stored} | _read_configs({"model_index": folder / INDEX, "scheduler": folder / SCHEDULER_CONFIG_FILE})
+        return TensorFile(folder, "folder", whole.shapes, {**whole.metadata, CONFIGS: json.dumps(configs)}, whole.tensor)
     folders = {part: path for part in NETWORK_FOLDERS if ((path := part_folder(folder, part)) / "config.json").is_file()}
     parts = {part: open_tensors(weights_in(path, variant)) for part, path in folders.items()}
     if not parts:
         raise DaguerreError(f"'{folder}' is not a model: a model folder has {', '.join(NETWORK_FOLDERS)}, each with a config.json.")
     stored = {part: read_json(path / "config.json") for part, path in folders.items()}
-    other = {"model_index": folder / INDEX} | {name: folder / name / "scheduler_config.json" for name in SCHEDULER_FOLDERS}
-    stored |= {name: read_json(path) for name, path in other.items() if path.is_file()}
+    stored |= _read_configs({"model_index": folder / INDEX, **{name: folder / name / SCHEDULER_CONFIG_FILE for name in SCHEDULER_FOLDERS}})
     shapes = {f"{part}/{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()}
 
     def tensor(name: str) -> Tensor:
@@ -170,6 +178,11 @@ def _open_folder(folder: Path, variant: str | None) -> TensorFile:
         return parts[part].tensor(inner)
 
     return TensorFile(folder, "folder", shapes, {CONFIGS: json.dumps(stored)}, tensor)
+
+
+def _read_configs(paths: Mapping[str, Path]) -> dict[str, Any]:
+    """The configs that exist, by name."""
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
 def part_folder(folder: Path, part: str) -> Path:
