@@ -1,6 +1,7 @@
 """`daguerre sample` and `txt2img` with a prior over codes: output files, labelled grids, reproduce, and errors."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.metadata.write import read_provenance
+from daguerre.training.options.ddpm import DDPMRecipe, UNetShape
+from daguerre.training.recipes.ddpm import build_model
 from daguerre.weights import load, save
 from daguerre.weights.hashing import identity
 
@@ -127,9 +130,61 @@ def test_the_networks_compute_in_the_requested_dtype(tmp_path: Path, name: str, 
     assert read_provenance(out)[1].dtype == dtype
 
 
-def test_a_diffusion_model_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert main(["sample", "--model", "emoji"]) == 2
-    assert "diffusion model" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`ddpm("class")` is the folder of a tiny diffusion model of pixels with classes, `ddpm("none")` one without."""
+
+    def made(condition: str) -> str:
+        torch.manual_seed(0)
+        recipe = DDPMRecipe("shapes", Path(condition), 8, shape=UNetShape((8, 8), 1, (), 8))
+        model = build_model(recipe, ("cat", "red fox") if condition == "class" else None)
+        return str(save(model, tmp_path_factory.mktemp("ddpm") / condition))
+
+    return made
+
+
+def test_a_diffusion_model_samples_classes_with_an_animation_and_reproduces(
+    tmp_path: Path, ddpm: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+):
+    out, animation = tmp_path / "fox.png", tmp_path / "fox.webp"
+    options = ["--class", "red fox", "--sampler", "ddpm", "--steps", "3", "-n", "2", "--out", str(out), "--animation", str(animation)]
+    assert main(["sample", "--model", ddpm("class"), *options]) == 0
+    paths = [tmp_path / name for name in ("fox-1.png", "fox-2.png", "fox.png", "fox.webp")]
+    assert capsys.readouterr().out.split() == [*map(str, paths)]
+    with Image.open(animation) as frames:
+        assert (frames.n_frames, frames.width > 2 * 8) == (3, True)
+    assert main(["reproduce", str(tmp_path / "fox-2.png")]) == 0
+    assert capsys.readouterr().out == "identical\n"
+
+
+def test_images_between_two_inverted_ones_reproduce(tmp_path: Path, ddpm: Callable[[str], str], capsys: pytest.CaptureFixture[str]):
+    for name, colour in (("a", "teal"), ("b", "orange")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    model, out = ddpm("none"), tmp_path / "between.png"
+    options = ["--invert", str(tmp_path / "a.png"), "--invert-to", str(tmp_path / "b.png"), "-n", "3", "--steps", "2", "--out", str(out)]
+    assert main(["sample", "--model", model, *options]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"between{end}.png") for end in ("-1", "-2", "-3", "")]
+    assert Image.open(out).height > 8
+    assert read_provenance(tmp_path / "between-2.png")[1].request.task.to_json()["weight"] == 0.5
+    assert main(["reproduce", str(tmp_path / "between-2.png")]) == 0
+    assert capsys.readouterr().out == "identical\n"
+
+
+@pytest.mark.parametrize(
+    ("condition", "options", "message"),
+    [
+        ("class", ["--class", "red fix"], "Did you mean 'red fox'"),
+        ("class", ["--class", "2"], "a number from 0 to 1"),
+        ("none", ["--class", "cat"], "was trained without classes"),
+        ("none", ["--top-k", "3"], "no effect on a diffusion model"),
+        ("none", ["--invert-to", "a.png"], "give it with --invert"),
+    ],
+)
+def test_a_diffusion_model_refuses_what_it_has_not(
+    ddpm: Callable[[str], str], capsys: pytest.CaptureFixture[str], condition: str, options: list[str], message: str
+):
+    assert main(["sample", "--model", ddpm(condition), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_named(capsys: pytest.CaptureFixture[str]):

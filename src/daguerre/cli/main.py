@@ -22,7 +22,7 @@ COMMANDS = {
     "upscale": "enlarge an image four times per side",
     "variations": "generate images similar to another one",
     "layout": "generate images from boxes or a segmentation map",
-    "sample": "sample from a prior over codes (VQ-VAE, VQGAN)",
+    "sample": "sample from a model trained here: DDPM, prior over codes, …",
     "attention": "show the attention of each word, or of one position",
     "noise": "add noise to an image, and show what the model predicts",
     "compare": "generate a labelled table over one or two settings",

@@ -9,6 +9,7 @@ import tyro
 from daguerre.errors import DaguerreError
 
 RENDERED = ("emoji", "shapes")
+RENDERED_IMAGES = (*RENDERED, "emoji-faces")  # also those without prompts
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class EvaluateConfig:
     """Measure how well a model's images match their prompts, and whether it copies training images.
 
     With --data DIRECTORY: the loss of the model on these images. With --images DIRECTORY: these images instead of a model's, their distance
-    to those of --data DIRECTORY, and with --clip how well they match their captions.
+    to those of --data DIRECTORY, and with --clip how well they match their captions. With --bits-per-dim: the likelihood of --data under a
+    diffusion model of pixels.
     """
 
     model: str | None = None  # Name or directory of a model. Default: the embedded model.
@@ -26,13 +28,16 @@ class EvaluateConfig:
     # Dataset that the model was trained on: emoji, scored by CLIP, or shapes, measured; or a directory of images with captions that it was
     # not trained on. Default: emoji.
     data: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    # Measure the variational bound of a diffusion model of pixels in bits per dimension, on a directory of images or built-in images: emoji,
+    # emoji-faces, shapes. Each image takes as many calls of the network as the model has steps.
+    bits_per_dim: bool = False
     images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None  # Directory of images to measure instead of a model.
     # With --images and --data: weights of Inception, as pytorch-fid and torch-fidelity publish them, for the Fréchet inception distance.
     # Default: the encoder of the embedded model.
     features: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     resolution: int = 64  # With --images: side in pixels for the encoder of the embedded model.
     skip_bad: bool = False  # Skip unreadable images instead of stopping.
-    num_images: int = 125  # Number of prompts of each kind.
+    num_images: int = 125  # Number of prompts of each kind, or with --bits-per-dim of images.
     steps: int = 20  # Number of sampling steps.
     sampler: str | None = None  # Default: the sampler of the model.
     guidance_scale: float | None = None  # Classifier-free guidance scale. Default: the model's own.
@@ -49,6 +54,8 @@ class EvaluateConfig:
             raise DaguerreError("--images measures images instead of a model; leave out --model, or --images.")
         if self.images is not None and self.data in RENDERED:
             raise DaguerreError(f"--images are compared with a directory of images, not with {self.data}; give --data a directory.")
+        if self.bits_per_dim and (self.images is not None or self.data is None):
+            raise DaguerreError("--bits-per-dim measures a model on the images of --data; give --data, and leave out --images.")
         if self.images is None and self.features is not None:
             raise DaguerreError("--features compares the directories of --images and --data; give both.")
 

@@ -169,6 +169,7 @@ class Pass:
     wrap_denoiser: changes the denoiser as a whole, for instance to keep the known part of an image.
     edit_conditions: changes the conditions of each step and their weights; the second argument is the guidance scale of the step.
     model: whose UNet runs; None is the context's model.
+    sampler_config: None is the request's; the sampler of an inversion runs its noise levels in reverse.
     step_offset, steps_after: steps of the same run before and after this pass, for prompts that change with the step.
     """
 
@@ -178,6 +179,7 @@ class Pass:
     wrap_denoiser: Callable[[Denoise], Denoise] = lambda denoise: denoise
     edit_conditions: Callable[[GuidedConditions, float], GuidedConditions] = lambda guided, _scale: guided
     model: LatentDiffusion | None = None
+    sampler_config: SamplerConfig | None = None
     step_offset: int = 0
     steps_after: int = 0
 

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from daguerre.conditioning import Conditioner, GuidedConditions, PromptConditions, PromptSchedule
 from daguerre.data.images import to_image
-from daguerre.diffusion import Conditioning, Denoise, Denoiser, LearnedVariance, classifier_free_guidance, to_variance_preserving
+from daguerre.diffusion import (
+    Conditioning,
+    Denoise,
+    Denoiser,
+    LearnedVariance,
+    SamplerConfig,
+    classifier_free_guidance,
+    to_variance_preserving,
+)
 from daguerre.diffusion.denoiser import NetworkFn
 from daguerre.diffusion.samplers.registry import check_sigmas
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -67,6 +75,11 @@ class Step:
         """The predicted image at 1/f of its size, at almost no cost."""
         return to_image(self.decoder.preview(self.x0[image : image + 1])[0])
 
+    def decode_noisy(self, image: int = 0) -> Image.Image:
+        """x itself at this noise level, scaled to the range of images: noise at first, the image at the end."""
+        x = to_variance_preserving(self.x[image : image + 1], torch.tensor(self.sigma, dtype=torch.float64))
+        return to_image(self.decoder.decode(x)[0])
+
     def decode(self, image: int = 0) -> Image.Image:
         """The predicted image at full size; runs the autoencoder's decoder."""
         return self.finish(to_image(self.decoder.decode(self.x0[image : image + 1])[0]))
@@ -109,7 +122,7 @@ def _start(model: Model, request: Request) -> Iterator[Step] | Iterator[CodeStep
     context = replace(context, resolved=context.resolved._replace(request=request))
     for each in plan.passes:
         if len(each.sigmas) > 1:
-            check_sigmas(each.sigmas, context.resolved.sampler_config.sampler)
+            check_sigmas(each.sigmas, _sampler_config(context, each).sampler)
     return _decode_steps(context, plan, _sample(context, plan.passes[0], None))
 
 
@@ -133,7 +146,7 @@ def generate(model: Model, request: RequestOrPrompt = None, **changes: Unpack[Re
 @torch.no_grad()
 def _sample(context: GenerationContext, each: Pass, previous: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The steps (x, x0) of one pass; `previous` is the result of the pass before, None for the first."""
-    model, config, sigmas = each.model or context.model, context.resolved.sampler_config, each.sigmas
+    model, config, sigmas = each.model or context.model, _sampler_config(context, each), each.sigmas
     x = each.init(context.noise(each.size).to(model.device), sigmas[0], previous)
     if len(sigmas) == 1:  # no steps
         return iter([(x, x)])
@@ -150,13 +163,18 @@ def _decode_steps(context: GenerationContext, plan: SamplingPlan, first: Iterato
     decoder, index, result = LatentDecoder(context.model, low_memory=context.request.low_memory), 0, None
     for number, each in enumerate(plan.passes):
         steps = first if number == 0 else _sample(context, each, result)
-        reached = each.sigmas[1:] if len(each.sigmas) > 1 else each.sigmas
+        grid = each.sigmas.flip(0) if _sampler_config(context, each).sampler.inversion else each.sigmas
+        reached = grid[1:] if len(grid) > 1 else grid
         for (x, x0), sigma in zip(steps, reached, strict=True):
             result, images = to_variance_preserving(x, sigma), None
             if index + 1 == plan.steps:
                 images = _with_provenance(context, [plan.finish(to_image(image)) for image in decoder.decode(result)])
             yield Step(index, plan.steps, sigma.item(), x, x0, images, decoder, plan.finish)
             index += 1
+
+
+def _sampler_config(context: GenerationContext, each: Pass) -> SamplerConfig:
+    return each.sampler_config or context.resolved.sampler_config
 
 
 def _network(context: GenerationContext, model: LatentDiffusion) -> NetworkFn:

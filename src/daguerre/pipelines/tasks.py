@@ -293,6 +293,27 @@ class ImageVariation(Task):
     model_tasks: ClassVar[tuple[ModelTask, ...]] = ("image-variation",)
 
 
+@dataclass(frozen=True)
+class Inversion(Task):
+    """Find the noise of an image by DDIM inversion and generate from it: without a prompt the same image, with one a changed image.
+
+    other: a second image. The noise then lies between those of the two, along the sphere.
+    weight: 0 is the noise of the first image, 1 that of the second.
+    resize_mode: as in `ImageToImage`.
+    """
+
+    image: InputImage = field(metadata=IMAGE)
+    other: InputImage | None = field(default=None, metadata=IMAGE)
+    weight: float = 0.5
+    resize_mode: ResizeMode = field(default="crop", metadata=RESIZE_MODES)
+    name: ClassVar[str] = "invert"
+
+    def validate(self) -> None:
+        check_number("weight", self.weight)
+        if not 0 <= self.weight <= 1:
+            raise DaguerreError(f"weight is {self.weight!r}; it is between 0 (the first image) and 1 (the second).")
+
+
 TASKS: Mapping[str, type[Task]] = {
     task.name: task
     for task in (
@@ -307,6 +328,7 @@ TASKS: Mapping[str, type[Task]] = {
         ImageVariation,
         Completion,
         MapToImage,
+        Inversion,
     )
 }
 

@@ -6,22 +6,25 @@ from dataclasses import replace
 from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import check_model_name, choose_threads
 from daguerre.cli.parsing import UsageError, parse_options
-from daguerre.evaluation.config import RENDERED, EvaluateConfig
+from daguerre.evaluation.config import RENDERED, RENDERED_IMAGES, EvaluateConfig
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure; print the tables of the report and the path of the full report."""
     config = parse_options(EvaluateConfig, arguments, "evaluate")
     check_model_name(config.model)
-    folders = [folder for folder in (config.images, None if config.data in RENDERED else config.data) if folder is not None]
+    rendered = RENDERED_IMAGES if config.bits_per_dim else RENDERED
+    folders = [folder for folder in (config.images, None if config.data in rendered else config.data) if folder is not None]
     for folder in folders:
         if not expand_user(folder).is_dir():
             raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
-    if config.data is not None and config.data not in RENDERED:
+    if config.data is not None and config.data not in rendered:
         config = replace(config, data=str(expand_user(config.data)))
     choose_threads(config.threads)
 
-    if config.images is not None:
+    if config.bits_per_dim:
+        from daguerre.evaluation.likelihood import run
+    elif config.images is not None:
         from daguerre.evaluation.folders import run_folders as run
     elif folders:
         from daguerre.evaluation.held_out import run_held_out as run

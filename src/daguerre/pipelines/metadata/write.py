@@ -27,6 +27,7 @@ from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import VQ_PRIOR
 from daguerre.version import VERSION
 from daguerre.weights.catalog import ASSETS, INDEX
+from daguerre.weights.diffusers.folder_names import find_weights
 
 if TYPE_CHECKING:
     from daguerre.models.latent_diffusion import LatentDiffusion
@@ -125,6 +126,8 @@ def _model_path(files: tuple[Path, ...]) -> str | None:
     if len({file.is_absolute() for file in files}) > 1:  # the autoencoder comes from elsewhere
         return None
     path = Path(files[0] if len(files) == 1 else os.path.commonpath(files))
+    if find_weights({path.name}):  # the only network of a folder, which is the model
+        path = next((folder for folder in list(path.parents)[:2] if (folder / INDEX).is_file()), path)
     single_source = path.is_file() or (path / INDEX).is_file()
     return str(path) if single_source and not path.resolve().is_relative_to(ASSETS.resolve()) else None
 

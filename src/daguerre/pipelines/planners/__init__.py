@@ -9,6 +9,7 @@ from daguerre.pipelines.planners.depth2img import depth_to_image
 from daguerre.pipelines.planners.image_variation import image_variation
 from daguerre.pipelines.planners.img2img import img2img
 from daguerre.pipelines.planners.inpaint import inpaint, outpaint
+from daguerre.pipelines.planners.inversion import invert
 from daguerre.pipelines.planners.pix2pix import instruct_pix2pix
 from daguerre.pipelines.planners.refiner import split_at_refiner
 from daguerre.pipelines.planners.semantic import map_to_image
@@ -21,6 +22,7 @@ from daguerre.pipelines.tasks import (
     ImageVariation,
     Inpaint,
     InstructPix2Pix,
+    Inversion,
     MapToImage,
     Outpaint,
     Task,
@@ -39,6 +41,7 @@ PLANS: Mapping[type[Task], Callable[[GenerationContext, Any], SamplingPlan]] = {
     Upscale: upscale,
     ImageVariation: image_variation,
     MapToImage: map_to_image,
+    Inversion: invert,
 }
 
 

@@ -50,7 +50,7 @@ def check_classes(data: str, images: FolderDataset) -> None:
     counts = Counter(item.label for item in images.items)
     if missing := counts.pop("", 0):
         raise DaguerreError(
-            f"{missing} of the {len(images)} images in '{data}' have no class: put the images of each class into a subfolder with its name, "
+            f"{missing} of the {len(images)} images in '{data}' have no class: put those of each class into a subfolder with its name, "
             "or train with --condition none."
         )
     if single := [name for name, count in counts.items() if count < MIN_CLASS_IMAGES]:
