@@ -147,7 +147,22 @@ def test_a_diffusion_model_samples_classes_with_an_animation_and_reproduces(
     tmp_path: Path, ddpm: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ):
     out, animation = tmp_path / "fox.png", tmp_path / "fox.webp"
-    options = ["--class", "red fox", "--sampler", "ddpm", "--steps", "3", "-n", "2", "--out", str(out), "--animation", str(animation)]
+    options = [
+        "--class",
+        "red fox",
+        "--sampler",
+        "ddpm",
+        "--steps",
+        "3",
+        "-n",
+        "2",
+        "-o",
+        str(out),
+        "--animation",
+        str(animation),
+        "--animation-content",
+        "both",
+    ]
     assert main(["sample", "--model", ddpm("class"), *options]) == 0
     paths = [tmp_path / name for name in ("fox-1.png", "fox-2.png", "fox.png", "fox.webp")]
     assert capsys.readouterr().out.split() == [*map(str, paths)]

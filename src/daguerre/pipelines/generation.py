@@ -75,11 +75,6 @@ class Step:
         """The predicted image at 1/f of its size, at almost no cost."""
         return to_image(self.decoder.preview(self.x0[image : image + 1])[0])
 
-    def decode_noisy(self, image: int = 0) -> Image.Image:
-        """x itself at this noise level, scaled to the range of images: noise at first, the image at the end."""
-        x = to_variance_preserving(self.x[image : image + 1], torch.tensor(self.sigma, dtype=torch.float64))
-        return to_image(self.decoder.decode(x)[0])
-
     def decode(self, image: int = 0) -> Image.Image:
         """The predicted image at full size; runs the autoencoder's decoder."""
         return self.finish(to_image(self.decoder.decode(self.x0[image : image + 1])[0]))

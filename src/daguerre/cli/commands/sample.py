@@ -9,10 +9,11 @@ import tyro
 from PIL import Image
 
 from daguerre.atomic_io import free_path
-from daguerre.cli.generation import check_outputs, generate_with_progress
+from daguerre.cli.generation import animation_frame, check_outputs, generate_with_progress
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import check_sampler, choose_threads, open_any
 from daguerre.cli.options import (
+    AnimationContent,
     ComputeDtype,
     Device,
     Height,
@@ -82,7 +83,9 @@ class SampleOptions:
     )
     out: Out = None
     animation: OptionalPath = None
-    """Also save an animation of the sampling: .webp or .png. For a diffusion model: x_t, from noise to image, next to the predicted x0."""
+    """Also save an animation of the first image's sampling: .webp or .png."""
+    animation_content: AnimationContent = "x0"
+    """What the animation shows after each step of a diffusion model: the predicted image (x0), the noisy one (x_t), or both."""
     device: Device = None
     dtype: ComputeDtype = "auto"
     threads: Threads = None
@@ -93,6 +96,8 @@ class SampleOptions:
         Raises:
             DaguerreError: options contradict each other, or an image cannot be read.
         """
+        if self.animation is None and self.animation_content != "x0":
+            raise DaguerreError("--animation-content needs an animation; give its file with --animation.")
         if self.invert is None and self.invert_to is not None:
             raise DaguerreError("--invert-to needs the first image; give it with --invert.")
         if self.invert is not None and (self.map or self.complete):
@@ -143,10 +148,14 @@ def run(options: SampleOptions) -> None:
     choose_threads(options.threads)
     with spinner("opening the model"):
         model = open_any(options.model, None, options.device, options.dtype, offline=True)
-    check_request(model, request)
+    check_request(model, request, options)
 
     frames: list[Image.Image] = []
-    on_step = None if options.animation is None else lambda step: frames.append(animation_frame(step))
+
+    def on_step(step: "Step | CodeStep") -> None:
+        if options.animation is not None:
+            frames.append(animation_frame(step, [""], options.animation_content))
+
     images = GeneratedImages(image for each in requests for image in generate_with_progress(model, each, on_step))
     written = images.save(out)
     if len(images) > 1 or request.task.input_images:
@@ -159,7 +168,7 @@ def run(options: SampleOptions) -> None:
         print(path)
 
 
-def check_request(model: "LatentDiffusion | LatentPrior", request: Request) -> None:
+def check_request(model: "LatentDiffusion | LatentPrior", request: Request, options: SampleOptions) -> None:
     """Check what the request has no effect on in this kind of model.
 
     Raises:
@@ -169,21 +178,14 @@ def check_request(model: "LatentDiffusion | LatentPrior", request: Request) -> N
     from daguerre.models.latent_diffusion import LatentDiffusion
 
     if not isinstance(model, LatentDiffusion):
+        if options.animation_content != "x0":
+            raise UsageError("A prior over codes samples without noise, so an animation shows only x0; remove --animation-content.")
         return
     given = [name for name in ("temperature", "top_k", "top_p") if getattr(request, name) != getattr(Request, name)]
     if given:
         raise UsageError(f"{', '.join(given)}: no effect on a diffusion model, only on priors over codes; leave that out.")
     if isinstance(model.conditioner, UnconditionalConditioner) and any(request.prompts):
         raise UsageError(f"The model {model.name!r} was trained without classes and texts; remove --class and --prompt.")
-
-
-def animation_frame(step: "Step | CodeStep") -> Image.Image:
-    """One frame: the first image's codes so far; of a diffusion model x_t and next to it the x0 that this step predicted."""
-    from daguerre.pipelines import Step
-
-    if not isinstance(step, Step):
-        return step.decode()
-    return labelled_grid([step.decode_noisy(), step.decode()], [f"x at σ {step.sigma:.2f}", "predicted x0"])
 
 
 def grid_with_inputs(requests: Sequence[Request], images: GeneratedImages) -> Image.Image:
