@@ -28,7 +28,7 @@ class EvaluateConfig:
     # Dataset that the model was trained on: emoji, scored by CLIP, or shapes, measured; or a directory of images with captions that it was
     # not trained on. Default: emoji.
     data: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    # Measure the variational bound of a diffusion model of pixels in bits per dimension, on a directory of images or built-in images: emoji,
+    # Measure the variational bound of a diffusion model of pixels in bits per dimension, on a directory of images or built-in ones: emoji,
     # emoji-faces, shapes. Each image takes as many calls of the network as the model has steps.
     bits_per_dim: bool = False
     images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None  # Directory of images to measure instead of a model.
