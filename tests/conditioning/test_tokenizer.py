@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 import unicodedata
 
 import pytest
@@ -152,3 +153,14 @@ def test_added_words_with_several_vectors(small, tmp_path):
 def test_invalid_added_words_are_refused(name, vectors, words, small):
     with pytest.raises(DaguerreError, match=words):
         small.with_words({name: vectors})
+
+
+@pytest.mark.parametrize("letters", ["a", "abcdefghijklmnopqrstuvwxyz", "é", "!?"])
+def test_the_time_for_a_long_word_grows_with_its_length(letters: str):
+    """In one piece, a word of this length takes about ten seconds."""
+    word = "".join(random.Random(0).choices(letters, k=250_000))
+    start = time.process_time()
+    ids = Tokenizer.clip().encode(f"{word} cat")
+    assert time.process_time() - start < 1
+    assert ids[-1] == Tokenizer.clip().encode("cat")[0]
+    assert Tokenizer.clip().decode(ids).replace(" ", "") == f"{word}cat"

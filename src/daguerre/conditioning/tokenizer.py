@@ -23,12 +23,16 @@ from daguerre.errors import DaguerreError
 BOS = "<|startoftext|>"
 EOS = "<|endoftext|>"
 SUFFIX = "</w>"
-WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+MAX_WORD = 500  # characters; longer words are split, because the time for one grows with the square of its length
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    rf"|[\p{{L}}]{{1,{MAX_WORD}}}|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]{{1,{MAX_WORD}}}"
+)
 CLIP_MERGES = 49152 - 256 - 2  # the published file has more merges than the published models use
 
 
 class Tokenizer:
-    """Encodes text as token ids; equals transformers' `CLIPTokenizer` with the same files.
+    """Encodes text as token ids; equals transformers' `CLIPTokenizer` with the same files, up to words of `MAX_WORD` letters.
 
     `bos`, `eos`, `pad` and `comma` are ids; `max_length` is the text encoder's context length, including the begin and end tokens. The
     padding token depends on the model: CLIP-L pads with its end token, OpenCLIP's H and bigG with `!`, which has id 0. As in transformers
