@@ -32,6 +32,10 @@ COMPARED = {
     "guidance_scale": "guidance ",
     "steps": "steps ",
     "seed": "seed ",
+    "negative_prompt": "without ",
+    "guidance_rescale": "rescale ",
+    "clip_skip": "CLIP skip ",
+    "eta": "eta ",
 }
 MAX_CELLS = 400
 

@@ -1,7 +1,6 @@
 """The models that a server offers: the embedded ones, the one it was started with, and those in its folder."""
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -157,8 +156,3 @@ def _choice_of(source: str) -> ModelChoice:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def adapter_lists() -> Mapping[str, list[dict[str, Any]]]:
-    """LoRAs, embeddings and ControlNets that a request may name."""
-    return {"loras": [], "embeddings": [], "controlnets": []}

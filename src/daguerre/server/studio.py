@@ -9,6 +9,7 @@ from typing import Any
 from daguerre.diffusion import parse_sampler_name, parse_spacing_name
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import Request
+from daguerre.server.adapters import AdapterLibrary
 from daguerre.server.config import ServerConfig
 from daguerre.server.errors import ApiError
 from daguerre.server.events import EventLog
@@ -48,6 +49,7 @@ class Studio:
         self.config = config
         self.models = ModelList(config.model, config.data / "models")
         self.store = Store(config.data)
+        self.adapters = AdapterLibrary(config.data)
         self.events = EventLog()
         self.counters = Counters()
         settings = self.store.settings()
@@ -55,7 +57,8 @@ class Studio:
         self.queue = JobQueue(self.store, self.events, config.limits.queued, self.seconds_of)
         chosen = settings.get(MODEL_KEY) if config.model is None else None
         self._model = chosen if chosen in self.models.choices() else self.models.default
-        self.workers = [Worker(device, self.queue, self.store, self.events, self.models, self.speeds, config.limits) for device in devices]
+        shared = self.queue, self.store, self.events, self.models, self.adapters, self.speeds, config.limits
+        self.workers = [Worker(device, *shared) for device in devices]
 
     def start(self) -> None:
         """Load the model and begin to work on the queue."""
@@ -103,7 +106,7 @@ class Studio:
     def seconds_of(self, job: Job) -> float | None:
         """How long a job will take; None if its model has not run yet."""
         try:
-            request = Request.from_json({name: value for name, value in job.request.items() if name != "task"})
+            request = Request.from_json({name: value for name, value in job.request.items() if name not in ("task", "adapters")})
         except DaguerreError:
             return None
         facts = self.models.facts(job.model)
@@ -121,11 +124,8 @@ class Studio:
         if values.get("seed") == RANDOM:
             values = {**values, "seed": randbelow(2**32)}
         try:
-            request = read_request(self.store, values, limits.upload_pixels)
-            if request.sampler is not None:
-                parse_sampler_name(request.sampler)
-            if request.spacing is not None:
-                parse_spacing_name(request.spacing)
+            request = read_request(self.store, self.adapters, values, limits.upload_pixels)
+            check_names(request)
         except DaguerreError as error:
             raise as_api_error(error) from error
         return request
@@ -151,11 +151,13 @@ class Studio:
         name = self.models.find(model).name if model else self.model
         self.check(request, name)
         job = edit(Job(request=public_request(request), model=name))
-        job = replace(job, batch_size=max(1, min(job.batch_size, self.config.limits.batch)))
+        notes = [note for note in self.adapters.notes(request.prompts) if note not in job.warnings]
+        job = replace(job, batch_size=max(1, min(job.batch_size, self.config.limits.batch)), warnings=(*job.warnings, *notes))
         return self.queue.submit(job, waiting=waiting)
 
     def check(self, request: Request, model: str) -> None:
         """Raise ApiError for a request beyond a limit, or one that the model is known not to do."""
+        check_names(request)
         facts = self.models.facts(model)
         check_budget(request, facts, self.config.limits)
         if facts is None:
@@ -171,3 +173,11 @@ class Studio:
                 near = max(round(value / facts.factor), 1) * facts.factor
                 message = f"The {side} {value} is not a multiple of {facts.factor}, as this model needs; {near} would be."
                 raise ApiError(422, message, code="invalid_request", param=side)
+
+
+def check_names(request: Request) -> None:
+    """Raise DaguerreError for a sampler or a spacing that does not exist; names the nearest."""
+    if request.sampler is not None:
+        parse_sampler_name(request.sampler)
+    if request.spacing is not None:
+        parse_spacing_name(request.spacing)

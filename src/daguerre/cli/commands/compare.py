@@ -82,12 +82,13 @@ class CompareOptions:
         Raises:
             DaguerreError: a value is out of range, or no setting or more than two have several values.
         """
-        given: dict[str, tuple[Any, ...]] = {name: values for name in COMPARED if (values := getattr(self, name))}
+        several_of = [name for name in COMPARED if isinstance(getattr(self, name, None), tuple)]
+        given: dict[str, tuple[Any, ...]] = {name: values for name in several_of if (values := getattr(self, name))}
         given["seed"] = tuple(randbelow(2**32) if seed == RANDOM_SEED else seed for seed in self.seed or (Request.seed,))
         axes = [Axis(name, values) for name, values in given.items() if len(values) > 1]
         if not 1 <= len(axes) <= 2:
             several = ", ".join(f"{len(axis.values)} of {axis.field}" for axis in axes) or "one of each"
-            raise DaguerreError(f"Give several values to one or two settings of {', '.join(COMPARED)}, not {several}.")
+            raise DaguerreError(f"Give several values to one or two settings of {', '.join(several_of)}, not {several}.")
         if self.strength and self.image is None:
             raise DaguerreError("--strength needs an input image; give it with --image.")
         task = TextToImage() if self.image is None else ImageToImage(read_input(self.image))

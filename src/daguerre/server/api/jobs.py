@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from daguerre.server.api.streams import event_stream, follow_all, follow_job
 from daguerre.server.errors import SafeJSONResponse
+from daguerre.server.jobs.budget import check_work
+from daguerre.server.jobs.grids import grid_cells
 from daguerre.server.jobs.job import Job
 from daguerre.server.storage.image_records import public_request
 from daguerre.server.studio import Studio
@@ -30,6 +32,22 @@ class JobBody(StrictBody):
     request: dict[str, Any] = Field(default_factory=dict)
     model: str | None = Field(None, max_length=300)
     batch_size: int = Field(1, ge=1, le=64)
+
+
+class GridAxis(StrictBody):
+    """A setting and its values."""
+
+    field: str = Field(max_length=40)
+    values: list[str | int | float] = Field(min_length=1, max_length=64)
+
+
+class GridBody(StrictBody):
+    """A new grid: x are its columns, y its rows."""
+
+    request: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = Field(None, max_length=300)
+    x: GridAxis
+    y: GridAxis | None = None
 
 
 class EditBody(StrictBody):
@@ -61,6 +79,17 @@ def job_routes(studio: Studio) -> APIRouter:
         job, _ = studio.submit(
             studio.read_request(body.request), model=body.model, edit=lambda job: replace(job, batch_size=body.batch_size)
         )
+        return SafeJSONResponse(queue.to_json(job), 202)
+
+    @routes.post("/api/grids", status_code=202)
+    def submit_grid(body: GridBody) -> Response:
+        request = studio.read_request({**body.request, "num_images": 1})
+        options = {"x": body.x.model_dump(), "y": body.y and body.y.model_dump()}
+        cells = grid_cells(request, options)
+        for cell in cells:
+            studio.check(cell, body.model or studio.model)
+        check_work(cells, studio.config.limits)
+        job, _ = studio.submit(request, model=body.model, edit=lambda job: replace(job, kind="grid", options=options))
         return SafeJSONResponse(queue.to_json(job), 202)
 
     @routes.get("/api/jobs")

@@ -22,7 +22,7 @@ from daguerre.server.api.prompts import prompt_report
 from daguerre.server.errors import ApiError, SafeJSONResponse
 from daguerre.server.jobs.budget import work_of
 from daguerre.server.messages import for_callers
-from daguerre.server.models import adapter_lists
+from daguerre.server.models import family_of_model
 from daguerre.server.studio import Studio
 
 SETTING_KEYS = ("form", "presets", "history", "language", "theme", "layout")
@@ -64,7 +64,7 @@ def model_routes(studio: Studio) -> APIRouter:
 
     @routes.get("/api/models/adapters")
     def adapters() -> Response:
-        return SafeJSONResponse(adapter_lists())
+        return SafeJSONResponse(studio.adapters.listing(family_of_model(models.find(studio.model))))
 
     @routes.get("/api/samplers")
     def samplers() -> Response:

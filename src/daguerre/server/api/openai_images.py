@@ -119,7 +119,7 @@ async def _answer(studio: Studio, request: Request, call: ImageCall) -> Response
     data = await run_in_threadpool(lambda: [_image_json(studio, call, image_id, request.url.scheme, host) for image_id in job.images])
     with Image.open(studio.store.path("images", job.images[0])) as image:
         size = f"{image.width}x{image.height}"
-    warnings = {"warnings": list(call.warnings)} if call.warnings else {}
+    warnings = {"warnings": list(job.warnings)} if job.warnings else {}
     answer = {
         "created": int(job.finished or time.time()),
         "data": data,

@@ -1,7 +1,7 @@
 """Images that callers bring: kept as inputs, or read for all that made them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -16,7 +16,7 @@ from daguerre.pipelines.metadata.write import Provenance, daguerre_json
 from daguerre.server.api.jobs import StrictBody
 from daguerre.server.errors import ApiError, SafeJSONResponse, not_found
 from daguerre.server.messages import for_callers
-from daguerre.server.storage.image_records import public_request
+from daguerre.server.storage.image_records import grid_of_data, public_request
 from daguerre.server.storage.inputs import Upload, bytes_of_text, decode_upload, open_stored, store_input
 from daguerre.server.studio import Studio
 
@@ -33,7 +33,7 @@ class DropReport:
 
     software: what wrote it; None if there is no metadata. request: fields of a request that were read. model: its name there.
     unread: settings that were not understood, by name. missing_inputs: input images that this server does not have.
-    exact: whether the same model is here, so that the image can be generated again.
+    exact: whether the same model is here, so that the image can be generated again. grid: the axes of a grid.
     """
 
     software: str | None = None
@@ -44,6 +44,7 @@ class DropReport:
     unread: Mapping[str, str] | None = None
     missing_inputs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    grid: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +56,7 @@ class DropReport:
             "unread": dict(self.unread or {}),
             "missing_inputs": list(self.missing_inputs),
             "warnings": list(self.warnings),
+            "grid": self.grid,
         }
 
 
@@ -85,7 +87,7 @@ def upload_routes(studio: Studio) -> APIRouter:
     def drop(body: ImageBody) -> Response:
         upload = decoded(body.image)
         report = report_metadata(studio, upload.texts)
-        return SafeJSONResponse({"input": kept(upload.image), **report.to_json(), "parameters": upload.texts.get(TEXT), "grid": None})
+        return SafeJSONResponse({"input": kept(upload.image), **report.to_json(), "parameters": upload.texts.get(TEXT)})
 
     return routes
 
@@ -93,6 +95,9 @@ def upload_routes(studio: Studio) -> APIRouter:
 def report_metadata(studio: Studio, texts: Mapping[str, str]) -> DropReport:
     """The request in the texts of an image, ours or another program's."""
     if (data := daguerre_json(texts)) is not None:
+        if (grid := grid_of_data(data)) is not None:
+            report = _own_report(studio, grid[0])
+            return replace(report, grid={"request": report.request, **grid[1]})
         try:
             return _own_report(studio, Provenance.from_json(data))
         except DaguerreError as error:
@@ -113,12 +118,21 @@ def _own_report(studio: Studio, provenance: Provenance) -> DropReport:
             open_stored(studio.store, image.sha256[:32])
         except ApiError:
             missing.append(name)
+    absent = [record for record in single.adapters if record.name not in studio.adapters.files(record.kind)]
     facts = studio.models.facts(provenance.model)
     known = _is_known(studio, provenance.model)
     same = known and (facts is None or facts.hash is None or facts.hash == provenance.model_hash)
-    warnings = () if same or not known else ("The model of this name has other weights here, so the image may come out differently.",)
+    warnings = [f"The {record.kind} {record.name} is not here." for record in absent]
+    if known and not same:
+        warnings.append("The model of this name has other weights here, so the image may come out differently.")
     return DropReport(
-        "daguerre", public_request(single), provenance.model, known, same and not missing, missing_inputs=tuple(missing), warnings=warnings
+        "daguerre",
+        public_request(single),
+        provenance.model,
+        known,
+        same and not missing and not absent,
+        missing_inputs=tuple(missing),
+        warnings=tuple(warnings),
     )
 
 

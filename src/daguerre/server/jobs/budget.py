@@ -1,7 +1,7 @@
 """How much work a request is, for the limit on it and for the remaining time."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint
@@ -52,7 +52,12 @@ def check_budget(request: Request, facts: ModelFacts | None, limits: Limits) -> 
     for name, (value, limit, unit) in values.items():
         if value > limit:
             raise ApiError(422, f"{name}: {value} {unit} are more than the limit of {limit}.", code="limit_exceeded", param=name)
-    if (work := work_of(request, facts)) > limits.work:
+    check_work([request], limits, facts)
+
+
+def check_work(requests: Sequence[Request], limits: Limits, facts: ModelFacts | None = None) -> None:
+    """Raise ApiError if requests together are more work than one job may be."""
+    if (work := sum(work_of(request, facts) for request in requests)) > limits.work:
         raise ApiError(
             422,
             f"width × height × images × steps is {work:.3g}, more than the limit of {limits.work:.3g}. Ask for fewer or smaller images.",

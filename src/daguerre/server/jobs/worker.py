@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from daguerre.adapters.load import with_recorded_adapters
+from daguerre.adapters.record import AdapterRecord
 from daguerre.data.images import to_image
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.generation import Step, stream
 from daguerre.pipelines.request import Request
+from daguerre.server.adapters import AdapterLibrary
 from daguerre.server.config import Limits
 from daguerre.server.errors import ApiError
 from daguerre.server.events import EventLog
 from daguerre.server.jobs.attention import record_words
 from daguerre.server.jobs.budget import Speeds, work_of
+from daguerre.server.jobs.grids import make_grid
 from daguerre.server.jobs.job import Job, Progress, batches
 from daguerre.server.jobs.job_queue import JobQueue, Run
 from daguerre.server.jobs.results import SampledBatch, preview_uri, save_results
@@ -54,10 +58,19 @@ class Worker:
     """
 
     def __init__(
-        self, device: str, queue: JobQueue, store: Store, events: EventLog, models: ModelList, speeds: Speeds, limits: Limits
+        self,
+        device: str,
+        queue: JobQueue,
+        store: Store,
+        events: EventLog,
+        models: ModelList,
+        adapters: AdapterLibrary,
+        speeds: Speeds,
+        limits: Limits,
     ) -> None:
         self.device, self._queue, self._store, self._events = device, queue, store, events
-        self._models, self._speeds, self._limits = models, speeds, limits
+        self._models, self._adapters, self._speeds, self._limits = models, adapters, speeds, limits
+        self._adapted: tuple[tuple[AdapterRecord, ...], LatentDiffusion] | None = None  # the latest bundle with adapters
         self.loaded: tuple[str, LatentDiffusion] | None = None
         self._decoder: LatentDecoder | None = None  # of previews; it keeps what it fits at the first one
         self.ready = threading.Event()
@@ -84,7 +97,7 @@ class Worker:
 
     def unload(self) -> None:
         """Release the model; the next job loads it again."""
-        self.loaded = self._decoder = None
+        self.loaded = self._decoder = self._adapted = None
 
     def _loop(self) -> None:
         with suppress(DaguerreError, ApiError):  # a job reports it
@@ -126,9 +139,12 @@ class Worker:
     def _run_kind(self, job: Job, run: Run) -> None:
         name, model = self._load(job.model)
         job = replace(job, model=name)
-        request = read_request(self._store, job.request, self._limits.upload_pixels)
+        request = read_request(self._store, self._adapters, job.request, self._limits.upload_pixels)
+        model, request = self._with_adapters(model, request.adapters), replace(request, adapters=())
         if job.kind == "attention":
             self._attention(job, run, model, request)
+        elif job.kind == "grid":
+            self._grid(job, run, model, request)
         else:
             self._generate(job, run, model, request)
 
@@ -142,6 +158,14 @@ class Worker:
             self._decoder = LatentDecoder(model)
             self.loaded = choice.name, model
         return self.loaded
+
+    def _with_adapters(self, model: LatentDiffusion, records: tuple[AdapterRecord, ...]) -> LatentDiffusion:
+        """The model with adapters attached; the latest ones stay attached for jobs with the same."""
+        if not records:
+            return model
+        if self._adapted is None or self._adapted[0] != records:
+            self._adapted = records, with_recorded_adapters(model, records)
+        return self._adapted[1]
 
     def _generate(self, job: Job, run: Run, model: LatentDiffusion, request: Request) -> None:
         """Generate and save the images batch by batch; after a restart those that are saved already are left out."""
@@ -228,6 +252,24 @@ class Worker:
         started = time.monotonic()
         record_words(self._store, job.image, model, request, on_step)
         self._queue.finish(replace(job, state="done"))
+
+    def _grid(self, job: Job, run: Run, model: LatentDiffusion, request: Request) -> None:
+        """Generate a grid of cells as one image."""
+        started = time.monotonic()
+
+        def on_step(done: int, total: int) -> None:
+            if run.stop is not None:
+                raise Stopped
+            run.seconds_left = (time.monotonic() - started) / max(done, 1) * (total - done)
+            progress = Progress(done, total, stage="sampling")
+            self._queue.update(replace(job, progress=progress))
+            values = {name: value for name, value in progress.to_json().items() if name != "stage"}
+            self._events.publish("step", job.id, **values, batch=0, seconds_left=round(run.seconds_left, 2), preview=None, node="sampler")
+
+        made = make_grid(self._store, job, model, request, on_step)
+        if record := self._store.image(made.images[0]):
+            self._events.publish("image", job.id, value=record.to_json())
+        self._queue.finish(made, stored=True)
 
 
 def _is_partial(index: int, total: int, count: int) -> bool:

@@ -10,7 +10,7 @@ from daguerre.diffusion import SPACINGS
 from daguerre.runtime.memory_estimate import free_memory
 from daguerre.server.api.health import resident_bytes
 from daguerre.server.errors import ApiError, SafeJSONResponse
-from daguerre.server.models import ModelChoice, adapter_lists
+from daguerre.server.models import ModelChoice
 from daguerre.server.sdapi.options import change_options, current_options, model_title
 from daguerre.server.sdapi.requests import sampler_names
 from daguerre.server.studio import Studio
@@ -49,14 +49,14 @@ def sdapi_list_routes(studio: Studio) -> APIRouter:
     get("sdapi/v1/schedulers", _schedulers())
     get("sdapi/v1/upscalers", [_upscaler(name) for name in PLAIN_UPSCALERS])
     get("sdapi/v1/latent-upscale-modes", [{"name": "Latent"}])
-    get("sdapi/v1/loras", lambda: adapter_lists()["loras"])
-    get("sdapi/v1/embeddings", {"loaded": {}, "skipped": {}})
+    get("sdapi/v1/loras", lambda: [_lora(name, path.name) for name, path in studio.adapters.files("lora").items()])
+    get("sdapi/v1/embeddings", lambda: {"loaded": {name: _embedding() for name in studio.adapters.files("embedding")}, "skipped": {}})
     get("sdapi/v1/scripts", {"txt2img": [], "img2img": []})
     get("sdapi/v1/cmd-flags", lambda: {"api": True, "listen": False, "port": studio.config.port})
     get("sdapi/v1/memory", _memory)
     get("sdapi/v1/options", lambda: current_options(studio))
     get("controlnet/version", {"version": 2})
-    get("controlnet/model_list", lambda: {"model_list": [model["name"] for model in adapter_lists()["controlnets"]]})
+    get("controlnet/model_list", {"model_list": []})
     get("controlnet/module_list", {"module_list": ["none"], "module_detail": {}})
     get("controlnet/settings", {"control_net_unit_count": 0})
     post("refresh-checkpoints", lambda: None)
@@ -89,6 +89,14 @@ def _model_json(studio: Studio, choice: ModelChoice) -> dict[str, Any]:
         "filename": choice.file_name,
         "config": None,
     }
+
+
+def _lora(name: str, file: str) -> dict[str, Any]:
+    return {"name": name, "alias": name, "path": file, "metadata": {}}
+
+
+def _embedding() -> dict[str, Any]:
+    return {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 1}
 
 
 def _schedulers() -> list[dict[str, Any]]:

@@ -182,7 +182,7 @@ def _answer(studio: Studio, body: SdapiBody, call: SdapiCall, job: Job, run: Run
         "clip_skip": request.clip_skip or 1,
         "is_using_inpainting_conditioning": False,
         "interrupted": job.state == "cancelled",
-        "warnings": list(call.warnings),
+        "warnings": list(job.warnings),
         "version": f"daguerre {VERSION}",
     }
     parameters = body.model_dump()

@@ -1,13 +1,14 @@
 """What is known about an image of the gallery, and how it follows from the metadata in its file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from daguerre.adapters.record import AdapterRecord
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.input import InputImage
-from daguerre.pipelines.metadata.write import Provenance, parameters, read_provenance
+from daguerre.pipelines.metadata.write import Provenance, daguerre_json, parameters, read_image_texts
 from daguerre.pipelines.request import Request
 
 ID_LENGTH = 32  # hex digits of an input image's id: the start of the SHA-256 of its pixels
@@ -73,9 +74,12 @@ def record_of(image_id: str, job: str | None, created: float, size: tuple[int, i
 
 
 def record_of_file(path: Path) -> ImageRecord | None:
-    """The record of an image file of the gallery; None if it is not one of ours."""
+    """The record of an image file of the gallery, also of a grid; None if it is not one of ours."""
     try:
-        image, provenance = read_provenance(path)
+        image, texts = read_image_texts(path)
+        data = daguerre_json(texts) or {}
+        grid = grid_of_data(data)
+        provenance = grid[0] if grid else Provenance.from_json(data)
     except DaguerreError:
         return None
     job = path.stem.partition("-")[0] if "-" in path.stem else None
@@ -84,10 +88,14 @@ def record_of_file(path: Path) -> ImageRecord | None:
 
 def public_request(request: Request) -> dict[str, Any]:
     """A request as JSON for callers: input images by id, no path of this machine."""
-    values = request.to_json()
+    values = replace(request, adapters=_without_files(request.adapters)).to_json()
     for name, image in request.task.input_images.items():
         values["task"][name] = {"id": input_id(image), "sha256": image.sha256}
     return values
+
+
+def _without_files(records: Sequence[AdapterRecord]) -> tuple[AdapterRecord, ...]:
+    return tuple(replace(record, path=None) for record in records)
 
 
 def input_id(image: InputImage) -> str:
@@ -99,5 +107,30 @@ def without_paths(provenance: Provenance) -> Provenance:
     """A provenance that names no file of this machine; its input images are found by their hash."""
     task = provenance.request.task
     images = {name: replace(image, path=None) for name, image in task.input_images.items()}
-    request = replace(provenance.request, task=task.with_input_images(images)) if images else provenance.request
+    adapters = _without_files(provenance.request.adapters)
+    request = replace(provenance.request, adapters=adapters, **({"task": task.with_input_images(images)} if images else {}))
     return replace(provenance, request=request, model_path=None)
+
+
+def grid_of_data(data: Mapping[str, Any]) -> tuple[Provenance, dict[str, Any]] | None:
+    """The provenance of the first cell of a saved grid and its axes as JSON; None if the data is no grid's."""
+    try:
+        cells = [[Provenance.from_json({k: v for k, v in cell.items() if k != "box"}) for cell in row] for row in data["cells"]]
+        fields = {name: axis and axis["field"] for name, axis in data["comparison"].items()}
+        singles = [[cell.request.split()[cell.index or 0].to_json() for cell in row] for row in cells]
+        axes = {
+            "x": {"field": fields["columns"], "values": [_value(single, fields["columns"]) for single in singles[0]]},
+            "y": fields["rows"] and {"field": fields["rows"], "values": [_value(row[0], fields["rows"]) for row in singles]},
+        }
+        return first_cell(cells[0][0]), axes
+    except (DaguerreError, KeyError, TypeError, AttributeError, IndexError, ValueError):
+        return None
+
+
+def first_cell(provenance: Provenance) -> Provenance:
+    """The provenance of one cell alone."""
+    return replace(provenance, request=provenance.request.split()[provenance.index or 0], index=0)
+
+
+def _value(request: Mapping[str, Any], field: str) -> Any:
+    return request["task"][field] if field == "strength" else request[field]

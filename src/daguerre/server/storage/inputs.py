@@ -20,6 +20,7 @@ from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.metadata.containers import image_texts
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import TASKS, is_image, task_from_json
+from daguerre.server.adapters import AdapterLibrary
 from daguerre.server.errors import ApiError
 from daguerre.server.storage.image_records import ID_LENGTH, input_id
 from daguerre.server.storage.store import Store
@@ -112,12 +113,16 @@ def open_stored(store: Store, name: str, param: str = "id") -> InputImage:
     raise ApiError(404, f"{param}: there is no image {name[:80]!r} here.", code="image_not_found", param=param)
 
 
-def read_request(store: Store, values: Mapping[str, Any], max_pixels: int) -> Request:
-    """A request from JSON, in which images are given by id or as base64; new ones are stored.
+def read_request(store: Store, adapters: AdapterLibrary, values: Mapping[str, Any], max_pixels: int) -> Request:
+    """A request from JSON, in which images are given by id or as base64, and adapters by name; new images are stored.
 
     Raises:
         ApiError: an image cannot be read. DaguerreError: another value is wrong; names it.
     """
+    given, prompt = values.get("adapters") or [], values.get("prompt", "")
+    if not isinstance(given, list | tuple):
+        raise ApiError(422, "adapters is a list.", code="invalid_request", param="adapters")
+    values = {**values, "adapters": adapters.records(given, [prompt] if isinstance(prompt, str) else [])}
     task = values.get("task")
     if not isinstance(task, Mapping):
         return Request.from_json(values)
