@@ -310,3 +310,20 @@ def test_a_thumbnail_is_small(tmp_path, tiny_model):
     Image.new("RGB", (2000, 1000)).save(store.path("images", image))
     assert opened(thumbnail_of(store, image)).size == (256, 128)
     store.close()
+
+
+def test_words_that_the_embedded_model_does_not_know_are_marked(client):
+    assert client.get("/api/vocabulary").json() == {"model": "tiny", "words": None, "suggestions": []}
+    client.post("/api/models/select", json={"model": "emoji"})
+    vocabulary = client.get("/api/vocabulary").json()
+    assert "apple" in vocabulary["words"]
+    assert "a red apple" in vocabulary["suggestions"]
+    (unknown,) = client.post("/api/prompt", json={"prompt": "A Zeppelin and a red apple"}).json()["unknown"]
+    assert (unknown["word"], unknown["start"], unknown["end"]) == ("zeppelin", 2, 10)
+    client.post("/api/models/select", json={"model": "tiny"})
+
+
+def test_numbers_that_json_lacks_come_back_as_null(client):
+    body = '{"prompt": "x", "steps": 1, "odd": [NaN, {"a": -Infinity}]}'
+    reply = client.post("/sdapi/v1/txt2img", content=body, headers={"Content-Type": "application/json"})
+    assert reply.json()["parameters"]["odd"] == [None, {"a": None}]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from starlette.responses import Response
@@ -59,5 +60,17 @@ class SafeJSONResponse(Response):
 
 
 def to_json_text(content: Any) -> str:
-    """JSON as browsers read it: no NaN or infinity."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    """JSON as browsers read it: null for NaN and infinity, which a caller may have sent."""
+    try:
+        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+
+
+def _finite(content: Any) -> Any:
+    """Content with null for each number that JSON lacks."""
+    if isinstance(content, float) and not isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content

@@ -13,6 +13,7 @@ from daguerre.pipelines.tasks import TASKS
 from daguerre.server.errors import ApiError
 from daguerre.weights import catalog
 from daguerre.weights.catalog import CHECKPOINTS, INDEX, embedded, may_be_on_the_hub
+from daguerre.weights.vocabulary import Vocabulary
 
 DEFAULT_FACTOR = 8  # sides are rounded to multiples of it until a model is known
 
@@ -132,6 +133,15 @@ def family_of_model(choice: ModelChoice) -> str | None:
     try:
         return _family(path, path.stat().st_mtime)
     except (DaguerreError, OSError):
+        return None
+
+
+def vocabulary_of(choice: ModelChoice) -> Vocabulary | None:
+    """The words of a model's training captions; None for a model without such a list."""
+    path = catalog.local(choice.source)
+    try:
+        return None if path is None else Vocabulary.read(path)
+    except DaguerreError:
         return None
 
 

@@ -22,7 +22,7 @@ from daguerre.server.api.prompts import prompt_report
 from daguerre.server.errors import ApiError, SafeJSONResponse
 from daguerre.server.jobs.budget import work_of
 from daguerre.server.messages import for_callers
-from daguerre.server.models import family_of_model
+from daguerre.server.models import family_of_model, vocabulary_of
 from daguerre.server.studio import Studio
 
 SETTING_KEYS = ("form", "presets", "history", "language", "theme", "layout")
@@ -88,12 +88,13 @@ def model_routes(studio: Studio) -> APIRouter:
 
     @routes.post("/api/prompt")
     def prompt(body: PromptBody) -> Response:
-        return SafeJSONResponse(prompt_report(_loaded(studio), body.prompt, body.negative_prompt))
+        return SafeJSONResponse(prompt_report(_loaded(studio), vocabulary_of(models.find(studio.model)), body.prompt, body.negative_prompt))
 
     @routes.get("/api/vocabulary")
     def vocabulary() -> Response:
-        suggestions = list(SUGGESTIONS) if studio.model == "emoji" else []
-        return SafeJSONResponse({"model": studio.model, "words": None, "suggestions": suggestions})
+        known = vocabulary_of(models.find(studio.model))
+        suggestions = [text for text in SUGGESTIONS if known and not known.unknown([text])]
+        return SafeJSONResponse({"model": studio.model, "words": known and sorted(known.words), "suggestions": suggestions})
 
     @routes.get("/api/settings")
     def settings() -> Response:

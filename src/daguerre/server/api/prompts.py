@@ -1,15 +1,19 @@
 """What a prompt means to the loaded model: tokens, words, and where it has errors."""
 
+import re
 from typing import Any
 
 from daguerre.conditioning import Conditioner, Prompt
+from daguerre.conditioning.syntax import split_tags
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.weights.vocabulary import Vocabulary
 
 
-def prompt_report(model: LatentDiffusion | None, prompt: str, negative_prompt: str) -> dict[str, Any]:
-    """Tokens, words and warnings of a prompt; without a text encoder the count is 0."""
-    report: dict[str, Any] = {"tokens": 0, "words": [], "unknown": [], "warnings": [], "error": None}
+def prompt_report(model: LatentDiffusion | None, vocabulary: Vocabulary | None, prompt: str, negative_prompt: str) -> dict[str, Any]:
+    """Tokens, words and warnings of a prompt, and the words that a vocabulary lacks; without a text encoder the count is 0."""
+    unknown = unknown_words(vocabulary, prompt) if vocabulary else []
+    report: dict[str, Any] = {"tokens": 0, "words": [], "unknown": unknown, "warnings": [], "error": None}
     try:
         parsed = Prompt.parse(prompt)
         Prompt.parse(negative_prompt, composed=False)
@@ -23,3 +27,13 @@ def prompt_report(model: LatentDiffusion | None, prompt: str, negative_prompt: s
     report["words"] = [word.text for word in words if any(sign.isalnum() for sign in word.text)]
     report["tokens"] = sum(len(word.positions) for word in words)
     return report
+
+
+def unknown_words(vocabulary: Vocabulary, prompt: str) -> list[dict[str, Any]]:
+    """The words of a prompt that no training caption has, where they stand, and the nearest known ones. Tags such as <lora:…> are no words."""
+    found = []
+    for word in vocabulary.unknown([split_tags(prompt)[0]]):
+        nearest = vocabulary.nearest(word)
+        places = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE)
+        found += [{"word": word, "start": place.start(), "end": place.end(), "nearest": nearest} for place in places]
+    return found

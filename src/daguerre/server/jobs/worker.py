@@ -100,8 +100,10 @@ class Worker:
         self.loaded = self._decoder = self._adapted = None
 
     def _loop(self) -> None:
-        with suppress(DaguerreError, ApiError):  # a job reports it
+        try:
             self._load(self._first_model)
+        except Exception:  # each job of the model reports it
+            log.exception("The model %s cannot be loaded", self._first_model)
         self.ready.set()
         while (job := self._queue.take()) is not None:
             self._work(job)
