@@ -30,7 +30,7 @@ def prompt_report(model: LatentDiffusion | None, vocabulary: Vocabulary | None, 
 
 
 def unknown_words(vocabulary: Vocabulary, prompt: str) -> list[dict[str, Any]]:
-    """The words of a prompt that no training caption has, where they stand, and the nearest known ones. Tags such as <lora:…> are no words."""
+    """The words of a prompt that no training caption has, where they stand, and the nearest known ones. Tags are no words."""
     found = []
     for word in vocabulary.unknown([split_tags(prompt)[0]]):
         nearest = vocabulary.nearest(word)
