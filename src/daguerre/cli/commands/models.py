@@ -64,6 +64,8 @@ def list_models() -> None:
 def _image_size(folder: Path) -> str:
     """Width and height in pixels that a latent diffusion model was trained on; "" if its configs do not state it."""
     latent, channels = _read(folder / "unet" / CONFIG).get("sample_size"), _read(folder / "vae" / CONFIG).get("block_out_channels")
+    if not (folder / "vae").is_dir():
+        channels = [1]  # a model of pixels
     if not isinstance(latent, int) or not isinstance(channels, list):
         return ""
     side = latent << (len(channels) - 1)
