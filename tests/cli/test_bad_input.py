@@ -38,6 +38,7 @@ BASES = {
     **{f"train {name}": [] for name in ("emoji", "shapes", "clip-scorer")},
     "train text-to-image": ["--data=images"],
     "train prior": ["--data=shapes", "--first-stage=images"],
+    "train ldm": ["--data=shapes", "--first-stage=images"],
 }
 
 # A wrong value for each option and a part of the message; None is a missing value, which is the only wrong one of a free text.

@@ -24,7 +24,7 @@ from daguerre.diffusion import Conditioning, Posterior, loss_weight, predicted_x
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.attention_hooks import capture_cross_attention
-from daguerre.pipelines import generate
+from daguerre.pipelines import Request, generate
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.loop import normal
 from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding
@@ -123,9 +123,9 @@ class DiffusionTask:
 
     def sample(self) -> Image.Image:
         """Images of the preview prompts, or without prompts of several seeds, with the current weights and the model's default guidance."""
-        images = {"prompt": self.preview_prompts} if self.preview_prompts else {"num_images": PREVIEW_SEEDS}
+        request = Request(self.preview_prompts, steps=20) if self.preview_prompts else Request(num_images=PREVIEW_SEEDS, steps=20)
         with torch.compiler.set_stance("force_eager"):  # compiling for these shapes takes longer than the images
-            return generate(self.model, steps=20, **images).grid().image
+            return generate(self.model, request).grid().image
 
 
 def sample_timesteps(count: int, timesteps: int, weights: DiffusionLoss, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ from daguerre.training.datasets.images import open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import PREVIEW_SEEDS, DiffusionTask
 from daguerre.training.options.ddpm import DDPMRecipe, UNetShape
+from daguerre.training.options.ldm import LDMRecipe
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs
 from daguerre.training.run_identity import record_run
@@ -54,7 +55,7 @@ def run(recipe: DDPMRecipe) -> Path:
     return recipe.out / "model"
 
 
-def open_images(recipe: DDPMRecipe) -> tuple[Dataset, tuple[str, ...] | None, Dataset | None]:
+def open_images(recipe: DDPMRecipe | LDMRecipe) -> tuple[Dataset, tuple[str, ...] | None, Dataset | None]:
     """The images to train on, the names of their classes if the model has any, and the images kept out, if any.
 
     Raises:

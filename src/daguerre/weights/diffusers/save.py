@@ -10,7 +10,7 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
-from daguerre.conditioning.class_map_image import ImageConditioner, UnconditionalConditioner
+from daguerre.conditioning.class_map_image import ImageConditioner, LabelConditioner, UnconditionalConditioner
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -24,6 +24,7 @@ from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import SCHEDULER_CONFIG_FILE
 from daguerre.weights.diffusers.index import GUIDANCE_KEY, UPSCALE_PIPELINE, model_index, pipeline_class
 from daguerre.weights.diffusers.load import write_part
+from daguerre.weights.diffusers.pixel import label_fields
 from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
 from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.diffusers.vae_config import first_stage_json
@@ -121,6 +122,8 @@ def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning]) -> 
             return ConditionerFiles({"image_encoder": NetworkFiles(config, encoder.state_dict())}, kinds={"image_encoder": "clip_vision"})
         case UnconditionalConditioner():
             return ConditionerFiles()
+        case LabelConditioner():
+            return ConditionerFiles(options=label_fields(conditioner))
     raise DaguerreError(f"A model with a {type(conditioner).__name__} cannot be saved in the diffusers folder layout.")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
-from daguerre.conditioning.class_map_image import ClassConditioner, LayoutConditioner, MapConditioner, UnconditionalConditioner
+from daguerre.conditioning.class_map_image import ClassConditioner, LayoutConditioner, MapConditioner
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.diffusion.denoiser import Prediction
 from daguerre.diffusion.schedule import Schedule
@@ -27,6 +27,7 @@ from daguerre.nn.meta import fill, shapes_only
 from daguerre.runtime.allocator import release_pages
 from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.diffusers.index import stored_guidance
+from daguerre.weights.diffusers.pixel import label_conditioner
 from daguerre.weights.diffusers.scheduler_config import folder_sampler, schedule_config
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unrounded, with_file_schedule
@@ -229,7 +230,7 @@ def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[
             rescaler = filled("condition")
             assert isinstance(rescaler, SpatialRescaler)
             return MapConditioner(rescaler).eval()
-    return UnconditionalConditioner()
+    return label_conditioner(detected.stored_configs.get("model_index", {}))
 
 
 def _low_res_schedule(detected: DetectedModel) -> Schedule | None:

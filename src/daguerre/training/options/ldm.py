@@ -1,0 +1,42 @@
+"""Options of `daguerre train ldm`. No torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from daguerre.errors import DaguerreError
+from daguerre.training.config import DiffusionLoss, LoopConfig
+from daguerre.training.options.ddpm import UNetShape
+from daguerre.training.options.images import TrainingImageOptions
+
+LDM_LOOP = LoopConfig(
+    max_train_steps=10_000, batch_size=32, learning_rate=4e-4, lr_warmup_steps=200, mixed_precision="auto", sample_every=500
+)
+
+
+@dataclass(frozen=True)
+class LDMRecipe:
+    """Train a latent diffusion model on the latents of your own first stage. The same command resumes an interrupted run."""
+
+    first_stage: Path  # Directory of a first stage, from `daguerre train kl`, `vqgan` or another, or a published checkpoint file.
+    data: str  # Directory with images, or a built-in dataset: shapes, emoji, emoji-faces.
+    out: Path = Path("runs/ldm")  # Directory for checkpoints, logs and the finished model.
+    resolution: int = 64  # Image size in pixels.
+    # What the model is conditioned on. A class is the name of a subfolder or the kind of a built-in image; for text, a transformer is
+    # trained from random weights with the UNet.
+    condition: Literal["none", "class", "text"] = "none"
+    prediction: Literal["epsilon", "v", "x0"] = "epsilon"  # What the network predicts: the noise, v, or the clean latent.
+    num_images: int = 20_000  # Number of images that are encoded once for training; a folder gives at most ten crops of each image.
+    vocab_size: int = 2048  # With --condition text: largest number of tokens that the tokenizer learns.
+    images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
+    shape: tyro.conf.OmitArgPrefixes[UNetShape] = field(default_factory=lambda: UNetShape((128, 192), 1, (0, 1)))
+    loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=lambda: LDM_LOOP)
+    loss: tyro.conf.OmitArgPrefixes[DiffusionLoss] = field(default_factory=DiffusionLoss)
+
+    def __post_init__(self) -> None:
+        if self.num_images < self.loop.batch_size:
+            raise DaguerreError(f"num_images is {self.num_images}; use at least as many as --batch-size, {self.loop.batch_size}.")
+        if self.vocab_size < 300:
+            raise DaguerreError(f"vocab_size is {self.vocab_size}; it must be 300 or more: a tokenizer has one token for every byte.")
