@@ -239,6 +239,91 @@ def test_muted_and_bypassed_nodes_and_named_links_of_a_workflow():
     assert (found.request["prompt"], found.request["seed"], found.model, dict(found.unused)) == ("a fox", 5, "dream", {})
 
 
+def with_object_links(workflow: dict[str, Any]) -> dict[str, Any]:
+    """A workflow in version 1 of the editor's form, in which a link is an object."""
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return {**workflow, "version": 1, "links": [dict(zip(names, link, strict=True)) for link in workflow["links"]]}
+
+
+def in_subgraph(workflow: dict[str, Any], *moved: str) -> dict[str, Any]:
+    """A workflow with the nodes of these types moved into a subgraph, whose inputs and outputs are the links that cross its border."""
+    inside = {entry["id"] for entry in workflow["nodes"] if entry["type"] in moved}
+    inner_links, outer_links, inputs, outputs, entries = [], [], [], [], []
+    for number, origin, slot, target, target_slot, kind in workflow["links"]:
+        if origin in inside and target in inside:
+            inner_links.append([number, origin, slot, target, target_slot, kind])
+        elif target in inside:
+            inner_links.append([number, -10, len(inputs), target, target_slot, kind])
+            outer_links.append([number + 1000, origin, slot, 99, len(inputs), kind])
+            entries.append({"name": f"in {number}", "link": number + 1000})
+            inputs.append({"name": f"in {number}"})
+        elif origin in inside:
+            inner_links.append([number + 2000, origin, slot, -20, len(outputs), kind])
+            outer_links.append([number, 99, len(outputs), target, target_slot, kind])
+            outputs.append({"name": f"out {number}"})
+        else:
+            outer_links.append([number, origin, slot, target, target_slot, kind])
+    nodes = {True: [], False: []}
+    for entry in workflow["nodes"]:
+        nodes[entry["id"] in inside].append(entry)
+    definition = {"id": "8f3c-sub", "inputNode": {"id": -10}, "outputNode": {"id": -20}, "inputs": inputs, "outputs": outputs,
+                  "nodes": nodes[True], "links": inner_links}  # fmt: skip
+    instance = {"id": 99, "type": "8f3c-sub", "inputs": entries, "widgets_values": [], "mode": 0}
+    definition = with_object_links(definition)
+    return {"nodes": [*nodes[False], instance], "links": outer_links, "definitions": {"subgraphs": [definition]}}
+
+
+@pytest.mark.parametrize(
+    "workflow",
+    [
+        with_object_links(to_workflow(graph())),
+        in_subgraph(to_workflow(graph()), "MyKSampler"),
+        in_subgraph(to_workflow(graph()), "MyCLIPTextEncode"),
+        in_subgraph(to_workflow(graph()), "MyKSampler", "MyCLIPTextEncode", "MyEmptyLatentImage", "MyCheckpointLoaderSimple"),
+        with_object_links(in_subgraph(to_workflow(graph()), "MyKSampler", "MyVAEDecode")),
+    ],
+)
+def test_object_links_and_subgraphs_are_read_as_the_graph(workflow):
+    found = read_foreign({"workflow": json.dumps(workflow)})
+    assert found is not None
+    assert dict(found.request) == EXPECTED
+    assert found.model == "dream.safetensors"
+
+
+def test_a_widget_of_a_subgraph_sets_the_input_inside():
+    workflow = in_subgraph(to_workflow(graph()), "MyKSampler")
+    (definition,) = workflow["definitions"]["subgraphs"]
+    (sampler_node,) = definition["nodes"]
+    steps = next(entry for entry in sampler_node["inputs"] if entry["name"] == "steps")
+    steps["link"] = 5000
+    definition["links"].append({"id": 5000, "origin_id": -10, "origin_slot": len(definition["inputs"]), "target_id": 0, "target_slot": 0})
+    definition["inputs"].append({"name": "steps"})
+    instance = workflow["nodes"][-1]
+    assert dict(read_foreign({"workflow": json.dumps(workflow)}).request) == EXPECTED  # its own widget, since the input is not linked
+    instance["inputs"].append({"name": "steps", "widget": {"name": "steps"}, "link": None})
+    instance["widgets_values"] = [33]
+    assert dict(read_foreign({"workflow": json.dumps(workflow)}).request) == {**EXPECTED, "steps": 33}
+
+
+@pytest.mark.parametrize("mode", [2, 4])
+def test_a_muted_or_bypassed_sampler_is_not_the_one_that_generated(mode):
+    workflow = to_workflow(graph())
+    (kept,) = (entry for entry in workflow["nodes"] if entry["type"] == "MyKSampler")
+    other = {**kept, "id": 77, "mode": mode, "widgets_values": [9, "fixed", 9, 3, "heun", "normal", 1]}
+    workflow["nodes"].insert(0, other)
+    assert dict(read_foreign({"workflow": json.dumps(workflow)}).request) == EXPECTED
+
+
+@pytest.mark.parametrize("levels", [1, 7])
+def test_subgraphs_that_hold_each_other_end(levels):
+    def nodes(level: int) -> list[dict[str, Any]]:
+        return [{"id": number, "type": f"level {level}", "inputs": []} for number in range(10)]
+
+    subgraphs = [{"id": f"level {i}", "nodes": nodes((i + 1) % levels) if levels == 1 or i < 6 else [], "links": []} for i in range(levels)]
+    workflow = {"nodes": nodes(0), "links": [], "definitions": {"subgraphs": subgraphs}}
+    assert read_foreign({"workflow": json.dumps(workflow)}) is None
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.permutations(list(graph())),

@@ -51,6 +51,9 @@ NUMBER_NAMES = ("value", "int", "float", "number", "seed", "Number", "Value")
 MAX_LINKED_VALUES = 100  # nodes in a chain of values
 MAX_JOINED_TEXT = 1 << 20  # characters of a joined text
 MAX_PASSES = 20
+MAX_NODES, MAX_DEPTH = 10_000, 8  # of a workflow with its subgraphs expanded
+MUTED, BYPASSED_MODE = 2, 4  # values of "mode" in a workflow
+BYPASSED = "bypassed"  # the type of a bypassed node here
 
 
 def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,24 +100,90 @@ def _graph(value: Any) -> ComfyGraph:
 
 
 def _from_workflow(workflow: Any) -> ComfyGraph:
-    """The graph of an editor's workflow, without its muted nodes (mode 2); bypassed ones (mode 4) keep their links alone."""
-    sources = {str(link[0]): [str(link[1]), link[2]] for link in _list(workflow, "links") if isinstance(link, list) and len(link) >= 3}
-    graph: dict[str, ComfyNode] = {}
-    for node in _list(workflow, "nodes"):
-        if not isinstance(node, dict) or not isinstance(node.get("type"), str) or node.get("mode") == 2:
-            continue
-        entries = [entry for entry in _list(node, "inputs") if isinstance(entry, dict)]
-        inputs: dict[str, Any] = {} if node.get("mode") == 4 else _widgets(node, entries)
-        for entry in entries:
-            if str(entry.get("link")) in sources:
-                inputs[str(entry.get("name"))] = sources[str(entry["link"])]
-        graph[str(node.get("id"))] = {"class_type": node["type"] if node.get("mode") != 4 else "bypassed", "inputs": inputs}
+    """The graph of an editor's workflow, its subgraphs expanded, without muted nodes; bypassed ones keep their links alone."""
+    definitions = workflow.get("definitions") if isinstance(workflow, dict) else None
+    subgraphs = {str(each.get("id")): each for each in _list(definitions, "subgraphs") if isinstance(each, dict)}
+    graph = _Expansion(subgraphs).of(workflow)
     variables = {name: str(node["inputs"].pop("variable")) for name, node in graph.items() if "variable" in node["inputs"]}
     stored = {variable: name for name, variable in variables.items() if graph[name]["class_type"] == "SetNode"}
     for name, variable in variables.items():
         if graph[name]["class_type"] == "GetNode" and variable in stored:
             graph[name]["inputs"]["value"] = [stored[variable], 0]
     return graph
+
+
+class _Expansion:
+    """Puts the nodes of subgraphs in the position of the nodes that stand for them.
+
+    A node in a subgraph is named after the node that stands for the subgraph, "7:3". Inside, links from node −10 are the subgraph's inputs,
+    and links to node −20 its outputs; `links` maps both to what they stand for.
+    """
+
+    def __init__(self, subgraphs: Mapping[str, Any]) -> None:
+        self.subgraphs = subgraphs
+        self.graph: dict[str, ComfyNode] = {}
+        self.widgets: dict[str, dict[str, Any]] = {}  # values of a node's widgets, which links replace
+        self.links: dict[tuple[str, object], Any] = {}
+        self.count = 0  # of nodes read, in subgraphs once for each that stands for them
+
+    def of(self, workflow: Any) -> dict[str, ComfyNode]:
+        """The nodes of the workflow, each input a value or a link to another of them."""
+        self._add(workflow, "", 0)
+        for name, node in self.graph.items():
+            linked = {key: found for key, link in node["inputs"].items() if (found := self._source(link)) is not None}
+            self.graph[name] = {**node, "inputs": {**self.widgets[name], **linked}}
+        return self.graph
+
+    def _add(self, holder: Any, prefix: str, depth: int) -> None:
+        sources: dict[str, list[Any]] = {}
+        output = str((_get(holder, "outputNode") or {"id": -20}).get("id"))
+        for each in _list(holder, "links"):
+            if (link := _link_ends(each)) is None:
+                continue
+            sources[link[0]] = [f"{prefix}{link[1]}", link[2]]
+            if prefix and link[3] == output:
+                self.links[prefix[:-1], link[4]] = sources[link[0]]
+        for node in _list(holder, "nodes"):
+            if not isinstance(node, dict) or not isinstance(node.get("type"), str) or node.get("mode") == MUTED:
+                continue
+            self.count += 1
+            if self.count > MAX_NODES:
+                return
+            name, entries = f"{prefix}{node.get('id')}", [entry for entry in _list(node, "inputs") if isinstance(entry, dict)]
+            linked = {str(entry.get("name")): sources[str(entry["link"])] for entry in entries if str(entry.get("link")) in sources}
+            widgets = {} if node.get("mode") == BYPASSED_MODE else _widgets(node, entries)
+            subgraph = self.subgraphs.get(node["type"])
+            if subgraph is not None and node.get("mode") != BYPASSED_MODE and depth < MAX_DEPTH:
+                inner = str((_get(subgraph, "inputNode") or {"id": -10}).get("id"))
+                slots = [str(_get(each, "name")) for each in _list(subgraph, "inputs")] or [str(entry.get("name")) for entry in entries]
+                self.links |= {(f"{name}:{inner}", slot): linked.get(key, widgets.get(key)) for slot, key in enumerate(slots)}
+                self._add(subgraph, f"{name}:", depth + 1)
+                continue
+            self.widgets[name] = widgets
+            kind = node["type"] if node.get("mode") != BYPASSED_MODE else BYPASSED
+            self.graph[name] = {"class_type": kind, "inputs": linked}
+
+    def _source(self, link: Any) -> Any:
+        """A link to a node of the graph, or a value; None for an input of a subgraph that has neither."""
+        for _ in range(2 * MAX_DEPTH + 2):
+            if not _is_link(link) or (link[0], link[1]) not in self.links:
+                return link
+            link = self.links[link[0], link[1]]
+        return None
+
+
+def _link_ends(link: Any) -> tuple[str, str, int, str, int | None] | None:
+    """The id, the origin's node and slot, and the target's node and slot of a link, which is a list or, since version 1, an object."""
+    if isinstance(link, dict):
+        link = [link.get(name) for name in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
+    if not isinstance(link, list) or len(link) < 3 or not isinstance(link[2], int):
+        return None
+    target, slot = (link[3], link[4]) if len(link) >= 5 else (None, None)
+    return str(link[0]), str(link[1]), link[2], str(target), slot if isinstance(slot, int) else None
+
+
+def _get(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, dict) else None
 
 
 def _widgets(node: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,6 +224,8 @@ def _passes(graph: ComfyGraph) -> list[ComfyNode]:
 
 
 def _is_sampler(node: ComfyNode) -> bool:
+    if node["class_type"] == BYPASSED:
+        return False
     inputs, links = node["inputs"], {name for name, value in node["inputs"].items() if _is_link(value)}
     named = "Sampler" in node["class_type"] and ("positive" in links or bool({"steps", "sigmas", "seed", "noise_seed"} & inputs.keys()))
     return "guider" in links or {"model", "positive"} <= links or (named and bool(links))
