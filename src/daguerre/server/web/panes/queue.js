@@ -1,0 +1,100 @@
+/** The queue: what runs, what comes, in which order; finished jobs leave it. */
+
+import { api } from "../core/api.js";
+import { duration, t } from "../core/language.js";
+import { cancel, editJob } from "../core/run.js";
+import { queuedJobs, runningJob, state, update } from "../core/state.js";
+import { failed } from "../parts/toasts.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
+
+const SHOWN = 30; // queued jobs in the list
+let dragged = null;
+
+/** Move a queued job before another one; null is the end. */
+async function moveBefore(job, before) {
+  try {
+    await api(`/api/jobs/${job.id}/move`, { before: before?.id ?? null });
+    const list = await api("/api/jobs");
+    update({ jobs: list.jobs });
+  } catch (error) {
+    if (error.status !== 409) failed(error); // 409: it runs by now
+  }
+}
+
+/** Move a job by one position and keep the focus on its button. */
+async function moveBy(job, by, event) {
+  const queued = queuedJobs();
+  const at = queued.findIndex((each) => each.id === job.id);
+  const before = by < 0 ? queued[at - 1] : (queued[at + 2] ?? null);
+  const id = event.currentTarget.id;
+  await moveBefore(job, before);
+  requestAnimationFrame(() => document.getElementById(id)?.focus());
+}
+
+async function pause() {
+  try {
+    const { paused } = await api("/api/queue/pause", { paused: !state.paused });
+    update({ paused, pausedReason: null });
+  } catch (error) {
+    failed(error);
+  }
+}
+
+const nameOf = (job) => (job.kind === "attention" ? t("attention of each word") : job.kind === "grid" ? t("grid: {prompt}", { prompt: job.request?.prompt ?? "" }) : job.request?.prompt || t("no prompt"));
+
+function running(job) {
+  const progress = state.progress.get(job.id) ?? { ...job.progress, seconds_left: job.seconds_left };
+  const share = Math.round(100 * (progress.fraction ?? 0));
+  const left = progress.seconds_left ? ` · ${duration(progress.seconds_left)}` : "";
+  const show = () => update({ following: true, shownJob: job.id });
+  const stage = progress.stage === "loading" ? t("opening the model") : t("step {step} of {steps}", { step: progress.step ?? 0, steps: progress.steps ?? "?" });
+  return html`<li class="job">
+    ${progress.preview ? html`<img src=${progress.preview} alt="">` : html`<span class="thumb"></span>`}
+    <div class="about">
+      <button class="name" type="button" @click=${show}>${nameOf(job)}</button>
+      <div class="bar" role="progressbar" aria-label=${nameOf(job)} aria-valuemin="0" aria-valuemax="100" aria-valuenow=${share}><i .style=${`width:${share}%`}></i></div>
+      <p class="hint">${stage}${left}</p>
+    </div>
+    <button class="button small" type="button" aria-label=${t("Cancel {name}", { name: nameOf(job) })} @click=${() => cancel(job.id)}>✕</button>
+  </li>`;
+}
+
+function waiting(job, i) {
+  const all = queuedJobs();
+  const drop = (event) => {
+    event.preventDefault();
+    if (dragged && dragged !== job) moveBefore(dragged, all.indexOf(dragged) < i ? (all[i + 1] ?? null) : job);
+    dragged = null;
+  };
+  const names = { name: nameOf(job) };
+  return html`<li class="job" draggable="true" @dragstart=${() => (dragged = job)} @dragover=${(event) => dragged && event.preventDefault()} @drop=${drop}>
+    <span class="thumb number">${i + 1}</span>
+    <div class="about"><span class="name">${nameOf(job)}</span>
+      <p class="hint">${i === 0 ? t("next") : ""}${i === 0 && job.seconds_left ? " · " : ""}${job.seconds_left ? duration(job.seconds_left) : ""}${job.client !== "page" ? ` · ${job.client}` : ""}</p></div>
+    <span class="tools">
+      <button class="quiet" type="button" id="up-${job.id}" ?disabled=${i === 0} aria-label=${t("Earlier: {name}", names)} @click=${(event) => moveBy(job, -1, event)}>↑</button>
+      <button class="quiet" type="button" id="down-${job.id}" ?disabled=${i === all.length - 1} aria-label=${t("Later: {name}", names)} @click=${(event) => moveBy(job, 1, event)}>↓</button>
+      ${job.kind === "generate" ? html`<button class="quiet" type="button" aria-label=${t("Edit {name}", names)} @click=${() => editJob(job)}>✎</button>` : nothing}
+    </span>
+    <button class="button small" type="button" aria-label=${t("Cancel {name}", names)} @click=${() => cancel(job.id)}>✕</button>
+  </li>`;
+}
+
+/** The queue's section. */
+export function queueSection() {
+  const queued = queuedJobs();
+  const now = runningJob();
+  const count = queued.length + (now ? 1 : 0);
+  const rest = queued.length - SHOWN;
+  return html`<section class="sec" aria-labelledby="queue-title">
+    <div class="between">
+      <h2 id="queue-title">${count ? t("Queue · {n}", { n: count }) : t("Queue")}</h2>
+      <button class="link" type="button" aria-pressed=${state.paused} @click=${pause}>${state.paused ? t("go on") : t("pause")}</button>
+    </div>
+    ${state.paused ? html`<p class="hint warn">${state.pausedReason ?? t("Paused. Jobs wait; nothing is lost.")}</p>` : nothing}
+    ${count ? html`<ol class="jobs">${now ? running(now) : nothing}${repeat(queued.slice(0, SHOWN), (job) => job.id, waiting)}</ol>` : nothing}
+    ${rest > 0 ? html`<p class="hint">${t("and {n} more", { n: rest })}</p>` : nothing}
+    ${!count && !state.paused ? html`<p class="hint">${t("Nothing waits.")}</p>` : nothing}
+  </section>`;
+}
