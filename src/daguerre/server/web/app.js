@@ -2,6 +2,7 @@
 
 import { api, listen } from "./core/api.js";
 import { drawBoard } from "./edit/board.js";
+import { button } from "./parts/controls.js";
 import { dialogArea, openKeys } from "./parts/dialog.js";
 import { dropVeil, listenForFiles, openButton } from "./parts/drop.js";
 import { redo, requestOfLink, restoreSettings, store, undo } from "./core/form.js";
@@ -71,8 +72,7 @@ function pageHeader() {
     <div class="chips">
       ${openButton()} ${state.models.length ? modelChip() : nothing}
       <button class="chip" type="button" lang=${state.language === "en" ? "zh-CN" : "en"} aria-label=${state.language === "en" ? "中文" : "English"} @click=${changeLanguage}>EN / 中文</button>
-      <button class="chip" type="button" aria-label=${t(name)} title=${t(name)} @click=${changeTheme}>${sign}</button>
-      <button class="chip room" type="button" aria-label=${t("Keys")} title=${t("Keys")} @click=${openKeys}>?</button>
+      ${button(sign, changeTheme, { label: t(name), kind: "chip" })} ${button("?", openKeys, { label: t("Keys"), kind: "chip room" })}
     </div>
   </header>`;
 }

@@ -84,7 +84,7 @@ export const actions = {
   enlarge(image) {
     return generate({ ...image.request, task: { name: "hires", scale: 2, strength: 0.55, upscaler: "lanczos" } });
   },
-  edit: (image) => openInEditor({ id: image.id, width: image.width, height: image.height, url: image.url }),
+  edit: (image) => openInEditor(image),
   settings: (image) => takeSettings(image.request),
   async link(image) {
     const link = linkTo(image.request);

@@ -190,7 +190,7 @@ export function board(image, gone) {
     @pointerdown=${down} @pointermove=${move} @pointerup=${up} @pointercancel=${up} @pointerleave=${hideCursor} @wheel=${wheel} @keydown=${boardKeys}
     @contextmenu=${(event) => event.preventDefault()}>
     <div class="sheet" .style=${`transform:translate(${view.x}px,${view.y}px) scale(${view.zoom})`}>
-      <img class=${image.width < 300 ? "small" : ""} src=${image.url} alt=${t("The image to edit")} draggable="false" @error=${gone}>
+      <img src=${image.url} alt=${t("The image to edit")} draggable="false" @error=${gone}>
       <canvas id="mask"></canvas>
     </div>
     <span class="cursor" id="cursor"></span>

@@ -7,6 +7,7 @@ import { frame } from "./frame.js";
 import { t } from "../core/language.js";
 import { addStroke, canRedoStroke, canUndoStroke, fullMaskPng, maskFor, maskPng, redoStroke, undoStroke } from "./mask.js";
 import { state } from "../core/state.js";
+import { button, choice, numberField, slider } from "../parts/controls.js";
 import { failed } from "../parts/toasts.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
@@ -16,8 +17,8 @@ export const MARGIN_STEP = 8; // pixels
 const MAX_MARGIN = 2048;
 
 /** Edit an image of the gallery or an uploaded one: {id, width, height, url}. */
-export function openInEditor(input) {
-  edit.input = input;
+export function openInEditor({ id, width, height, url }) {
+  edit.input = { id, width, height, url };
   edit.margins = { left: 0, top: 0, right: 0, bottom: 0 };
   changed();
   location.hash = "#edit";
@@ -54,28 +55,9 @@ export async function editTask({ forPlan = false } = {}) {
   return { name: "inpaint", image, mask: { data }, strength: edit.strength.part, ...blur };
 }
 
-const numberOf = (event, fallback) => (event.target.value.trim() === "" || !Number.isFinite(Number(event.target.value)) ? fallback : Number(event.target.value));
-
 function set(changes) {
   Object.assign(edit, changes);
   changed();
-}
-
-function strengthField() {
-  const value = edit.strength[edit.mode];
-  const take = (event) => set({ strength: { ...edit.strength, [edit.mode]: Math.min(1, Math.max(0, numberOf(event, value))) } });
-  return html`<div class="labelled slider">
-    <div class="between"><label for="f-strength">${t("Strength")}</label><input class="value" type="number" aria-label=${t("Strength")} min="0" max="1" step="0.05" .value=${live(String(value))} @change=${take}></div>
-    <input type="range" id="f-strength" min="0" max="1" step="0.05" .value=${live(String(value))} @input=${take}>
-  </div>`;
-}
-
-function marginFields() {
-  const names = [["left", t("Left")], ["right", t("Right")], ["top", t("Top")], ["bottom", t("Bottom")]];
-  return html`<div class="row">${names.map(([side, text]) => html`<div class="field">
-    <label for="f-${side}">${text}</label>
-    <input id="f-${side}" type="number" min="0" max=${MAX_MARGIN} step=${MARGIN_STEP} .value=${live(String(edit.margins[side]))} @change=${(event) => setMargin(side, numberOf(event, 0))}>
-  </div>`)}</div>`;
 }
 
 /** Extend one side by so many pixels, rounded to what models take. */
@@ -84,23 +66,20 @@ export function setMargin(side, value) {
   set({ margins: { ...edit.margins, [side]: rounded } });
 }
 
-function featherField() {
-  return html`<div class="field">
-    <label for="f-mask_blur">${t("Feather")}</label>
-    <input id="f-mask_blur" type="number" min="0" max="256" step="1" placeholder=${t("own")} .value=${live(edit.mask_blur === null ? "" : String(edit.mask_blur))} @change=${(event) => set({ mask_blur: numberOf(event, null) })}>
-  </div>`;
-}
-
 /** The settings of the edit, in the left pane. */
 export function editFields() {
   if (!edit.input) return nothing;
+  const { mode, strength } = edit;
+  const sides = [["left", t("Left")], ["right", t("Right")], ["top", t("Top")], ["bottom", t("Bottom")]];
   const fits = [["crop", t("cut")], ["pad", t("pad")], ["stretch", t("stretch")]];
+  const setStrength = (value) => set({ strength: { ...strength, [mode]: Math.min(1, Math.max(0, value ?? 1)) } });
   return html`<div class="stack" id="f-image">
-    ${edit.mode === "extend" ? marginFields() : strengthField()}
-    ${edit.mode === "whole"
-      ? html`<div class="field"><label for="f-resize_mode">${t("Fit to size")}</label>
-          <select id="f-resize_mode" @change=${(event) => set({ resize_mode: event.target.value })}>${fits.map(([value, text]) => html`<option value=${value} ?selected=${value === edit.resize_mode}>${text}</option>`)}</select></div>`
-      : featherField()}
+    ${mode === "extend"
+      ? html`<div class="row">${sides.map(([side, text]) => numberField(side, text, edit.margins[side], (value) => setMargin(side, value ?? 0), { max: MAX_MARGIN, step: MARGIN_STEP }))}</div>`
+      : slider("strength", t("Strength"), strength[mode], { min: 0, max: 1, step: 0.05 }, setStrength)}
+    ${mode === "whole"
+      ? choice("resize_mode", t("Fit to size"), fits, edit.resize_mode, (value) => set({ resize_mode: value }))
+      : numberField("mask_blur", t("Feather"), edit.mask_blur, (value) => set({ mask_blur: value }), { max: 256, step: 1 })}
   </div>`;
 }
 
@@ -110,24 +89,23 @@ function chooser() {
     <p>${t("Drop an image here, paste one, or choose a file.")}</p>
     <ul>
       <li><label class="button"><input class="visually-hidden" type="file" accept="image/png,image/jpeg,image/webp" @change=${chosen}>${t("Choose a file")}</label></li>
-      ${state.shown ? html`<li><button class="button" type="button" @click=${() => openInEditor({ id: state.shown.id, width: state.shown.width, height: state.shown.height, url: state.shown.url })}>${t("Take the image shown")}</button></li>` : nothing}
+      ${state.shown ? html`<li>${button(t("Take the image shown"), () => openInEditor(state.shown))}</li>` : nothing}
     </ul>
   </div>`;
 }
 
 function paintTools() {
-  const button = (text, title, run, extra = {}) => html`<button class="button" type="button" title=${title} aria-label=${title} aria-pressed=${extra.pressed ?? nothing} ?disabled=${extra.disabled ?? false} @click=${run}>${text}</button>`;
   const act = (run) => () => {
     run();
     changed();
   };
   return html`<div class="tools" role="toolbar" aria-label=${t("Brush")}>
-    ${button(t("Brush"), t("Paint what is generated"), () => setTool({ erase: false }), { pressed: !tool.erase })}
-    ${button(t("Eraser"), t("Erase from the mask"), () => setTool({ erase: true }), { pressed: tool.erase })}
+    ${button(t("Brush"), () => setTool({ erase: false }), { title: t("Paint what is generated"), pressed: !tool.erase })}
+    ${button(t("Eraser"), () => setTool({ erase: true }), { title: t("Erase from the mask"), pressed: tool.erase })}
     <label class="brush-size">${t("Size")} <input type="range" id="brush-size" min="1" max="100" .value=${live(String(tool.size))} @input=${(event) => setTool({ size: Number(event.target.value) })}></label>
-    ${button("↶", t("Undo the stroke"), act(undoStroke), { disabled: !canUndoStroke() })} ${button("↷", t("Redo the stroke"), act(redoStroke), { disabled: !canRedoStroke() })}
-    ${button(t("Invert"), t("Paint everything else instead"), act(() => addStroke({ kind: "invert" })))} ${button(t("Clear"), t("Clear the mask"), act(() => addStroke({ kind: "clear" })))}
-    ${button("−", t("Zoom out"), () => zoomBy(1 / 1.5))} ${button("+", t("Zoom in"), () => zoomBy(1.5))}
+    ${button("↶", act(undoStroke), { label: t("Undo the stroke"), disabled: !canUndoStroke() })} ${button("↷", act(redoStroke), { label: t("Redo the stroke"), disabled: !canRedoStroke() })}
+    ${button(t("Invert"), act(() => addStroke({ kind: "invert" })), { title: t("Paint everything else instead") })} ${button(t("Clear"), act(() => addStroke({ kind: "clear" })), { title: t("Clear the mask") })}
+    ${button("−", () => zoomBy(1 / 1.5), { label: t("Zoom out") })} ${button("+", () => zoomBy(1.5), { label: t("Zoom in") })}
   </div>`;
 }
 
@@ -136,16 +114,16 @@ export function editorView() {
   const { input, mode } = edit;
   if (!input) return chooser();
   maskFor(input);
-  const gone = () => {
-    set({ input: null });
+  const gone = () => set({ input: null });
+  const whole = () => html`<figure class="canvas" .style=${`--w:${input.width};--h:${input.height}`}><img src=${input.url} alt=${t("The image to start from")} @error=${gone}></figure>`;
+  const hints = {
+    whole: t("Noise is added to the image, then it is generated again with the prompt."),
+    part: t("Painted parts are generated; every other pixel stays as it is."),
+    extend: t("Drag an edge outwards; the image itself stays as it is."),
   };
-  const choose = (value) => set({ mode: value });
   return html`<div class="tools modes" role="group" aria-label=${t("What to edit")}>
-      ${MODES.map(([value, text]) => html`<button class="button" type="button" aria-pressed=${value === mode} @click=${() => choose(value)}>${t(text)}</button>`)}
-      <button class="button" type="button" @click=${gone}>${t("Other image")}</button>
+      ${MODES.map(([value, text]) => button(t(text), () => set({ mode: value }), { pressed: value === mode }))} ${button(t("Other image"), gone)}
     </div>
-    ${mode === "part" ? paintTools() : nothing}
-    ${mode === "part" ? board(input, gone) : mode === "extend" ? frame(input, gone) : html`<figure class="canvas" .style=${`--w:${input.width};--h:${input.height}`}><img class=${input.width < 300 ? "small" : ""} src=${input.url} alt=${t("The image to start from")} @error=${gone}></figure>`}
-    <p class="hint">${mode === "part" ? t("Painted parts are generated; every other pixel stays as it is.") : mode === "extend" ? t("Drag an edge outwards; the image itself stays as it is.") : t("Noise is added to the image, then it is generated again with the prompt.")}</p>`;
+    ${mode === "part" ? [paintTools(), board(input, gone)] : mode === "extend" ? frame(input, gone) : whole()}
+    <p class="hint">${hints[mode]}</p>`;
 }
-

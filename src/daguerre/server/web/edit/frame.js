@@ -37,7 +37,7 @@ export function frame(input, gone) {
   const percent = (part, whole) => `${(100 * part) / whole}%`;
   const inner = `left:${percent(left, total.width)};top:${percent(top, total.height)};width:${percent(input.width, total.width)};height:${percent(input.height, total.height)}`;
   return html`<div class="canvas frame" id="frame" .style=${`--w:${total.width};--h:${total.height}`}>
-      <img class=${input.width < 300 ? "small" : ""} src=${input.url} alt=${t("The image to extend")} draggable="false" .style=${inner} @error=${gone}>
+      <img src=${input.url} alt=${t("The image to extend")} draggable="false" .style=${inner} @error=${gone}>
       ${Object.keys(SIDES).map((side) => html`<button type="button" class="handle ${side}" role="slider" aria-label=${t(NAMES[side])} aria-orientation=${SIDES[side][0] ? "horizontal" : "vertical"}
         aria-valuemin="0" aria-valuemax="2048" aria-valuenow=${edit.margins[side]} aria-valuetext="${edit.margins[side]} px"
         @pointerdown=${(event) => down(event, side, total)} @pointermove=${move} @pointerup=${() => (drag = null)} @pointercancel=${() => (drag = null)} @keydown=${(event) => keys(event, side)}></button>`)}

@@ -4,6 +4,7 @@ import { neighbour } from "../panes/gallery.js";
 import { t } from "../core/language.js";
 import { shape } from "../panes/stage.js";
 import { state, update } from "../core/state.js";
+import { button } from "../parts/controls.js";
 import { html } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 
@@ -38,8 +39,7 @@ export function compareView() {
       <input type="range" id="compare" min="0" max="100" step="0.5" .value=${live(String(at))} aria-label=${t("Share of the first image")} @input=${set}>
     </figure>
     <div class="tools">
-      <button class="button" type="button" @click=${swap}>${t("Swap")}</button>
-      <button class="button" type="button" @click=${() => update({ compare: null })}>${t("Done")}</button>
+      ${button(t("Swap"), swap)} ${button(t("Done"), () => update({ compare: null }))}
     </div>
     <p class="hint">${t("Choose another image in the gallery to compare with it.")}</p>
     <table class="facts"><caption class="visually-hidden">${t("Settings that differ")}</caption>

@@ -5,6 +5,7 @@ import { duration, t } from "../core/language.js";
 import { cancel, editJob } from "../core/run.js";
 import { queuedJobs, runningJob, state, update } from "../core/state.js";
 import { failed } from "../parts/toasts.js";
+import { button } from "../parts/controls.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
@@ -56,7 +57,7 @@ function running(job) {
       <div class="bar" role="progressbar" aria-label=${nameOf(job)} aria-valuemin="0" aria-valuemax="100" aria-valuenow=${share}><i .style=${`width:${share}%`}></i></div>
       <p class="hint">${stage}${left}</p>
     </div>
-    <button class="button small" type="button" aria-label=${t("Cancel {name}", { name: nameOf(job) })} @click=${() => cancel(job.id)}>✕</button>
+    ${button("✕", () => cancel(job.id), { label: t("Cancel {name}", { name: nameOf(job) }), kind: "button small" })}
   </li>`;
 }
 
@@ -73,11 +74,11 @@ function waiting(job, i) {
     <div class="about"><span class="name">${nameOf(job)}</span>
       <p class="hint">${i === 0 ? t("next") : ""}${i === 0 && job.seconds_left ? " · " : ""}${job.seconds_left ? duration(job.seconds_left) : ""}${job.client !== "page" ? ` · ${job.client}` : ""}</p></div>
     <span class="tools">
-      <button class="quiet" type="button" id="up-${job.id}" ?disabled=${i === 0} aria-label=${t("Earlier: {name}", names)} @click=${(event) => moveBy(job, -1, event)}>↑</button>
-      <button class="quiet" type="button" id="down-${job.id}" ?disabled=${i === all.length - 1} aria-label=${t("Later: {name}", names)} @click=${(event) => moveBy(job, 1, event)}>↓</button>
-      ${job.kind === "generate" ? html`<button class="quiet" type="button" aria-label=${t("Edit {name}", names)} @click=${() => editJob(job)}>✎</button>` : nothing}
+      ${button("↑", (event) => moveBy(job, -1, event), { id: `up-${job.id}`, label: t("Earlier: {name}", names), disabled: i === 0, kind: "quiet" })}
+      ${button("↓", (event) => moveBy(job, 1, event), { id: `down-${job.id}`, label: t("Later: {name}", names), disabled: i === all.length - 1, kind: "quiet" })}
+      ${job.kind === "generate" ? button("✎", () => editJob(job), { label: t("Edit {name}", names), kind: "quiet" }) : nothing}
     </span>
-    <button class="button small" type="button" aria-label=${t("Cancel {name}", names)} @click=${() => cancel(job.id)}>✕</button>
+    ${button("✕", () => cancel(job.id), { label: t("Cancel {name}", names), kind: "button small" })}
   </li>`;
 }
 
@@ -90,7 +91,7 @@ export function queueSection() {
   return html`<section class="sec" aria-labelledby="queue-title">
     <div class="between">
       <h2 id="queue-title">${count ? t("Queue · {n}", { n: count }) : t("Queue")}</h2>
-      <button class="link" type="button" aria-pressed=${state.paused} @click=${pause}>${state.paused ? t("go on") : t("pause")}</button>
+      ${button(state.paused ? t("go on") : t("pause"), pause, { kind: "link" })}
     </div>
     ${state.paused ? html`<p class="hint warn">${state.pausedReason ?? t("Paused. Jobs wait; nothing is lost.")}</p>` : nothing}
     ${count ? html`<ol class="jobs">${now ? running(now) : nothing}${repeat(queued.slice(0, SHOWN), (job) => job.id, waiting)}</ol>` : nothing}

@@ -8,7 +8,17 @@ import { deleteImages, favour, galleryImages, neighbour, open } from "./gallery.
 import { duration, t } from "../core/language.js";
 import { actions, cancel } from "../core/run.js";
 import { jobById, state, update } from "../core/state.js";
+import { button } from "../parts/controls.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+
+const TOOLS = [
+  ["again", "Again", "Make this image again, with the same settings and seed"],
+  ["vary", "Vary", "A similar image: the noise moves towards another seed"],
+  ["edit", "Edit part", "Paint over a part, extend, or start from this image"],
+  ["enlarge", "Enlarge ×2", "Hires fix: generate at twice the size"],
+  ["settings", "Settings", "Bring its settings into the form"],
+  ["link", "Link", "Copy a link that carries the settings"],
+];
 
 /** The job that the stage shows, while it has no finished image. */
 function activeJob() {
@@ -27,7 +37,7 @@ function jobView(job) {
     <div class="film"><div class="bar" role="progressbar" aria-label=${t("Progress")} aria-valuemin="0" aria-valuemax="100" aria-valuenow=${Math.round(100 * (progress.fraction ?? 0))}>
       <i .style=${`width:${100 * (progress.fraction ?? 0)}%`}></i></div>
       <div class="ticks"><span>${progress.sigma ? `σ ${format(progress.sigma)}` : ""}</span><span>${text}</span><span>${left}</span></div></div>
-    <div class="tools"><button class="button" type="button" aria-keyshortcuts="Control+." @click=${() => cancel(job.id)}>${t("Cancel")}</button></div>`;
+    <div class="tools">${button(t("Cancel"), () => cancel(job.id), { title: "Ctrl ." })}</div>`;
 }
 
 export const format = (sigma) => (sigma >= 100 ? Math.round(sigma) : Number(sigma.toPrecision(2)));
@@ -61,21 +71,15 @@ function imageView(image) {
     if (event.key === "Delete") deleteImages([image.id]);
   };
   return html`<figure class="canvas" .style=${shape(image.width, image.height)} tabindex="0" @keydown=${keys} aria-label=${t("Image; the arrow keys show the next one")}>
-      <img id="image" src=${film ?? image.url} alt=${image.prompt || t("image without a prompt")} class=${image.width < 300 ? "small" : ""}>
+      <img id="image" src=${film ?? image.url} alt=${image.prompt || t("image without a prompt")}>
       ${attentionCanvas(image)}
     </figure>
     ${siblings(image)} ${attentionWords(image)} ${filmSlider(image)}
     <div class="tools" role="group" aria-label=${t("What to do with the image")}>
       <a class="button" href="${image.url}?download=1" download>${t("Save")}</a>
-      <button class="button" type="button" title=${t("Make this image again, with the same settings and seed")} @click=${() => actions.again(image)}>${t("Again")}</button>
-      <button class="button" type="button" title=${t("A similar image: the noise moves towards another seed")} @click=${() => actions.vary(image)}>${t("Vary")}</button>
-      <button class="button" type="button" title=${t("Paint over a part, extend, or start from this image")} @click=${() => actions.edit(image)}>${t("Edit part")}</button>
-      <button class="button" type="button" title=${t("Hires fix: generate at twice the size")} @click=${() => actions.enlarge(image)}>${t("Enlarge ×2")}</button>
-      <button class="button" type="button" @click=${() => startCompare(image)}>${t("Compare")}</button>
-      <button class="button" type="button" title=${t("Bring its settings into the form")} @click=${() => actions.settings(image)}>${t("Settings")}</button>
-      <button class="button" type="button" title=${t("Copy a link that carries the settings")} @click=${() => actions.link(image)}>${t("Link")}</button>
-      <button class="button" type="button" aria-pressed=${image.favourite} aria-label=${t("Favourite")} title=${t("Favourite")} @click=${() => favour(image)}>${image.favourite ? "★" : "☆"}</button>
-      <button class="button" type="button" title=${t("Delete; can be undone")} @click=${() => deleteImages([image.id])}>${t("Delete")}</button>
+      ${TOOLS.map(([name, text, title]) => button(t(text), () => actions[name](image), { title: t(title) }))} ${button(t("Compare"), () => startCompare(image))}
+      ${button(image.favourite ? "★" : "☆", () => favour(image), { label: t("Favourite"), pressed: image.favourite })}
+      ${button(t("Delete"), () => deleteImages([image.id]), { title: t("Delete; can be undone") })}
     </div>
     <p class="hint caption">${image.prompt} · ${t("seed {seed}", { seed: image.seed })} · ${image.width}×${image.height} · ${image.model}</p>`;
 }
@@ -84,7 +88,7 @@ function welcome() {
   return html`<div class="welcome">
     <p>${t("Write what the image shows and press Generate.")}</p>
     ${state.suggestions.length
-      ? html`<ul>${state.suggestions.slice(0, 6).map((text) => html`<li><button class="button" type="button" @click=${() => actions.suggest(text)}>${text}</button></li>`)}</ul>`
+      ? html`<ul>${state.suggestions.slice(0, 6).map((text) => html`<li>${button(text, () => actions.suggest(text))}</li>`)}</ul>`
       : nothing}
     <p class="hint">${t("Or drop an image here: its settings are read, whichever program made it.")}</p>
   </div>`;

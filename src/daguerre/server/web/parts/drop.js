@@ -7,6 +7,7 @@ import { openGrid } from "./grid.js";
 import { t } from "../core/language.js";
 import { generate, takeSettings } from "../core/run.js";
 import { state, update } from "../core/state.js";
+import { button } from "./controls.js";
 import { failed, toast } from "./toasts.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -60,10 +61,9 @@ function report(found, file) {
     </div>
   </div>
   <div class="buttons">
-    <button class="button" type="button" @click=${act(() => openInEditor({ id: input.id, width: input.width, height: input.height, url: `/api/inputs/${input.id}` }))}>${t("Edit this image")}</button>
-    ${found.grid ? html`<button class="button" type="button" @click=${act(() => openGrid(found.grid))}>${t("Open the grid")}</button>` : nothing}
-    ${request ? html`<button class="button" type="button" @click=${act(() => takeSettings(request))}>${t("Use these settings")}</button>
-      <button class="button main" type="button" ?disabled=${missing.length > 0} @click=${act(again)}>${t("Make it again")}</button>` : nothing}
+    ${button(t("Edit this image"), act(() => openInEditor({ ...input, url: `/api/inputs/${input.id}` })))}
+    ${found.grid ? button(t("Open the grid"), act(() => openGrid(found.grid))) : nothing}
+    ${request ? [button(t("Use these settings"), act(() => takeSettings(request))), button(t("Make it again"), act(again), { kind: "button main", disabled: missing.length > 0 })] : nothing}
   </div>`;
 }
 

@@ -3,6 +3,7 @@
 import { axes, changed, form, fromRequest, replaceForm, toRequest, wholeNumber } from "../core/form.js";
 import { t } from "../core/language.js";
 import { state } from "../core/state.js";
+import { choice } from "./controls.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 
@@ -80,8 +81,7 @@ function axis(name, label) {
   };
   return html`<fieldset class="axis">
     <legend class="visually-hidden">${label}</legend>
-    <div class="field"><label for="axis-${name}">${label}</label>
-      <select id="axis-${name}" @change=${(event) => set({ field: event.target.value, text: example(event.target.value) })}>${options.map(([value, each]) => html`<option value=${value} ?selected=${value === field}>${t(each)}</option>`)}</select></div>
+    ${choice(`axis-${name}`, label, options.map(([value, each]) => [value, t(each)]), field, (value) => set({ field: value, text: example(value) }))}
     ${field
       ? html`<textarea rows=${TEXTS.has(field) ? 3 : 1} aria-label=${t("Values of {axis}", { axis: label })} placeholder=${TEXTS.has(field) ? t("one text a line") : "1, 2, 5-8"} .value=${live(text)} @input=${(event) => set({ text: event.target.value })}></textarea>`
       : nothing}

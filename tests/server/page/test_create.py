@@ -1,0 +1,143 @@
+"""From a prompt to an image in the browser: preview, cancel, queue, gallery, film, attention, comparison."""
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+STEPS = 3
+
+
+def generate(page: Any, prompt: str, steps: int = STEPS) -> None:
+    page.fill("#f-prompt", prompt)
+    page.fill("#n-steps", str(steps))
+    page.keyboard.press("Control+Enter")
+
+
+def test_a_prompt_becomes_an_image_with_a_preview_and_a_title(page, server):
+    generate(page, "a red apple", 6)
+    preview = page.wait_for_selector("figure img.preview")
+    assert preview.get_attribute("src").startswith("data:image/webp;base64,")
+    page.wait_for_function("/^\\d+ %.*a red apple/.test(document.title)")
+    assert page.locator(".node.on").count() >= 1  # the plan strip shows what works
+    page.wait_for_selector("#image")
+    page.wait_for_function("document.title === 'Daguerre'")
+    (image,) = [each for each in server.images() if each["prompt"] == "a red apple" and each["request"]["steps"] == 6]
+    assert page.get_attribute("#image", "src") == image["url"]
+    assert page.evaluate("document.getElementById('image').naturalWidth") == 128
+    assert page.locator("#gallery button").first.get_attribute("data-id") == image["id"]
+
+
+def test_cancel_ends_the_running_job_and_leaves_the_next(page, server):
+    generate(page, "a slow rocket", 400)
+    page.wait_for_selector("figure img.preview")
+    generate(page, "a green crab")
+    page.locator(".tools >> text=Cancel").click()
+    page.wait_for_selector("#image[alt='a green crab']")
+    states = {job["request"]["prompt"]: job["state"] for job in server.call("/api/jobs")["jobs"]}
+    assert (states["a slow rocket"], states["a green crab"]) == ("cancelled", "done")
+
+
+def test_the_queue_is_paused_reordered_edited_and_survives_a_reload(page, server):
+    page.click("text=pause")
+    page.wait_for_selector("text=Paused.")
+    for prompt in ("a pizza", "a rocket", "a parrot"):
+        generate(page, prompt)
+        page.wait_for_selector(f".job:has-text('{prompt}')")
+
+    def order() -> list[str]:
+        return page.locator(".job .name").all_inner_texts()
+
+    assert order() == ["a pizza", "a rocket", "a parrot"]
+    page.reload()
+    page.wait_for_selector(".job")
+    assert order() == ["a pizza", "a rocket", "a parrot"]
+    page.locator(".job").nth(2).hover()
+    page.locator("[aria-label='Earlier: a parrot']").click()
+    page.wait_for_function("document.querySelectorAll('.job .name')[1]?.innerText === 'a parrot'")
+    page.locator(".job").nth(0).hover()
+    page.locator("[aria-label='Edit a pizza']").click()
+    page.fill("#f-prompt", "a blue trophy")
+    page.click("text=Change the job")
+    page.wait_for_function("document.querySelectorAll('.job .name')[0]?.innerText === 'a blue trophy'")
+    assert page.input_value("#f-prompt") == "a parrot"  # what was in the form is back
+    page.locator(".job:has-text('a rocket') button[aria-label^=Cancel]").click()
+    page.click("text=go on")
+    page.wait_for_function("document.querySelectorAll('.job').length === 0")
+    prompts = [image["prompt"] for image in server.images()]
+    assert prompts[:2] == ["a parrot", "a blue trophy"]
+    assert "a pizza" not in prompts
+
+
+def test_search_delete_undo_and_compare(page, server):
+    server.generate(2, prompt="a cat face")
+    page.fill("#search", "cat face")
+    page.wait_for_function("document.querySelectorAll('#gallery button').length === 2")
+    page.locator("#gallery button").first.click()
+    page.wait_for_selector("#image[alt='a cat face']")
+    page.locator(".stage >> text=Delete").click()
+    page.wait_for_function("document.querySelectorAll('#gallery button').length === 1")
+    page.click(".toast >> text=Undo")
+    page.wait_for_function("document.querySelectorAll('#gallery button').length === 2")
+    assert len([image for image in server.images() if image["prompt"] == "a cat face"]) == 2
+    page.click(".stage >> text=Compare")
+    slider = page.locator("#compare")
+    slider.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")
+    assert page.evaluate("getComputedStyle(document.querySelector('.compare .over')).clipPath") == "inset(0px 52.5% 0px 0px)"
+    assert "seed" in page.locator("table.facts").inner_text()
+
+
+def test_the_film_shows_every_step(page, server):
+    (image,) = server.generate(prompt="a pizza", seed=11)
+    page.reload()
+    page.locator("#gallery button").first.click()
+    page.wait_for_selector("#film")
+    page.locator("#film").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function(f"document.getElementById('image').getAttribute('src') === '/api/images/{image['id']}/steps/0'")
+    first = Image.open(io.BytesIO(server.fetch(f"/api/images/{image['id']}/steps/0")))
+    last = Image.open(io.BytesIO(server.fetch(image["url"])))
+    assert first.size == last.size
+    assert np.abs(np.asarray(first.convert("L"), float) - np.asarray(last.convert("L"), float)).mean() > 1
+    assert page.get_attribute("#film", "aria-valuetext") == "step 1 of 3"
+    page.keyboard.press("End")
+    page.wait_for_function(f"document.getElementById('image').getAttribute('src') === '{image['url']}'")
+
+
+def test_a_word_shows_where_it_acted(page, server):
+    server.generate(prompt="a cat and a pizza", seed=21, steps=8)
+    page.reload()
+    page.locator("#gallery button").first.click()
+    page.locator(".words button", has_text="pizza").click()
+    page.wait_for_selector("#heat")
+    assert page.get_attribute("#heat", "alt") == "where “pizza” acted"
+    page.locator(".words button", has_text="cat").hover()
+    page.wait_for_selector("#heat[alt='where “cat” acted']")
+    centre = """async (word) => {
+        const image = document.getElementById("heat"); await image.decode();
+        const canvas = document.createElement("canvas"); canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+        const context = canvas.getContext("2d"); context.drawImage(image, 0, 0);
+        const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
+        let total = 0, sum = 0;
+        for (let i = 0; i < data.length; i += 4) { total += data[i]; sum += data[i] * ((i / 4) % canvas.width); }
+        return sum / total / canvas.width; }"""
+    cat = page.evaluate(centre)
+    page.mouse.move(5, 5)
+    page.wait_for_selector("#heat[alt='where “pizza” acted']")
+    assert cat < page.evaluate(centre)  # captions name the left one first
+
+
+def test_several_images_of_a_run_and_their_settings(page):
+    page.fill("#f-num_images", "3")
+    generate(page, "a sunflower")
+    page.wait_for_function("document.querySelectorAll('.siblings button').length === 3")
+    page.locator(".siblings button").nth(2).click()
+    caption = page.inner_text(".caption")
+    page.click(".stage >> text='Settings'")
+    assert page.input_value("#f-seed") == re.search(r"seed (\d+)", caption)[1]
+    page.click(".toast >> text=Undo")
+    assert page.input_value("#f-seed") == ""
