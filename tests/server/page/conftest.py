@@ -18,7 +18,7 @@ import pytest
 CHROMIUM = shutil.which("chromium")
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
-TIMEOUT = 30_000  # milliseconds, for a loaded machine
+TIMEOUT = 60_000  # milliseconds, for a loaded machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -119,6 +119,21 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def until() -> Callable[[Any, str], Any]:
+    """Wait for a JavaScript expression to be true; Playwright's own waiting needs `eval`, which the page's policy forbids."""
+
+    def wait(page: Any, expression: str) -> Any:
+        end = time.monotonic() + TIMEOUT / 1000
+        while time.monotonic() < end:
+            if found := page.evaluate(f"() => ({expression})"):
+                return found
+            page.wait_for_timeout(40)
+        raise AssertionError(f"not true in time: {expression}")
+
+    return wait
 
 
 @pytest.fixture

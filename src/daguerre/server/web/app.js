@@ -117,21 +117,15 @@ function route() {
   planSoon();
 }
 
-/** Let a field take what was typed into it, as leaving it does. */
-function commit(field) {
-  if (!field?.matches?.("input, textarea")) return;
-  field.blur();
-  field.focus();
-}
-
 const inText = (target) => target.closest?.("input, textarea, select, [contenteditable]");
 
 function keys(event) {
   const control = event.ctrlKey || event.metaKey;
   if (control && event.key === "Enter") {
     event.preventDefault();
-
-    if (!state.editingJob) start();
+    event.target.dispatchEvent(new Event("change", { bubbles: true })); // takes what was typed, as leaving the field does
+    if (state.editingJob) saveEditing();
+    else start();
   } else if (control && event.key === ".") {
     const job = runningJob();
     if (job) cancel(job.id);

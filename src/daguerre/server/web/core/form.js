@@ -169,6 +169,12 @@ export function toRequest(task = null) {
   return request;
 }
 
+/** The form as a request in which no field is left out, to replace that of a job. */
+export function completeRequest(task) {
+  const plain = Object.fromEntries(PLAIN.map((name) => [name, DEFAULTS[name]]));
+  return { ...plain, steps: state.samplers.default.steps, variation: null, task: { name: "txt2img" }, ...toRequest(task) };
+}
+
 /** The form fields of a request, such as that of an image or a dropped file. */
 export function fromRequest(request) {
   const values = { ...DEFAULTS };

@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { editTask, openInEditor } from "../edit/editor.js";
-import { change, form, fromRequest, linkTo, onFormChange, remember, replaceForm, toRequest, undo } from "./form.js";
+import { change, completeRequest, form, fromRequest, linkTo, onFormChange, remember, replaceForm, toRequest, undo } from "./form.js";
 import { addImage, changeImages } from "../panes/gallery.js";
 import { gridBody } from "../parts/grid.js";
 import { duration, t } from "./language.js";
@@ -106,12 +106,9 @@ export function editJob(job) {
 }
 
 export async function saveEditing() {
-  const { task: _task, ...request } = { ...toRequest() };
-  const before = jobById(state.editingJob)?.request ?? {};
-  const hires = form.hires.on || before.task?.name === "hires";
-  const cleared = Object.fromEntries(["steps", "guidance_scale", "sampler", "spacing", "variation"].filter((name) => !(name in request) && name !== "steps").map((name) => [name, null]));
+  const { task: before } = jobById(state.editingJob)?.request ?? {};
   try {
-    putJob(await api(`/api/jobs/${state.editingJob}/edit`, { request: { ...cleared, ...request, ...(hires ? { task: toRequest().task ?? { name: "txt2img" } } : {}) } }));
+    putJob(await api(`/api/jobs/${state.editingJob}/edit`, { request: completeRequest(before?.image ? before : null) }));
     toast(t("The job is changed."));
   } catch (error) {
     failed(error);

@@ -1,0 +1,177 @@
+"""Settings in the browser: dropped images, links, presets, history, undo, grids, the language, and that nothing is lost."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+INFOTEXT = "a red apple\nNegative prompt: rain\nSteps: 7, Sampler: Euler a, CFG scale: 3.5, Seed: 9007199254740993, Size: 128x128, Model: dream, Wobble: 4"
+
+
+def drop(page: Any, name: str, data: bytes) -> None:
+    """Drop a file on the page."""
+    page.evaluate(
+        """([name, data]) => {
+            const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, {type: "image/png"}));
+            for (const kind of ["dragenter", "dragover", "drop"]) document.body.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: transfer}));
+        }""",
+        [name, base64.b64encode(data).decode()],
+    )
+    page.wait_for_selector("dialog[open]")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> bytes:
+    """A PNG with the settings of another program."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", INFOTEXT)
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "foreign.png", pnginfo=chunks)
+    return (tmp_path / "foreign.png").read_bytes()
+
+
+def test_a_dropped_image_of_another_program_fills_the_form_and_names_what_is_left(page, foreign):
+    drop(page, "foreign.png", foreign)
+    assert "Wobble" in page.inner_text(".unread")
+    assert "dream" in page.inner_text("dialog .warn")
+    page.click("text=Use these settings")
+    values = {name: page.input_value(f"#f-{name}") for name in ("prompt", "negative_prompt", "steps", "seed", "sampler")}
+    assert values == {"prompt": "a red apple", "negative_prompt": "rain", "steps": "7", "seed": "9007199254740993", "sampler": "euler_a"}
+    assert page.input_value("#n-guidance_scale") == "3.5"
+    page.click(".toast >> text=Undo")
+    assert page.input_value("#f-prompt") == ""
+
+
+def test_a_dropped_image_is_made_again_byte_for_byte(page, server, until):
+    (image,) = server.generate(prompt="a green crab", seed=9007199254740993, steps=2)  # more digits than JavaScript's numbers hold
+    original = server.fetch(image["url"])
+    drop(page, "crab.png", original)
+    page.wait_for_selector("dialog >> text=can be made again exactly")
+    page.click("dialog >> text=Make it again")
+    server.wait(lambda: server.images()[0]["id"] != image["id"])
+    again = server.images()[0]
+    assert again["request"] == image["request"]
+    assert server.fetch(again["url"]) == original
+
+
+def test_settings_and_history_survive_a_reload_and_a_link_carries_them(page, open_page, server, until):
+    page.fill("#f-prompt", "a parrot")
+    page.fill("#n-steps", "2")
+    page.fill("#f-seed", "77")
+    page.click("#go")
+    page.wait_for_selector("#image[alt='a parrot']")
+    page.fill("#f-prompt", "a rocket")
+    page.wait_for_timeout(700)
+    page.reload()
+    page.wait_for_selector(".node")
+    assert (page.input_value("#f-prompt"), page.input_value("#f-seed"), page.input_value("#n-steps")) == ("a rocket", "77", "2")
+    page.focus("#f-prompt")
+    page.keyboard.press("Alt+ArrowUp")
+    assert page.input_value("#f-prompt") == "a parrot"
+    page.keyboard.press("Alt+ArrowDown")
+    assert page.input_value("#f-prompt") == "a rocket"
+    request = {"prompt": "a <b>blue</b> 猫", "steps": 5, "seed": "18014398509481985", "guidance_scale": 3}
+    text = base64.urlsafe_b64encode(json.dumps(request).encode()).decode().rstrip("=")
+    linked = open_page(f"/#settings={text}")
+    until(linked, "document.getElementById('f-prompt').value === 'a <b>blue</b> 猫'")
+    assert (linked.input_value("#n-steps"), linked.input_value("#f-seed"), linked.input_value("#n-guidance_scale")) == ("5", "18014398509481985", "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "selected", "key", "expected"),
+    [
+        ("a red cat", (7, 7), "ArrowUp", "a red (cat:1.1)"),
+        ("a red cat", (2, 9), "ArrowUp", "a (red cat:1.1)"),
+        ("a red (cat:1.1)", (8, 8), "ArrowUp", "a red (cat:1.2)"),
+        ("a red (cat:1.1)", (8, 8), "ArrowDown", "a red cat"),
+        ("a red cat", (7, 7), "ArrowDown", "a red (cat:0.9)"),
+    ],
+)
+def test_weights_by_key(page, text, selected, key, expected):
+    page.fill("#f-prompt", text)
+    page.evaluate("([a, b]) => document.getElementById('f-prompt').setSelectionRange(a, b)", list(selected))
+    page.keyboard.press(f"Control+{key}")
+    assert page.input_value("#f-prompt") == expected
+    page.keyboard.press("Control+z")  # the browser's own undo
+    assert page.input_value("#f-prompt") == text
+
+
+def test_presets_and_undo(page):
+    page.fill("#n-steps", "33")
+    page.fill("#f-prompt", "a pizza")
+    page.select_option("#presets", "save")
+    page.fill("#asked", "mine")
+    page.click("dialog >> text=Save")
+    page.select_option("#presets", "=Quick look")
+    assert (page.input_value("#n-steps"), page.input_value("#f-prompt")) == ("8", "a pizza")
+    page.select_option("#presets", "=mine")
+    assert page.input_value("#n-steps") == "33"
+    page.select_option("#presets", "-mine")
+    page.click(".toast:has-text('mine') >> text=Undo")
+    page.wait_for_selector("#presets option[value='=mine']", state="attached")
+    page.locator("#image, .welcome").first.click(position={"x": 2, "y": 2})
+    page.keyboard.press("Control+z")
+    assert page.input_value("#n-steps") == "8"
+
+
+def test_a_grid_is_labelled_and_opens_again_from_its_file(page, server, until):
+    page.fill("#f-prompt", "a red apple")
+    page.click("nav >> text=Grid")
+    page.select_option("#f-axis-x", "seed")
+    page.fill("[aria-label='Values of Across']", "1-2")
+    page.select_option("#f-axis-y", "steps")
+    page.fill("[aria-label='Values of Down']", "1, 2")
+    page.wait_for_selector("text=4 images on one sheet.")
+    count = len(server.images())
+    page.click("#go")
+    server.wait(lambda: len(server.images()) > count)
+    sheet = server.images()[0]
+    assert min(sheet["width"], sheet["height"]) > 2 * 128  # four images with labels
+    page.click("nav >> text=Create")
+    drop(page, "grid.png", server.fetch(sheet["url"]))
+    page.click("text=Open the grid")
+    until(page, "location.hash === '#grid'")
+    assert page.input_value("[aria-label='Values of Across']") == "1, 2"
+    assert (page.input_value("#f-axis-y"), page.input_value("[aria-label='Values of Down']")) == ("steps", "1, 2")
+
+
+def test_chinese_covers_the_page_and_is_remembered(page, until):
+    page.click("text=EN / 中文")
+    until(page, "document.getElementById('go').innerText.includes('生成')")
+    assert page.get_attribute("html", "lang") == "zh-CN"
+    for view in ("create", "edit", "grid", "gallery"):
+        page.evaluate(f"location.hash = '#{view}'")
+        page.wait_for_timeout(60)
+        words = page.evaluate("""() => [...document.querySelectorAll("button, label, summary, h2, p, a, option")]
+            .filter((each) => each.offsetParent !== null && !each.querySelector("button, label")).map((each) => each.textContent.trim())""")
+        english = {word for word in words if word.isascii() and " " in word and not word.startswith(("a ", "Ctrl"))}
+        allowed = {word for word in english if any(sign.isdigit() for sign in word) or word.startswith(("DPM", "Euler", "UniPC", "Align"))}
+        assert english - allowed == set()
+    page.reload()
+    page.wait_for_selector(".galleryview")
+    assert page.get_attribute("html", "lang") == "zh-CN"
+
+
+def test_an_unknown_word_is_marked_as_one_types(page):
+    page.route("**/api/prompt", lambda route: route.fulfill(json={"tokens": 3, "chunks": 1, "words": ["a", "zebu"], "warnings": [], "error": None,
+               "unknown": [{"word": "zebu", "start": 2, "end": 6, "nearest": ["zebra"]}]}))  # fmt: skip
+    page.type("#f-prompt", "a zebu")
+    page.wait_for_selector("mark.unknown")
+    assert page.inner_text("mark.unknown") == "zebu"
+    assert page.inner_text("#prompt-hint") == "“zebu” never occurred in the captions of this model. Near: zebra."
+
+
+def test_a_lost_server_is_said_and_the_page_goes_on(page, until):
+    page.fill("#f-prompt", "a cat face")
+    page.context.set_offline(True)
+    page.click("#go")
+    page.wait_for_selector(".toast.warn:has-text('The server does not answer.')")
+    assert page.input_value("#f-prompt") == "a cat face"
+    page.context.set_offline(False)
+    page.fill("#n-steps", "2")
+    page.click("#go")
+    page.wait_for_selector("#image[alt='a cat face']")
