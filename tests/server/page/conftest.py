@@ -18,7 +18,7 @@ import pytest
 CHROMIUM = shutil.which("chromium")
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
-TIMEOUT = 60_000  # milliseconds, for a loaded machine
+TIMEOUT = 30_000  # milliseconds, for a loaded machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,7 +98,7 @@ def test_search_delete_undo_and_compare(page, server, until):
     slider.focus()
     for _ in range(5):
         page.keyboard.press("ArrowLeft")
-    assert page.evaluate("getComputedStyle(document.querySelector('.compare .over')).clipPath") == "inset(0px 52.5% 0px 0px)"
+    until(page, "getComputedStyle(document.querySelector('.compare .over')).clipPath === 'inset(0px 52.5% 0px 0px)'")
     assert "seed" in page.locator("table.facts").inner_text()
 
 

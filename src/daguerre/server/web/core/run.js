@@ -30,7 +30,7 @@ onFormChange(planSoon);
 async function post(request) {
   const job = await api("/api/jobs", { request, model: state.model });
   remember(form.prompt);
-  putJob(job);
+  addJob(job);
   update({ following: true, shownJob: runningJob() ? state.shownJob : job.id });
   if (state.view === "edit") location.hash = "#create";
   announce(t("The job is in the queue."));
@@ -41,7 +41,7 @@ async function post(request) {
 export async function start() {
   try {
     if (state.view === "grid") {
-      putJob(await api("/api/grids", gridBody()));
+      addJob(await api("/api/grids", gridBody()));
       remember(form.prompt);
       update({ following: true });
     } else {
@@ -123,8 +123,13 @@ export function cancelEditing() {
   kept = null;
 }
 
+/** Add a job that was just submitted, unless an event has already said more about it. */
+export function addJob(job) {
+  if (!jobById(job.id)) putJob(job);
+}
+
 /** Insert or replace a job in the list, which has running, queued and finished jobs in this order. */
-export function putJob(job) {
+function putJob(job) {
   const known = state.jobs.some((each) => each.id === job.id);
   const jobs = known ? state.jobs.map((each) => (each.id === job.id ? job : each)) : [...state.jobs, job];
   update({ jobs: sorted(jobs) });

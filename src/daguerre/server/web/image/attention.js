@@ -2,7 +2,7 @@
 
 import { api } from "../core/api.js";
 import { t } from "../core/language.js";
-import { putJob } from "../core/run.js";
+import { addJob } from "../core/run.js";
 import { jobById, state, update } from "../core/state.js";
 import { failed } from "../parts/toasts.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
@@ -47,7 +47,7 @@ async function compute(image, wanted) {
   try {
     const job = await api(`/api/images/${image.id}/attention`, {});
     if (maps.id === image.id) maps.asked = job.id;
-    putJob(job);
+    addJob(job);
   } catch (error) {
     failed(error);
   }
