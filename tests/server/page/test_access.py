@@ -13,7 +13,7 @@ import daguerre
 WEB = Path(daguerre.__file__).parent / "server" / "web"
 ROOT = Path(__file__).parents[3]
 AXE = ROOT / "tests" / "fixtures" / "axe-core" / "axe.min.js"
-MAX_BYTES = 150_000  # of scripts and styles
+MAX_BYTES = 150 << 10  # of scripts and styles
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
 
 

@@ -1,24 +1,24 @@
-/** The settings of the next run: the form, its history for undo, presets, and the conversion to and from a request. */
+// The settings of the next run: the form, its history for undo, presets, and the conversion to and from a request.
 
 import { api } from "./api.js";
 import { debounce, state, update } from "./state.js";
 
 const HIRES = { on: false, scale: 2, strength: 0.55, upscaler: "lanczos" };
-/** Null is the model's own value. The seed is a text, since it can exceed the exact numbers of JavaScript; "" is a new one each time. */
+// Null is the model's own value. The seed is a text, since it can exceed the exact numbers of JavaScript; "" is a new one each time.
 export const DEFAULTS = Object.freeze({
-  prompt: "", negative_prompt: "", width: null, height: null, num_images: 1, steps: null, guidance_scale: null, sampler: null,
-  spacing: null, seed: "", hires: HIRES, variation_seed: "", variation_strength: 0, tiling: "none", clip_skip: null,
-  guidance_rescale: 0, guidance_interval: null, cfg_plus_plus: false, eta: null, refiner_switch_at: 0.8, low_memory: false,
+	prompt: "", negative_prompt: "", width: null, height: null, num_images: 1, steps: null, guidance_scale: null, sampler: null,
+	spacing: null, seed: "", hires: HIRES, variation_seed: "", variation_strength: 0, tiling: "none", clip_skip: null,
+	guidance_rescale: 0, guidance_interval: null, cfg_plus_plus: false, eta: null, refiner_switch_at: 0.8, low_memory: false,
 });
 export const BUILT_IN_PRESETS = {
-  Default: {},
-  "Quick look": { steps: 8 },
-  "More steps": { steps: 40 },
-  Seamless: { tiling: "both" },
-  "Four at once": { num_images: 4 },
+	Default: {},
+	"Quick look": { steps: 8 },
+	"More steps": { steps: 40 },
+	Seamless: { tiling: "both" },
+	"Four at once": { num_images: 4 },
 };
 const PLAIN = ["num_images", "steps", "guidance_scale", "sampler", "spacing", "tiling", "clip_skip", "guidance_rescale",
-  "guidance_interval", "cfg_plus_plus", "eta", "refiner_switch_at", "low_memory", "width", "height"];
+	"guidance_interval", "cfg_plus_plus", "eta", "refiner_switch_at", "low_memory", "width", "height"];
 const MAX_UNDO = 200;
 
 export const form = { ...DEFAULTS };
@@ -30,186 +30,182 @@ const past = [];
 const future = [];
 let watch = () => {};
 
-/** Call `action` after every change of the form. */
 export function onFormChange(action) {
-  watch = action;
+	watch = action;
 }
 
-/** Change fields of the form; each call is one step of undo, successive changes of the same text field are one. */
+// Change fields of the form; each call is one step of undo, successive changes of the same text field are one.
 export function change(changes) {
-  const key = Object.keys(changes).join();
-  const last = past.at(-1);
-  if (!last || last.key !== key || Date.now() - last.time > 1500) past.push({ key, time: Date.now(), form: { ...form } });
-  else last.time = Date.now();
-  if (past.length > MAX_UNDO) past.shift();
-  future.length = 0;
-  Object.assign(form, changes);
-  changed();
+	const key = Object.keys(changes).join();
+	const last = past.at(-1);
+	if (!last || last.key !== key || Date.now() - last.time > 1500) past.push({ key, time: Date.now(), form: { ...form } });
+	else last.time = Date.now();
+	if (past.length > MAX_UNDO) past.shift();
+	future.length = 0;
+	Object.assign(form, changes);
+	changed();
 }
 
-/** Replace the whole form. */
+// Replace the whole form.
 export function replaceForm(values) {
-  change({ ...DEFAULTS, ...values });
+	change({ ...DEFAULTS, ...values });
 }
 
 export const canUndo = () => past.length > 0;
 
-/** Undo or redo the last change of the form. */
 export function undo() {
-  travel(past, future);
+	travel(past, future);
 }
 export function redo() {
-  travel(future, past);
+	travel(future, past);
 }
 
 function travel(from, to) {
-  const step = from.pop();
-  if (!step) return;
-  to.push({ key: step.key, time: 0, form: { ...form } });
-  Object.assign(form, step.form);
-  changed();
+	const step = from.pop();
+	if (!step) return;
+	to.push({ key: step.key, time: 0, form: { ...form } });
+	Object.assign(form, step.form);
+	changed();
 }
 
-/** Note a change of the settings outside the form, such as those of the editor: store them and plan again. */
+// Note a change of the settings outside the form, such as those of the editor: store them and plan again.
 export function changed() {
-  save();
-  watch();
-  update();
+	save();
+	watch();
+	update();
 }
 
 const save = debounce(() => store({ form: stored() }), 400);
 
-/** Everything about the form that survives a reload; the mask is not part of it. */
+// Everything about the form that survives a reload; the mask is not part of it.
 function stored() {
-  const { strokes: _strokes, ...rest } = edit;
-  return { form, edit: rest, axes };
+	const { strokes: _strokes, ...rest } = edit;
+	return { form, edit: rest, axes };
 }
 
-/** Write settings to the server; losing one write is not worth a message. */
+// Write settings to the server; losing one write is not worth a message.
 export function store(values) {
-  return api("/api/settings", values, { keepalive: true }).catch(() => {});
+	return api("/api/settings", values, { keepalive: true }).catch(() => {});
 }
 
 addEventListener("pagehide", () => save.now());
 
-/** Take over what the server has stored. */
+// Take over what the server has stored.
 export function restoreSettings(settings) {
-  const saved = settings.form ?? {};
-  for (const [target, values] of [[form, saved.form], [edit, saved.edit], [axes, saved.axes]]) {
-    for (const name of Object.keys(target)) if (values?.[name] !== undefined) target[name] = values[name];
-  }
-  form.hires = { ...HIRES, ...form.hires };
-  Object.assign(presets, settings.presets ?? {});
-  promptHistory.push(...(settings.history ?? []).filter((text) => typeof text === "string"));
+	const saved = settings.form ?? {};
+	for (const [target, values] of [[form, saved.form], [edit, saved.edit], [axes, saved.axes]]) {
+		for (const name of Object.keys(target)) if (values?.[name] !== undefined) target[name] = values[name];
+	}
+	form.hires = { ...HIRES, ...form.hires };
+	Object.assign(presets, settings.presets ?? {});
+	promptHistory.push(...(settings.history ?? []).filter((text) => typeof text === "string"));
 }
 
-/** Put a prompt at the top of the history. */
 export function remember(prompt) {
-  if (!prompt.trim()) return;
-  const at = promptHistory.indexOf(prompt);
-  if (at >= 0) promptHistory.splice(at, 1);
-  promptHistory.unshift(prompt);
-  promptHistory.length = Math.min(promptHistory.length, 200);
-  store({ history: promptHistory });
+	if (!prompt.trim()) return;
+	const at = promptHistory.indexOf(prompt);
+	if (at >= 0) promptHistory.splice(at, 1);
+	promptHistory.unshift(prompt);
+	promptHistory.length = Math.min(promptHistory.length, 200);
+	store({ history: promptHistory });
 }
 
-/** Store the form as a preset; its prompt, seed and size belong to it only if `withPrompt`. */
+// Store the form as a preset; its prompt, seed and size belong to it only if `withPrompt`.
 export function savePreset(name) {
-  const { prompt: _prompt, negative_prompt: _negative, seed: _seed, variation_seed: _variation, ...rest } = form;
-  const values = Object.fromEntries(Object.entries(rest).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(DEFAULTS[key])));
-  presets[name] = form.negative_prompt ? { ...values, negative_prompt: form.negative_prompt } : values;
-  store({ presets });
-  update();
+	const { prompt: _prompt, negative_prompt: _negative, seed: _seed, variation_seed: _variation, ...rest } = form;
+	const values = Object.fromEntries(Object.entries(rest).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(DEFAULTS[key])));
+	presets[name] = form.negative_prompt ? { ...values, negative_prompt: form.negative_prompt } : values;
+	store({ presets });
+	update();
 }
 
-/** Delete a preset; returns a function that brings it back. */
+// Delete a preset; returns a function that brings it back.
 export function deletePreset(name) {
-  const values = presets[name];
-  delete presets[name];
-  store({ presets });
-  update();
-  return () => {
-    presets[name] = values;
-    store({ presets });
-    update();
-  };
+	const values = presets[name];
+	delete presets[name];
+	store({ presets });
+	update();
+	return () => {
+		presets[name] = values;
+		store({ presets });
+		update();
+	};
 }
 
-/** Apply a preset: everything but prompts and seed becomes as stored. */
+// Apply a preset: everything but prompts and seed becomes as stored.
 export function applyPreset(name) {
-  const values = presets[name] ?? BUILT_IN_PRESETS[name];
-  if (!values) return;
-  const { prompt, negative_prompt, seed } = form;
-  replaceForm({ prompt, negative_prompt, seed, ...values });
+	const values = presets[name] ?? BUILT_IN_PRESETS[name];
+	if (!values) return;
+	const { prompt, negative_prompt, seed } = form;
+	replaceForm({ prompt, negative_prompt, seed, ...values });
 }
 
-/** A whole number as a JSON value that keeps all digits; null for "". */
+// A whole number as a JSON value that keeps all digits; null for "".
 export function wholeNumber(text) {
-  const trimmed = String(text).trim();
-  if (!/^-?\d+$/.test(trimmed)) return null;
-  const value = Number(trimmed);
-  return Number.isSafeInteger(value) ? value : BigInt(trimmed);
+	const trimmed = String(text).trim();
+	if (!/^-?\d+$/.test(trimmed)) return null;
+	const value = Number(trimmed);
+	return Number.isSafeInteger(value) ? value : BigInt(trimmed);
 }
 
-/** The form as a request; `task` is that of the editor, if any. */
+// The form as a request; `task` is that of the editor, if any.
 export function toRequest(task = null) {
-  const request = { prompt: form.prompt, negative_prompt: form.negative_prompt, seed: wholeNumber(form.seed) ?? -1 };
-  for (const name of PLAIN) {
-    const value = form[name];
-    if (value !== null && JSON.stringify(value) !== JSON.stringify(DEFAULTS[name])) request[name] = value;
-  }
-  if (form.variation_strength > 0) {
-    request.variation = { seed: wholeNumber(form.variation_seed) ?? 0, strength: form.variation_strength };
-  }
-  if (task) request.task = task;
-  else if (form.hires.on) {
-    const { scale, strength, upscaler } = form.hires;
-    request.task = { name: "hires", scale, strength, upscaler };
-  }
-  return request;
+	const request = { prompt: form.prompt, negative_prompt: form.negative_prompt, seed: wholeNumber(form.seed) ?? -1 };
+	for (const name of PLAIN) {
+		const value = form[name];
+		if (value !== null && JSON.stringify(value) !== JSON.stringify(DEFAULTS[name])) request[name] = value;
+	}
+	if (form.variation_strength > 0) {
+		request.variation = { seed: wholeNumber(form.variation_seed) ?? 0, strength: form.variation_strength };
+	}
+	if (task) request.task = task;
+	else if (form.hires.on) {
+		const { scale, strength, upscaler } = form.hires;
+		request.task = { name: "hires", scale, strength, upscaler };
+	}
+	return request;
 }
 
-/** The form as a request in which no field is left out, to replace that of a job. */
+// The form as a request in which no field is left out, to replace that of a job.
 export function completeRequest(task) {
-  const plain = Object.fromEntries(PLAIN.map((name) => [name, DEFAULTS[name]]));
-  return { ...plain, steps: state.samplers.default.steps, variation: null, task: { name: "txt2img" }, ...toRequest(task) };
+	const plain = Object.fromEntries(PLAIN.map((name) => [name, DEFAULTS[name]]));
+	return { ...plain, steps: state.samplers.default.steps, variation: null, task: { name: "txt2img" }, ...toRequest(task) };
 }
 
-/** The form fields of a request, such as that of an image or a dropped file. */
+// The form fields of a request, such as that of an image or a dropped file.
 export function fromRequest(request) {
-  const values = { ...DEFAULTS };
-  for (const name of PLAIN) if (request[name] !== undefined && request[name] !== null) values[name] = request[name];
-  values.prompt = Array.isArray(request.prompt) ? request.prompt.join(" | ") : (request.prompt ?? "");
-  values.negative_prompt = request.negative_prompt ?? "";
-  values.seed = request.seed === undefined || request.seed === null || request.seed < 0 ? "" : String(request.seed);
-  if (request.variation) Object.assign(values, { variation_seed: String(request.variation.seed), variation_strength: request.variation.strength });
-  const { task } = request;
-  if (task?.name === "hires") values.hires = { on: true, scale: task.scale ?? 2, strength: task.strength ?? 0.55, upscaler: task.upscaler ?? "lanczos" };
-  return values;
+	const values = { ...DEFAULTS };
+	for (const name of PLAIN) if (request[name] !== undefined && request[name] !== null) values[name] = request[name];
+	values.prompt = Array.isArray(request.prompt) ? request.prompt.join(" | ") : (request.prompt ?? "");
+	values.negative_prompt = request.negative_prompt ?? "";
+	values.seed = request.seed === undefined || request.seed === null || request.seed < 0 ? "" : String(request.seed);
+	if (request.variation) Object.assign(values, { variation_seed: String(request.variation.seed), variation_strength: request.variation.strength });
+	const { task } = request;
+	if (task?.name === "hires") values.hires = { on: true, scale: task.scale ?? 2, strength: task.strength ?? 0.55, upscaler: task.upscaler ?? "lanczos" };
+	return values;
 }
 
-/** A link to this page that carries the form. */
 export function linkTo(request) {
-  const text = new TextEncoder().encode(JSON.stringify(request, (_key, value) => (typeof value === "bigint" ? String(value) : value)));
-  const base64 = btoa(String.fromCharCode(...text)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
-  return `${location.origin}${location.pathname}#settings=${base64}`;
+	const text = new TextEncoder().encode(JSON.stringify(request, (_key, value) => (typeof value === "bigint" ? String(value) : value)));
+	const base64 = btoa(String.fromCharCode(...text)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+	return `${location.origin}${location.pathname}#settings=${base64}`;
 }
 
-/** The request in a link that `linkTo` made; null if there is none or it is damaged. */
+// The request in a link that `linkTo` made; null if there is none or it is damaged.
 export function requestOfLink(hash) {
-  const found = /#settings=([\w-]+)/.exec(hash);
-  if (!found) return null;
-  try {
-    const binary = atob(found[1].replaceAll("-", "+").replaceAll("_", "/"));
-    const request = JSON.parse(new TextDecoder().decode(Uint8Array.from(binary, (each) => each.charCodeAt(0))));
-    return request && typeof request === "object" && !Array.isArray(request) ? request : null;
-  } catch {
-    return null;
-  }
+	const found = /#settings=([\w-]+)/.exec(hash);
+	if (!found) return null;
+	try {
+		const binary = atob(found[1].replaceAll("-", "+").replaceAll("_", "/"));
+		const request = JSON.parse(new TextDecoder().decode(Uint8Array.from(binary, (each) => each.charCodeAt(0))));
+		return request && typeof request === "object" && !Array.isArray(request) ? request : null;
+	} catch {
+		return null;
+	}
 }
 
-/** The model's own width and height, or those of the form. */
+// The model's own width and height, or those of the form.
 export function formSize() {
-  const own = state.samplers.default;
-  return { width: form.width ?? own.width ?? 512, height: form.height ?? own.height ?? 512 };
+	const own = state.samplers.default;
+	return { width: form.width ?? own.width ?? 512, height: form.height ?? own.height ?? 512 };
 }
