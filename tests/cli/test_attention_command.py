@@ -12,7 +12,9 @@ from daguerre.cli.commands import attention
 from daguerre.cli.commands.txt2img import Txt2ImgOptions
 from daguerre.cli.parsing import parse_options
 from daguerre.pipelines.metadata.readers import ForeignMetadata
+from daguerre.pipelines.metadata.write import Provenance, write_image_with_metadata
 from daguerre.pipelines.request import Request, with_fields
+from daguerre.pipelines.tasks import Hires
 
 
 def test_each_image_gets_a_sheet(run):
@@ -68,6 +70,19 @@ def test_inspect_explains_a_prompt(run):
     code, out, err = run("inspect", "--prompt", "a (red:1.2.3)")
     assert (code, out) == (2, "")
     assert err.splitlines()[-2:] == ["a (red:1.2.3)", "       ^ here"]
+
+
+def test_inspect_prints_how_an_image_is_made(run):
+    request = Request(prompt="a fox", steps=5, sampler="euler", spacing="karras", guidance_scale=3.0, seed=9, task=Hires(scale=2.0))
+    with open("fox.png", "wb") as file:
+        write_image_with_metadata(file, Image.new("RGB", (8, 8)), ".png", Provenance(request, 0, "tiny", "0", "2", "cpu", "float32"))
+    code, out, _ = run("inspect", "fox.png")
+    assert code == 0
+    rows = {line.split("  ")[1]: " ".join(line.split()) for line in out[out.index("how it is made:") :].splitlines()[1:]}
+    assert rows["seed"] == "seed 9"
+    assert rows["sampler"] == "sampler euler, 5 steps from UNet, noise, schedule"
+    assert rows["hires fix"] == "hires fix ×2, strength 0.55, lanczos from sampler, UNet"
+    assert rows["decode"] == "decode from hires fix"
 
 
 def test_inspect_shows_the_command_for_another_programs_image(run):

@@ -109,7 +109,9 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(error.stack or str(error)))
         page.on("console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None)
-        page.on("request", lambda request: problems.append(request.url) if not re.match(rf"{server.url}/|data:|blob:", request.url) else None)
+        page.on(
+            "request", lambda request: problems.append(request.url) if not re.match(rf"{server.url}/|data:|blob:", request.url) else None
+        )
         page.goto(server.url + path)
         page.wait_for_selector(".node, .galleryview")
         return page

@@ -78,7 +78,11 @@ def test_settings_and_history_survive_a_reload_and_a_link_carries_them(page, ope
     text = base64.urlsafe_b64encode(json.dumps(request).encode()).decode().rstrip("=")
     linked = open_page(f"/#settings={text}")
     until(linked, "document.getElementById('f-prompt').value === 'a <b>blue</b> 猫'")
-    assert (linked.input_value("#n-steps"), linked.input_value("#f-seed"), linked.input_value("#n-guidance_scale")) == ("5", "18014398509481985", "3")
+    assert (linked.input_value("#n-steps"), linked.input_value("#f-seed"), linked.input_value("#n-guidance_scale")) == (
+        "5",
+        "18014398509481985",
+        "3",
+    )
 
 
 @pytest.mark.parametrize(
