@@ -109,9 +109,8 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(error.stack or str(error)))
         page.on("console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None)
-        page.on(
-            "request", lambda request: problems.append(request.url) if not re.match(rf"{server.url}/|data:|blob:", request.url) else None
-        )
+        allowed = re.compile(rf"{server.url}/|data:|blob:")
+        page.on("request", lambda request: None if allowed.match(request.url) else problems.append(request.url))
         page.goto(server.url + path)
         page.wait_for_selector(".node, .galleryview")
         return page

@@ -87,13 +87,11 @@ def test_a_phone_shows_the_image_first_and_the_button_at_the_thumb(open_page, se
     button = page.locator("#go").bounding_box()
     assert height - 100 < button["y"] + button["height"] <= height
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    top = {
-        name: page.evaluate(f"document.querySelector('{name}').getBoundingClientRect().top + scrollY")
-        for name in ("#image", ".tools", "#f-prompt")
-    }
-    assert top["#image"] < top[".tools"] < top["#f-prompt"]
-    small = page.evaluate("""() => [...document.querySelectorAll(".stage button, .stage a, .tabs a")].map((each) => each.getBoundingClientRect())
-        .filter((box) => box.height && box.height < 44).length""")
+    top = "(name) => document.querySelector(name).getBoundingClientRect().top + scrollY"
+    image, tools, prompt = (page.evaluate(top, name) for name in ("#image", ".tools", "#f-prompt"))
+    assert image < tools < prompt
+    small = page.evaluate("""() => [...document.querySelectorAll(".stage button, .stage a, .tabs a")]
+        .map((each) => each.getBoundingClientRect().height).filter((height) => height && height < 44).length""")
     assert small == 0  # each is large enough for a thumb
     assert serious(page) == []
 

@@ -37,7 +37,8 @@ def stroke(page: Any, *points: tuple[float, float]) -> None:
 def painted(page: Any) -> np.ndarray:
     """The painted pixels of the mask, (H, W)."""
     values = page.evaluate("""() => { const c = document.getElementById("mask");
-        const {data} = c.getContext("2d").getImageData(0, 0, c.width, c.height); return Array.from(data).filter((_, i) => i % 4 === 3); }""")
+        const {data} = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+        return Array.from(data).filter((_, i) => i % 4 === 3); }""")
     return np.array(values).reshape(128, 128)
 
 
@@ -155,9 +156,8 @@ def test_two_fingers_zoom_and_one_paints(open_page, server):
     session = page.context.new_cdp_session(page)
 
     def touch(kind: str, *points: tuple[float, float]) -> None:
-        session.send(
-            "Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]}
-        )
+        touches = [{"x": px, "y": py, "id": i} for i, (px, py) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
 
     touch("touchStart", (x - 40, y))
     touch("touchMove", (x + 40, y))

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
-INFOTEXT = "a red apple\nNegative prompt: rain\nSteps: 7, Sampler: Euler a, CFG scale: 3.5, Seed: 9007199254740993, Size: 128x128, Model: dream, Wobble: 4"
+INFOTEXT = """a red apple
+Negative prompt: rain
+Steps: 7, Sampler: Euler a, CFG scale: 3.5, Seed: 9007199254740993, Size: 128x128, Model: dream, Wobble: 4"""
 
 
 def drop(page: Any, name: str, data: bytes) -> None:
@@ -18,7 +20,8 @@ def drop(page: Any, name: str, data: bytes) -> None:
             const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
             const transfer = new DataTransfer();
             transfer.items.add(new File([bytes], name, {type: "image/png"}));
-            for (const kind of ["dragenter", "dragover", "drop"]) document.body.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: transfer}));
+            const options = {bubbles: true, cancelable: true, dataTransfer: transfer};
+            for (const kind of ["dragenter", "dragover", "drop"]) document.body.dispatchEvent(new DragEvent(kind, options));
         }""",
         [name, base64.b64encode(data).decode()],
     )
@@ -78,11 +81,8 @@ def test_settings_and_history_survive_a_reload_and_a_link_carries_them(page, ope
     text = base64.urlsafe_b64encode(json.dumps(request).encode()).decode().rstrip("=")
     linked = open_page(f"/#settings={text}")
     until(linked, "document.getElementById('f-prompt').value === 'a <b>blue</b> 猫'")
-    assert (linked.input_value("#n-steps"), linked.input_value("#f-seed"), linked.input_value("#n-guidance_scale")) == (
-        "5",
-        "18014398509481985",
-        "3",
-    )
+    values = [linked.input_value(name) for name in ("#n-steps", "#f-seed", "#n-guidance_scale")]
+    assert values == ["5", "18014398509481985", "3"]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,9 @@ def test_chinese_covers_the_page_and_is_remembered(page, until):
 
 
 def test_an_unknown_word_is_marked_as_one_types(page):
-    page.route("**/api/prompt", lambda route: route.fulfill(json={"tokens": 3, "chunks": 1, "words": ["a", "zebu"], "warnings": [], "error": None,
-               "unknown": [{"word": "zebu", "start": 2, "end": 6, "nearest": ["zebra"]}]}))  # fmt: skip
+    unknown = [{"word": "zebu", "start": 2, "end": 6, "nearest": ["zebra"]}]
+    found = {"tokens": 3, "chunks": 1, "words": ["a", "zebu"], "warnings": [], "error": None, "unknown": unknown}
+    page.route("**/api/prompt", lambda route: route.fulfill(json=found))
     page.type("#f-prompt", "a zebu")
     page.wait_for_selector("mark.unknown")
     assert page.inner_text("mark.unknown") == "zebu"
