@@ -12,7 +12,7 @@ serve: $(VENV)/runtime  ## open the studio at http://127.0.0.1:7860/
 	$(BIN)/daguerre serve
 
 test: $(VENV)/dev  ## set up and run the tests
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile -rs
 
 test-isa: $(VENV)/dev  ## run the numerical tests at every instruction set of this processor
 	.ci/isa

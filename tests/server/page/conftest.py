@@ -82,6 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     thread.start()
     server = Server(f"http://127.0.0.1:{port}")
     server.wait(lambda: running.started)
+    assert studio.workers[0].ready.wait(TIMEOUT / 1000)
     yield server
     running.should_exit = True
     thread.join(20)
