@@ -51,7 +51,7 @@ NUMBER_NAMES = ("value", "int", "float", "number", "seed", "Number", "Value")
 MAX_LINKED_VALUES = 100  # nodes in a chain of values
 MAX_JOINED_TEXT = 1 << 20  # characters of a joined text
 MAX_PASSES = 20
-MAX_NODES, MAX_DEPTH = 10_000, 8  # of a workflow with its subgraphs expanded
+MAX_NODES, MAX_SUBGRAPH_DEPTH = 10_000, 8  # of a workflow with its subgraphs expanded
 MUTED, BYPASSED_MODE = 2, 4  # values of "mode" in a workflow
 BYPASSED = "bypassed"  # the type of a bypassed node here
 
@@ -153,7 +153,7 @@ class _Expansion:
             linked = {str(entry.get("name")): sources[str(entry["link"])] for entry in entries if str(entry.get("link")) in sources}
             widgets = {} if node.get("mode") == BYPASSED_MODE else _widgets(node, entries)
             subgraph = self.subgraphs.get(node["type"])
-            if subgraph is not None and node.get("mode") != BYPASSED_MODE and depth < MAX_DEPTH:
+            if subgraph is not None and node.get("mode") != BYPASSED_MODE and depth < MAX_SUBGRAPH_DEPTH:
                 inner = str((_get(subgraph, "inputNode") or {"id": -10}).get("id"))
                 slots = [str(_get(each, "name")) for each in _list(subgraph, "inputs")] or [str(entry.get("name")) for entry in entries]
                 self.links |= {(f"{name}:{inner}", slot): linked.get(key, widgets.get(key)) for slot, key in enumerate(slots)}
@@ -165,7 +165,7 @@ class _Expansion:
 
     def _source(self, link: Any) -> Any:
         """A link to a node of the graph, or a value; None for an input of a subgraph that has neither."""
-        for _ in range(2 * MAX_DEPTH + 2):
+        for _ in range(2 * MAX_SUBGRAPH_DEPTH + 2):
             if not _is_link(link) or (link[0], link[1]) not in self.links:
                 return link
             link = self.links[link[0], link[1]]
