@@ -93,14 +93,15 @@ function promptKeys(event) {
 function marked(check) {
 	const text = form.prompt;
 	if (check?.prompt !== text) return text;
+	const signs = [...text]; // positions count characters, and JavaScript's own count halves of some
+	const part = (start, end) => signs.slice(start, end).join("");
 	const pieces = [];
 	let at = 0;
-	for (const { start, end } of check.unknown ?? []) {
-		if (start < at) continue;
-		pieces.push(text.slice(at, start), html`<mark class="unknown">${text.slice(start, end)}</mark>`);
+	for (const { start, end } of check.unknown.toSorted((a, b) => a.start - b.start)) {
+		pieces.push(part(at, start), html`<mark class="unknown">${part(start, end)}</mark>`);
 		at = end;
 	}
-	return [...pieces, text.slice(at), "\n"];
+	return [...pieces, part(at), "\n"];
 }
 
 function unknownSentence({ unknown }) {
