@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 import daguerre
 from daguerre.adapters import load_embedding, with_adapters
-from daguerre.adapters.embedding import embedding_of
-from daguerre.adapters.embedding_image import read_embedding_image
+from daguerre.adapters.embedding import embedding_of, read_embedding_image
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from tests.adapters.files import FIXTURES

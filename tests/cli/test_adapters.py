@@ -1,5 +1,6 @@
 """Adapters on the command line: by file, by tag, by name in a folder; recorded in the image and attached again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,40 @@ def test_inspect_describes_adapters(run, loras):
     assert "trigger words    tail, fox" in out
     assert "'mycat' (2 vectors)" in run("inspect", "mycat.pt")[1]
     assert '"ranks": [' in run("inspect", "loras/ink.safetensors", "--json")[1]
+
+
+def test_preprocess_writes_a_map_and_keeps_the_image(run, tmp_path):
+    assert run("txt2img", "a cat", *FAST, "--out=base.png")[0] == 0
+    before = Path("base.png").read_bytes()
+    assert run("preprocess", "canny", "base.png")[:2] == (0, "base-canny.png\n")
+    assert run("preprocess", "canny", "base.png")[1] == "base-canny-2.png\n"
+    code, _, err = run("preprocess", "canny", "base.png", "--out=base.png")
+    assert code == 2
+    assert "is the input image" in err
+    assert Path("base.png").read_bytes() == before
+
+
+def test_a_controlnet_is_recorded_and_attached_again(run, tiny_model, tmp_path):
+    from daguerre.models.controlnet import ControlNetConfig, ControlNetModel
+
+    torch.manual_seed(0)
+    network = ControlNetModel(ControlNetConfig(replace(tiny_model.unet.config, in_channels=6), (4, 8, 8)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_file(network.state_dict(), "edges.safetensors")
+    assert run("txt2img", "a cat", *FAST, "--out=base.png")[0] == 0
+    assert run("preprocess", "blur", "base.png", "--out=map.png")[0] == 0
+    options = ["--controlnet=edges.safetensors:0.5", "--control-image=map.png", "--control-steps=0:0.5"]
+    code, _, err = run("txt2img", "a cat", *options, *FAST, "--out=a.png")
+    assert (code, err) == (0, "")
+    assert read_provenance("a.png")[0].tobytes() != read_provenance("base.png")[0].tobytes()
+    (record,) = records("a.png")
+    assert (record.kind, record.name, record.scale, record.end) == ("controlnet", "edges", 0.5, 0.5)
+    assert run("reproduce", "a.png")[:2] == (0, "identical\n")
+    code, _, err = run("txt2img", "a cat", "--controlnet=edges.safetensors", *FAST)
+    assert code == 2
+    assert "1 ControlNets and 0 condition maps" in err
+    Path("map.png").rename(tmp_path / "loras.png")
+    code, _, err = run("reproduce", "a.png")
+    assert code == 2
+    assert "give its file with --adapters FOLDER" in err

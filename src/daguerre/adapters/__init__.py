@@ -1,4 +1,4 @@
-"""Adapters: small files that change a model — LoRA and its family, textual-inversion embeddings — attached without touching the model.
+"""Adapters: files that change a model without touching it: LoRA and its family, textual-inversion embeddings, ControlNets.
 
     styled = with_adapters(model, [load_lora("ink.safetensors")])
 
@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daguerre.adapters.attach import with_adapters as with_adapters
+    from daguerre.adapters.controlnet import ControlNet as ControlNet
+    from daguerre.adapters.controlnet import load_controlnet as load_controlnet
     from daguerre.adapters.embedding import Embedding as Embedding
     from daguerre.adapters.embedding import load_embedding as load_embedding
     from daguerre.adapters.lora import Lora as Lora
     from daguerre.adapters.lora_file import load_lora as load_lora
 
-__all__ = ["Embedding", "Lora", "load_embedding", "load_lora", "with_adapters"]
+__all__ = ["ControlNet", "Embedding", "Lora", "load_controlnet", "load_embedding", "load_lora", "with_adapters"]
 
-MODULES = {"with_adapters": "attach", "Embedding": "embedding", "load_embedding": "embedding", "Lora": "lora", "load_lora": "lora_file"}
+MODULES = {
+    "with_adapters": "attach",
+    "ControlNet": "controlnet",
+    "load_controlnet": "controlnet",
+    "Embedding": "embedding",
+    "load_embedding": "embedding",
+    "Lora": "lora",
+    "load_lora": "lora_file",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from daguerre.adapters.attach import matched_layers
-from daguerre.adapters.embedding import FOLDER_FILES, NESTED, PAIR_KEYS, WIDTHS, Embedding, load_embedding
-from daguerre.adapters.embedding_image import IMAGE_SUFFIXES
+from daguerre.adapters.embedding import FOLDER_FILES, IMAGE_SUFFIXES, NESTED, PAIR_KEYS, WIDTHS, Embedding, load_embedding
 from daguerre.adapters.lora import Lora
 from daguerre.adapters.lora_file import FOLDER_FILES_OF_LORA, load_lora
 from daguerre.adapters.module_names import NetworkRole

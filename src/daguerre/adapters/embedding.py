@@ -2,17 +2,29 @@
 
 A word has n vectors for each text encoder and takes n positions in the prompt. Files: web UI (.pt, .safetensors, images), diffusers
 (.bin, .safetensors, for SDXL two files in a folder), SDXL pairs (clip_l, clip_g).
+
+Images hold an embedding as text (the PNG's `sd-ti-embedding` is base64 of JSON, whose tensors are {"TORCHTENSOR": lists}), or as pixels:
+columns of data at the left and right, one byte in the low four bits of two pixels, XORed with a linear congruential generator and
+compressed with zlib.
 """
 
+import base64
+import binascii
+import json
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-from daguerre.adapters.embedding_image import IMAGE_SUFFIXES, read_embedding_image
 from daguerre.adapters.record import AdapterRecord, adapter_stem
+from daguerre.data.images import decode_image
 from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.hashing import files_hash
 from daguerre.weights.tensors.reader import open_tensors
@@ -21,6 +33,9 @@ WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "SDXL's s
 NESTED = re.compile(r"string_to_param\.|string_to_token\.")
 PAIR_KEYS = ("clip_l", "clip_g")
 FOLDER_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors", "learned_embeds.bin", "learned_embeds_2.bin")
+IMAGE_SUFFIXES = (".png", ".webp")
+TEXT_KEY = "sd-ti-embedding"
+MAX_JSON_BYTES = 64 << 20  # 75 vectors of 1280 numbers take about 2 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +112,64 @@ def _as_rows(tensor: Tensor, name: str, where: object) -> Tensor:
     if tensor.ndim != 2 or not tensor.numel():
         raise DaguerreError(f"{name!r} in '{where}' has the shape {list(tensor.shape)}; vectors of an embedding have (n, d).")
     return tensor.float()
+
+
+def read_embedding_image(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of the embedding in an image by name, and its word.
+
+    Raises:
+        DaguerreError: the image has no embedding.
+    """
+    image, _ = decode_image(path)
+    try:
+        text = image.info.get(TEXT_KEY)
+        content = json.loads(base64.b64decode(text)) if isinstance(text, str) else json.loads(_inflate(_hidden_bytes(image)))
+        params = {name: _tensor(value) for name, value in content["string_to_param"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, zlib.error, binascii.Error) as error:
+        raise DaguerreError(f"'{path}' is an image without an embedding; give a file of an embedding, such as .safetensors.") from error
+    if not params or not all(bool(tensor.isfinite().all()) for tensor in params.values()):
+        raise DaguerreError(f"The embedding in '{path}' is empty, or has NaN or infinity; download it again.")
+    name = content.get("name")
+    return params, name if isinstance(name, str) and name else None
+
+
+def _tensor(value: Mapping[str, Any]) -> Tensor:
+    return torch.tensor(value["TORCHTENSOR"], dtype=torch.float32)
+
+
+def _inflate(data: bytes) -> bytes:
+    """Decompress zlib data of at most `MAX_JSON_BYTES`; what follows its end is ignored."""
+    inflater = zlib.decompressobj()
+    result = inflater.decompress(data, MAX_JSON_BYTES)
+    if not inflater.eof:
+        raise ValueError("the data is cut off or too large")
+    return result
+
+
+def _hidden_bytes(image: Image.Image) -> bytes:
+    """The bytes in the low bits of the outer columns."""
+    pixels = np.asarray(image.convert("RGB")).astype(np.uint8)
+    left, top, right, bottom = _bounding_box((pixels > 0).all(axis=2))
+    low = pixels[top:bottom, left:right] & 15
+    empty = np.flatnonzero((low == 0).all(axis=(0, 2)))
+    if len(empty) < 2:
+        raise ValueError("there are no columns of data")
+    lower, upper = low[:, : empty[0]], low[:, empty[-1] + 1 :]
+    lower, upper = (_xor(part) for part in (lower, upper))
+    size = min(lower.size, upper.size)
+    return ((upper.reshape(-1)[:size] << 4) | lower.reshape(-1)[:size]).astype(np.uint8).tobytes()
+
+
+def _bounding_box(mask: Any) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the pixels that are set in a mask (H, W). Raises IndexError if there are none."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _xor(part: np.ndarray) -> np.ndarray:
+    """A block (H, W, 3) XORed with the generator's numbers, restarted for each block."""
+    numbers, state = np.zeros(part.size, dtype=np.uint8), 0
+    for i in range(part.size):
+        state = (1664525 * state + 1013904223) % (1 << 32)
+        numbers[i] = (state % 255) & 15
+    return part ^ numbers.reshape(part.shape)

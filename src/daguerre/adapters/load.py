@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from daguerre.adapters.attach import Adapter, with_adapters
+from daguerre.adapters.controlnet import load_controlnet
 from daguerre.adapters.embedding import load_embedding
 from daguerre.adapters.lora_file import load_lora
 from daguerre.adapters.record import AdapterRecord
@@ -21,17 +22,19 @@ def with_recorded_adapters(model: LatentDiffusion, records: Sequence[AdapterReco
     Raises:
         DaguerreError: a file is missing, has changed since it was recorded, or does not fit the model.
     """
-    return with_adapters(model, [load_adapter(record, folders) for record in records]) if records else model
+    return with_adapters(model, [load_adapter(record, folders, model) for record in records]) if records else model
 
 
-def load_adapter(record: AdapterRecord, folders: Sequence[Path] = ()) -> Adapter:
-    """Load an adapter from its file, with the recorded strengths."""
+def load_adapter(record: AdapterRecord, folders: Sequence[Path] = (), model: LatentDiffusion | None = None) -> Adapter:
+    """Load an adapter from its file, with the recorded strengths. model: for a ControlNet, the model it is for."""
     path = _find(record, folders)
     loaded: Adapter
     if record.kind == "lora":
         loaded = load_lora(path)
     elif record.kind == "embedding":
         loaded = load_embedding(path, word=record.name)
+    elif record.kind == "controlnet" and model is not None:
+        loaded = load_controlnet(path, model)
     else:
         raise DaguerreError(f"{record.name!r} is an adapter of the kind {record.kind}, which is not supported.")
     if record.sha256 is not None and loaded.record.sha256 != record.sha256:

@@ -4,11 +4,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daguerre.adapters.record import AdapterRecord, adapter_stem
 from daguerre.atomic_io import expand_user
+from daguerre.cli.image_inputs import read_input
 from daguerre.errors import DaguerreError, join_names, nearest
 
 if TYPE_CHECKING:
@@ -18,6 +20,50 @@ if TYPE_CHECKING:
 ADAPTER_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 EMBEDDING_SUFFIXES = (*ADAPTER_SUFFIXES, ".png", ".webp")
 LORA_TAGS = ("lora", "lyco")
+
+
+def with_adapter_options(request: "Request", options: "AdapterOptions") -> "Request":
+    """The request with the adapters and condition maps of the options.
+
+    Raises:
+        DaguerreError: as `adapter_records`; or the numbers of ControlNets, maps and shares of steps differ.
+    """
+    controls = control_records(options)
+    images = tuple(read_input(path) for path in options.control_image)
+    if len(images) != len(controls):
+        raise DaguerreError(
+            f"There are {len(controls)} ControlNets and {len(images)} condition maps; give a --control-image for each --controlnet, in the "
+            "same order."
+        )
+    return replace(request, adapters=(*adapter_records(options, request), *controls), control_images=images)
+
+
+def control_records(options: "AdapterOptions") -> tuple[AdapterRecord, ...]:
+    """The ControlNets of --controlnet with their --control-steps."""
+    if len(options.control_steps) not in (0, len(options.controlnet)):
+        raise DaguerreError(
+            f"There are {len(options.controlnet)} ControlNets and {len(options.control_steps)} --control-steps; give one for each, or none."
+        )
+    records = []
+    for number, text in enumerate(options.controlnet):
+        source, _, scale = text.rpartition(":")
+        given = expand_user(text).exists() or not _is_number(scale)
+        path = _existing(text if given else source, None, "ControlNet", ADAPTER_SUFFIXES)
+        start, end = _interval(options.control_steps[number]) if options.control_steps else (0.0, 1.0)
+        scale_number = 1.0 if given else float(scale)
+        records.append(
+            AdapterRecord(
+                "controlnet", adapter_stem(path), str(path), scale=scale_number, start=start, end=end, guess_mode=options.guess_mode
+            )
+        )
+    return tuple(records)
+
+
+def _interval(text: str) -> tuple[float, float]:
+    start, _, end = text.partition(":")
+    if not _is_number(start) or not _is_number(end):
+        raise DaguerreError(f"--control-steps is {text!r}; it is START:END, two shares of the steps such as 0:0.7.")
+    return float(start), float(end)
 
 
 def adapter_records(options: "AdapterOptions", request: "Request") -> tuple[AdapterRecord, ...]:
@@ -107,7 +153,7 @@ def _names(word: str, texts: str) -> bool:
 
 def _may_be_embedding(path: Path) -> bool:
     """False for an image that holds no embedding, such as a preview."""
-    from daguerre.adapters.embedding_image import IMAGE_SUFFIXES, read_embedding_image
+    from daguerre.adapters.embedding import IMAGE_SUFFIXES, read_embedding_image
 
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return True

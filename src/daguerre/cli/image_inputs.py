@@ -31,18 +31,26 @@ def reopen_inputs(request: Request, source: Path, replacements: Mapping[str, Pat
 
     Args:
         source: the saved image; missing inputs are also searched in its folder.
-        replacements: files to use instead, by field ("image", "mask").
+        replacements: files to use instead, by field ("image", "mask"); for "control_images" a folder that has them.
 
     Raises:
         DaguerreError: an input is missing, or its content has changed.
     """
     task = request.task
+    if request.control_images:
+        names = [f"control image {number}" for number, _ in enumerate(request.control_images, 1)]
+        given = replacements.get("control_images")
+        reopened = [_reopen(name, image, source, given, folder=True) for name, image in zip(names, request.control_images, strict=True)]
+        request = replace(request, control_images=tuple(reopened))
     opened = {name: _reopen(name, image, source, replacements.get(name)) for name, image in task.input_images.items()}
     return replace(request, task=task.with_input_images(opened)) if opened else request
 
 
-def _reopen(name: str, image: InputImage, source: Path, replacement: Path | None) -> InputImage:
-    option = f"--{INPUT_OPTIONS.get(name, name)}"
+def _reopen(name: str, image: InputImage, source: Path, replacement: Path | None, *, folder: bool = False) -> InputImage:
+    option = "--adapters FOLDER" if folder else f"--{INPUT_OPTIONS.get(name, name)}"
+    if folder and replacement is not None:
+        named = replacement / Path(image.path or "").name
+        replacement = named if named.is_file() else None
     if replacement is None and image.path is None:
         raise DaguerreError(f"The input {name} of '{source}' came from a program, not from a file; give its file with {option}.")
     path = Path(replacement or image.path or "")

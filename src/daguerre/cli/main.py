@@ -23,6 +23,7 @@ COMMANDS = {
     "variations": "generate images similar to another one",
     "layout": "generate images from boxes or a segmentation map",
     "sample": "sample from a model trained here: DDPM, prior over codes, …",
+    "preprocess": "compute the edges or another condition map of an image",
     "attention": "show the attention of each word, or of one position",
     "noise": "add noise to an image, and show what the model predicts",
     "compare": "generate a labelled table over one or two settings",

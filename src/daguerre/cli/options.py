@@ -1,7 +1,7 @@
 """Options that several commands share. Each dataclass is one group of the help text; nothing here imports torch."""
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -163,7 +163,7 @@ class PipelineOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
-    """LoRAs and embeddings; see docs/adapters.md."""
+    """LoRAs, embeddings and ControlNets; see docs/adapters.md."""
 
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE]", help_behavior_hint="")] = ()
     """A LoRA, or its name in --lora-dir; :SCALE is its strength (default 1), :TEXT:UNET two strengths. Repeat it for several."""
@@ -173,6 +173,14 @@ class AdapterOptions:
     """A textual-inversion embedding; prompts use it by its file name, or by WORD. Repeat it for several."""
     embedding_dir: OptionalPath = None
     """Folder of embeddings; those whose names occur in a prompt are used."""
+    controlnet: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE]", help_behavior_hint="")] = ()
+    """A ControlNet and its strength (default 1). Repeat it for several; each needs a --control-image."""
+    control_image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MAP", help_behavior_hint="")] = ()
+    """The condition map of a ControlNet, in the same order, such as an image of `daguerre preprocess`."""
+    control_steps: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="START:END", help_behavior_hint="")] = ()
+    """Shares of the steps in which a ControlNet applies, such as 0:0.7, in the same order. Default: all steps."""
+    guess_mode: bool = False
+    """Apply ControlNets to the prompt's condition only, and less in the upper layers; works without a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +220,10 @@ class GenerationOptions:
         Raises:
             DaguerreError: an option is out of range, or two contradict each other.
         """
-        from daguerre.cli.adapters import adapter_records
+        from daguerre.cli.adapters import with_adapter_options
 
         request = build_request(prompts, task, self.image_options, self.sampling, self.loading, negative_prompt=negative_prompt)
-        return replace(request, adapters=adapter_records(self.adapters, request))
+        return with_adapter_options(request, self.adapters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,10 +120,10 @@ DDPM_CIFAR10 = UNetConfig(
 DDPM_256 = replace(DDPM_CIFAR10, channels=(128, 128, 256, 256, 512, 512), depth=(0, 0, 0, 0, 1, 0), heads=(1, 1, 1, 1, 1, 1), dropout=0.0)
 
 
-class UNet(nn.Module):
-    """Predicts ε, v or x0 from noisy x, time and conditioning.
+class UNetEncoder(nn.Module):
+    """The downward path and the middle of a UNet, with its embeddings of time and vector; a ControlNet has the same.
 
-    A new network returns zeros, as in the papers: its last convolution and the last layers of its residual branches are zero-initialised.
+    skip_channels: the width of each skip connection, in the order of the downward path.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -146,17 +146,7 @@ class UNet(nn.Module):
 
         attentions = [self._attention(len(channels) - 1, config.mid_depth)] if config.mid_depth else []
         self.mid_block = MidBlock([self._resblock(width, width) for _ in range(2)], attentions)
-
-        self.up_blocks = nn.ModuleList()
-        for level, out in reversed(list(enumerate(channels))):
-            resnets = [self._resblock((width if i == 0 else out) + skips.pop(), out) for i in range(config.blocks + 1)]
-            upsampler = self._upsampler(out) if level else None
-            self.up_blocks.append(UpBlock(resnets, self._attentions(level, config.blocks + 1), upsampler))
-            width = out
-
-        self.conv_norm_out = GroupNormSiLU(config.norm_groups, width, config.norm_eps)
-        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
-        self._zero_init()
+        self.skip_channels = tuple(skips)
 
     def _resblock(self, in_channels: int, out_channels: int, resample: Literal["down", "up"] | None = None) -> ResBlock:
         config = self.config
@@ -194,6 +184,49 @@ class UNet(nn.Module):
         if self.config.resample == "resblock":
             return self._resblock(channels, channels, "down")
         return Downsample(channels, self.config.downsample_padding)
+
+    def _embed(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
+        config = self.config
+        waves = sinusoidal(t, config.channels[0], cos_first=config.time_cos_first, frequency_shift=config.time_frequency_shift)
+        emb = self.time_embedding(waves.to(dtype))  # (B, E)
+        if self.class_embedding is not None:
+            emb = emb + self.class_embedding(cond.label.to(emb.device))
+        if self.add_embedding is not None:
+            emb = emb + self.add_embedding(cond.vector)
+        return emb
+
+    def _check(self, x: Tensor, cond: Conditioning) -> None:
+        config = self.config
+        given = x.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
+        if given != config.in_channels:
+            raise DaguerreError(f"This UNet takes {config.in_channels} channels, but x and Conditioning.concat have {given} in total.")
+        for name, part, width in (("context", cond.context, config.context_width), ("vector", cond.vector, config.vector_width)):
+            if width is not None and (part is None or part.shape[-1] != width):
+                got = "none" if part is None else f"one of width {part.shape[-1]}"
+                raise DaguerreError(f"This UNet needs a Conditioning.{name} of width {width}; got {got}.")
+        if config.classes is not None and cond.label is None:
+            raise DaguerreError(f"This UNet needs a Conditioning.label below {config.classes}; got none.")
+
+
+class UNet(UNetEncoder):
+    """Predicts ε, v or x0 from noisy x, time and conditioning.
+
+    A new network returns zeros, as in the papers: its last convolution and the last layers of its residual branches are zero-initialised.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        channels, width, skips = config.channels, config.channels[-1], list(self.skip_channels)
+        self.up_blocks = nn.ModuleList()
+        for level, out in reversed(list(enumerate(channels))):
+            resnets = [self._resblock((width if i == 0 else out) + skips.pop(), out) for i in range(config.blocks + 1)]
+            upsampler = self._upsampler(out) if level else None
+            self.up_blocks.append(UpBlock(resnets, self._attentions(level, config.blocks + 1), upsampler))
+            width = out
+
+        self.conv_norm_out = GroupNormSiLU(config.norm_groups, width, config.norm_eps)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self._zero_init()
 
     def _upsampler(self, channels: int) -> Upsample | ResBlock:
         return self._resblock(channels, channels, "up") if self.config.resample == "resblock" else Upsample(channels)
@@ -248,25 +281,3 @@ class UNet(nn.Module):
     def _shared_branches(self, cond: Conditioning) -> int:
         """How many conditions share their first layers: all of them if they differ only in the context, else 1."""
         return cond.num_conditions if cond.vector is None and cond.concat is None and cond.label is None else 1
-
-    def _embed(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
-        config = self.config
-        waves = sinusoidal(t, config.channels[0], cos_first=config.time_cos_first, frequency_shift=config.time_frequency_shift)
-        emb = self.time_embedding(waves.to(dtype))  # (B, E)
-        if self.class_embedding is not None:
-            emb = emb + self.class_embedding(cond.label.to(emb.device))
-        if self.add_embedding is not None:
-            emb = emb + self.add_embedding(cond.vector)
-        return emb
-
-    def _check(self, x: Tensor, cond: Conditioning) -> None:
-        config = self.config
-        given = x.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
-        if given != config.in_channels:
-            raise DaguerreError(f"This UNet takes {config.in_channels} channels, but x and Conditioning.concat have {given} in total.")
-        for name, part, width in (("context", cond.context, config.context_width), ("vector", cond.vector, config.vector_width)):
-            if width is not None and (part is None or part.shape[-1] != width):
-                got = "none" if part is None else f"one of width {part.shape[-1]}"
-                raise DaguerreError(f"This UNet needs a Conditioning.{name} of width {width}; got {got}.")
-        if config.classes is not None and cond.label is None:
-            raise DaguerreError(f"This UNet needs a Conditioning.label below {config.classes}; got none.")

@@ -38,6 +38,7 @@ from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
 from daguerre.pipelines.memory_plan import one_at_a_time, with_memory_plan
 from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.planners import make_plan
+from daguerre.pipelines.planners.control import MappedControl, check_control_images, mapped_controls, with_control
 from daguerre.pipelines.planners.vq_prior import CodeStep, stream_codes
 from daguerre.pipelines.request import Request, RequestFields, with_fields
 from daguerre.runtime.dtype import without_autocast
@@ -110,6 +111,7 @@ def _start(model: Model, request: Request) -> Iterator[Step] | Iterator[CodeStep
     """Check and plan a request; returns the steps, which compute when they are taken."""
     if isinstance(model, LatentPrior):
         return stream_codes(model, request)
+    check_control_images(model, request)
     context = GenerationContext.of(model, request)
     plan = make_plan(context)
     largest = max((each.size for each in plan.passes), key=prod)
@@ -186,19 +188,32 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
     Step i covers σ in (σ_{i+1}, σ_i], so that samplers with several evaluations a step stay within it.
     """
     model, request, scales = each.model or context.model, context.request, context.guidance_scales(each)
-    denoiser = Denoiser(network, model.schedule, model.prediction, model.dtype, context.resolved.sampler_config.rounding)
+    controls = mapped_controls(model, request, each.size) if each.model is None else []
+
+    def denoiser_with(active: Sequence[MappedControl]) -> Denoiser:
+        controlled = with_control(network, active)
+        controlled = one_at_a_time(controlled) if request.low_memory and active else controlled
+        return Denoiser(controlled, model.schedule, model.prediction, model.dtype, context.resolved.sampler_config.rounding)
+
     by_step: list[Denoise] = []
-    built: list[tuple[PromptConditions | Conditioning, float, Denoise]] = []  # one for all steps with the same conditions and scale
-    for conditions, scale in zip(_step_conditions(context, each), scales, strict=True):
-        denoise = next((denoise for known, known_scale, denoise in built if known is conditions and known_scale == scale), None)
+    built: list[tuple[PromptConditions | Conditioning, float, list[MappedControl], Denoise]] = []  # one for all steps with the same
+    for step, (conditions, scale) in enumerate(zip(_step_conditions(context, each), scales, strict=True), each.step_offset):
+        active = [mapped for mapped in controls if mapped.control.applies(step, each.total_steps)]
+        known = (entry[-1] for entry in built if entry[0] is conditions and entry[1] == scale and _same(entry[2], active))
+        denoise = next(known, None)
         if denoise is None:
+            denoiser = denoiser_with(active)
             prompts = isinstance(conditions, PromptConditions)
             guided = each.edit_conditions(conditions.with_guidance(scale) if prompts else GuidedConditions([conditions], [1.0]), scale)
             denoise = classifier_free_guidance(denoiser, *guided, rescale=request.guidance_rescale)
-            built.append((conditions, scale, denoise))
+            built.append((conditions, scale, active, denoise))
         by_step.append(denoise)
     inner = [-sigma for sigma in each.sigmas[1:-1].tolist()]  # ascending
     return lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)
+
+
+def _same(first: Sequence[MappedControl], second: Sequence[MappedControl]) -> bool:
+    return [id(mapped) for mapped in first] == [id(mapped) for mapped in second]
 
 
 def _step_conditions(context: GenerationContext, each: Pass) -> list[PromptConditions] | list[Conditioning]:

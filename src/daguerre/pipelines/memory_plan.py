@@ -70,9 +70,13 @@ def memory_plan_of(model: LatentDiffusion, request: Request, size: ImageSize) ->
 def one_at_a_time(network: Network) -> Network:
     """A network that processes a batch one row at a time."""
 
-    def run_rows(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        cond = cond.expand(len(x))
-        return torch.cat([network(x[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(len(x))])
+    def run_rows(x: Tensor, t: Tensor, cond: Conditioning, control: Sequence[Tensor] | None = None) -> Tensor:
+        cond, results = cond.expand(len(x)), []
+        for i in range(len(x)):
+            row = slice(i, i + 1)
+            more = {} if control is None else {"control": [residual[row] for residual in control]}
+            results.append(network(x[row], t[row], cond[row], **more))
+        return torch.cat(results)
 
     return run_rows
 

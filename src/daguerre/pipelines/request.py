@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from daguerre.adapters.record import AdapterRecord, record_from_json
 from daguerre.errors import DaguerreError, nearest
+from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.tasks import Task, TextToImage, plain_number, task_from_json
 
 MAX_SEED = 2**63 - 1
@@ -80,6 +81,8 @@ class Request:
             sampler, spacing, negative prompt or guidance.
         adapters: records of the adapters attached to the model (see `adapters.with_adapters`); filled in from the model when images are
             generated. A request that has them runs only on a model with the same adapters.
+        control_images: a condition map for each ControlNet among the adapters, in order: Pillow images, arrays or `InputImage`. A map of
+            another size is resized.
         low_memory: one image and one condition at a time, tiled decoding; set automatically if a run would not fit into memory.
 
     Raises:
@@ -111,13 +114,14 @@ class Request:
     top_k: int | None = None
     top_p: float = 1.0
     adapters: tuple[AdapterRecord, ...] = ()
+    control_images: tuple[InputImage, ...] = ()
     low_memory: bool = False
 
     def __post_init__(self) -> None:
         for name, expected in _field_types().items():
             value = plain_number(getattr(self, name))
             if isinstance(value, list | tuple):
-                value = tuple(map(plain_number, value))
+                value = tuple(map(InputImage.from_any if name == "control_images" else plain_number, value))
             if not _has_type(name, value, expected):
                 raise DaguerreError(f"{name} is {value!r}; it must be {_noun(name, expected)}.")
             object.__setattr__(self, name, value)
@@ -175,6 +179,7 @@ class Request:
         values["guidance_interval"] = None if self.guidance_interval is None else list(self.guidance_interval)
         values["task"] = self.task.to_json()
         values["adapters"] = [record.to_json() for record in self.adapters]
+        values["control_images"] = [image.to_json() for image in self.control_images]
         values["variation"] = None if self.variation is None else asdict(self.variation)
         return values
 
@@ -216,6 +221,7 @@ class RequestFields(TypedDict, total=False):
     top_k: int | None
     top_p: float
     adapters: tuple[AdapterRecord, ...]
+    control_images: Sequence[Any]
     low_memory: bool
 
 
@@ -251,6 +257,8 @@ def _from_json(name: str, value: Any) -> Any:
         return task_from_json(value)
     if name == "adapters" and isinstance(value, list | tuple):
         return tuple(record_from_json(each) if isinstance(each, Mapping) else each for each in value)
+    if name == "control_images" and isinstance(value, list | tuple):
+        return tuple(InputImage.from_json(each) if isinstance(each, Mapping) else each for each in value)
     if name == "variation" and isinstance(value, Mapping):
         if set(value) != {"seed", "strength"}:
             raise DaguerreError(f"A variation has the fields seed and strength, not {', '.join(value) or 'none'}.")
@@ -261,6 +269,7 @@ def _from_json(name: str, value: Any) -> Any:
 def _noun(name: str, expected: Any) -> str:
     """What a field may be, for error messages."""
     special = {"prompt": "a text or a list of texts", "guidance_interval": "two numbers or None", "adapters": "a list of adapter records"}
+    special["control_images"] = "a list of images"
     nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Variation: "a Variation", Task: "a Task"}
     kind = next((kind for kind in nouns if kind is expected or kind in get_args(expected)), str)
     return special.get(name, nouns[kind] + (" or None" if NoneType in get_args(expected) else ""))
@@ -272,8 +281,9 @@ def _has_type(name: str, value: object, expected: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(text, str) for text in value))
     if name == "guidance_interval":
         return value is None or (isinstance(value, tuple) and len(value) == 2 and all(_has_type("", share, float) for share in value))
-    if name == "adapters":
-        return isinstance(value, tuple) and all(isinstance(record, AdapterRecord) for record in value)
+    if name in ("adapters", "control_images"):
+        kind = AdapterRecord if name == "adapters" else InputImage
+        return isinstance(value, tuple) and all(isinstance(each, kind) for each in value)
     if name in REQUEST_CHOICES:
         return value is None or isinstance(value, str)
     if expected is bool or isinstance(value, bool):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daguerre.atomic_io import free_path, numbered_paths
-from daguerre.cli.adapters import adapter_records
+from daguerre.cli.adapters import with_adapter_options
 from daguerre.cli.generation import check_outputs, generate_with_progress, warn_prompt
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import check_sampler, choose_threads, open_model
@@ -86,7 +86,7 @@ class AttentionOptions:
         """The request that these options describe."""
         groups = self.image_options, self.sampling, self.loading
         request = build_request(self.prompt, self.task(), *groups, negative_prompt=self.negative_prompt)
-        return replace(request, adapters=adapter_records(self.adapters, request))
+        return with_adapter_options(request, self.adapters)
 
 
 def main(arguments: Sequence[str]) -> None:

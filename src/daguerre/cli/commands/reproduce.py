@@ -53,7 +53,7 @@ class ReproduceOptions:
     cell: Annotated[str | None, tyro.conf.arg(metavar="ROW,COLUMN", help_behavior_hint="")] = None
     """Of a table that `daguerre compare` saved: which image to generate again, counted from 1."""
     adapters: OptionalPath = None
-    """Folder of its LoRAs and other adapters, if they have moved."""
+    """Folder of its LoRAs and other adapters and of their condition maps, if they have moved."""
     out: Out = None
     device: Device = None
     threads: Annotated[int | None, tyro.conf.arg(help="Number of CPU threads. Default: that of the image.", help_behavior_hint="")] = None
@@ -74,7 +74,13 @@ def run(options: ReproduceOptions) -> None:
     with usage_errors():
         image, provenance = read_provenance(options.image) if options.cell is None else read_cell(options.image, options.cell)
         check_limits(image, provenance)
-        inputs = {"image": options.input, "mask": options.mask, "depth": options.depth, "map": options.map}
+        inputs = {
+            "image": options.input,
+            "mask": options.mask,
+            "depth": options.depth,
+            "map": options.map,
+            "control_images": options.adapters,
+        }
         request = reopen_inputs(provenance.request, options.image, {name: path for name, path in inputs.items() if path is not None})
         if options.out is not None and os.path.realpath(options.out) == os.path.realpath(options.image):
             raise DaguerreError(f"--out '{options.out}' is the image to compare with; write to another file.")

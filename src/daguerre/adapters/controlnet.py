@@ -1,0 +1,166 @@
+"""ControlNets as adapters: read from either layout, with a scale and the share of the steps in which they apply.
+
+    model = with_adapters(model, [load_controlnet("canny.safetensors", model).scaled(0.8, end=0.7)])
+    generate(model, prompt="a house", control_images=[edges])
+
+The names of the original code (`control_model.input_blocks…`) and of diffusers, whole networks and files of differences from SD 1.5.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from daguerre.adapters.record import AdapterRecord, adapter_stem
+from daguerre.diffusion.conditioning import Conditioning
+from daguerre.errors import DaguerreError, join_names
+from daguerre.models.controlnet import ControlNetConfig, ControlNetModel
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import UNet, UNetConfig
+from daguerre.nn.meta import fill, shapes_only
+from daguerre.weights.hashing import file_hash
+from daguerre.weights.original.infer_config import unet_from_shapes
+from daguerre.weights.original.key_map import KeyTable, Rule, UNetLayout, rule, unet_rules
+from daguerre.weights.tensors.reader import TensorFile, open_tensors, weights_in
+from daguerre.weights.tensors.safetensors import config_errors, read_json, to_compute_layout
+
+PREFIX = "control_model."  # of files of the original code; the first ones hold a whole model next to it
+DIFFERENCE = "difference"  # an empty tensor in files that store the difference from SD 1.5
+GUESS_EXPONENTS = (-1.0, 0.0)  # of 10: the scales of guess mode, from the upper layers to the middle
+# Kinds that are recognised and not supported, by a tensor name that only they have.
+UNSUPPORTED_CONTROLS = {
+    r"task_embedding$|control_add_embedding\.|transformer_layes\.|spatial_ch_projs\.": "a ControlNet for several kinds of maps (union)",
+    r"lora_controlnet$|lora_controlnet\.": "a control-LoRA",
+    r"lllite_": "a ControlNet-LLLite",
+    r"(adapter\.)?body\.\d+\.": "a T2I-Adapter",
+    r"(ip_adapter|image_proj)\.": "an IP-Adapter",
+    r".*controlnet_x_embedder\.|double_blocks\.|transformer_blocks\.\d+\.attn\.add_": "a ControlNet for Flux or SD 3",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ControlNet:
+    """A ControlNet for one model.
+
+    record: name, file, scale, start, end and guess mode. pooled: use the mean of each residual over space ("shuffle").
+    """
+
+    network: ControlNetModel
+    record: AdapterRecord
+    pooled: bool = False
+
+    def scaled(self, scale: float, *, start: float = 0.0, end: float = 1.0, guess_mode: bool = False) -> "ControlNet":
+        """The same with another strength. start, end: the shares of the steps between which it applies."""
+        return replace(self, record=replace(self.record, scale=scale, start=start, end=end, guess_mode=guess_mode))
+
+    def applies(self, step: int, steps: int) -> bool:
+        """Whether it applies in a step, counted from 0."""
+        return step / steps >= self.record.start and (step + 1) / steps <= self.record.end
+
+    def residuals(self, x: Tensor, t: Tensor, cond: Conditioning, control_map: Tensor, prompted: Tensor) -> list[Tensor]:
+        """The residuals for `UNet.forward`, scaled.
+
+        Args:
+            x, t, cond: as for the UNet; extra input channels are not used.
+            control_map: (1, 3, 8H, 8W) in [0, 1].
+            prompted: (B,) 1 for rows of prompts and 0 for those of negative prompts, which guess mode leaves alone.
+        """
+        residuals = self.network(x, t, replace(cond, concat=None), control_map)
+        if self.pooled:
+            residuals = [residual.mean((2, 3), keepdim=True) for residual in residuals]
+        scales = [self.record.scale] * len(residuals)
+        if self.record.guess_mode:
+            scales = (torch.logspace(*GUESS_EXPONENTS, len(residuals)) * self.record.scale).tolist()
+        if self.record.guess_mode or self.pooled:
+            rows = prompted.to(x).reshape(-1, 1, 1, 1)
+            residuals = [residual * rows for residual in residuals]
+        return [residual * scale for residual, scale in zip(residuals, scales, strict=True)]
+
+
+def load_controlnet(path: str | Path, model: LatentDiffusion) -> ControlNet:
+    """Read a ControlNet from a file, or from a folder of diffusers, in the precision and on the device of the model it is for.
+
+    Raises:
+        DaguerreError: it is no ControlNet, of a kind that is not supported, or for another family of models.
+    """
+    path = Path(path)
+    config = read_json(path / "config.json") if path.is_dir() else {}
+    source = weights_in(path) if path.is_dir() else path
+    file = open_tensors(source)
+    for pattern, kind in UNSUPPORTED_CONTROLS.items():
+        if any(map(re.compile(pattern).match, file.shapes)):
+            raise DaguerreError(f"'{path}' is {kind}, which is not supported; use a ControlNet for one kind of map.")
+    tensors = _canonical_tensors(file)
+    if DIFFERENCE in file.shapes:
+        tensors = _with_unet(tensors, model.unet)
+    shape = _check_family(tensors, model, path)
+    tensors = {name: to_compute_layout(tensor, model.device, model.dtype) for name, tensor in tensors.items()}
+    with config_errors(path), shapes_only():
+        network = ControlNetModel(shape)
+    fill(network, tensors, path)
+    record = AdapterRecord("controlnet", adapter_stem(path), str(path), file_hash(source))
+    pooled = bool(config.get("global_pool_conditions", "shuffle" in path.stem.lower()))
+    return ControlNet(network.eval(), record, pooled)
+
+
+def _canonical_tensors(file: TensorFile) -> dict[str, Tensor]:
+    """The tensors of a ControlNet under the names of diffusers. Raises DaguerreError if the file has none."""
+    names = [name for name in file.shapes if name != DIFFERENCE]
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in file.read(n for n in names if n.startswith(prefix)).items()}
+    if "controlnet_cond_embedding.conv_in.weight" in tensors:
+        return tensors
+    if "input_hint_block.0.weight" not in tensors:
+        raise DaguerreError(f"'{file.path}' is no ControlNet: it has names such as {join_names(names[:3])}.")
+    renamed, unmatched = KeyTable(controlnet_rules(tensors)).to_canonical(tensors)
+    if unmatched:
+        raise DaguerreError(f"'{file.path}' has {len(unmatched)} names that no ControlNet has ({join_names(unmatched)}).")
+    return renamed
+
+
+def controlnet_rules(tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+    """The names of the original code (cldm.py of ControlNet), for a network with these tensors."""
+    entries = {int(found[1]) for name in tensors if (found := re.match(r"input_blocks\.(\d+)\.", name))}
+    downsamplers = sorted(n for n in entries if f"input_blocks.{n}.0.op.weight" in tensors)
+    blocks = (downsamplers[0] if downsamplers else max(entries) + 1) - 1
+    levels = len(downsamplers) + 1
+    attention = tuple(f"input_blocks.{1 + level * (blocks + 1)}.1.proj_in.weight" in tensors for level in range(levels))
+    yield from unet_rules(UNetLayout(blocks, attention, False, False, (1,) * levels))
+    yield rule("input_hint_block.0.", "controlnet_cond_embedding.conv_in.")
+    yield from (rule(f"input_hint_block.{2 * (i + 1)}.", f"controlnet_cond_embedding.blocks.{i}.") for i in range(6))
+    yield rule("input_hint_block.14.", "controlnet_cond_embedding.conv_out.")
+    yield from (rule(f"zero_convs.{n}.0.", f"controlnet_down_blocks.{n}.") for n in sorted(entries))
+    yield rule("middle_block_out.0.", "controlnet_mid_block.")
+
+
+def _with_unet(tensors: Mapping[str, Tensor], unet: UNet) -> dict[str, Tensor]:
+    """A difference from SD 1.5 added to the UNet of the model; what the file does not have is the UNet's own."""
+    own = {name: tensor for name, tensor in unet.state_dict().items() if not name.startswith(("up_blocks.", "conv_norm_out.", "conv_out."))}
+    if any(tensor.is_meta for tensor in own.values()):
+        raise DaguerreError("A ControlNet that stores differences needs the whole UNet in memory; use another file, or no --low-memory.")
+    total = {name: own[name].float() + tensor.float() if name in own else tensor for name, tensor in tensors.items()}
+    return {**own, **total}
+
+
+def _check_family(tensors: Mapping[str, Tensor], model: LatentDiffusion, path: Path) -> ControlNetConfig:
+    """The config of a ControlNet. Raises DaguerreError if it is for UNets of another shape than the model's."""
+    own = model.unet.config
+    with config_errors(path):
+        # Shapes determine all but the heads and the output, which are the UNet's.
+        found = unet_from_shapes({**tensors, "conv_out.weight": torch.empty(own.out_channels, 1, 1, 1, device="meta")})
+    if (found.channels, found.blocks) != (own.channels, own.blocks) or found.context_width not in (None, own.context_width):
+        made_for, has = (_describe(config) for config in (found, own))
+        raise DaguerreError(f"The ControlNet '{path}' is for models with {made_for}, and {model.name!r} has {has}; use one for its family.")
+    fields = ("in_channels", "depth", "mid_depth", "context_width", "vector_width", "classes", "linear_projection", "cross_only_levels")
+    config = replace(own, **{name: getattr(found, name) for name in fields})
+    embedding = "controlnet_cond_embedding"
+    last = [len(tensors[f"{embedding}.blocks.{i}.weight"]) for i in range(1, 16, 2) if f"{embedding}.blocks.{i}.weight" in tensors]
+    widths = [tensors[f"{embedding}.conv_in.weight"].shape[0], *last]
+    return ControlNetConfig(config, tuple(widths), tensors[f"{embedding}.conv_in.weight"].shape[1])
+
+
+def _describe(config: UNetConfig) -> str:
+    return f"the channels {config.channels} and text width {config.context_width}"

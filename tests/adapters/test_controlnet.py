@@ -1,0 +1,216 @@
+"""ControlNets equal diffusers: the network in both layouts, and images from noise, from an image and in a mask, with all settings."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import daguerre
+from daguerre.adapters import ControlNet, load_controlnet, with_adapters
+from daguerre.adapters.controlnet import controlnet_rules
+from daguerre.diffusion import Conditioning
+from daguerre.errors import DaguerreError
+from daguerre.models.controlnet import ControlNetConfig, ControlNetModel
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.unet import SD1, SDXL
+from daguerre.nn.meta import shapes_only
+from daguerre.pipelines.tasks import ImageToImage
+from daguerre.weights.original.key_map import KeyTable, Rule
+from tests.adapters.files import manifest
+from tests.families import peers
+
+MAP = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+REQUEST = {"prompt": "a red apple", "negative_prompt": "blue"}
+
+
+def reference(pipeline: Any, seed: int = 5) -> Any:
+    """A ControlNet of diffusers for a pipeline's UNet, with random weights."""
+    network = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(16, 32, 96, 256))
+    return peers.randomized(network, seed)
+
+
+def original_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a tiny ControlNet of two levels under the names of the original code."""
+    marks = {"input_blocks.0.0.weight": 0, "input_blocks.1.1.proj_in.weight": 0, "input_blocks.2.0.op.weight": 0, "input_blocks.3.0.x": 0}
+    rules: list[Rule] = list(controlnet_rules({name: torch.zeros(0) for name in marks}))
+    renamed, unmatched = KeyTable(rules).to_original(tensors)
+    assert not unmatched
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, LatentDiffusion, Any, Path]:
+    """A pipeline, our model, a ControlNet of diffusers, and the folder it was saved to."""
+    folder = tmp_path_factory.mktemp("controlnets")
+    pipeline = peers.sd()
+    pipeline.register_modules(vae=peers.autoencoder(4))
+    pipeline.vae_scale_factor = 8
+    model = daguerre.load(peers.saved(pipeline, folder / "sd1"), device="cpu")
+    network = reference(pipeline)
+    network.save_pretrained(folder / "edges")
+    return pipeline, model, network, folder
+
+
+@torch.no_grad()
+def test_the_residuals_equal_those_of_diffusers_in_both_layouts(sd1: Any):
+    _, model, network, folder = sd1
+    save_file(original_names(network.state_dict()), folder / "plain.safetensors")
+    torch.save({f"control_model.{name}": tensor for name, tensor in original_names(network.state_dict()).items()}, folder / "old.pth")
+    x, t, context, control_map = torch.randn(2, 4, 8, 8), torch.tensor([500, 20]), torch.randn(2, 77, 64), torch.rand(2, 3, 64, 64)
+    down, mid = network(x, t, encoder_hidden_states=context, controlnet_cond=control_map, return_dict=False)
+    for name in ("edges", "plain.safetensors", "old.pth"):
+        loaded = load_controlnet(folder / name, model)
+        ours = loaded.network(x, t, Conditioning(context), control_map)
+        for residual, theirs in zip(ours, [*down, mid], strict=True):
+            assert (residual - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max())
+
+
+@torch.no_grad()
+def test_differences_are_added_to_the_unet(sd1: Any):
+    _, model, network, folder = sd1
+    own = model.unet.state_dict()
+    stored = {name: tensor - own[name] if name in own else tensor for name, tensor in network.state_dict().items()}
+    equal = "down_blocks.0.resnets.0.conv1.weight"  # left out, as it is equal
+    stored.pop(equal)
+    save_file(original_names(stored) | {"difference": torch.zeros(0)}, folder / "difference.safetensors")
+    loaded = load_controlnet(folder / "difference.safetensors", model).network.state_dict()
+    assert torch.equal(loaded.pop(equal), own[equal])
+    for name, tensor in loaded.items():
+        assert torch.allclose(tensor, network.state_dict()[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "config"), [("controlnet_sd1_diffusers", SD1), ("controlnet_xl_diffusers", SDXL)])
+def test_the_names_of_published_networks(name: str, config: Any):
+    with shapes_only():
+        network = ControlNetModel(ControlNetConfig(config))
+    stored = manifest(name)["tensors"]
+    assert {key: list(tensor.shape) for key, tensor in network.state_dict().items()} == {key: shape for key, (_, shape) in stored.items()}
+    if name == "controlnet_sd1_diffusers":
+        original = {key.removeprefix("control_model."): torch.empty(shape, device="meta") for key, (_, shape) in
+                    manifest("controlnet_sd1_lllyasviel")["tensors"].items()}  # fmt: skip
+        renamed, unmatched = KeyTable(controlnet_rules(original)).to_canonical(original)
+        assert not unmatched
+        assert renamed.keys() == network.state_dict().keys()
+
+
+PART = {"controlnet_conditioning_scale": 0.6, "control_guidance_start": 0.25, "control_guidance_end": 0.75}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "scaled part": ({"scale": 0.6, "start": 0.25, "end": 0.75}, PART),
+    "guess mode": ({"scale": 0.8, "guess_mode": True}, {"controlnet_conditioning_scale": 0.8, "guess_mode": True}),
+}
+
+
+def same_image_latents(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours - theirs).abs().max() < 1e-4 * max(1, theirs.abs().max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_txt2img_equals_diffusers(sd1: Any, case: str):
+    ours_settings, theirs_settings = CASES[case]
+    pipeline, model, network, folder = sd1
+    control = load_controlnet(folder / "edges", model).scaled(**{"scale": 1.0, **ours_settings})
+    theirs = latents_of_diffusers(diffusers.StableDiffusionControlNetPipeline, pipeline, network, MAP, **theirs_settings)
+    assert same_image_latents(latents(with_adapters(model, [control]), control_images=[MAP]), theirs)
+    if case == "plain":
+        assert not same_image_latents(latents(model), theirs)
+
+
+def test_several_controlnets_equal_diffusers(sd1: Any):
+    pipeline, model, network, folder = sd1
+    second, other = reference(pipeline, 6), MAP.rotate(90)
+    second.save_pretrained(folder / "second")
+    both = [load_controlnet(folder / "edges", model).scaled(0.5), load_controlnet(folder / "second", model).scaled(1.2, end=0.5)]
+    theirs = latents_of_diffusers(
+        diffusers.StableDiffusionControlNetPipeline, pipeline, [network, second], [MAP, other],
+        controlnet_conditioning_scale=[0.5, 1.2], control_guidance_end=[1.0, 0.5],
+    )  # fmt: skip
+    adapted = with_adapters(model, both)
+    assert same_image_latents(latents(adapted, control_images=[MAP, other]), theirs)
+    assert same_image_latents(latents(adapted, control_images=[MAP, other], low_memory=True), theirs)
+
+
+def latents_of_diffusers(kind: type, pipeline: Any, network: Any, control_map: Any, **settings: Any) -> Tensor:
+    parts = {name: part for name, part in pipeline.components.items() if name != "scheduler"}
+    scheduler = diffusers.DDIMScheduler.from_config(
+        pipeline.scheduler.config, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    controlled = peers.quiet(kind(**parts, scheduler=scheduler, controlnet=network, requires_safety_checker=False))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return controlled(
+        **REQUEST, image=control_map, height=64, width=64, num_inference_steps=4, guidance_scale=5.0, latents=noise, output_type="latent",
+        **settings,
+    ).images  # fmt: skip
+
+
+def latents(model: LatentDiffusion, **fields: Any) -> Tensor:
+    """The final latents of a request, of the noise that diffusers gets."""
+    request = daguerre.Request(
+        **REQUEST, width=64, height=64, steps=4, guidance_scale=5.0, sampler="euler", initial_noise="variance_preserving", seed=0, **fields
+    )
+    return [step.x0 for step in daguerre.stream(model, request)][-1]
+
+
+def test_maps_of_another_size_are_resized_with_a_note(tiny_control: LatentDiffusion, caplog: pytest.LogCaptureFixture):
+    daguerre.generate(tiny_control, prompt="a", steps=1, width=64, height=64, control_images=[MAP.resize((10, 20))])
+    assert "has 10×20 pixels and is resized to 64×64" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def tiny_control(sd1: Any) -> LatentDiffusion:
+    return with_adapters(sd1[1], [load_controlnet(sd1[3] / "edges", sd1[1])])
+
+
+def test_the_number_of_maps_must_fit(sd1: Any, tiny_control: LatentDiffusion):
+    with pytest.raises(DaguerreError, match="1 ControlNets and the request 0 condition maps"):
+        daguerre.generate(tiny_control, prompt="a", steps=1)
+    with pytest.raises(DaguerreError, match="0 ControlNets and the request 1 condition maps"):
+        daguerre.generate(sd1[1], prompt="a", steps=1, control_images=[MAP])
+
+
+def test_negative_rows_get_nothing_in_guess_mode(sd1: Any):
+    control: ControlNet = load_controlnet(sd1[3] / "edges", sd1[1]).scaled(1.0, guess_mode=True)
+    x, cond = torch.randn(2, 4, 8, 8), Conditioning(torch.randn(2, 77, 64))
+    with torch.no_grad():
+        residuals = control.residuals(x, torch.tensor([5.0, 5.0]), cond, torch.rand(1, 3, 64, 64), torch.tensor([1, 0]))
+    assert all(residual[0].any() and not residual[1].any() for residual in residuals)
+
+
+def test_other_kinds_and_families_are_refused(sd1: Any, tmp_path: Path):
+    model = sd1[1]
+    for name, kind in (
+        ("task_embedding", "union"),
+        ("lora_controlnet", "control-LoRA"),
+        ("lllite_unet_x.down.0.weight", "LLLite"),
+        ("body.0.block1.weight", "T2I-Adapter"),
+        ("image_proj.proj.weight", "IP-Adapter"),
+        ("something", "is no ControlNet"),
+    ):
+        save_file({name: torch.ones(1)}, tmp_path / "x.safetensors")
+        with pytest.raises(DaguerreError, match=kind):
+            load_controlnet(tmp_path / "x.safetensors", model)
+    wider = replace(model.unet.config, channels=(32, 64), context_width=64)
+    save_file(
+        {name: torch.zeros(t.shape) for name, t in ControlNetModel(ControlNetConfig(wider)).state_dict().items()},
+        tmp_path / "y.safetensors",
+    )
+    with pytest.raises(DaguerreError, match=r"is for models with the channels \(32, 64\)"):
+        load_controlnet(tmp_path / "y.safetensors", model)
+
+
+def test_image_to_image_and_masks_use_the_map(tiny_control: LatentDiffusion):
+    image = MAP
+    for task in (ImageToImage(image, 0.5), daguerre.pipelines.tasks.Inpaint(image, Image.new("L", (64, 64), 255), 0.5)):
+        first, second = (
+            daguerre.generate(tiny_control, prompt="a", steps=2, width=64, height=64, task=task, control_images=[each])[0].image.tobytes()
+            for each in (image, image.rotate(90))
+        )
+        assert first != second
