@@ -221,7 +221,7 @@ class RequestFields(TypedDict, total=False):
     top_k: int | None
     top_p: float
     adapters: tuple[AdapterRecord, ...]
-    control_images: Sequence[Any]
+    control_images: tuple[InputImage, ...]
     low_memory: bool
 
 
