@@ -4,21 +4,26 @@
 
 A fifth of the prompts is of each kind of `daguerre evaluate`. Wordings that the tokenizer reads as the plain prompt, such as other letter
 case, give the same image and are not generated again. `--states` measures only the text encoder, in a minute: the share of the variance
-between prompts that a wording loses in the inputs of the UNet (see `training.objectives.caption_variants`).
+between prompts that a wording loses in the cross-attention of the UNet (see `training.objectives.caption_variants`). `--colours` measures
+two other things: the colours of two things in one prompt, and how much the images of different seeds differ.
 """
 
 import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from daguerre.conditioning import TextConditioner
-from daguerre.data import EmojiDataset
+from daguerre.data import EmojiDataset, to_image
+from daguerre.data.captions import article
+from daguerre.data.colours import colour_of
 from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.evaluate import candidate_scores, generate_set, prompt_features, true_renders
 from daguerre.evaluation.prompts_emoji import EvalPrompt, held_out_prompts, known_prompts
@@ -56,12 +61,12 @@ VARIANTS = (
     Variant("{short}"), Variant("the {bare}"), Variant("{short}.", case=str.capitalize), Variant("this {bare}", False),
     Variant("my {bare}", False),
     Variant("draw {}"), Variant("draw {}, please"), Variant("Please draw {}."), Variant("can you draw {}?"),
-    Variant("Could you please show me {}?"), Variant("{} please"), Variant("I want {}!"), Variant("make me {}"),
-    Variant("generate {} for me"), Variant("kindly paint {}", False), Variant("I would like to see {}", False),
-    Variant("{}, thanks", False),
+    Variant("Could you please show me {}?"), Variant("{} please"), Variant("I want {}!"), Variant("imagine {}", False),
+    Variant("generate {} for me"), Variant("kindly paint {}"), Variant("I would like to see {}", False),
+    Variant("{}, thanks"),
     Variant("a photo of {}"), Variant("a drawing of {}"), Variant("an emoji of {}"), Variant("{bare} emoji"),
-    Variant("an illustration of {}"), Variant("photo of {bare}"), Variant("{}, icon"), Variant("a sketch of {}", False),
-    Variant("a sticker of {}", False),
+    Variant("an illustration of {}"), Variant("a poster of {}", False), Variant("{}, icon"), Variant("a sketch of {}", False),
+    Variant("a sticker of {}"),
     Variant("Draw a photo of {}, please."), Variant("please create an image of {}!"), Variant("SHOW ME {bare} picture", case=str.upper),
 )  # fmt: skip
 
@@ -109,6 +114,36 @@ def lost_variance(model: LatentDiffusion, original: LatentDiffusion, prompts: Se
     return lost
 
 
+COLOUR_PAIRS = (
+    ("green", "cat", "red", "dog"), ("blue", "apple", "yellow", "car"), ("red", "cat face", "blue", "dog face"),
+    ("purple", "rabbit", "green", "pear"), ("yellow", "tulip", "red", "key"), ("pink", "elephant", "blue", "balloon"),
+    ("green", "crab", "purple", "fish"), ("orange", "umbrella", "green", "heart"),
+)  # fmt: skip
+VARIED = ("a flag", "a cat", "a red apple", "a flower", "a car", "a face")
+VARIED_SEEDS = 4
+
+
+def right_colours(model: LatentDiffusion, request: Request) -> float:
+    """The share of the things in COLOUR_PAIRS with the colour of the prompt, each in its half of the image."""
+    prompts = [f"{article(f'{c} {first}')} and {article(f'{d} {second}')}" for c, first, d, second in COLOUR_PAIRS]
+    found = []
+    for (left, _, right, _), x in zip(COLOUR_PAIRS, generate_set(model, prompts, request).images, strict=True):
+        foreground = ((x < 0.8).any(0) * 255).to(torch.uint8)  # (H, W), not white
+        image = to_image(x).convert("RGBA")
+        image.putalpha(Image.fromarray(foreground.numpy()))
+        width, height = image.size
+        halves = image.crop((0, 0, width // 2, height)), image.crop((width // 2, 0, width, height))
+        found += [colour_of(half) == colour for half, colour in zip(halves, (left, right), strict=True)]
+    return sum(found) / len(found)
+
+
+def variety(model: LatentDiffusion, request: Request) -> float:
+    """The root-mean-square difference of two images of one prompt with different seeds, in [0, 2], the mean over VARIED."""
+    images = torch.stack([generate_set(model, VARIED, replace(request, seed=seed)).images for seed in range(VARIED_SEEDS)])
+    differences = [(a - b).square().mean((1, 2, 3)).sqrt().mean() for a, b in combinations(images, 2)]
+    return torch.stack(differences).mean().item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="name or directory; default: the embedded model")
@@ -118,6 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--states", action="store_true", help="measure only the text encoder")
+    parser.add_argument("--colours", action="store_true", help="measure colours in pairs and the variety over seeds")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     model = load_diffusion(options.model)
@@ -132,6 +168,10 @@ def main() -> None:
         print(f"{sum(lost) / len(lost):.3f}  mean")
         return
     request = Request(steps=options.steps, seed=options.seed, guidance_scale=model.default_guidance)
+    if options.colours:
+        print(f"{right_colours(model, request):.3f}  of the things in pairs have their colour")
+        print(f"{variety(model, request):.3f}  root-mean-square difference between seeds")
+        return
     wordings = Wordings(model, load_clip_scorer(SCORER), prompts, request)
     base = wordings.recognised(plain)
     features, true = (wordings.scorer.embed_images(x) for x in (wordings.images(plain), true_renders(prompts)))

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import daguerre
+from benchmarks.caption_variants import VARIANTS
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.weights.catalog import find
+from daguerre.weights.vocabulary import Vocabulary
 
 FOLDER = Path(find(None))
 
@@ -56,6 +58,26 @@ def test_the_background_has_the_colour_of_the_prompt(model):
         nearest = min(wanted, key=lambda name: np.linalg.norm(_chroma(corner) - _chroma(np.array(wanted[name]))))
         right += nearest == colour
     assert right >= 4
+
+
+def test_wordings_of_a_prompt_give_the_same_thing(model):
+    """Each image is nearer to the one of its own plain prompt than to the other one."""
+    wordings = [("a red apple", "draw a red apple, please"), ("a blue car", "Can you show me a photo of a blue car?")]
+    results = daguerre.generate(model, prompt=[text for pair in wordings for text in pair], steps=4)
+    first, same_first, second, same_second = (np.asarray(result.image, dtype=float) for result in results)
+    assert np.abs(same_first - first).mean() < np.abs(same_first - second).mean()
+    assert np.abs(same_second - second).mean() < np.abs(same_second - first).mean()
+
+
+def test_the_vocabulary_has_the_words_of_trained_wordings_and_names_others():
+    vocabulary = Vocabulary.read(FOLDER)
+    assert vocabulary is not None
+    assert {"red apple", "apple", "astronaut", "horse"} <= {*vocabulary.names}
+    assert vocabulary.unknown(variant("a red apple") for variant in VARIANTS if variant.trained) == []
+    assert vocabulary.unknown(["a photograph of an astronaut riding a horse"]) == ["photograph", "riding"]
+    assert '"photograph" (nearest: photo), "riding" (nearest: horse racing, person biking)' in vocabulary.note(
+        "emoji", ["a photograph of an astronaut riding a horse"]
+    )
 
 
 def _chroma(rgb: np.ndarray) -> np.ndarray:

@@ -16,13 +16,19 @@ from daguerre.data.captions import article, pick
 UNCHANGED = 0.35  # share of the captions that stay as they are
 # Share of the other captions with each change; a variant may have several.
 _ARTICLES, _STYLE, _REQUEST, _MADE_UP, _PUNCTUATION, _CASE = 0.3, 0.4, 0.35, 0.25, 0.5, 0.3
-STYLES = ("photo", "picture", "drawing", "image", "painting", "illustration", "icon", "cartoon", "emoji", "render")
+STYLES = (
+    "photo", "picture", "drawing", "image", "painting", "illustration", "icon", "cartoon", "emoji", "render", "sticker", "watercolor",
+    "portrait", "clipart", "artwork",
+)  # fmt: skip
 _STYLE_FORMS = ("{a_style} of {phrase}", "{style} of {phrase}", "{bare} {style}", "{phrase}, {style}")
-VERBS = ("draw", "draw me", "show", "show me", "make", "make me", "create", "generate", "give me")
+VERBS = (
+    "draw", "draw me", "show", "show me", "make", "make me", "create", "generate", "give me", "paint", "paint me", "design", "kindly draw",
+)  # fmt: skip
 _REQUEST_FORMS = (
     "{verb} {phrase}", "please {verb} {phrase}", "{verb} {phrase} please", "{verb} {phrase}, please", "can you {verb} {phrase}",
     "could you please {verb} {phrase}", "would you {verb} {phrase}", "{verb} {phrase} for me", "i want {phrase}", "i need {phrase}",
-    "{phrase}, please", "{phrase} please", "please, {phrase}", "{phrase}, {verb}", "i {verb} to {verb} {phrase}",
+    "{phrase}, please", "{phrase} please", "please, {phrase}", "{phrase}, {verb}", "{phrase}, thanks",
+    "{phrase}, thank you", "i {verb} to {verb} {phrase}",
 )  # fmt: skip
 # All words that a variant may add, apart from made-up ones.
 PHRASES = (*STYLES, *VERBS, *(form.format_map(defaultdict(str)) for form in (*_STYLE_FORMS, *_REQUEST_FORMS)))
