@@ -83,7 +83,9 @@ def matched_layers(lora: Lora, networks: Mapping[NetworkRole, nn.Module]) -> dic
 
 def _with_loras(model: LatentDiffusion, loras: Sequence[Lora]) -> LatentDiffusion:
     networks = adapted_networks(model)
-    edited = {role: with_edited_weights(networks[role], edits) for role, edits in weight_edits(loras, networks, model.name).items()}
+    edited: dict[NetworkRole, nn.Module] = {
+        role: with_edited_weights(networks[role], edits) for role, edits in weight_edits(loras, networks, model.name).items()
+    }
     unet = edited.get("unet", model.unet)
     assert isinstance(unet, UNet)
     encoders: dict[NetworkRole, CLIPText] = {role: network for role, network in edited.items() if isinstance(network, CLIPText)}

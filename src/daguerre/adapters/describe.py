@@ -121,8 +121,10 @@ def describe_adapter(path: str | Path) -> AdapterReport | None:
 def _is_embedding(file: TensorFile) -> bool:
     """Whether a file has only the vectors of one word, as diffusers stores them."""
     names = [name for name in file.shapes if not NESTED.match(name)]
-    shape = file.shapes[names[0]].shape if len(names) == 1 else ()
-    return (1 <= len(shape) <= 2 and shape[-1] in WIDTHS) or set(names) == set(PAIR_KEYS)
+    if len(names) != 1:
+        return set(names) == set(PAIR_KEYS)
+    shape = file.shapes[names[0]].shape
+    return len(shape) in (1, 2) and shape[-1] in WIDTHS
 
 
 def _describe_lora(lora: Lora) -> AdapterReport:

@@ -197,7 +197,8 @@ def _kronecker(factors: Mapping[str, Tensor], config: "tuple[PeftConfig, str] | 
     for side in ("w1", "w2"):
         if side not in factors and not {f"{side}_a", f"{side}_b"} <= factors.keys():
             raise KeyError(f"lokr_{side}")
-    unscaled = Kronecker(*(factors.get(name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")))
+    get = factors.get
+    unscaled = Kronecker(get("w1"), get("w1_a"), get("w1_b"), get("w2"), get("w2_a"), get("w2_b"), get("t2"))
     if config is not None:
         rank = config[0].rank_of(config[1])
         return replace(unscaled, alpha=alpha(rank or 1), always_scaled_by=rank)

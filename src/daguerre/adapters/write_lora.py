@@ -59,10 +59,11 @@ def save_lora(
     names = {role: _layer_names(role, network, networks, naming) for role, network in networks.items()}
     for name, (role, targets) in matched.items():
         layer = lora.layers[name]
-        if len(targets) > 1:
+        target, *others = targets
+        if others:
             raise DaguerreError(f"{name.path} is a fused projection, which {naming} has no name for; change the rank (--rank) to split it.")
         parts = kohya_parts(layer) if naming == "kohya" else peft_parts(layer, name.path)
-        tensors |= {f"{names[role][targets[0].path]}.{suffix}": tensor for suffix, tensor in parts.items()}
+        tensors |= {f"{names[role][target.path]}.{suffix}": tensor for suffix, tensor in parts.items()}
     tensors = {key: tensor.detach().to(dtype if tensor.numel() > 1 else None).contiguous() for key, tensor in tensors.items()}
     save_safetensors(path, tensors, _metadata(lora, naming))
     return Path(path)
@@ -83,7 +84,7 @@ def _kohya_parts(delta: WeightDelta) -> dict[str, Tensor]:
         case DoRA(inner, magnitude):
             return {**_kohya_parts(inner), "dora_scale": magnitude}
         case LowRank(down, up, alpha, mid):
-            named: dict[str, Tensor | None] = {"lora_down.weight": down, "lora_up.weight": up, "lora_mid.weight": mid}
+            named: Mapping[str, Tensor | None] = {"lora_down.weight": down, "lora_up.weight": up, "lora_mid.weight": mid}
         case Hadamard(w1_a, w1_b, w2_a, w2_b, alpha, t1, t2):
             named = {"hada_w1_a": w1_a, "hada_w1_b": w1_b, "hada_w2_a": w2_a, "hada_w2_b": w2_b, "hada_t1": t1, "hada_t2": t2}
         case Kronecker():
