@@ -72,6 +72,8 @@ def test_a_caller_cannot_name_a_file(client, lora, tmp_path):
         reply = client.post("/api/jobs", json={"request": {"adapters": [value]}})
         assert reply.status_code in (404, 422), value
     assert client.post("/api/jobs", json={"request": {"adapters": 3}}).status_code == 422
+    image = {"sha256": "0" * 64, "path": str(lora)}
+    assert client.post("/api/jobs", json={"request": {"control_images": [image]}}).status_code == 422
     assert client.post("/api/jobs", json={"request": {"adapters": [{"kind": "lora", "name": "ink", "scale": "much"}]}}).status_code == 422
 
 

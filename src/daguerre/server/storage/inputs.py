@@ -122,6 +122,8 @@ def read_request(store: Store, adapters: AdapterLibrary, values: Mapping[str, An
     given, prompt = values.get("adapters") or [], values.get("prompt", "")
     if not isinstance(given, list | tuple):
         raise ApiError(422, "adapters is a list.", code="invalid_request", param="adapters")
+    if values.get("control_images"):
+        raise ApiError(422, "ControlNets are not served; omit control_images.", code="invalid_request", param="control_images")
     values = {**values, "adapters": adapters.records(given, [prompt] if isinstance(prompt, str) else [])}
     task = values.get("task")
     if not isinstance(task, Mapping):
