@@ -39,7 +39,8 @@ class UNetShape:
 
     def check_side(self, side: int) -> None:
         """Raise DaguerreError unless images or latents with `side` pixels can be halved once per level."""
-        if side < 1 or side % (factor := 2 ** (len(self.channels) - 1)):
+        factor = 2 ** (len(self.channels) - 1)
+        if side < 1 or side % factor:
             raise DaguerreError(
                 f"A UNet of {len(self.channels)} levels needs a side that is a multiple of {factor}, not {side}; change --resolution or "
                 "give fewer --channels."
