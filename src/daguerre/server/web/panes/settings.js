@@ -134,7 +134,7 @@ function more() {
 				${textField("variation", t("Vary to seed"), form.variation_seed, (text) => change({ variation_seed: digits(text) }), { placeholder: "0", mode: "numeric" })} ${number("variation_strength", t("by"))}
 			</div>
 			${choice("tiling", t("Seamless"), tilings, form.tiling, (tiling) => change({ tiling }))} ${intervalFields()}
-			<div class="row">${number("guidance_rescale", t("Rescale"))} ${number("clip_skip", "CLIP skip", { min: 1, max: 24, step: 1 })}</div>
+			<div class="row">${number("guidance_rescale", t("Rescale"))} ${number("clip_skip", t("CLIP skip"), { min: 1, max: 24, step: 1 })}</div>
 			<div class="row">${number("eta", "Eta")} ${number("refiner_switch_at", t("Refiner at"))}</div>
 			${checkbox("cfg_plus_plus", "CFG++", form.cfg_plus_plus, (on) => change({ cfg_plus_plus: on }))} ${checkbox("low_memory", t("Save memory"), form.low_memory, (on) => change({ low_memory: on }))}
 		</div>
