@@ -57,6 +57,7 @@ def test_the_keyboard_alone_generates_opens_and_deletes(page, server):
         raise AssertionError(f"not reached: {condition}")
 
     tab_to("each.id === 'f-prompt'")
+    page.keyboard.press("Control+a")
     page.keyboard.type("a sunflower")
     tab_to("each.id === 'n-steps'")
     page.keyboard.press("Control+a")
@@ -79,7 +80,7 @@ def test_the_keyboard_alone_generates_opens_and_deletes(page, server):
 def test_a_phone_shows_the_image_first_and_the_button_at_the_thumb(open_page, server):
     page = open_page(**PHONE)
     page.locator("#f-prompt").tap()
-    page.keyboard.type("a pizza")
+    page.fill("#f-prompt", "a pizza")
     page.fill("#n-steps", "2")
     page.locator("#go").tap()
     page.wait_for_selector("#image[alt='a pizza']")

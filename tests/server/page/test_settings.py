@@ -151,7 +151,8 @@ def test_chinese_covers_the_page_and_is_remembered(page, until):
         page.evaluate(f"location.hash = '#{view}'")
         page.wait_for_timeout(60)
         words = page.evaluate("""() => [...document.querySelectorAll("button, label, summary, h2, p, a, option")]
-            .filter((each) => each.offsetParent !== null && !each.querySelector("button, label") && !each.matches(".node")).map((each) => each.textContent.trim())""")
+            .filter((each) => each.offsetParent !== null && !each.querySelector("button, label") && !each.matches(".node"))
+            .map((each) => each.textContent.trim())""")
         english = {word for word in words if word.isascii() and " " in word and not word.startswith(("a ", "Ctrl"))}
         allowed = {word for word in english if any(sign.isdigit() for sign in word) or word.startswith(("DPM", "Euler", "UniPC", "Align"))}
         assert english - allowed == set()

@@ -68,7 +68,7 @@ function pageHeader() {
 		<span class="grow"></span>
 		<div class="chips">
 			${openButton()} ${state.models.length ? modelChip() : nothing}
-			<button class="chip" type="button" lang=${state.language === "en" ? "zh-CN" : "en"} aria-label=${state.language === "en" ? "中文" : "English"} @click=${changeLanguage}>EN / 中文</button>
+			<button class="chip" type="button" lang=${state.language === "en" ? "zh-CN" : "en"} @click=${changeLanguage}>EN / 中文</button>
 			${button(sign, changeTheme, { label: t(name), kind: "chip" })} ${button("?", openKeys, { label: t("Keys"), kind: "chip room" })}
 		</div>
 	</header>`;
