@@ -118,7 +118,7 @@ def test_presets_and_undo(page):
     page.select_option("#presets", "=mine")
     assert page.input_value("#n-steps") == "33"
     page.select_option("#presets", "-mine")
-    page.click(".toast:has-text('mine') >> text=Undo")
+    page.click(".toast:has-text('Deleted') >> text=Undo")
     page.wait_for_selector("#presets option[value='=mine']", state="attached")
     page.locator("#image, .welcome").first.click(position={"x": 2, "y": 2})
     page.keyboard.press("Control+z")
