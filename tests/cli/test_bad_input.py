@@ -38,6 +38,7 @@ BASES = {
     **{f"train {name}": ["--data=shapes"] for name in RECIPES},
     **{f"train {name}": [] for name in ("emoji", "shapes", "clip-scorer")},
     "train text-to-image": ["--data=images"],
+    "train lora": ["--data=images"],
     "train prior": ["--data=shapes", "--first-stage=images"],
     "train ldm": ["--data=shapes", "--first-stage=images"],
 }

@@ -97,7 +97,7 @@ class DiffusionTask:
         x0, prediction = x0.float(), self.model.prediction
         t = sample_timesteps(len(batch), len(self.model.schedule.alphas_cumprod), self.weights, generator)
         alpha_bar = self.model.schedule.alphas_cumprod[t].float().to(device)  # (B,)
-        eps = normal(x0.shape, generator, device)
+        eps = self.noise(x0.shape, generator, device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
         attention_maps = None if self.grounding is None or batch.coverage is None else AttentionMaps()
         with nullcontext() if attention_maps is None else capture_cross_attention(self.model.unet, attention_maps.add):
@@ -120,6 +120,10 @@ class DiffusionTask:
         """An estimate of the variational bound in bits per dimension, (): T times the mean of the terms of steps t (B,)."""
         log_variance = self.posterior.log_variance(t, "learned", x0, fraction)
         return len(self.model.schedule) * self.posterior.bound_terms(t, x0, predicted, log_variance).mean()
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+        """The noise of a batch of latents."""
+        return normal(shape, generator, device)
 
     def sample(self) -> Image.Image:
         """Images of the preview prompts, or without prompts of several seeds, with the current weights and the model's default guidance."""

@@ -55,6 +55,7 @@ RECIPES: Mapping[str, Recipe] = {
     "text-to-image": Recipe(
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
     ),
+    "lora": Recipe("a LoRA: a small file that changes a model", "options.lora:LoraRecipe", "recipes.lora:run"),
     "caption-variants": Recipe(
         "only the text encoder: other wordings of a caption give the same image",
         "options.caption_variants:CaptionVariantsRecipe",

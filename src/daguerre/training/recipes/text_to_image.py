@@ -1,6 +1,5 @@
 """Fine-tune the UNet of a latent diffusion model on a directory of images; autoencoder and text encoder stay as they are."""
 
-import math
 import shlex
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -8,19 +7,18 @@ from pathlib import Path
 
 import torch
 
-from daguerre.data import BatchLoader, FolderDataset
+from daguerre.data import FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.datasets.images import open_training_images, validation_batches, validation_sample
-from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, FolderEncoder, one_size_batches
+from daguerre.training.datasets.latents import CachedCaptions
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import DiffusionTask
-from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.plan import announce, example_caption, network_bytes, print_plan
 from daguerre.training.processes import rank
+from daguerre.training.recipes.fine_tuning import latent_batches, open_captioned_images
 from daguerre.training.recipes.stages import resize_unet, trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save
@@ -39,10 +37,8 @@ def run(recipe: TextToImageRecipe) -> Path:
     unet_config = resize_unet(model.unet.config, recipe.unet_channels, recipe.unet_blocks)
     if recipe.crops_per_image < 1:
         raise DaguerreError(f"crops_per_image is {recipe.crops_per_image}; it must be 1 or more.")
-    require_multiple(size, autoencoder.downsample_factor, model.name)
-    step = math.lcm(autoencoder.downsample_factor * 2 ** (len(unet_config.channels) - 1), max(1, size // 8))
-    images = open_training_images(str(recipe.data), size, recipe.images, captioned=True, repeats=True, bucket_step=step)
-    source, held_out = images
+    images = open_captioned_images(recipe.data, size, recipe.images, autoencoder, unet_config, model.name)
+    source = images.trained
     assert isinstance(source, FolderDataset)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
@@ -52,14 +48,7 @@ def run(recipe: TextToImageRecipe) -> Path:
     model = replace(model, unet=unet, name=recipe.out.name, sample_size=size)
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
     _print_plan(recipe, model, len(source), size // autoencoder.downsample_factor, autoencoder.config.latent_channels)
-    if recipe.cache:
-        encode = FolderEncoder(autoencoder, recipe.out / "cache", encoded, loop)
-        latents, captions = encode(source, recipe.crops_per_image)
-        batches = CachedLatents(latents, captions, loop.batch_size, loop.seed)
-        validation = [] if held_out is None else one_size_batches(*encode(validation_sample(held_out), 1), loop.batch_size)
-    else:
-        batches = BatchLoader(source, loop.batch_size, loop.seed, buckets=source.buckets)
-        validation = validation_batches(images, loop.batch_size, loop.seed)
+    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, recipe.crops_per_image if recipe.cache else None)
     task = DiffusionTask(model, recipe.loss, CachedCaptions(conditioner.encode_captions), source.captions(8, seed=0))
     options = {name: getattr(recipe, name) for name in ("from_scratch", "cache", "crops_per_image")}
     identity = encoded | options | {"model": recipe.model, "text": network_hash(conditioner), "loss": asdict(recipe.loss)}

@@ -1,0 +1,52 @@
+"""What recipes share that fine-tune a latent diffusion model on a directory of images: the images, and the batches of their latents."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from daguerre.data import Batch, BatchLoader, FolderDataset
+from daguerre.models.autoencoder_kl import AutoencoderKL
+from daguerre.models.unet import UNetConfig
+from daguerre.training.config import LoopConfig
+from daguerre.training.datasets.images import TrainingImages, open_training_images, validation_batches, validation_sample
+from daguerre.training.datasets.latents import CachedLatents, FolderEncoder, one_size_batches
+from daguerre.training.loop import BatchStream
+from daguerre.training.options.first_stage import require_multiple
+from daguerre.training.options.images import BucketedTrainingImageOptions
+
+
+def open_captioned_images(
+    data: Path, size: int, options: BucketedTrainingImageOptions, autoencoder: AutoencoderKL, unet: UNetConfig, name: str
+) -> TrainingImages:
+    """The images of a directory, which must have captions, in sizes that a model's autoencoder and UNet can process.
+
+    name: of the model, for errors.
+
+    Raises:
+        DaguerreError: there are no images, one is bad or has no caption, or `size` does not suit the model.
+    """
+    require_multiple(size, autoencoder.downsample_factor, name)
+    step = math.lcm(autoencoder.downsample_factor * 2 ** (len(unet.channels) - 1), max(1, size // 8))
+    return open_training_images(str(data), size, options, captioned=True, repeats=True, bucket_step=step)
+
+
+def latent_batches(
+    images: TrainingImages, autoencoder: AutoencoderKL, out: Path, loop: LoopConfig, identity: Mapping[str, Any], crops: int | None
+) -> tuple[BatchStream, Iterable[Batch]]:
+    """The batches of a training and of its validation images.
+
+    Args:
+        identity: everything that the latents depend on.
+        crops: of each image, encoded once and cached in `out/cache`; None gives images instead, with new crops in each step.
+    """
+    source, held_out = images
+    assert isinstance(source, FolderDataset)
+    if crops is None:
+        return BatchLoader(source, loop.batch_size, loop.seed, buckets=source.buckets), validation_batches(
+            images, loop.batch_size, loop.seed
+        )
+    encode = FolderEncoder(autoencoder, out / "cache", identity, loop)
+    latents, captions = encode(source, crops)
+    validation = [] if held_out is None else one_size_batches(*encode(validation_sample(held_out), 1), loop.batch_size)
+    return CachedLatents(latents, captions, loop.batch_size, loop.seed), validation

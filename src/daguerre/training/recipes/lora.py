@@ -1,0 +1,108 @@
+"""Train a LoRA on a directory of images; the model stays as it is."""
+
+import json
+import shlex
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from daguerre.adapters import load_lora
+from daguerre.adapters.attach import adapted_networks
+from daguerre.adapters.lora import CONTEXT_FAMILIES
+from daguerre.adapters.write_lora import HEADER_VERSIONS, save_lora
+from daguerre.data import FolderDataset
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.nn.gradient_checkpointing import checkpointed
+from daguerre.training.loop import train
+from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers
+from daguerre.training.options.lora import LoraRecipe
+from daguerre.training.plan import announce, example_caption, print_plan
+from daguerre.training.processes import rank
+from daguerre.training.recipes.fine_tuning import latent_batches, open_captioned_images
+from daguerre.training.recipes.stages import trained_parts, with_epochs
+from daguerre.training.run_identity import record_run
+from daguerre.weights import load_diffusion
+from daguerre.weights.hashing import file_hash, network_hash
+
+ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+V_ARCHITECTURE = "stable-diffusion-v2-768-v"
+
+
+def run(recipe: LoraRecipe) -> Path:
+    """Train, and return the finished file in kohya's naming; next to it is one in PEFT's naming, which ends in `-peft.safetensors`.
+
+    Raises:
+        DaguerreError: there are no images, the model has no autoencoder or text encoder, no layer is chosen, or `out` belongs to another
+            run.
+    """
+    model = load_diffusion(recipe.model)
+    autoencoder, conditioner = trained_parts(model)
+    size = model.sample_size if recipe.resolution is None else recipe.resolution
+    images = open_captioned_images(recipe.data, size, recipe.images, autoencoder, model.unet.config, model.name)
+    source = images.trained
+    assert isinstance(source, FolderDataset)
+    recipe = with_epochs(recipe, source)
+    loop, options = recipe.loop, recipe.lora
+    record_run(recipe.out, "LoraRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
+    model = replace(model, unet=model.unet.float(), conditioner=conditioner.float(), sample_size=size)
+    torch.manual_seed(loop.seed)
+    layers = new_layers(model, options) if options.init_lora is None else layers_of(load_lora(options.init_lora), model)
+    network = LoraNetwork(model, layers, cached=not options.shuffle_captions)
+    print_plan({f"LoRA of {len(layers)} layers": network}, loop, recipe.out, images=len(source))
+    encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
+    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, recipe.crops_per_image if recipe.cache else None)
+    identity = encoded | {"model": recipe.model, "unet": network_hash(model.unet), "text": network_hash(conditioner)}
+    identity |= {"crops_per_image": recipe.crops_per_image, "cache": recipe.cache, "loss": asdict(recipe.loss), "lora": asdict(options)}
+    if options.init_lora is not None:
+        identity["init_lora"] = file_hash(options.init_lora)
+    task = LoraTask(network, recipe.loss, options, source.captions(8, seed=0))
+    with ExitStack() as stack:
+        stack.enter_context(network.attached())
+        if recipe.gradient_checkpointing:
+            stack.enter_context(checkpointed(model.unet))
+        train(task, batches, loop, recipe.out, recipe=identity, validation=validation)
+    name = recipe.out.absolute().name
+    path = recipe.out / f"{name}.safetensors"
+    if rank() == 0:
+        lora, networks = network.cpu().value(name, header(recipe, model, source) | network.sizes), adapted_networks(model)
+        save_lora(lora, path, networks)
+        save_lora(lora, recipe.out / f"{name}-peft.safetensors", networks, naming="peft")
+    base = "" if recipe.model is None else f" --model {shlex.quote(recipe.model)}"
+    caption = example_caption([item.caption for item in source.items])
+    announce(f"Try it: daguerre txt2img {shlex.quote(caption)}{base} --lora {shlex.quote(str(path))}")
+    return path
+
+
+def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) -> dict[str, str]:
+    """What other programs read from the header of a trained LoRA, by kohya's and modelspec's names."""
+    tags = Counter(part.strip() for item in source.items for part in item.caption.split(",") if part.strip())
+    family = CONTEXT_FAMILIES.get(model.unet.config.context_width or 0, "")
+    has_v = family == "sd2" and model.prediction == "v"
+    values: dict[str, object] = {
+        "ss_sd_model_name": model.name,
+        "ss_learning_rate": recipe.loop.learning_rate,
+        "ss_max_train_steps": recipe.loop.max_train_steps,
+        "ss_total_batch_size": recipe.loop.batch_size,
+        "ss_seed": recipe.loop.seed,
+        "ss_resolution": f"({model.sample_size}, {model.sample_size})",
+        "ss_num_train_images": len(source),
+        "ss_enable_bucket": recipe.images.crop == "bucket",
+        "ss_caption_dropout_rate": recipe.loss.caption_dropout,
+        "ss_min_snr_gamma": recipe.loss.snr_gamma,
+        "ss_noise_offset": recipe.lora.noise_offset or None,
+        "ss_shuffle_caption": recipe.lora.shuffle_captions,
+        "ss_keep_tokens": recipe.lora.keep_tokens,
+        "ss_tag_frequency": json.dumps({source.folder.absolute().name: dict(tags)}, ensure_ascii=False),
+        "modelspec.title": recipe.out.absolute().name,
+        "modelspec.prediction_type": model.prediction,
+        "modelspec.resolution": f"{model.sample_size}x{model.sample_size}",
+    }
+    if family in HEADER_VERSIONS:
+        values["ss_base_model_version"] = "sd_v2_v" if has_v else HEADER_VERSIONS[family]
+        values["modelspec.architecture"] = f"{V_ARCHITECTURE if has_v else ARCHITECTURES[family]}/lora"
+    if recipe.lora.dora:
+        values["ss_network_args"] = json.dumps({"dora_wd": "True"})
+    return {name: str(value) for name, value in values.items()}
