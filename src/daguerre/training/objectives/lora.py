@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daguerre.adapters.attach import adapted_networks, matched_layers
+from daguerre.adapters.attach import adapted_networks, matched_layers, text_encoders_of
 from daguerre.adapters.lora import Lora, LoraLayer
 from daguerre.adapters.module_names import LayerName, NetworkRole
 from daguerre.adapters.record import AdapterRecord
@@ -35,7 +35,7 @@ from daguerre.training.loop import normal
 from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.options.lora import LoraOptions
 
-TEXT_LAYERS = re.compile(r"encoder\.layers\.(\d+)\.(self_attn|mlp)\.")
+TRAINED_TEXT_LAYERS = re.compile(r"encoder\.layers\.(\d+)\.(self_attn|mlp)\.")
 Base = nn.Linear | nn.Conv2d
 LayerPath = tuple[NetworkRole, str]  # a network, and the path of a layer in it
 
@@ -144,8 +144,7 @@ class LoraNetwork(nn.Module):
             return self._captions[size](captions)
 
 
-def _with_change(layer: LowRankLayer, base: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    assert isinstance(base, Base)
+def _with_change(layer: nn.Module, base: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     return layer(base, inputs[0], output)
 
 
@@ -223,13 +222,12 @@ def _text_layers(model: LatentDiffusion) -> dict[LayerPath, Base]:
     """The linear layers of the text encoders that the UNet's condition depends on."""
     conditioner, found = model.conditioner, {}
     towers = conditioner.towers if isinstance(conditioner, SDXLConditioner) else [conditioner]
-    roles = [role for role in adapted_networks(model) if role != "unet"]
-    for role, tower in zip(roles, towers, strict=False):
+    for role, tower in zip(text_encoders_of(model), towers, strict=False):
         assert isinstance(tower, TextConditioner)
         pooled = isinstance(conditioner, SDXLConditioner) and tower is towers[-1]  # the pooled text depends on the last layer, too
         used = tower.encoder.config.layers + (0 if pooled else tower.layer + 1)
         for path, base in _changeable(role, tower.encoder).items():
-            match = TEXT_LAYERS.search(path[1])
+            match = TRAINED_TEXT_LAYERS.search(path[1])
             if match and int(match[1]) < used:
                 found[path] = base
     return found

@@ -16,18 +16,18 @@ from daguerre.adapters.write_lora import HEADER_VERSIONS, save_lora
 from daguerre.data import FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
+from daguerre.training.datasets.fine_tuning import latent_batches, open_captioned_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers
 from daguerre.training.options.lora import LoraRecipe
 from daguerre.training.plan import announce, example_caption, print_plan
 from daguerre.training.processes import rank
-from daguerre.training.recipes.fine_tuning import latent_batches, open_captioned_images
 from daguerre.training.recipes.stages import trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
 from daguerre.weights.hashing import file_hash, network_hash
 
-ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+HEADER_ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
 V_ARCHITECTURE = "stable-diffusion-v2-768-v"
 
 
@@ -102,7 +102,7 @@ def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) ->
     }
     if family in HEADER_VERSIONS:
         values["ss_base_model_version"] = "sd_v2_v" if has_v else HEADER_VERSIONS[family]
-        values["modelspec.architecture"] = f"{V_ARCHITECTURE if has_v else ARCHITECTURES[family]}/lora"
+        values["modelspec.architecture"] = f"{V_ARCHITECTURE if has_v else HEADER_ARCHITECTURES[family]}/lora"
     if recipe.lora.dora:
         values["ss_network_args"] = json.dumps({"dora_wd": "True"})
     return {name: str(value) for name, value in values.items()}

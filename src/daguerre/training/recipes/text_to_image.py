@@ -12,13 +12,13 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
+from daguerre.training.datasets.fine_tuning import latent_batches, open_captioned_images
 from daguerre.training.datasets.latents import CachedCaptions
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.plan import announce, example_caption, network_bytes, print_plan
 from daguerre.training.processes import rank
-from daguerre.training.recipes.fine_tuning import latent_batches, open_captioned_images
 from daguerre.training.recipes.stages import resize_unet, trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save
