@@ -22,7 +22,7 @@ EMPHASIS_FACTOR = 1.1  # (text) multiplies the weight by this, [text] divides by
 MAX_DEPTH = 64
 
 TAG = re.compile(r"<(\w+):([^<>]+)>")  # <lora:ink:0.8> is no text; negative prompts have no tags
-_LEXEMES = re.compile(r"\\.|\\\Z|[()\[\]|:]|[^\\()\[\]|:]+", re.DOTALL)
+_LEXEMES = re.compile(r"\\.|\\\Z|[()\[\]]|[|:]+|[^\\()\[\]|:]+", re.DOTALL)
 _BREAK = re.compile(r"\bBREAK\b")
 _WEIGHT = re.compile(r"\s*([+-]?[.\d]+)\s*")
 _WHEN = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
@@ -139,9 +139,9 @@ def parse(source: str, start: int = 0) -> tuple[Phrase, tuple[PromptWarning, ...
                 warnings.append(_close_unclosed(stack))
             frame = stack.pop()
             stack[-1].add(_parentheses(frame, source, start) if text == ")" else _square_brackets(frame))
-        elif text in (":", "|") and len(stack) > 1:
-            stack[-1].separators.append((text, at))
-            stack[-1].segments.append([])
+        elif text[0] in ":|" and len(stack) > 1:
+            stack[-1].separators += [(separator, at + i) for i, separator in enumerate(text)]
+            stack[-1].segments += [[] for _ in text]
         else:
             stack[-1].add(*_plain_text(text, at))
     while len(stack) > 1:
