@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daguerre.pipelines.metadata.readers import ForeignMetadata, read_foreign
+from daguerre.pipelines.metadata.readers import ForeignMetadata, describe_unread, read_foreign
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -239,59 +239,58 @@ def test_muted_and_bypassed_nodes_and_named_links_of_a_workflow():
     assert (found.request["prompt"], found.request["seed"], found.model, dict(found.unused)) == ("a fox", 5, "dream", {})
 
 
-def with_object_links(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A workflow in version 1 of the editor's form, in which a link is an object."""
-    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-    return {**workflow, "version": 1, "links": [dict(zip(names, link, strict=True)) for link in workflow["links"]]}
+LINK_FIELDS = "id", "origin_id", "origin_slot", "target_id", "target_slot", "type"
 
 
-def in_subgraph(workflow: dict[str, Any], *moved: str) -> dict[str, Any]:
-    """A workflow with the nodes of these types moved into a subgraph, whose inputs and outputs are the links that cross its border."""
-    inside = {entry["id"] for entry in workflow["nodes"] if entry["type"] in moved}
-    inner_links, outer_links, inputs, outputs, entries = [], [], [], [], []
+def as_objects(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with its links as objects (version 1.0)."""
+    return {**workflow, "links": [dict(zip(LINK_FIELDS, link, strict=True)) for link in workflow["links"]]}
+
+
+def into_subgraph(workflow: dict[str, Any], name: str, inner: set[str]) -> dict[str, Any]:
+    """The workflow with some nodes, by type, in a subgraph of this name; its definitions are kept."""
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] in inner}
+    boundary: dict[str, list[Any]] = {"inputs": [], "outputs": []}
+    instance: dict[str, Any] = {"id": 100 + len(name), "type": name, "inputs": [], "mode": 0}
+    outside, inside = [], []
     for number, origin, slot, target, target_slot, kind in workflow["links"]:
-        if origin in inside and target in inside:
-            inner_links.append([number, origin, slot, target, target_slot, kind])
-        elif target in inside:
-            inner_links.append([number, -10, len(inputs), target, target_slot, kind])
-            outer_links.append([number + 1000, origin, slot, 99, len(inputs), kind])
-            entries.append({"name": f"in {number}", "link": number + 1000})
-            inputs.append({"name": f"in {number}"})
-        elif origin in inside:
-            inner_links.append([number + 2000, origin, slot, -20, len(outputs), kind])
-            outer_links.append([number, 99, len(outputs), target, target_slot, kind])
-            outputs.append({"name": f"out {number}"})
+        if origin in nodes and target in nodes:
+            inside.append([number, origin, slot, target, target_slot, kind])
+        elif target in nodes:
+            inside.append([number, -10, len(boundary["inputs"]), target, target_slot, kind])
+            outside.append([number, origin, slot, instance["id"], len(boundary["inputs"]), kind])
+            instance["inputs"].append({"name": f"in{number}", "link": number})
+            boundary["inputs"].append({"name": f"in{number}"})
+        elif origin in nodes:
+            inside.append([number, origin, slot, -20, len(boundary["outputs"]), kind])
+            outside.append([number, instance["id"], len(boundary["outputs"]), target, target_slot, kind])
+            boundary["outputs"].append({"name": f"out{number}"})
         else:
-            outer_links.append([number, origin, slot, target, target_slot, kind])
-    nodes = {True: [], False: []}
-    for entry in workflow["nodes"]:
-        nodes[entry["id"] in inside].append(entry)
-    definition = {"id": "8f3c-sub", "inputNode": {"id": -10}, "outputNode": {"id": -20}, "inputs": inputs, "outputs": outputs,
-                  "nodes": nodes[True], "links": inner_links}  # fmt: skip
-    instance = {"id": 99, "type": "8f3c-sub", "inputs": entries, "widgets_values": [], "mode": 0}
-    definition = with_object_links(definition)
-    return {"nodes": [*nodes[False], instance], "links": outer_links, "definitions": {"subgraphs": [definition]}}
+            outside.append([number, origin, slot, target, target_slot, kind])
+    definition = as_objects({"id": name, "nodes": list(nodes.values()), "links": inside, **boundary})
+    subgraphs = [*workflow.get("definitions", {}).get("subgraphs", ()), definition]
+    rest = [node for node in workflow["nodes"] if node["id"] not in nodes]
+    return {"nodes": [*rest, instance], "links": outside, "definitions": {"subgraphs": subgraphs}}
 
 
-@pytest.mark.parametrize(
-    "workflow",
-    [
-        with_object_links(to_workflow(graph())),
-        in_subgraph(to_workflow(graph()), "MyKSampler"),
-        in_subgraph(to_workflow(graph()), "MyCLIPTextEncode"),
-        in_subgraph(to_workflow(graph()), "MyKSampler", "MyCLIPTextEncode", "MyEmptyLatentImage", "MyCheckpointLoaderSimple"),
-        with_object_links(in_subgraph(to_workflow(graph()), "MyKSampler", "MyVAEDecode")),
-    ],
-)
-def test_object_links_and_subgraphs_are_read_as_the_graph(workflow):
-    found = read_foreign({"workflow": json.dumps(workflow)})
+SAMPLING = {"MyKSampler", "MyCheckpointLoaderSimple", "MyEmptyLatentImage"}
+TEXT_KIND = {"MyCLIPTextEncode"}
+
+
+@pytest.mark.parametrize("parts", [[TEXT_KIND], [SAMPLING], [TEXT_KIND, SAMPLING], [SAMPLING, {"s", *TEXT_KIND}], [SAMPLING | TEXT_KIND]])
+@pytest.mark.parametrize("objects", [False, True])
+def test_subgraphs_and_links_as_objects_are_read_as_the_graph(parts, objects):
+    workflow = to_workflow(graph())
+    for depth, kinds in enumerate(parts, 1):
+        workflow = into_subgraph(workflow, "s" * depth, kinds)
+    found = read_foreign({"workflow": json.dumps(as_objects(workflow) if objects else workflow)})
     assert found is not None
     assert dict(found.request) == EXPECTED
     assert found.model == "dream.safetensors"
 
 
 def test_a_widget_of_a_subgraph_sets_the_input_inside():
-    workflow = in_subgraph(to_workflow(graph()), "MyKSampler")
+    workflow = into_subgraph(to_workflow(graph()), "s", {"MyKSampler"})
     (definition,) = workflow["definitions"]["subgraphs"]
     (sampler_node,) = definition["nodes"]
     steps = next(entry for entry in sampler_node["inputs"] if entry["name"] == "steps")
@@ -314,14 +313,66 @@ def test_a_muted_or_bypassed_sampler_is_not_the_one_that_generated(mode):
     assert dict(read_foreign({"workflow": json.dumps(workflow)}).request) == EXPECTED
 
 
-@pytest.mark.parametrize("levels", [1, 7])
-def test_subgraphs_that_hold_each_other_end(levels):
-    def nodes(level: int) -> list[dict[str, Any]]:
-        return [{"id": number, "type": f"level {level}", "inputs": []} for number in range(10)]
+def text_in_subgraph(**instance: Any) -> dict[str, Any]:
+    """A workflow whose text "old" is in a subgraph with the fields of its instance."""
+    inputs = [{"name": "text", "widget": {"name": "text"}, "link": None}]
+    inner = {"id": 6, "type": "CLIPTextEncode", "inputs": [{"name": "text", "link": 1}], "widgets_values": ["old"]}
+    links = [{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 6, "target_slot": 0, "type": "STRING"},
+             {"id": 2, "origin_id": 6, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "CONDITIONING"}]  # fmt: skip
+    return {
+        "nodes": [
+            {"id": 1, "type": "KSampler", "inputs": [{"name": "positive", "link": 7}, {"name": "model", "link": 8}],
+             "widgets_values": [5, "fixed", 25, 8, "euler", "normal", 1]},
+            {"id": 2, "type": "sub", "inputs": inputs, **instance},
+            {"id": 3, "type": "CheckpointLoaderSimple", "widgets_values": ["dream"]},
+        ],
+        "links": [[7, 2, 0, 1, 0, "CONDITIONING"], [8, 3, 0, 1, 1, "MODEL"]],
+        "definitions": {"subgraphs": [{"id": "sub", "inputs": [{"name": "text"}], "nodes": [inner], "links": links}]},
+    }  # fmt: skip
 
-    subgraphs = [{"id": f"level {i}", "nodes": nodes((i + 1) % levels) if levels == 1 or i < 6 else [], "links": []} for i in range(levels)]
-    workflow = {"nodes": nodes(0), "links": [], "definitions": {"subgraphs": subgraphs}}
-    assert read_foreign({"workflow": json.dumps(workflow)}) is None
+
+@pytest.mark.parametrize(
+    ("instance", "prompt"),
+    [
+        ({}, "old"),
+        ({"widgets_values": ["a fox"]}, "a fox"),
+        ({"widgets_values": ["a fox"], "properties": {"proxyWidgets": [["-1", "text"]]}}, "a fox"),
+        ({"inputs": [], "widgets_values": ["a fox"], "properties": {"proxyWidgets": [["6", "text"]]}}, "a fox"),
+        ({"inputs": [], "widgets_values": [], "properties": {"proxyWidgets": [["6", "text"]]}}, "old"),
+    ],
+)
+def test_an_instance_of_a_subgraph_sets_widgets_in_it(instance, prompt):
+    found = read_foreign({"workflow": json.dumps(text_in_subgraph(**instance))})
+    assert found is not None
+    assert (found.request["prompt"], found.request["seed"], found.model) == (prompt, 5, "dream")
+
+
+@pytest.mark.parametrize("mode", [2, 4])
+def test_a_muted_or_bypassed_subgraph_gives_no_prompt(mode):
+    texts = {"workflow": json.dumps(text_in_subgraph(mode=mode))}
+    assert read_foreign(texts) is None
+    assert describe_unread(texts) == (
+        "The image holds a graph of ComfyUI, but no prompt leads to a sampler in it. Its nodes: KSampler, CheckpointLoaderSimple."
+    )
+
+
+def test_texts_that_are_not_understood_are_named():
+    assert describe_unread({"prompt": "{}", "Comment": "x"}) == (
+        "The image has no generation parameters that are understood. The names of its texts: prompt, Comment."
+    )
+    assert describe_unread({}) == "The image has no generation parameters."
+
+
+def test_the_condition_before_a_reroute_keeps_its_side():
+    reroutes = {f"r{side}": node("Reroute", **{"": ["control", output]}) for output, side in enumerate(("positive", "negative"))}
+    nodes = graph(control=CONTROL, sampler=sampler(positive=["rpositive", 0], negative=["rnegative", 0]), **reroutes)
+    nodes["net"], nodes["photo"] = node("ControlNetLoader"), node("LoadImage")
+    workflow = to_workflow(nodes)
+    for each in workflow["nodes"]:
+        each["type"] = each["type"].replace("MyReroute", "Reroute")
+    found = read_foreign({"workflow": json.dumps(workflow)})
+    assert found is not None
+    assert dict(found.request) == EXPECTED
 
 
 @settings(max_examples=100, deadline=None)

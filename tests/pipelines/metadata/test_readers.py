@@ -237,6 +237,28 @@ def test_clip_skip_of_programs_that_count_skipped_layers(name):
     assert read({"parameters": {"prompt": "x", "steps": 5, "clip_skip": 2}}).request["clip_skip"] == 2
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red++ fox", "a (red:1.21) fox"),
+        ("a (red fox)--, rain+", "a (red fox:0.81), (rain:1.1)"),
+        ("(a (red)1.3 fox)0.8", "(a (red:1.3) fox:0.8)"),
+        ('a "red fox"+ in C++17, a well-known sci-fi- film', "a (red fox:1.1) in C++17, a well-known (sci-fi:0.9) film"),
+        (r"a (plain) fox \(b\) - (open", r"a plain fox \(b\) - \(open"),
+        ("a fox) " + "b" + "+" * 10**4, r"a fox\) (b:13780.6123)"),
+    ],
+)
+def test_weights_of_invokeai_become_weights_of_a_request(prompt, expected):
+    assert read({"invokeai_metadata": {**INVOKE, "positive_prompt": prompt}}).request["prompt"] == expected
+    assert read({"sd-metadata": {"model_weights": "x", "image": {"prompt": prompt, "steps": 5}}}).request["prompt"] == expected
+
+
+def test_brackets_of_invokeai_3_are_text_and_functions_are_listed():
+    assert read({"invokeai_metadata": {**INVOKE, "positive_prompt": "a [fox]"}}).request["prompt"] == r"a \[fox\]"
+    found = read({"invokeai_metadata": {**INVOKE, "positive_prompt": '("a", "b").blend(1, 1)'}})
+    assert found.unused["positive_prompt function"] == "blend() of InvokeAI's prompt syntax"
+
+
 def test_invalid_values_are_listed_as_unused():
     text = "a fox\nSteps: 99999999999, Sampler: Restart, CFG scale: nan, Seed: -1, Size: 99999x64, Eta: 7"
     found = read({"parameters": text})

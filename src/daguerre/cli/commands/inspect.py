@@ -13,7 +13,7 @@ from daguerre.cli.options import ModelName, OptionalText
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.comparison import read_comparison
-from daguerre.pipelines.metadata.readers import read_foreign
+from daguerre.pipelines.metadata.readers import describe_unread, read_foreign
 from daguerre.pipelines.metadata.write import TEXT, Provenance, daguerre_json, parameters, read_image_texts
 from daguerre.pipelines.plan_graph import plan_graph
 from daguerre.pipelines.request import Request, check_unicode
@@ -170,7 +170,7 @@ def inspect_image(path: Path, *, as_json: bool) -> None:
         print_comparison(path, image, request)
         return
     if foreign is None:
-        print(texts.get(TEXT, "The image has no generation parameters."))
+        print(texts[TEXT] if TEXT in texts else describe_unread(texts))
     if request:
         print(json.dumps(request, indent=2, ensure_ascii=False))
         print_pipeline(request)

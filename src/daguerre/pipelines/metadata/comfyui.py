@@ -1,40 +1,15 @@
 """Read ComfyUI's graphs: the settings of the sampler that generated the saved image, its prompts, and the model files.
 
 A graph is a dictionary of nodes, `{"3": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0], …}}, …}`, where an input
-is a value or a link `[node, output]`. A workflow is the editor's form of it: nodes with lists of widgets, and a table of links.
+is a value or a link `[node, output]`. The editor's form of it, a workflow, is turned into a graph first (see `comfyui_workflow`).
 """
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-ComfyNode = Mapping[str, Any]  # class_type and inputs
-ComfyGraph = Mapping[str, ComfyNode]
+from daguerre.pipelines.metadata.comfyui_workflow import ComfyGraph, ComfyNode, graph_of_workflow
 
-# The widgets of the nodes that are read, in the order in which the editor stores their values.
-WIDGETS: Mapping[str, tuple[str, ...]] = {
-    "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-    "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler", "start_at_step", "end_at_step"),
-    "KSampler (Efficient)": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-    "SamplerCustom": ("", "noise_seed", "", "cfg"),
-    "RandomNoise": ("noise_seed",),
-    "KSamplerSelect": ("sampler_name",),
-    "BasicScheduler": ("scheduler", "steps", "denoise"),
-    "CFGGuider": ("cfg",),
-    "CLIPTextEncode": ("text",),
-    "CLIPTextEncodeSDXL": ("", "", "", "", "", "", "text_g", "text_l"),
-    "CLIPSetLastLayer": ("stop_at_clip_layer",),
-    "EmptyLatentImage": ("width", "height", "batch_size"),
-    "CheckpointLoaderSimple": ("ckpt_name",),
-    "UNETLoader": ("unet_name",),
-    "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
-    "VAELoader": ("vae_name",),
-    "LoadImage": ("image",),
-    "ControlNetLoader": ("control_net_name",),
-    "StringConcatenate": ("string_a", "string_b", "delimiter"),
-    "SetNode": ("variable",),
-    "GetNode": ("variable",),
-}
 SETTINGS = ("steps", "cfg", "sampler_name", "scheduler", "seed", "noise_seed", "denoise")
 SIDES = ("width", "height")
 MODELS = ("ckpt_name", "unet_name")
@@ -51,14 +26,11 @@ NUMBER_NAMES = ("value", "int", "float", "number", "seed", "Number", "Value")
 MAX_LINKED_VALUES = 100  # nodes in a chain of values
 MAX_JOINED_TEXT = 1 << 20  # characters of a joined text
 MAX_PASSES = 20
-MAX_NODES, MAX_SUBGRAPH_DEPTH = 10_000, 8  # of a workflow with its subgraphs expanded
-MUTED, BYPASSED_MODE = 2, 4  # values of "mode" in a workflow
-BYPASSED = "bypassed"  # the type of a bypassed node here
 
 
 def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in the graphs of an image, which are stored under "prompt" and "workflow"; empty without a sampler and a prompt."""
-    graph = _graph(graphs["prompt"]) if "prompt" in graphs else _from_workflow(graphs["workflow"])
+    graph = _graph_of(graphs)
     passes = _passes(graph)
     if not passes:
         return {}
@@ -89,6 +61,15 @@ def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if (name, value) != ("denoise", 1)}
 
 
+def node_types(graphs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The different types of the nodes that run, in order."""
+    return tuple(dict.fromkeys(node["class_type"] for node in _graph_of(graphs).values()))
+
+
+def _graph_of(graphs: Mapping[str, Any]) -> ComfyGraph:
+    return _graph(graphs["prompt"]) if "prompt" in graphs else graph_of_workflow(graphs["workflow"])
+
+
 def _graph(value: Any) -> ComfyGraph:
     """The nodes that have a type and inputs."""
     nodes = value.items() if isinstance(value, dict) else ()
@@ -97,114 +78,6 @@ def _graph(value: Any) -> ComfyGraph:
         for name, node in nodes
         if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
     }
-
-
-def _from_workflow(workflow: Any) -> ComfyGraph:
-    """The graph of an editor's workflow, its subgraphs expanded, without muted nodes; bypassed ones keep their links alone."""
-    definitions = workflow.get("definitions") if isinstance(workflow, dict) else None
-    subgraphs = {str(each.get("id")): each for each in _list(definitions, "subgraphs") if isinstance(each, dict)}
-    graph = _Expansion(subgraphs).of(workflow)
-    variables = {name: str(node["inputs"].pop("variable")) for name, node in graph.items() if "variable" in node["inputs"]}
-    stored = {variable: name for name, variable in variables.items() if graph[name]["class_type"] == "SetNode"}
-    for name, variable in variables.items():
-        if graph[name]["class_type"] == "GetNode" and variable in stored:
-            graph[name]["inputs"]["value"] = [stored[variable], 0]
-    return graph
-
-
-class _Expansion:
-    """Puts the nodes of subgraphs in the position of the nodes that stand for them.
-
-    A node in a subgraph is named after the node that stands for the subgraph, "7:3". Inside, links from node −10 are the subgraph's inputs,
-    and links to node −20 its outputs; `links` maps both to what they stand for.
-    """
-
-    def __init__(self, subgraphs: Mapping[str, Any]) -> None:
-        self.subgraphs = subgraphs
-        self.graph: dict[str, ComfyNode] = {}
-        self.widgets: dict[str, dict[str, Any]] = {}  # values of a node's widgets, which links replace
-        self.links: dict[tuple[str, object], Any] = {}
-        self.count = 0  # of nodes read, in subgraphs once for each that stands for them
-
-    def of(self, workflow: Any) -> dict[str, ComfyNode]:
-        """The nodes of the workflow, each input a value or a link to another of them."""
-        self._add(workflow, "", 0)
-        for name, node in self.graph.items():
-            linked = {key: found for key, link in node["inputs"].items() if (found := self._source(link)) is not None}
-            self.graph[name] = {**node, "inputs": {**self.widgets[name], **linked}}
-        return self.graph
-
-    def _add(self, holder: Any, prefix: str, depth: int) -> None:
-        sources: dict[str, list[Any]] = {}
-        output = str((_get(holder, "outputNode") or {"id": -20}).get("id"))
-        for each in _list(holder, "links"):
-            if (link := _link_ends(each)) is None:
-                continue
-            sources[link[0]] = [f"{prefix}{link[1]}", link[2]]
-            if prefix and link[3] == output:
-                self.links[prefix[:-1], link[4]] = sources[link[0]]
-        for node in _list(holder, "nodes"):
-            if not isinstance(node, dict) or not isinstance(node.get("type"), str) or node.get("mode") == MUTED:
-                continue
-            self.count += 1
-            if self.count > MAX_NODES:
-                return
-            name, entries = f"{prefix}{node.get('id')}", [entry for entry in _list(node, "inputs") if isinstance(entry, dict)]
-            linked = {str(entry.get("name")): sources[str(entry["link"])] for entry in entries if str(entry.get("link")) in sources}
-            widgets = {} if node.get("mode") == BYPASSED_MODE else _widgets(node, entries)
-            subgraph = self.subgraphs.get(node["type"])
-            if subgraph is not None and node.get("mode") != BYPASSED_MODE and depth < MAX_SUBGRAPH_DEPTH:
-                inner = str((_get(subgraph, "inputNode") or {"id": -10}).get("id"))
-                slots = [str(_get(each, "name")) for each in _list(subgraph, "inputs")] or [str(entry.get("name")) for entry in entries]
-                self.links |= {(f"{name}:{inner}", slot): linked.get(key, widgets.get(key)) for slot, key in enumerate(slots)}
-                self._add(subgraph, f"{name}:", depth + 1)
-                continue
-            self.widgets[name] = widgets
-            kind = node["type"] if node.get("mode") != BYPASSED_MODE else BYPASSED
-            self.graph[name] = {"class_type": kind, "inputs": linked}
-
-    def _source(self, link: Any) -> Any:
-        """A link to a node of the graph, or a value; None for an input of a subgraph that has neither."""
-        for _ in range(2 * MAX_SUBGRAPH_DEPTH + 2):
-            if not _is_link(link) or (link[0], link[1]) not in self.links:
-                return link
-            link = self.links[link[0], link[1]]
-        return None
-
-
-def _link_ends(link: Any) -> tuple[str, str, int, str, int | None] | None:
-    """The id, the origin's node and slot, and the target's node and slot of a link, which is a list or, since version 1, an object."""
-    if isinstance(link, dict):
-        link = [link.get(name) for name in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
-    if not isinstance(link, list) or len(link) < 3 or not isinstance(link[2], int):
-        return None
-    target, slot = (link[3], link[4]) if len(link) >= 5 else (None, None)
-    return str(link[0]), str(link[1]), link[2], str(target), slot if isinstance(slot, int) else None
-
-
-def _get(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, dict) else None
-
-
-def _widgets(node: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values of a node's widgets by name."""
-    if isinstance(values := node.get("widgets_values"), dict):
-        return {str(name): value for name, value in values.items() if not isinstance(value, list)}
-    plain = [None if isinstance(value, list) else value for value in _list(node, "widgets_values")]
-    names = list(WIDGETS.get(node["type"], ()))
-    if not names:  # newer editors store the names, but not that a seed is followed by a widget of its own
-        for entry in entries:
-            if isinstance(entry.get("widget"), dict):
-                names += [str(entry["widget"].get("name"))] + [""] * (entry["widget"].get("name") in ("seed", "noise_seed"))
-    if not names:
-        names = [f"text_{number}" if isinstance(value, str) else "value" for number, value in enumerate(plain, 1)]
-        names = ["value"] if node["type"].startswith("Primitive") else names
-    # Not strict: versions of the editor store more or fewer values.
-    return {name: value for name, value in zip(names, plain, strict=False) if name and value is not None}
-
-
-def _list(holder: Any, name: str) -> list[Any]:
-    return value if isinstance(holder, dict) and isinstance(value := holder.get(name), list) else []
 
 
 def _passes(graph: ComfyGraph) -> list[ComfyNode]:
@@ -224,8 +97,6 @@ def _passes(graph: ComfyGraph) -> list[ComfyNode]:
 
 
 def _is_sampler(node: ComfyNode) -> bool:
-    if node["class_type"] == BYPASSED:
-        return False
     inputs, links = node["inputs"], {name for name, value in node["inputs"].items() if _is_link(value)}
     named = "Sampler" in node["class_type"] and ("positive" in links or bool({"steps", "sigmas", "seed", "noise_seed"} & inputs.keys()))
     return "guider" in links or {"model", "positive"} <= links or (named and bool(links))

@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from daguerre.errors import DaguerreError
-from daguerre.pipelines.metadata.comfyui import comfy_values
+from daguerre.pipelines.metadata.comfyui import comfy_values, node_types
 from daguerre.pipelines.metadata.infotext import parse_infotext
+from daguerre.pipelines.metadata.invokeai import invokeai_2, invokeai_command, invokeai_json, joined_prompt, with_counted_clip_skip
 from daguerre.pipelines.request import MAX_SEED, Request, with_fields
 
 MAX_TEXT = 1 << 22  # characters of a text that are read
 MAX_SIDE = 16_384  # pixels of a requested side
 MAX_VALUE_SHOWN = 80  # characters of an unused value
+MAX_NAMES_SHOWN = 10  # texts or types of nodes that are not understood
 
 # Fields of `Request` by the names that programs give them, reduced to letters and digits.
 NAMES: Mapping[str, str] = {
@@ -95,6 +97,22 @@ def read_foreign(texts: Mapping[str, str]) -> ForeignMetadata | None:
     return None
 
 
+def describe_unread(texts: Mapping[str, str]) -> str:
+    """One sentence about the texts of an image in which `read_foreign` finds no request."""
+    for name in ("prompt", "workflow"):
+        graph = _object(texts.get(name, "")[:MAX_TEXT])
+        if graph is not None and (kinds := node_types({name: graph})):
+            return f"The image holds a graph of ComfyUI, but no prompt leads to a sampler in it. Its nodes: {_listed(kinds)}."
+    if texts:
+        return f"The image has no generation parameters that are understood. The names of its texts: {_listed(tuple(texts))}."
+    return "The image has no generation parameters."
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(_short(name) for name in names[:MAX_NAMES_SHOWN]) + more
+
+
 def _readings(texts: Mapping[str, str], *, nested: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All readable settings, the most specific format first: the software, and its names with their values."""
     objects = {name: value for name, text in texts.items() if (value := _object(text)) is not None}
@@ -102,11 +120,11 @@ def _readings(texts: Mapping[str, str], *, nested: bool = False) -> Iterator[tup
         if name in objects:
             yield "ComfyUI", comfy_values({name: objects[name]})
     if "invokeai_metadata" in objects:
-        yield "InvokeAI", _with_counted_clip_skip(objects["invokeai_metadata"])
+        yield "InvokeAI", invokeai_json(objects["invokeai_metadata"])
     if "sd-metadata" in objects:
-        yield "InvokeAI", _invoke_2(objects["sd-metadata"])
+        yield "InvokeAI", invokeai_2(objects["sd-metadata"])
     if "Dream" in texts:
-        yield "InvokeAI", _with_bracketed_negative(_command_line(texts["Dream"]))
+        yield "InvokeAI", invokeai_command(texts["Dream"])
     if texts.get("Software") == "NovelAI" and "Comment" in objects:
         yield "NovelAI", {"prompt": texts.get("Description", ""), **objects["Comment"]}
     for name in sorted(texts, key=lambda name: name != "parameters"):
@@ -130,55 +148,9 @@ def _json_values(values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         names = {"c": "prompt", "uc": "negative_prompt"}
         return "Draw Things", {names.get(name, name): value for name, value in values.items()}
     if "num_inference_steps" in values:
-        values = _with_counted_clip_skip(values)
+        values = with_counted_clip_skip(values)
     software = str(values.get("software") or values.get("metadata_scheme") or "")
     return software[:40].title() if software.islower() else software[:40] or "a program that writes JSON", values
-
-
-def _with_counted_clip_skip(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of InvokeAI and diffusers, whose clip_skip counts the skipped layers; that of a request counts the last layer as 1."""
-    skipped = values.get("clip_skip")
-    return {**values, "clip_skip": skipped + 1} if type(skipped) is int else values
-
-
-def _invoke_2(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of InvokeAI 2, whose "model" is a family, and whose image is an object of its own."""
-    image = values.get("image")
-    renamed = {"model_weights": "model", "model": "model family"} if values.get("model_weights") else {}
-    outer = {renamed.get(name, name): value for name, value in values.items() if name != "image"}
-    return _with_bracketed_negative(outer | (image if isinstance(image, dict) else {}))
-
-
-def _with_bracketed_negative(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of InvokeAI before version 3, in which a prompt holds negative prompts in square brackets."""
-    try:
-        prompt = "".join(_prompt_parts(values.get("prompt")))
-    except TypeError:
-        return values
-    negatives = re.findall(r"(?<!\\)\[([^\[\]]*)\]", prompt)
-    if not negatives or values.get("negative_prompt"):
-        return values
-    positive = " ".join(re.sub(r"(?<!\\)\[[^\[\]]*\]", " ", prompt).split())
-    return {**values, "prompt": positive, "negative_prompt": " ".join(negatives)}
-
-
-def _command_line(text: str) -> dict[str, str]:
-    """The settings of a text such as `"a fox" -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms`, in which blanks before values are optional."""
-    text = text.strip()
-    quoted = text.startswith('"')
-    end = re.search(r'"\s+(?=-)|"$' if quoted else r"\s(?=-{1,2}[a-zA-Z])", text[1:])
-    if end is None:
-        return {}
-    prompt, options = text[quoted : end.start() + 1], text[end.end() + 1 :]
-    names = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "m": "sampler"}
-    values, name = {"prompt": prompt.strip()}, ""
-    for word in options.split():
-        if option := re.fullmatch(r"--([a-zA-Z][\w-]*)=?(.*)|-([a-zA-Z])(.*)", word):
-            name = option[1] or names.get(option[3], f"-{option[3]}")
-            values[name] = option[2] or option[4] or ""
-        elif name:
-            values[name] = f"{values[name]} {word}".strip()
-    return {name: value or "on" for name, value in values.items()}
 
 
 def _to_request(software: str, values: Mapping[str, Any]) -> ForeignMetadata | None:
@@ -229,7 +201,7 @@ def _convert(field: str, value: Any) -> Any:
     if isinstance(value, bool):
         raise TypeError(value)
     if field == "prompt":
-        return "".join(_prompt_parts(value))
+        return joined_prompt(value)
     if field in ("steps", "seed", "width", "height", "clip_skip"):
         number = int(value)
         if isinstance(value, float) and number != value:
@@ -255,7 +227,7 @@ def _cfg_plus_plus(known: Mapping[str, Any]) -> dict[str, Any]:
     sampler, unit = names.get(str(known.get("sampler")), (None, 1))
     try:
         scale = float(known["guidance_scale"]) / unit
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return {}
     return {"sampler": sampler, "cfg_plus_plus": True, "guidance_scale": scale} if sampler and 0 <= scale <= 1 else {}
 
@@ -280,16 +252,6 @@ def _sampler(name: str) -> str:
     plain = SAMPLER_NAMES.get(plain, plain)
     choice = parse_sampler_name(plain)
     return choice.sampler.name if choice.spacing is None else plain
-
-
-def _prompt_parts(value: Any) -> Iterator[str]:
-    """A prompt, which may be a list of weighted parts in early versions of InvokeAI."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("prompt"), str) for part in value):
-        yield " AND ".join(part["prompt"] for part in value)
-    else:
-        raise TypeError(value)
 
 
 def _object(text: str) -> dict[str, Any] | None:
