@@ -38,7 +38,7 @@ def foreign(tmp_path: Path) -> bytes:
     return (tmp_path / "foreign.png").read_bytes()
 
 
-def test_a_dropped_image_of_another_program_fills_the_form_and_names_what_is_left(page, foreign):
+def test_a_dropped_image_of_another_program_fills_the_form_and_names_what_is_left(page, foreign, until):
     drop(page, "foreign.png", foreign)
     assert "Wobble" in page.inner_text(".unread")
     assert "dream" in page.inner_text("dialog .warn")
@@ -47,7 +47,7 @@ def test_a_dropped_image_of_another_program_fills_the_form_and_names_what_is_lef
     assert values == {"prompt": "a red apple", "negative_prompt": "rain", "steps": "7", "seed": "9007199254740993", "sampler": "euler_a"}
     assert page.input_value("#n-guidance_scale") == "3.5"
     page.click(".toast >> text=Undo")
-    assert page.input_value("#f-prompt") == ""
+    until(page, "document.getElementById('f-prompt').value === ''")
 
 
 def test_a_dropped_image_is_made_again_exactly(page, server):
@@ -107,7 +107,7 @@ def test_weights_by_key(page, text, selected, key, expected):
     assert page.input_value("#f-prompt") == text
 
 
-def test_presets_and_undo(page):
+def test_presets_and_undo(page, until):
     page.fill("#n-steps", "33")
     page.fill("#f-prompt", "a pizza")
     page.select_option("#presets", "save")
@@ -122,7 +122,7 @@ def test_presets_and_undo(page):
     page.wait_for_selector("#presets option[value='=mine']", state="attached")
     page.locator("#image, .welcome").first.click(position={"x": 2, "y": 2})
     page.keyboard.press("Control+z")
-    assert page.input_value("#n-steps") == "8"
+    until(page, "document.getElementById('n-steps').value === '8'")
 
 
 def test_a_grid_is_labelled_and_opens_again_from_its_file(page, server, until):

@@ -38,7 +38,7 @@ export function onFormChange(action) {
 export function change(changes) {
 	const key = Object.keys(changes).join();
 	const last = past.at(-1);
-	if (!last || last.key !== key || Date.now() - last.time > 1500) past.push({ key, time: Date.now(), form: { ...form } });
+	if (!last || key.includes(",") || last.key !== key || Date.now() - last.time > 1500) past.push({ key, time: Date.now(), form: { ...form } });
 	else last.time = Date.now();
 	if (past.length > MAX_UNDO) past.shift();
 	future.length = 0;
