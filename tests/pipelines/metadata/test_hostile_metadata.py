@@ -187,6 +187,9 @@ READERS: dict[str, Callable[[random.Random], Any]] = {
     "InvokeAI weights": lambda random: read_checked(
         {"invokeai_metadata": json.dumps({"positive_prompt": mutated_text('a "b c"++ (d-e)1.2, (f-- g)+ [h]', random), "steps": 5})}
     ),
+    "NovelAI weights": lambda random: read_checked(
+        {"Software": "NovelAI", "Comment": json.dumps({"prompt": mutated_text("{a} [b] 1.5::c:: (d) -2::e", random), "steps": 5})}
+    ),
     "files": lambda random: read_file(mutated_file(random)),
 }
 
@@ -226,7 +229,7 @@ SIZE = 1 << 16  # twice this and a line are still read
 @pytest.mark.parametrize(
     "piece",
     ["a", " ", "\n", ",", ", ", "a: ", "a:\n", '"', '\\"', 'ab: "', "Steps: 1, ", "Steps: 1\n", "Steps: 1, Seed: 1, a: [", "-\n", "\n-a",
-     "Size: ", "Negative prompt:", "ab: {", "a b-", ". Model: x", " -s 5", '" -a', "(", "a+ ", "(a)", "a'"],
+     "Size: ", "Negative prompt:", "ab: {", "a b-", ". Model: x", " -s 5", '" -a', "(", "a+ ", "(a)", "a'", "{", "1::"],
 )  # fmt: skip
 def test_long_repeated_texts_are_read_in_linear_time(piece):
     text = piece * (SIZE // len(piece))
@@ -236,6 +239,7 @@ def test_long_repeated_texts_are_read_in_linear_time(piece):
         parse_infotext(whole)
         read_foreign({"Dream": whole, "parameters": whole})
         read_foreign({"invokeai_metadata": json.dumps({"positive_prompt": whole[:SIZE], "steps": 5})})
+        read_foreign({"Software": "NovelAI", "Comment": json.dumps({"prompt": whole[:SIZE], "steps": 5})})
         assert time.process_time() - start < 2
 
 

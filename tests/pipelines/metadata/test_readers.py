@@ -259,6 +259,30 @@ def test_brackets_of_invokeai_3_are_text_and_functions_are_listed():
     assert found.unused["positive_prompt function"] == "blend() of InvokeAI's prompt syntax"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("{{red}} fox, [rain]", "((red:1.05):1.05) fox, (rain:0.9524)"),
+        ("1.5::red fox::, 0.5::rain:: at 3:30", "(red fox:1.5), (rain:0.5) at 3:30"),
+        ("a 2::red, -1::rain", "a (red, :2)(rain:-1)"),
+        ("a fox (red) {}", r"a fox \(red\) "),
+        ("a {red] fox", "a (red fox:1.05)"),
+    ],
+)
+def test_weights_of_novelai_become_weights_of_a_request(prompt, expected):
+    settings = {"steps": 5, "seed": 5, "uc": prompt}
+    found = read({"Software": "NovelAI", "Description": prompt, "Comment": settings})
+    assert (found.request["prompt"], found.request["negative_prompt"]) == (expected, expected)
+
+
+def test_names_that_only_one_program_uses():
+    swarm = read({"parameters": {"sui_image_params": {**SWARM, "clipstopatlayer": -2}}})
+    assert swarm.request["clip_skip"] == 2
+    assert read({"invokeai_metadata": {**INVOKE, "cfg_rescale_multiplier": 0.3}}).request["guidance_rescale"] == 0.3
+    bee = read({"Comment": {"prompt": "x", "seed": 5, "ddim_steps": 25, "scale": 7.5, "img_width": 512, "img_height": 768}})
+    assert (bee.request["steps"], bee.request["width"], bee.request["height"]) == (25, 512, 768)
+
+
 def test_invalid_values_are_listed_as_unused():
     text = "a fox\nSteps: 99999999999, Sampler: Restart, CFG scale: nan, Seed: -1, Size: 99999x64, Eta: 7"
     found = read({"parameters": text})

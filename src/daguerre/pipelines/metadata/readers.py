@@ -22,6 +22,7 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.metadata.comfyui import comfy_values, node_types
 from daguerre.pipelines.metadata.infotext import parse_infotext
 from daguerre.pipelines.metadata.invokeai import invokeai_2, invokeai_command, invokeai_json, joined_prompt, with_counted_clip_skip
+from daguerre.pipelines.metadata.novelai import novelai_json
 from daguerre.pipelines.request import MAX_SEED, Request, with_fields
 
 MAX_TEXT = 1 << 22  # characters of a text that are read
@@ -33,7 +34,7 @@ MAX_NAMES_SHOWN = 10  # texts or types of nodes that are not understood
 NAMES: Mapping[str, str] = {
     **dict.fromkeys(("prompt", "positiveprompt"), "prompt"),
     **dict.fromkeys(("negative", "negativeprompt", "uc"), "negative_prompt"),
-    **dict.fromkeys(("steps", "numinferencesteps"), "steps"),
+    **dict.fromkeys(("steps", "numinferencesteps", "ddimsteps"), "steps"),
     **dict.fromkeys(("sampler", "samplername", "comfyuisampler", "autowebuisampler"), "sampler"),
     **dict.fromkeys(("scheduletype", "noiseschedule", "schedule"), "spacing"),
     **dict.fromkeys(("cfgscale", "guidancescale", "scale", "cfg"), "guidance_scale"),
@@ -44,7 +45,9 @@ NAMES: Mapping[str, str] = {
     **dict.fromkeys(("scheduler", "comfyuischeduler"), "scheduler"),
     **{name: name for name in ("width", "height", "eta")},
     "clipskip": "clip_skip",
-    "cfgrescale": "guidance_rescale",
+    **dict.fromkeys(("cfgrescale", "cfgrescalemultiplier"), "guidance_rescale"),
+    "imgwidth": "width",
+    "imgheight": "height",
 }
 # Samplers by names that `parse_sampler_name` does not know or that mean something else there.
 SAMPLER_NAMES: Mapping[str, str] = {
@@ -126,7 +129,7 @@ def _readings(texts: Mapping[str, str], *, nested: bool = False) -> Iterator[tup
     if "Dream" in texts:
         yield "InvokeAI", invokeai_command(texts["Dream"])
     if texts.get("Software") == "NovelAI" and "Comment" in objects:
-        yield "NovelAI", {"prompt": texts.get("Description", ""), **objects["Comment"]}
+        yield "NovelAI", novelai_json({"prompt": texts.get("Description", ""), **objects["Comment"]})
     for name in sorted(texts, key=lambda name: name != "parameters"):
         if (values := objects.get(name)) is None:
             if (settings := parse_infotext(texts[name])) is not None:
@@ -143,6 +146,9 @@ def _readings(texts: Mapping[str, str], *, nested: bool = False) -> Iterator[tup
 def _json_values(values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The software of a JSON object and its settings."""
     if isinstance(inner := values.get("sui_image_params"), dict):
+        if type(last := inner.get("clipstopatlayer")) is int and last < 0:  # -1 is the last layer
+            inner = {**inner, "clip_skip": -last}
+            del inner["clipstopatlayer"]
         return "SwarmUI", {**inner, **{name: value for name, value in values.items() if name != "sui_image_params"}}
     if {"c", "uc"} <= values.keys():
         names = {"c": "prompt", "uc": "negative_prompt"}
