@@ -147,8 +147,8 @@ def test_several_images_of_a_run_and_their_settings(page, until):
     generate(page, "a sunflower")
     until(page, "document.querySelectorAll('.siblings button').length === 3")
     page.locator(".siblings button").nth(2).click()
-    caption = page.inner_text(".caption")
+    seed = re.search(r"seed (\d+)", page.inner_text(".caption"))[1]
     page.click(".stage >> text='Settings'")
-    assert page.input_value("#f-seed") == re.search(r"seed (\d+)", caption)[1]
+    until(page, f"document.getElementById('f-seed').value === '{seed}'")
     page.click(".toast >> text=Undo")
-    assert page.input_value("#f-seed") == ""
+    until(page, "document.getElementById('f-seed').value === ''")
