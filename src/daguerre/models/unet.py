@@ -189,7 +189,7 @@ class UNetEncoder(nn.Module):
         config = self.config
         waves = sinusoidal(t, config.channels[0], cos_first=config.time_cos_first, frequency_shift=config.time_frequency_shift)
         emb = self.time_embedding(waves.to(dtype))  # (B, E)
-        if self.class_embedding is not None:
+        if self.class_embedding is not None and cond.label is not None:  # `_check` asks for the label
             emb = emb + self.class_embedding(cond.label.to(emb.device))
         if self.add_embedding is not None:
             emb = emb + self.add_embedding(cond.vector)
