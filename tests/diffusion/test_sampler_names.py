@@ -133,7 +133,7 @@ class TestSchedulerConfigurations:
             ("FlowMatchEulerDiscreteScheduler", {}, "is not supported; use one of DDIM"),
             ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "algorithm_type = 'dpmsolver' is not supported"),
             ("DPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order = 4 is not supported; use one of 1, 2, 3"),
-            ("DDPMScheduler", {"variance_type": "learned_range"}, "variance_type = 'learned_range'"),
+            ("DDPMScheduler", {"variance_type": "learned"}, "variance_type = 'learned'"),
             ("EulerDiscreteScheduler", {"timestep_spacing": "trailling"}, "timestep_spacing = 'trailling'"),
         ],
     )

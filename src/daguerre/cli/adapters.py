@@ -14,7 +14,7 @@ from daguerre.cli.image_inputs import read_input
 from daguerre.errors import DaguerreError, join_names, nearest
 
 if TYPE_CHECKING:
-    from daguerre.cli.options import AdapterOptions
+    from daguerre.cli.options import AdapterOptions, ControlledAdapterOptions
     from daguerre.pipelines.request import Request
 
 ADAPTER_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
@@ -22,7 +22,7 @@ EMBEDDING_SUFFIXES = (*ADAPTER_SUFFIXES, ".png", ".webp")
 LORA_TAGS = ("lora", "lyco")
 
 
-def with_adapter_options(request: "Request", options: "AdapterOptions") -> "Request":
+def with_adapter_options(request: "Request", options: "ControlledAdapterOptions") -> "Request":
     """The request with the adapters and condition maps of the options.
 
     Raises:
@@ -38,7 +38,7 @@ def with_adapter_options(request: "Request", options: "AdapterOptions") -> "Requ
     return replace(request, adapters=(*adapter_records(options, request), *controls), control_images=images)
 
 
-def control_records(options: "AdapterOptions") -> tuple[AdapterRecord, ...]:
+def control_records(options: "ControlledAdapterOptions") -> tuple[AdapterRecord, ...]:
     """The ControlNets of --controlnet with their --control-steps."""
     if len(options.control_steps) not in (0, len(options.controlnet)):
         raise DaguerreError(

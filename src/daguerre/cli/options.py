@@ -163,7 +163,7 @@ class PipelineOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
-    """LoRAs, embeddings and ControlNets; see docs/adapters.md."""
+    """LoRAs and embeddings; see docs/adapters.md."""
 
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE]", help_behavior_hint="")] = ()
     """A LoRA, or its name in --lora-dir; :SCALE is its strength (default 1), :TEXT:UNET two strengths. Repeat it for several."""
@@ -173,6 +173,12 @@ class AdapterOptions:
     """A textual-inversion embedding; prompts use it by its file name, or by WORD. Repeat it for several."""
     embedding_dir: OptionalPath = None
     """Folder of embeddings; those whose names occur in a prompt are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlledAdapterOptions(AdapterOptions):
+    """LoRAs, embeddings and ControlNets; see docs/adapters.md."""
+
     controlnet: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE]", help_behavior_hint="")] = ()
     """A ControlNet and its strength (default 1). Repeat it for several; each needs a --control-image."""
     control_image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MAP", help_behavior_hint="")] = ()
@@ -209,8 +215,8 @@ class GenerationOptions:
     loading: Annotated[PipelineOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model", help="")] = field(
         default_factory=PipelineOptions
     )
-    adapters: Annotated[AdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
-        default_factory=AdapterOptions
+    adapters: Annotated[ControlledAdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
+        default_factory=ControlledAdapterOptions
     )
     output: Annotated[OutputOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")] = field(default_factory=OutputOptions)
 

@@ -14,7 +14,7 @@ from daguerre.cli.generation import check_outputs, generate_with_progress, warn_
 from daguerre.cli.image_inputs import read_input
 from daguerre.cli.model_loading import check_sampler, choose_threads, open_model
 from daguerre.cli.options import (
-    AdapterOptions,
+    ControlledAdapterOptions,
     ModelOptions,
     NegativePrompt,
     OptionalFloat,
@@ -65,8 +65,8 @@ class AttentionOptions:
     )
     sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")] = field(default_factory=SamplingOptions)
     loading: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model", help="")] = field(default_factory=ModelOptions)
-    adapters: Annotated[AdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
-        default_factory=AdapterOptions
+    adapters: Annotated[ControlledAdapterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="adapter", help="")] = field(
+        default_factory=ControlledAdapterOptions
     )
     out: Out = None
     save_overlays: bool = False

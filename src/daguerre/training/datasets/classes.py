@@ -11,7 +11,7 @@ from daguerre.data.dataset import Sample, Subset
 from daguerre.data.emoji.faces import FACES
 from daguerre.errors import DaguerreError, join_names
 from daguerre.training.datasets.codes import class_names, shapes_by_class
-from daguerre.training.datasets.images import open_training_images
+from daguerre.training.datasets.images import open_training_images, validation_sample
 from daguerre.training.options.images import TrainingImageOptions
 
 MIN_CLASS_IMAGES = 2  # a class of a folder with fewer is more likely a mistake than a class
@@ -36,7 +36,7 @@ def open_labelled(data: str, size: int, options: TrainingImageOptions, **more: A
     if isinstance(trained, FolderDataset):
         names = tuple(trained.labels)
         check_classes(data, trained)
-        return LabelledImages(_labelled(trained), names, None if held_out is None else _labelled(held_out))
+        return LabelledImages(_labelled(trained), names, None if held_out is None else _labelled(validation_sample(held_out)))
     if data == "emoji":
         return _emoji_by_subgroup(size)
     if data == "emoji-faces":

@@ -16,14 +16,16 @@ MAX_VALIDATION_IMAGES = 256  # whose loss the log has
 
 @dataclass(frozen=True)
 class ValidationBatches:
-    """The same batches of images in each pass: every image once, at most `MAX_VALIDATION_IMAGES`, each batch of one size."""
+    """The same batches of images in each pass: every image once, of a folder at most `MAX_VALIDATION_IMAGES`, each batch of
+    one size."""
 
-    source: FolderDataset
+    source: Dataset
     batch_size: int
     seed: int
 
     def __iter__(self) -> Iterator[Batch]:
-        for part in validation_sample(self.source).parts_of_one_size():
+        source = self.source
+        for part in validation_sample(source).parts_of_one_size() if isinstance(source, FolderDataset) else [source]:
             size = min(self.batch_size, len(part))
             batches = BatchLoader(part, size, self.seed)
             for first in range(0, len(part), size):

@@ -9,6 +9,7 @@ import tyro
 from daguerre.errors import DaguerreError
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.options.images import TrainingImageOptions
+from daguerre.training.options.machine import MachineOptions
 
 DDPM_LOOP = LoopConfig(
     max_train_steps=10_000, batch_size=64, learning_rate=2e-4, lr_warmup_steps=200, mixed_precision="auto", sample_every=500
@@ -63,6 +64,7 @@ class DDPMRecipe:
     shape: tyro.conf.OmitArgPrefixes[UNetShape] = field(default_factory=UNetShape)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=lambda: DDPM_LOOP)
     loss: tyro.conf.OmitArgPrefixes[DiffusionLoss] = field(default_factory=DiffusionLoss)
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
 
     def __post_init__(self) -> None:
         self.shape.check_side(self.resolution)

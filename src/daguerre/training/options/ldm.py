@@ -10,6 +10,7 @@ from daguerre.errors import DaguerreError
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.options.ddpm import UNetShape
 from daguerre.training.options.images import TrainingImageOptions
+from daguerre.training.options.machine import MachineOptions
 
 LDM_LOOP = LoopConfig(
     max_train_steps=10_000, batch_size=32, learning_rate=4e-4, lr_warmup_steps=200, mixed_precision="auto", sample_every=500
@@ -34,6 +35,7 @@ class LDMRecipe:
     shape: tyro.conf.OmitArgPrefixes[UNetShape] = field(default_factory=lambda: UNetShape((128, 192), 1, (0, 1)))
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(default_factory=lambda: LDM_LOOP)
     loss: tyro.conf.OmitArgPrefixes[DiffusionLoss] = field(default_factory=DiffusionLoss)
+    machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
 
     def __post_init__(self) -> None:
         if self.num_images < self.loop.batch_size:

@@ -20,11 +20,12 @@ from daguerre.models.identity_autoencoder import IdentityAutoencoder
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import DDPM_CIFAR10, UNet, UNetConfig
 from daguerre.training.datasets.classes import open_labelled
-from daguerre.training.datasets.images import open_training_images
+from daguerre.training.datasets.images import ValidationBatches, open_training_images
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import PREVIEW_SEEDS, DiffusionTask
 from daguerre.training.options.ddpm import DDPMRecipe, UNetShape
 from daguerre.training.options.ldm import LDMRecipe
+from daguerre.training.plan import epoch_images, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs
 from daguerre.training.run_identity import record_run
@@ -41,15 +42,17 @@ def run(recipe: DDPMRecipe) -> Path:
     Raises:
         DaguerreError: there are too few images, an image has no class, or `out` belongs to another run.
     """
-    source, names, _ = open_images(recipe)
+    source, names, held_out = open_images(recipe)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
     identity = run_identity(recipe, source, names)
-    record_run(recipe.out, "DDPMRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=identity)
+    record_run(recipe.out, "DDPMRecipe", source.key, size=recipe.resolution, seed=loop.seed, plan=identity, threads=recipe.machine.threads)
     torch.manual_seed(loop.seed)
     model = build_model(recipe, names)
     task = DiffusionTask(model, recipe.loss, encoder_of(model), preview_classes(names))
-    train(task, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=identity)
+    print_plan({"UNet": model.unet}, loop, recipe.out, images=epoch_images(source))
+    validation = () if held_out is None else ValidationBatches(held_out, loop.batch_size, loop.seed)
+    train(task, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=identity, validation=validation)
     if rank() == 0:
         save(model, recipe.out / "model")
     return recipe.out / "model"

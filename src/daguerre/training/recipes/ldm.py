@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from daguerre.conditioning import TextConditioner
 from daguerre.conditioning.class_map_image import LabelConditioner, UnconditionalConditioner
-from daguerre.data import BatchLoader, Dataset
+from daguerre.data import BatchLoader, Dataset, FolderDataset
 from daguerre.diffusion import Schedule, ScheduleConfig
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.training.datasets.images import open_training_images
-from daguerre.training.datasets.latents import CachedLatents, cache_latents
+from daguerre.training.datasets.images import open_training_images, validation_sample
+from daguerre.training.datasets.latents import CachedLatents, cache_latents, one_size_batches
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import PREVIEW_SEEDS, DiffusionTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.ldm import LDMRecipe
+from daguerre.training.plan import epoch_images, network_bytes, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.ddpm import CLASS_GUIDANCE, encoder_of, open_images, plain_unet, preview_classes
 from daguerre.training.recipes.stages import learned_tokenizer, tiny_text, with_epochs
@@ -57,33 +59,54 @@ def run(recipe: LDMRecipe) -> Path:
         raise DaguerreError(
             "A model with text is saved as a Stable Diffusion folder, which needs a KL first stage; see `daguerre train kl`."
         )
-    source, names = open_conditioned(recipe)
+    source, names, held_out = open_conditioned(recipe)
     recipe = with_epochs(recipe, source)
     loop, key = recipe.loop, network_hash(first_stage)
     options = {name: getattr(recipe, name) for name in ("prediction", "condition", "num_images", "vocab_size")}
     identity = {**options, "shape": asdict(recipe.shape), "loss": asdict(recipe.loss), "classes": names, "first stage": key}
-    record_run(recipe.out, "LDMRecipe", source.key, size=recipe.resolution, seed=loop.seed, base=f"first stage {key}", plan=identity)
+    record_run(
+        recipe.out,
+        "LDMRecipe",
+        source.key,
+        size=recipe.resolution,
+        seed=loop.seed,
+        base=f"first stage {key}",
+        plan=identity,
+        threads=recipe.machine.threads,
+    )
     count = recipe.num_images if source.rendered else min(recipe.num_images, MAX_CROPS_EACH * len(source))
-    batches = BatchLoader(source, min(count, ENCODE_IMAGES), loop.seed + 3)
-    cache = fingerprint(source.key, loop.seed, key)
-    latents, captions = cache_latents(batches, first_stage, count, recipe.out / "cache", cache, loop.workers)  # type: ignore[arg-type]
+
+    def encode(images: Dataset, count: int) -> tuple[Tensor, list[str]]:
+        batches = BatchLoader(images, min(count, ENCODE_IMAGES), loop.seed + 3)
+        cache = fingerprint(images.key, loop.seed, key)
+        latents, captions = cache_latents(batches, first_stage, count, recipe.out / "cache", cache, loop.workers)  # type: ignore[arg-type]
+        return latents[:count], captions[:count]
+
+    latents, captions = encode(source, count)
+    validation = () if held_out is None else one_size_batches(*encode(held_out, len(held_out)), loop.batch_size)
     torch.manual_seed(loop.seed)
     model = build_latent_model(recipe, first_stage, source, names)
     text = model.conditioner if isinstance(model.conditioner, TextConditioner) else None
     preview = source.captions(PREVIEW_SEEDS, 0) if text else preview_classes(names)
     task = DiffusionTask(model, recipe.loss, encoder_of(model), preview, trained_text=text)
-    train(task, CachedLatents(latents, captions, loop.batch_size, loop.seed), loop, recipe.out, recipe=identity | {"source": source.key})
+    networks = {"UNet": model.unet} | ({"text encoder": text} if text else {})
+    size = network_bytes(model.unet, first_stage, *filter(None, [text]))
+    print_plan(networks, loop, recipe.out, images=epoch_images(source), model_bytes=size, cache_bytes=latents.nbytes)
+    batches = CachedLatents(latents, captions, loop.batch_size, loop.seed)
+    train(task, batches, loop, recipe.out, recipe=identity | {"source": source.key}, validation=validation)
     if rank() == 0:
         save(model, recipe.out / "model")
     return recipe.out / "model"
 
 
-def open_conditioned(recipe: LDMRecipe) -> tuple[Dataset, tuple[str, ...] | None]:
-    """The images to train on, and the names of their classes if the model has any."""
+def open_conditioned(recipe: LDMRecipe) -> tuple[Dataset, tuple[str, ...] | None, Dataset | None]:
+    """The images to train on, the names of their classes if the model has any, and the images kept out, if any."""
     if recipe.condition == "text":
-        return open_training_images(recipe.data, recipe.resolution, recipe.images, captioned=True).trained, None
-    source, names, _ = open_images(recipe)
-    return source, names
+        source, held_out = open_training_images(recipe.data, recipe.resolution, recipe.images, captioned=True)
+        names = None
+    else:
+        source, names, held_out = open_images(recipe)
+    return source, names, validation_sample(held_out) if isinstance(held_out, FolderDataset) else held_out
 
 
 def build_latent_model(recipe: LDMRecipe, first_stage: FirstStage, source: Dataset, names: Sequence[str] | None) -> LatentDiffusion:

@@ -46,7 +46,7 @@ def run(recipe: LoraRecipe) -> Path:
     assert isinstance(source, FolderDataset)
     recipe = with_epochs(recipe, source)
     loop, options = recipe.loop, recipe.lora
-    record_run(recipe.out, "LoraRecipe", source.key, size=size, seed=loop.seed, base=recipe.model)
+    record_run(recipe.out, "LoraRecipe", source.key, size=size, seed=loop.seed, base=recipe.model, threads=recipe.machine.threads)
     model = replace(model, unet=model.unet.float(), conditioner=conditioner.float(), sample_size=size)
     torch.manual_seed(loop.seed)
     layers = new_layers(model, options) if options.init_lora is None else layers_of(load_lora(options.init_lora), model)
