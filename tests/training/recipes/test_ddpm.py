@@ -1,5 +1,6 @@
 """`daguerre train ddpm`: from images to a model that samples, with classes, learned variance and resumption; and what it refuses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_classes_come_from_subfolders(tmp_path: Path):
     assert model.conditioner.names == ("cat", "red fox")
     assert model.unet.config.classes == 3  # with the null class
     assert generate(model, prompt="cat", steps=1)[0].image.size == (16, 16)
+
+
+@pytest.mark.parametrize("condition", ["none", "class"])
+def test_the_log_has_the_loss_of_images_that_are_kept_out(tmp_path: Path, condition: str):
+    data = colours(tmp_path / "images", cat=6, fox=6)
+    run(recipe(tmp_path, data=data, condition=condition, images=TrainingImageOptions(validation_fraction=0.4)))
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["validation unet"] < 10  # a new network predicts zero: the mean square of the noise is about 1
 
 
 def test_built_in_classes(tmp_path: Path):

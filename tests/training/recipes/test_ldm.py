@@ -1,10 +1,12 @@
 """`daguerre train ldm`: on KL and VQ first stages, without condition, with classes and with text; it opens in diffusers, too."""
 
+import json
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from PIL import Image
 
 from daguerre.conditioning import TextConditioner
 from daguerre.conditioning.class_map_image import LabelConditioner, UnconditionalConditioner
@@ -15,6 +17,7 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines import generate
 from daguerre.training.config import LoopConfig
 from daguerre.training.options.ddpm import UNetShape
+from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.options.ldm import LDMRecipe
 from daguerre.training.recipes.ldm import run
 from daguerre.weights import load_diffusion, save_first_stage
@@ -50,6 +53,15 @@ def test_each_condition_trains_and_samples(tmp_path: Path, kind: str, condition:
     assert diffusers.DiffusionPipeline.load_config(folder)["_class_name"] == pipeline
     unet = diffusers.UNet2DModel if pipeline == "LDMPipeline" else diffusers.UNet2DConditionModel
     assert sum(p.numel() for p in unet.from_pretrained(folder / "unet").parameters()) == sum(p.numel() for p in model.unet.parameters())
+
+
+def test_the_log_has_the_loss_of_images_that_are_kept_out(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        Image.new("RGB", (20, 24), (30 * i, 10, 10)).save(tmp_path / "images" / f"{i}.png")
+    run(recipe(tmp_path, "kl", data=str(tmp_path / "images"), images=TrainingImageOptions(validation_fraction=0.4)))
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["validation unet"] < 10  # a new network predicts zero: the mean square of the noise is about 1
 
 
 @pytest.mark.parametrize(

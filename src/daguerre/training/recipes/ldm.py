@@ -83,7 +83,10 @@ def run(recipe: LDMRecipe) -> Path:
         return latents[:count], captions[:count]
 
     latents, captions = encode(source, count)
-    validation = () if held_out is None else one_size_batches(*encode(held_out, len(held_out)), loop.batch_size)
+    validation = []
+    if held_out is not None:
+        kept, texts = encode(held_out, len(held_out))
+        validation = one_size_batches(list(kept), texts, loop.batch_size)
     torch.manual_seed(loop.seed)
     model = build_latent_model(recipe, first_stage, source, names)
     text = model.conditioner if isinstance(model.conditioner, TextConditioner) else None
