@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from daguerre.atomic_io import check_writable, free_path, numbered_paths
 from daguerre.cli.model_loading import choose_threads, open_any
-from daguerre.cli.options import AnimationContent, GenerationOptions, slug
+from daguerre.cli.options import AnimationContent, GenerationOptions, PipelineOptions, slug
 from daguerre.cli.parsing import UsageError, usage_errors
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.grid import image_table, labelled_grid
@@ -83,7 +83,14 @@ def open_for(
     options: GenerationOptions, request: Request | None = None, adapters: "Sequence[AdapterRecord]" = ()
 ) -> "LatentDiffusion | LatentPrior":
     """Open the model that the options name, for one request or for many, with the adapters of the request or the given ones."""
-    loading = options.loading
+    keep_loaded = ("unet",) if options.output.animation else ()  # an animation decodes after every step
+    return open_pipeline(options.loading, request, adapters if request is None else request.adapters, keep_loaded)
+
+
+def open_pipeline(
+    loading: PipelineOptions, request: Request | None, adapters: "Sequence[AdapterRecord]", keep_loaded: Sequence[str] = ()
+) -> "LatentDiffusion | LatentPrior":
+    """Choose the number of threads and open the model of the options; arguments as in `open_any`."""
     choose_threads(loading.threads)
     with spinner("opening the model"):
         return open_any(
@@ -95,8 +102,8 @@ def open_for(
             prediction=loading.prediction_type,
             refiner=loading.refiner,
             request=request,
-            adapters=adapters if request is None else request.adapters,
-            keep_loaded=("unet",) if options.output.animation else (),  # an animation decodes after every step
+            adapters=adapters,
+            keep_loaded=keep_loaded,
         )
 
 

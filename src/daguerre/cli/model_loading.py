@@ -80,9 +80,9 @@ def open_any(
     if request is not None:
         check_sampler(request)
     with usage_errors():
-        place = default_device(device)
-    compute_dtype = default_dtype(place) if dtype == "auto" else dtype_by_name(dtype)
-    offload = None if request is None else _plan_offload(name, refiner, request, keep_loaded, place, compute_dtype, offline)
+        chosen_device = default_device(device)
+    compute_dtype = default_dtype(chosen_device) if dtype == "auto" else dtype_by_name(dtype)
+    offload = None if request is None else _plan_offload(name, refiner, request, keep_loaded, chosen_device, compute_dtype, offline)
     more: DiffusionOptions = {} if offload is None else {"offload": offload}
     options: DiffusionOptions = {**more}
     if (predicted := PREDICTIONS_BY_FLAG[prediction]) is not None:

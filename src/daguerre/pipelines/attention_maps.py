@@ -11,7 +11,7 @@ resolution are summed, so memory stays at one (H·W, tokens) map per resolution 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -166,12 +166,19 @@ def record_attention(model: LatentDiffusion) -> Iterator[AttentionRecord]:
         raise DaguerreError(f"{model.name} takes no prompt, so there is no attention to words; take a model with a text encoder.")
     record = AttentionRecord(conditioner)
 
-    def begin(_unet: nn.Module, _x: Tensor, _t: Tensor, cond: Conditioning | None = None, **_more: object) -> None:
-        record._begin_call(cond)
+    with on_each_call(model.unet, record._begin_call), capture_cross_attention(model.unet, record._add_layer):
+        yield record
 
-    hook = model.unet.register_forward_pre_hook(lambda unet, inputs, named: begin(unet, *inputs, **named), with_kwargs=True)
+
+@contextmanager
+def on_each_call(unet: nn.Module, begin: Callable[[Conditioning | None], None]) -> Iterator[None]:
+    """Call `begin` with the conditioning of every UNet call inside this context, before the call."""
+
+    def before(_unet: nn.Module, _x: Tensor, _t: Tensor, cond: Conditioning | None = None, **_more: object) -> None:
+        begin(cond)
+
+    hook = unet.register_forward_pre_hook(lambda module, inputs, named: before(module, *inputs, **named), with_kwargs=True)
     try:
-        with capture_cross_attention(model.unet, record._add_layer):
-            yield record
+        yield
     finally:
         hook.remove()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from daguerre.conditioning.prompt import is_empty
 from daguerre.conditioning.prompt_schedule import RowLabel
@@ -24,7 +24,7 @@ from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.attention_hooks import GridSize, attention_probs, capture_self_attention
-from daguerre.pipelines.attention_maps import WordMap
+from daguerre.pipelines.attention_maps import WordMap, on_each_call
 from daguerre.pipelines.images.preprocess import ImageSize
 
 
@@ -103,12 +103,5 @@ def record_self_attention(model: LatentDiffusion, position: tuple[int, int], ima
         raise DaguerreError(f"The UNet of {model.name!r} has no attention; take another model.")
     record = SelfAttentionRecord(position, image_size)
 
-    def begin(_unet: nn.Module, _x: Tensor, _t: Tensor, cond: Conditioning | None = None, **_more: object) -> None:
-        record._begin_call(cond)
-
-    hook = model.unet.register_forward_pre_hook(lambda unet, inputs, named: begin(unet, *inputs, **named), with_kwargs=True)
-    try:
-        with capture_self_attention(model.unet, record._add_layer):
-            yield record
-    finally:
-        hook.remove()
+    with on_each_call(model.unet, record._begin_call), capture_self_attention(model.unet, record._add_layer):
+        yield record

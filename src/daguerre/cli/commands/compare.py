@@ -10,9 +10,9 @@ import tyro
 
 from daguerre.atomic_io import free_path
 from daguerre.cli.adapters import adapter_records
-from daguerre.cli.generation import check_outputs, warn_prompt
+from daguerre.cli.generation import check_outputs, open_pipeline, warn_prompt
 from daguerre.cli.image_inputs import read_input
-from daguerre.cli.model_loading import check_sampler, choose_threads, open_any
+from daguerre.cli.model_loading import check_sampler
 from daguerre.cli.options import (
     RANDOM_SEED,
     AdapterOptions,
@@ -31,7 +31,7 @@ from daguerre.errors import DaguerreError
 from daguerre.pipelines.comparison import COMPARED, Axis, check_comparison, compare, compared_requests
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import ImageToImage, TextToImage
-from daguerre.progress import progress, spinner
+from daguerre.progress import progress
 from daguerre.runtime.allocator import tune_malloc
 
 Whole = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]", help_behavior_hint="")]
@@ -114,25 +114,12 @@ def main(arguments: Sequence[str]) -> None:
         out = options.out or free_path(Path(f"{slug(request.prompts[0])}-{names}.png"))
         check_outputs({"--out": out}, request)
     tune_malloc()
-    loading = options.loading
-    choose_threads(loading.threads)
-    with spinner("opening the model"):
-        model = open_any(
-            loading.model,
-            loading.vae,
-            loading.device,
-            loading.dtype,
-            offline=loading.offline,
-            prediction=loading.prediction_type,
-            refiner=loading.refiner,
-            request=request,
-            adapters=request.adapters,
-        )
+    model = open_pipeline(options.loading, request, request.adapters)
 
     from daguerre.models.latent_diffusion import LatentDiffusion
 
     if not isinstance(model, LatentDiffusion):
-        raise UsageError(f"'{loading.model}' is a prior over codes; `daguerre compare` needs a diffusion model.")
+        raise UsageError(f"'{options.loading.model}' is a prior over codes; `daguerre compare` needs a diffusion model.")
     with usage_errors():
         check_comparison(model, request, rows, columns)
     prompts = next((axis.values for axis in (rows, columns) if axis and axis.field == "prompt"), request.prompts)

@@ -222,7 +222,7 @@ def _text_layers(model: LatentDiffusion) -> dict[LayerPath, Base]:
     """The linear layers of the text encoders that the UNet's condition depends on."""
     conditioner, found = model.conditioner, {}
     towers = conditioner.towers if isinstance(conditioner, SDXLConditioner) else [conditioner]
-    for role, tower in zip(text_encoders_of(model), towers, strict=False):
+    for role, tower in zip(text_encoders_of(model), towers, strict=False):  # a conditioner without a text encoder has no role
         assert isinstance(tower, TextConditioner)
         pooled = isinstance(conditioner, SDXLConditioner) and tower is towers[-1]  # the pooled text depends on the last layer, too
         used = tower.encoder.config.layers + (0 if pooled else tower.layer + 1)
