@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -87,9 +88,18 @@ def run(folder: Path, config: LoopConfig = CONFIG, stop_at: int | None = None, n
     return weights(task)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_an_interrupted_run_resumes_exactly(tmp_path, accumulate):
-    config = replace(CONFIG, gradient_accumulation_steps=accumulate)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_accumulation_steps": 2},
+        {"optimizer": "adafactor", "lr_scheduler": "cosine"},
+        {"optimizer": "prodigy", "learning_rate": 1.0},
+    ],
+    ids=str,
+)
+def test_an_interrupted_run_resumes_exactly(tmp_path, changes):
+    config = replace(CONFIG, **changes)
     whole = run(tmp_path / "whole", config)
     with pytest.raises(Interrupted):
         run(tmp_path / "parts", config, stop_at=5)
@@ -289,6 +299,25 @@ def test_impossible_settings_are_refused(changes, message):
 def test_the_learning_rate_warms_up_stays_and_decays():
     config = LoopConfig(max_train_steps=100, lr_warmup_steps=10, lr_decay=0.2, learning_rate=1.0)
     assert [round(config.rate(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_the_schedules_are_those_of_diffusers(name):
+    config = LoopConfig(max_train_steps=40, lr_warmup_steps=10, lr_scheduler=name, learning_rate=1.0)
+    scheduler = get_scheduler(
+        "constant_with_warmup" if name == "constant" else name,
+        torch.optim.SGD([torch.zeros(1)], lr=1.0),
+        num_warmup_steps=10,
+        num_training_steps=40,
+    )
+    theirs = []
+    for _ in range(40):
+        theirs.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    # Their first rate is 0; ours is one step ahead in the warm-up, so that no step is wasted.
+    expected = [*theirs[1:11], *theirs[10:]]
+    assert [config.rate(step) for step in range(40)] == pytest.approx(expected, abs=1e-12)
 
 
 def with_infinite_gradients(steps: range) -> TwoNetworks:

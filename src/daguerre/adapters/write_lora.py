@@ -5,12 +5,14 @@ original code. PEFT's names are what diffusers writes: `unet.` or `text_encoder.
 part of B.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from daguerre.adapters.attach import matched_layers
@@ -64,8 +66,11 @@ def save_lora(
             raise DaguerreError(f"{name.path} is a fused projection, which {naming} has no name for; change the rank (--rank) to split it.")
         parts = kohya_parts(layer) if naming == "kohya" else peft_parts(layer, name.path)
         tensors |= {f"{names[role][target.path]}.{suffix}": tensor for suffix, tensor in parts.items()}
-    tensors = {key: tensor.detach().to(dtype if tensor.numel() > 1 else None).contiguous() for key, tensor in tensors.items()}
-    save_safetensors(path, tensors, _metadata(lora, naming))
+    tensors = {key: tensor.detach().cpu().to(dtype if tensor.numel() > 1 else None).contiguous() for key, tensor in tensors.items()}
+    # safetensors orders the tensors by type and name, so the bytes after the header do not depend on the header.
+    content = save(tensors)
+    body = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+    save_safetensors(path, tensors, _metadata(lora, naming) | {"sshs_model_hash": hashlib.sha256(body).hexdigest()})
     return Path(path)
 
 

@@ -1,12 +1,14 @@
 """Settings of the training loop and of the losses, as plain values. Nothing here imports torch, so that `--help` stays instant."""
 
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil, cos, inf, pi
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from daguerre.errors import DaguerreError
+
+MIN_PRODIGY_RATE = 0.1  # lower ones are meant for another optimizer
 
 
 def optional(metavar: str) -> Any:
@@ -23,11 +25,15 @@ class LoopConfig:
     num_train_epochs: Annotated[float | None, optional("FLOAT")] = None
     batch_size: int = 64  # Images per optimizer step, summed over all processes and accumulated parts.
     gradient_accumulation_steps: int = 1  # Number of parts that each batch is split into to save memory.
-    learning_rate: float = 1e-4  # Peak learning rate of AdamW.
+    # AdamW; Adafactor, which needs almost no memory of its own; or Prodigy, which finds the learning rate itself.
+    optimizer: Literal["adamw", "adafactor", "prodigy"] = "adamw"
+    learning_rate: float = 1e-4  # Peak learning rate; with Prodigy, a factor of the rate that it finds, usually 1.
+    # What the learning rate does after the warm-up: it stays, falls over the whole run along a line or half a cosine, or falls at the end.
+    lr_scheduler: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "warmup_stable_decay"
     lr_warmup_steps: int = 100  # Number of steps over which the learning rate rises linearly from 0.
-    lr_decay: float = 0.2  # Share of the run, at its end, over which the learning rate falls linearly to 0.
-    betas: tuple[float, float] = (0.9, 0.99)  # Decay rates of AdamW's moment estimates.
-    weight_decay: float = 0.01  # AdamW's weight decay; biases and norms are exempt.
+    lr_decay: float = 0.2  # With warmup_stable_decay: share of the run, at its end, over which the learning rate falls linearly to 0.
+    betas: tuple[float, float] = (0.9, 0.99)  # Decay rates of the moment estimates of AdamW and Prodigy.
+    weight_decay: float = 0.01  # Decoupled weight decay; biases and norms are exempt.
     max_grad_norm: float = 1.0  # Gradients are scaled down to this norm; 0 disables clipping.
     ema_decay: float = 0.999  # Decay of the exponential moving average of the weights; 0 disables it.
     # Precision of autocast; auto is bf16 where the hardware supports it, else no.
@@ -47,6 +53,11 @@ class LoopConfig:
         for name in ("learning_rate", "lr_warmup_steps", "weight_decay", "max_grad_norm", "sample_every", "workers", "seed"):
             if not 0 <= getattr(self, name) < inf:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.optimizer == "prodigy" and self.learning_rate < MIN_PRODIGY_RATE:
+            raise DaguerreError(
+                f"learning_rate is {self.learning_rate:g}, but Prodigy finds the rate itself and multiplies it by this factor; use "
+                "--learning-rate 1."
+            )
         if self.num_train_epochs is not None and not 0 < self.num_train_epochs < inf:
             raise DaguerreError(f"num_train_epochs is {self.num_train_epochs:g}; it must be above 0, such as 10.")
         shares = {"lr_decay": self.lr_decay, "ema_decay": self.ema_decay, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}
@@ -70,10 +81,20 @@ class LoopConfig:
         return replace(self, max_train_steps=ceil(self.num_train_epochs * count / self.batch_size), num_train_epochs=None)
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step`: linear warmup, constant, linear decay."""
+        """The learning rate of step `step`: it rises in the warm-up, then does what `lr_scheduler` says."""
         warmup = (step + 1) / max(self.lr_warmup_steps, 1)
-        decay = (self.max_train_steps - step) / max(self.lr_decay * self.max_train_steps, 1)
-        return self.learning_rate * min(1.0, warmup, decay)
+        left = self.max_train_steps - step
+        share = min(left / max(self.max_train_steps - self.lr_warmup_steps, 1), 1.0)  # of the steps after the warm-up
+        match self.lr_scheduler:
+            case "constant":
+                fall = 1.0
+            case "linear":
+                fall = share
+            case "cosine":
+                fall = (1 - cos(pi * share)) / 2
+            case "warmup_stable_decay":
+                fall = left / max(self.lr_decay * self.max_train_steps, 1)
+        return self.learning_rate * min(1.0, warmup, fall)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import hashlib
 import math
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +28,17 @@ from daguerre.runtime.dtype import has_native_bfloat16
 from daguerre.training.checkpoint import TrainState, checkpoints, restore_checkpoint, save_checkpoint
 from daguerre.training.config import LoopConfig
 from daguerre.training.ema import EMA
+from daguerre.training.optimizers import Prodigy, make_optimizer
 from daguerre.training.processes import state as process_state
 from daguerre.training.run_log import Means, RunLog
 
-IDENTITY_FIELDS = ("batch_size", "betas", "ema_decay", "seed")  # a resumed run must have the same values; all other settings may change
+IDENTITY_FIELDS = (
+    "batch_size",
+    "betas",
+    "ema_decay",
+    "optimizer",
+    "seed",
+)  # a resumed run must have the same values; all other settings may change
 VALIDATION_STEP = -1  # seeds the noise of the validation losses
 MAX_BAD_STEPS = 5  # consecutive steps with a gradient that is not finite; after more of them the run stops
 
@@ -114,7 +121,7 @@ def train(
             network.compile()
     task.to(accelerator.device)
     no_decay = getattr(task, "no_decay", ())
-    optimizers = {name: _optimizer(network, config, no_decay) for name, network in networks.items()}
+    optimizers = {name: make_optimizer(network, config, no_decay) for name, network in networks.items()}
     ema = EMA({name: networks[name] for name in task.ema_networks}, config.ema_decay) if config.ema_decay else None
     identity = {"task": task.name, **{name: getattr(config, name) for name in IDENTITY_FIELDS}, "recipe": recipe}
     state = TrainState(networks, optimizers, ema, identity, accelerator.scaler)
@@ -191,7 +198,8 @@ class _Run:
         validate = self.accelerator.is_main_process and (done % config.validation_every == 0 or last)
         found = self._validate(done) if validate else {}
         if found or done % config.log_every == 0 or last or stopping:
-            self.log.losses(done, images, {**self.means.take(), "learning rate": config.rate(done - 1), **found})
+            estimate = max((o.d for o in self.state.optimizers.values() if isinstance(o, Prodigy)), default=1.0)
+            self.log.losses(done, images, {**self.means.take(), "learning rate": config.rate(done - 1) * estimate, **found})
 
     def checkpoint(self, done: int, *, stopping: bool) -> None:
         """Save a checkpoint and a sample image at their intervals. Raises Interrupted, after saving, if `stopping`."""
@@ -295,16 +303,6 @@ def _any_rank(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
-
-
-def _optimizer(network: nn.Module, config: LoopConfig, no_decay: Collection[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW. Vectors (biases, norms) and `no_decay` are exempt from weight decay."""
-    exempt = {id(p) for p in no_decay}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in exempt]
-    others = [p for p in trained if p.ndim <= 1 or id(p) in exempt]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def _seed_step(seed: int, step: int, part: int, rank: int) -> torch.Generator:

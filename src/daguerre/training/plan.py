@@ -12,7 +12,7 @@ from daguerre.training.checkpoint import MAX_CHECKPOINTS
 from daguerre.training.config import LoopConfig
 from daguerre.training.processes import rank
 
-MOMENTS = 2  # of AdamW, in float32
+MOMENTS = {"adamw": 2, "adafactor": 0, "prodigy": 4}  # of each weight, in float32
 
 
 def announce(sentence: str) -> None:
@@ -51,7 +51,7 @@ def print_plan(
     parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     trained = sum(p.numel() for p in parameters)
     weights = network_bytes(*networks.values())
-    checkpoint = weights * (2 if loop.ema_decay else 1) + trained * 4 * MOMENTS
+    checkpoint = weights * (2 if loop.ema_decay else 1) + trained * 4 * MOMENTS[loop.optimizer]
     needed = checkpoint * (MAX_CHECKPOINTS + 1) + (weights if model_bytes is None else model_bytes) + cache_bytes
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free

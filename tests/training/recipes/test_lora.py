@@ -1,5 +1,6 @@
 """`train lora`: the file gives the weights that were trained, the model stays as it is, and an interrupted run resumes exactly."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,40 @@ def test_an_interrupted_run_resumes_exactly(saved: str, folder: Path, tmp_path: 
     assert any(not torch.equal(whole[name], half[name]) for name in whole)
     with pytest.raises(DaguerreError, match=r"belongs to a run with recipe\.lora\.rank 2, not 4"):
         run(LoraRecipe(folder, tmp_path / "parts", saved, lora=replace(options, rank=4), images=buckets, loop=replace(LOOP, lr_decay=0)))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_base_in_half_precision_gives_a_float32_lora(saved: str, folder: Path, tmp_path: Path, precision: str):
+    def trained(dtype: Any, precision: Any) -> tuple[Path, dict[str, Tensor]]:
+        options = LoraOptions(2, modules="attn2", base_dtype=dtype, train_text_encoder=True, dora=True)
+        loop = replace(LOOP, max_train_steps=2, mixed_precision=precision)
+        path = run(LoraRecipe(folder, tmp_path / dtype, saved, lora=options, loop=loop))
+        return path, read_safetensors(path)
+
+    (path, half), (_, full) = trained("bfloat16", precision), trained("float32", "no")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    moved = [name for name in full if name.endswith("lora_up.weight") and full[name].abs().max() > 0]
+    assert moved
+    # Two steps of AdamW move every weight by up to 2e-2; the rounding of the base changes the direction of few of them.
+    apart = torch.cat([(half[name] - full[name]).flatten() for name in moved]).abs().mean()
+    assert apart < 0.5 * torch.cat([full[name].flatten() for name in moved]).abs().mean()
+    model = daguerre.load(saved)
+    assert isinstance(model, LatentDiffusion)
+    with_adapters(model, [load_lora(path)])
+
+
+def test_a_float16_base_needs_loss_scaling(folder: Path):
+    with pytest.raises(DaguerreError, match="base_dtype float16 needs --mixed-precision fp16"):
+        LoraRecipe(folder, lora=LoraOptions(base_dtype="float16"))
+
+
+def test_the_header_has_the_hash_of_the_tensors(make_tiny_model: Callable[..., LatentDiffusion], tmp_path: Path):
+    model = make_tiny_model()
+    file = save_lora(trained_network(model, LoraOptions(2)).value("x", {"note": "a"}), tmp_path / "x.safetensors", adapted_networks(model))
+    content = file.read_bytes()
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    assert read_metadata(file)["sshs_model_hash"] == digest
+    assert load_lora(file).record.short_hash == digest[:12]
 
 
 def test_training_continues_from_a_lora(saved: str, folder: Path, tmp_path: Path):

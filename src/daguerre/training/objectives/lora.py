@@ -54,10 +54,11 @@ class LowRankLayer(nn.Module):
 
     def forward(self, base: Base, x: Tensor, output: Tensor) -> Tensor:
         """The changed output of a layer, from its input and its own output."""
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)  # of a base in half precision
         if isinstance(base, nn.Conv2d):
-            change = F.conv2d(F.conv2d(x, self.down, None, base.stride, base.padding, base.dilation), self.up)
+            change = F.conv2d(F.conv2d(x, down, None, base.stride, base.padding, base.dilation), up)
         else:
-            change = F.linear(F.linear(x, self.down), self.up)
+            change = F.linear(F.linear(x, down), up)
         change = change * scale_of(self.alpha, len(self.down))
         if self.magnitude is None:
             return output + change.to(output.dtype)
@@ -102,7 +103,7 @@ class LoraNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
         """The prediction of the model for noisy latents x (B, Z, h, w) with captions; call it inside `attached()`."""
-        return self.model.unet(x, t, self._encode(captions, x))
+        return self.model.unet(x.to(self.model.dtype), t, self._encode(captions, x))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the UNet only; captions of new lengths would recompile the text encoder."""

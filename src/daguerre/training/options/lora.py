@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,8 @@ class LoraOptions:
     alpha: Annotated[float | None, optional("FLOAT")] = None  # The change is scaled by alpha / rank. Default: the rank.
     # Regular expression for the UNet's layers, searched in their diffusers paths; "attn" is attention only, "." is every layer.
     modules: str = "attentions"
+    # Precision of the model, which is not trained; the LoRA itself is float32. Half precision needs half the memory.
+    base_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     train_text_encoder: bool = False  # Train the linear layers of the text encoders, too.
     dora: bool = False  # Learn the size of each layer's weights apart from their direction (DoRA).
     init_lora: Annotated[Path | None, optional("FILE")] = None  # Continue from this LoRA, with its layers, rank and alpha.
@@ -42,6 +44,15 @@ class LoraOptions:
             re.compile(self.modules)
         except re.error as error:
             raise DaguerreError(f"modules is {self.modules!r}, which is no regular expression ({error}); an example is 'attn'.") from error
+
+
+def require_loss_scaling(lora: LoraOptions, loop: LoopConfig) -> None:
+    """Raise DaguerreError if gradients pass through a float16 model without loss scaling: small ones would become 0."""
+    if lora.base_dtype == "float16" and loop.mixed_precision != "fp16":
+        raise DaguerreError(
+            "base_dtype float16 needs --mixed-precision fp16, whose loss scaling keeps small gradients from becoming 0; without a GPU use "
+            "--base-dtype bfloat16."
+        )
 
 
 @dataclass(frozen=True)
@@ -72,3 +83,4 @@ class LoraRecipe:
     def __post_init__(self) -> None:
         if self.crops_per_image < 1:
             raise DaguerreError(f"crops_per_image is {self.crops_per_image}; it must be 1 or more.")
+        require_loss_scaling(self.lora, self.loop)

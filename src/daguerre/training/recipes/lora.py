@@ -47,7 +47,8 @@ def run(recipe: LoraRecipe) -> Path:
     recipe = with_epochs(recipe, source)
     loop, options = recipe.loop, recipe.lora
     record_run(recipe.out, "LoraRecipe", source.key, size=size, seed=loop.seed, base=recipe.model, threads=recipe.machine.threads)
-    model = replace(model, unet=model.unet.float(), conditioner=conditioner.float(), sample_size=size)
+    dtype = getattr(torch, options.base_dtype)
+    model = replace(model, unet=model.unet.to(dtype), conditioner=conditioner.to(dtype), sample_size=size)
     torch.manual_seed(loop.seed)
     layers = new_layers(model, options) if options.init_lora is None else layers_of(load_lora(options.init_lora), model)
     network = LoraNetwork(model, layers, cached=not options.shuffle_captions)
@@ -84,6 +85,8 @@ def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) ->
     values: dict[str, object] = {
         "ss_sd_model_name": model.name,
         "ss_learning_rate": recipe.loop.learning_rate,
+        "ss_optimizer": recipe.loop.optimizer,
+        "ss_lr_scheduler": recipe.loop.lr_scheduler,
         "ss_max_train_steps": recipe.loop.max_train_steps,
         "ss_total_batch_size": recipe.loop.batch_size,
         "ss_seed": recipe.loop.seed,
