@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from daguerre.adapters.lora import Lora
-from daguerre.adapters.lora_file import read_lora
-from daguerre.adapters.peft_config import PeftConfig
+from daguerre.adapters.lora.lora import Lora
+from daguerre.adapters.lora.peft_config import PeftConfig
+from daguerre.adapters.lora.read import read_lora
 from daguerre.adapters.record import AdapterRecord
 from daguerre.weights.tensors.reader import TensorFile
 

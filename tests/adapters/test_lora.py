@@ -15,9 +15,9 @@ from torch import nn
 import daguerre
 from daguerre.adapters import load_lora, with_adapters
 from daguerre.adapters.attach import adapted_networks, matched_layers
-from daguerre.adapters.lora import Lora
-from daguerre.adapters.module_names import LayerName, layer_table
-from daguerre.adapters.peft_config import PeftConfig, peft_configs
+from daguerre.adapters.lora.lora import Lora
+from daguerre.adapters.lora.module_names import LayerName, layer_table
+from daguerre.adapters.lora.peft_config import PeftConfig, peft_configs
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion

@@ -10,9 +10,9 @@ from lycoris.modules.norms import NormModule
 from peft import IA3Config, LoHaConfig, LoKrConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from daguerre.adapters.lora import LoraLayer
-from daguerre.adapters.peft_config import PeftConfig
-from daguerre.adapters.weight_delta import DoRA, LowRank, tucker
+from daguerre.adapters.lora.lora import LoraLayer
+from daguerre.adapters.lora.peft_config import PeftConfig
+from daguerre.adapters.lora.weight_delta import DoRA, LowRank, tucker
 from tests.adapters.files import golden, lora_of
 
 CASES = golden()

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from daguerre.adapters import load_lora, with_adapters
 from daguerre.adapters.attach import adapted_networks
-from daguerre.adapters.lora import Lora
-from daguerre.adapters.merge import extract_lora
-from daguerre.adapters.module_names import NetworkRole
-from daguerre.adapters.weight_delta import LowRank
-from daguerre.adapters.write_lora import _layer_names, factorize, kohya_parts, resize_lora, save_lora
+from daguerre.adapters.lora.lora import Lora
+from daguerre.adapters.lora.merge import extract_lora
+from daguerre.adapters.lora.module_names import NetworkRole
+from daguerre.adapters.lora.weight_delta import LowRank
+from daguerre.adapters.lora.write import _layer_names, factorize, kohya_parts, resize_lora, save_lora
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from daguerre.adapters.controlnet import load_controlnet as load_controlnet
     from daguerre.adapters.embedding import Embedding as Embedding
     from daguerre.adapters.embedding import load_embedding as load_embedding
-    from daguerre.adapters.lora import Lora as Lora
-    from daguerre.adapters.lora_file import load_lora as load_lora
+    from daguerre.adapters.lora.lora import Lora as Lora
+    from daguerre.adapters.lora.read import load_lora as load_lora
 
 __all__ = ["ControlNet", "Embedding", "Lora", "load_controlnet", "load_embedding", "load_lora", "with_adapters"]
 
@@ -24,8 +24,8 @@ MODULES = {
     "load_controlnet": "controlnet",
     "Embedding": "embedding",
     "load_embedding": "embedding",
-    "Lora": "lora",
-    "load_lora": "lora_file",
+    "Lora": "lora.lora",
+    "load_lora": "lora.read",
 }
 
 

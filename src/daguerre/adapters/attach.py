@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from daguerre.adapters.controlnet import ControlNet
 from daguerre.adapters.embedding import WIDTHS, Embedding
-from daguerre.adapters.lora import CONTEXT_FAMILIES, Lora
-from daguerre.adapters.module_names import LayerName, NetworkRole, Target, layer_table
+from daguerre.adapters.lora.lora import CONTEXT_FAMILIES, Lora
+from daguerre.adapters.lora.module_names import LayerName, NetworkRole, Target, layer_table
+from daguerre.adapters.lora.weight_delta import MatrixDelta, Rows, WeightDelta
 from daguerre.adapters.record import AdapterRecord
-from daguerre.adapters.weight_delta import MatrixDelta, Rows, WeightDelta
 from daguerre.conditioning import SDXLConditioner, TextConditioner
 from daguerre.errors import DaguerreError, join_names
 from daguerre.models.clip import CLIPText

@@ -11,10 +11,10 @@ from torch import nn
 
 from daguerre.adapters.attach import matched_layers
 from daguerre.adapters.embedding import FOLDER_FILES, IMAGE_SUFFIXES, NESTED, PAIR_KEYS, WIDTHS, Embedding, load_embedding
-from daguerre.adapters.lora import Lora
-from daguerre.adapters.lora_file import FOLDER_FILES_OF_LORA, load_lora
-from daguerre.adapters.module_names import NetworkRole
-from daguerre.adapters.weight_delta import DoRA, LowRank, WeightDelta
+from daguerre.adapters.lora.lora import Lora
+from daguerre.adapters.lora.module_names import NetworkRole
+from daguerre.adapters.lora.read import FOLDER_FILES_OF_LORA, load_lora
+from daguerre.adapters.lora.weight_delta import DoRA, LowRank, WeightDelta
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, CLIPText, CLIPTextConfig
 from daguerre.models.unet import SD1, SD2, SDXL, SDXL_REFINER, UNet

@@ -7,7 +7,7 @@ from pathlib import Path
 from daguerre.adapters.attach import Adapter, with_adapters
 from daguerre.adapters.controlnet import load_controlnet
 from daguerre.adapters.embedding import load_embedding
-from daguerre.adapters.lora_file import load_lora
+from daguerre.adapters.lora.read import load_lora
 from daguerre.adapters.record import AdapterRecord
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion

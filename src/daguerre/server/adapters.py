@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from daguerre.adapters.embedding import load_embedding
-from daguerre.adapters.lora_file import load_lora
+from daguerre.adapters.lora.read import load_lora
 from daguerre.adapters.record import AdapterRecord
 from daguerre.conditioning.syntax import lora_of_tag, split_tags
 from daguerre.errors import DaguerreError, nearest

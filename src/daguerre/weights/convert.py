@@ -74,7 +74,7 @@ def convert(
             plain weights, or the EMA weights if there is nothing else.
         prediction, heads: as in `detect`, if the source does not specify it.
         variant: of a folder's files, such as "fp16".
-        edit: changes the opened source, such as `adapters.merge.merge_loras`; names and shapes stay.
+        edit: changes the opened source, such as `adapters.lora.merge.merge_loras`; names and shapes stay.
         drop_unknown: leave out tensors that no network has, such as remains of a LoRA.
 
     Raises:

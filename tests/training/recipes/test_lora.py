@@ -15,7 +15,7 @@ import daguerre
 from daguerre.adapters import load_lora, with_adapters
 from daguerre.adapters.attach import adapted_networks
 from daguerre.adapters.describe import trigger_words
-from daguerre.adapters.write_lora import save_lora
+from daguerre.adapters.lora.write import save_lora
 from daguerre.data import BatchLoader, FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion

@@ -82,8 +82,8 @@ def main(arguments: Sequence[str]) -> None:
             print(_write_lora(options))
         return
     from daguerre.adapters.load import load_adapter
-    from daguerre.adapters.lora import Lora
-    from daguerre.adapters.merge import merge_loras
+    from daguerre.adapters.lora.lora import Lora
+    from daguerre.adapters.lora.merge import merge_loras
     from daguerre.weights.convert import convert
 
     loras = [lora for record in records if isinstance(lora := load_adapter(record), Lora)]
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def is_lora(source: str) -> bool:
     """Whether a path is the file or folder of a LoRA."""
-    from daguerre.adapters.lora_file import FOLDER_FILES_OF_LORA
+    from daguerre.adapters.lora.read import FOLDER_FILES_OF_LORA
     from daguerre.weights.original.detect import attachment_kind
     from daguerre.weights.tensors.reader import open_tensors
 
@@ -117,9 +117,9 @@ def is_lora(source: str) -> bool:
 def _write_lora(options: ConvertOptions) -> Path:
     """Write the LoRA of a file, or the difference of two checkpoints."""
     from daguerre.adapters.describe import networks_of_family
-    from daguerre.adapters.lora_file import load_lora
-    from daguerre.adapters.merge import extract_lora
-    from daguerre.adapters.write_lora import resize_lora, save_lora
+    from daguerre.adapters.lora.merge import extract_lora
+    from daguerre.adapters.lora.read import load_lora
+    from daguerre.adapters.lora.write import resize_lora, save_lora
 
     if options.target.suffix != ".safetensors":
         raise UsageError(f"A LoRA is one file; give a target that ends in .safetensors, not '{options.target}'.")

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.adapters.attach import adapted_networks, matched_layers, text_encoders_of
-from daguerre.adapters.lora import Lora, LoraLayer
-from daguerre.adapters.module_names import LayerName, NetworkRole
+from daguerre.adapters.lora.lora import Lora, LoraLayer
+from daguerre.adapters.lora.module_names import LayerName, NetworkRole
+from daguerre.adapters.lora.weight_delta import DoRA, LowRank, scale_of
 from daguerre.adapters.record import AdapterRecord
-from daguerre.adapters.weight_delta import DoRA, LowRank, scale_of
 from daguerre.conditioning import Conditioner, SDXLConditioner, TextConditioner
 from daguerre.data import Batch
 from daguerre.diffusion import Conditioning

@@ -11,8 +11,8 @@ import torch
 
 from daguerre.adapters import load_lora
 from daguerre.adapters.attach import adapted_networks
-from daguerre.adapters.lora import CONTEXT_FAMILIES
-from daguerre.adapters.write_lora import HEADER_VERSIONS, save_lora
+from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
+from daguerre.adapters.lora.write import HEADER_VERSIONS, save_lora
 from daguerre.data import FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed

@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from daguerre.adapters.attach import matched_layers
-from daguerre.adapters.lora import Lora, LoraLayer
-from daguerre.adapters.module_names import NetworkRole, layer_table
-from daguerre.adapters.weight_delta import (
+from daguerre.adapters.lora.lora import Lora, LoraLayer
+from daguerre.adapters.lora.module_names import NetworkRole, layer_table
+from daguerre.adapters.lora.weight_delta import (
     ChannelScale,
     Difference,
     DoRA,

@@ -15,11 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from daguerre.adapters.embedding import Embedding, embedding_of
-from daguerre.adapters.lora import Lora, LoraLayer
-from daguerre.adapters.module_names import layer_name
-from daguerre.adapters.peft_config import PeftConfig, peft_configs
-from daguerre.adapters.record import AdapterRecord, adapter_stem
-from daguerre.adapters.weight_delta import (
+from daguerre.adapters.lora.lora import Lora, LoraLayer
+from daguerre.adapters.lora.module_names import layer_name
+from daguerre.adapters.lora.peft_config import PeftConfig, peft_configs
+from daguerre.adapters.lora.weight_delta import (
     ChannelScale,
     Difference,
     DoRA,
@@ -30,6 +29,7 @@ from daguerre.adapters.weight_delta import (
     Orthogonal,
     WeightDelta,
 )
+from daguerre.adapters.record import AdapterRecord, adapter_stem
 from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.hashing import file_hash
 from daguerre.weights.tensors.reader import TensorFile, open_tensors

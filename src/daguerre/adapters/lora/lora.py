@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from daguerre.adapters.embedding import Embedding
-from daguerre.adapters.module_names import LayerName
+from daguerre.adapters.lora.module_names import LayerName
+from daguerre.adapters.lora.weight_delta import WeightDelta
 from daguerre.adapters.record import AdapterRecord
-from daguerre.adapters.weight_delta import WeightDelta
 
 CONTEXT_FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}  # by the width of the text states
 # What trainers write into the header, and the family that it means.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from daguerre.adapters.attach import weight_edits
-from daguerre.adapters.lora import Lora, LoraLayer
-from daguerre.adapters.module_names import LayerName, NetworkRole
+from daguerre.adapters.lora.lora import Lora, LoraLayer
+from daguerre.adapters.lora.module_names import LayerName, NetworkRole
+from daguerre.adapters.lora.write import factorize
 from daguerre.adapters.record import AdapterRecord
-from daguerre.adapters.write_lora import factorize
 from daguerre.errors import DaguerreError
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, detect
