@@ -34,7 +34,6 @@ from daguerre.training.objectives.caption_variants import CaptionVariantTask, re
 from daguerre.weights import load_diffusion
 
 KINDS = 5
-SCORER = Path("benchmarks/clip-scorer")
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def main() -> None:
         print(f"{right_colours(model, request):.3f}  of the things in pairs have their colour")
         print(f"{variety(model, request):.3f}  root-mean-square difference between seeds")
         return
-    wordings = Wordings(model, load_clip_scorer(SCORER), prompts, request)
+    wordings = Wordings(model, load_clip_scorer(), prompts, request)
     base = wordings.recognised(plain)
     features, true = (wordings.scorer.embed_images(x) for x in (wordings.images(plain), true_renders(prompts)))
     figures = {"plain": base.double().mean().item(), "frechet": frechet_distance(features, true), "variants": {}}

@@ -1,11 +1,10 @@
 """How recognisable the samples of the shipped DDPM are: `python -m benchmarks.ddpm_faces`, a few minutes on one core.
 
-The CLIP in `benchmarks/clip-scorer` ranks the 32 class names for each sample, and for true renders as a reference. By chance the right
+The CLIP in `assets/clip` ranks the 32 class names for each sample, and for true renders as a reference. By chance the right
 name is first for 3 % of the images.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,15 +16,13 @@ from daguerre.data.catalog import open_dataset
 from daguerre.evaluation.clip_scorer import load_clip_scorer
 from daguerre.metrics import cosine, proportion, ranks, recall_at
 
-SCORER = Path(__file__).parent / "clip-scorer"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ddpm")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
-    model, scorer = daguerre.load(options.model), load_clip_scorer(SCORER, device=torch.device("cpu"))
+    model, scorer = daguerre.load(options.model), load_clip_scorer()
     assert isinstance(model.conditioner, LabelConditioner)
     names = model.conditioner.names
     texts = scorer.embed_texts([f"a {name}" for name in names])

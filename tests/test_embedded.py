@@ -26,7 +26,7 @@ def test_the_embedded_model_is_small_and_its_hashes_are_in_the_notice():
     weights = sorted(FOLDER.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 64 * 2**20
     notice = (Path(__file__).parent.parent / "NOTICE").read_text()
-    for path in [*weights, FOLDER.parent / "emoji-pictures.zip"]:
+    for path in [*weights, FOLDER.parent / "clip" / "model.safetensors", FOLDER.parent / "emoji-pictures.zip"]:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in notice, path.name
 
 

@@ -11,9 +11,8 @@ from PIL import Image
 from daguerre.conditioning import train_tokenizer
 from daguerre.data import FolderDataset, to_tensor
 from daguerre.errors import DaguerreError
-from daguerre.evaluation import clip_scorer as scorers
 from daguerre.evaluation import folders, held_out
-from daguerre.evaluation.clip_scorer import ClipScorer, find_clip_scorer, load_clip_scorer
+from daguerre.evaluation.clip_scorer import load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
 from daguerre.evaluation.folders import InceptionEmbedder, compare_folders, run_folders, score_captions
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -102,20 +101,6 @@ def test_a_published_clip_gets_normalized_images(clip: Path, tmp_path: Path):
     by_hand = ((x + 1) / 2 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.allclose(published.embed_images(x), own.clip.embed_image(by_hand).detach(), atol=1e-6)
     assert not torch.allclose(published.embed_images(x), own.embed_images(x), atol=1e-3)
-
-
-def test_a_scorer_is_found_in_the_runs(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(scorers, "RUNS", tmp_path)
-    with pytest.raises(DaguerreError, match=r"Make one with `daguerre train clip-scorer`"):
-        find_clip_scorer(None)
-    for name, record in {"a": {"recipe": "VAERecipe"}, "b": {"recipe": "ClipScorerRecipe", "source": "images 7"}}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "recipe.json").write_text(json.dumps(record))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "recipe.json").write_text(json.dumps({"recipe": "ClipScorerRecipe", "source": '{"emoji": 1}'}))
-    (tmp_path / "mine" / "model").symlink_to(clip)
-    assert isinstance(find_clip_scorer(None), ClipScorer)
-    assert capsys.readouterr().err == f"scorer: {tmp_path / 'mine' / 'model'}\n"
 
 
 @torch.no_grad()

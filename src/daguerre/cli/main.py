@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": "generate a labelled table over one or two settings",
     "models": "list models, samplers and spacings",
     "train": "train a model by a recipe",
+    "score": "measure how well texts match an image, by CLIP",
     "evaluate": "measure how well a model follows its prompts",
     "reconstruct": "measure what an autoencoder preserves of images",
     "inspect": "show the metadata of an image, a checkpoint, a prompt's tokens, or networks",

@@ -1,6 +1,5 @@
 """A CLIP that scores how well an image matches its text. Evaluation measures its accuracy on true renders first."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +7,29 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from daguerre.conditioning import Tokenizer
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.models.clip import CLIP
 from daguerre.training.objectives.perceptual import image_normalization
 from daguerre.weights import load_clip
+from daguerre.weights.catalog import clip_folder
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE
-from daguerre.weights.tensors.safetensors import read_json
-
-RUNS = Path("runs")  # where trainings are by default
 
 SCORE_BATCH = 128  # images or texts per call
 T = TypeVar("T", Tensor, Sequence[str])
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How well a text matches an image: the cosine of the embeddings, and the probability among the texts that were compared."""
+
+    text: str
+    similarity: float
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,12 @@ class ClipScorer:
         embeddings = torch.cat([self._embed_texts(batch) for batch in _batches(list(distinct))])
         return embeddings[[distinct[text] for text in texts]]
 
+    def score(self, image: Image.Image, texts: Sequence[str]) -> list[TextScore]:
+        """Zero-shot classification of an RGB image (Radford et al. 2021, arXiv:2103.00020, section 3.1): a score for each text."""
+        cosines = self.embed_images(to_tensor(image)[None]) @ self.embed_texts(texts).T  # (1, N)
+        probabilities = (self.clip.logit_scale.exp().item() * cosines).softmax(-1)
+        return [TextScore(*each) for each in zip(texts, cosines[0].tolist(), probabilities[0].tolist(), strict=True)]
+
     @torch.inference_mode()
     def _embed_images(self, x: Tensor) -> Tensor:
         side, weight = self.clip.config.vision.size, self.clip.logit_scale
@@ -59,13 +73,14 @@ class ClipScorer:
         return self.clip.embed_text(self.tokenizer(texts).to(self.clip.logit_scale.device)).float().cpu()
 
 
-def load_clip_scorer(folder: str | Path, *, device: torch.device | str = "cpu") -> ClipScorer:
-    """Load a scorer: a folder from `daguerre train clip-scorer`, or a published CLIP in the layout of transformers.
+def load_clip_scorer(folder: str | Path | None = None, *, device: torch.device | str = "cpu") -> ClipScorer:
+    """Load a scorer: a folder from `daguerre train clip-scorer`, or a published CLIP in the layout of transformers; None is the embedded
+    CLIP, which knows emoji.
 
     Raises:
         DaguerreError: there is none, or its files are incomplete.
     """
-    folder = Path(folder)
+    folder = clip_folder(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise DaguerreError(
             f"There is no CLIP scorer at '{folder}'. Train one with `daguerre train clip-scorer`, or give its folder with --scorer."
@@ -74,33 +89,6 @@ def load_clip_scorer(folder: str | Path, *, device: torch.device | str = "cpu") 
     mean, std = image_normalization(folder) or ((), ())
     folder = folder.resolve()
     return ClipScorer(clip, tokenizer, f"{folder.parent.name}/{folder.name}", tuple(mean), tuple(std))
-
-
-def find_clip_scorer(given: Path | None, *, device: torch.device | str = "cpu") -> ClipScorer:
-    """The scorer in a given folder; by default the one of `runs/clip-scorer`, or of another training of it on emoji in `runs`.
-
-    Raises:
-        DaguerreError: there is none; says how to make one.
-    """
-    if given is not None:
-        return load_clip_scorer(given, device=device)
-    others = [path.parent / "model" for path in sorted(RUNS.glob("*/recipe.json")) if _scores_emoji(path)]
-    for folder in (RUNS / "clip-scorer" / "model", *others):
-        if (folder / CONFIG_FILE).is_file():
-            print(f"scorer: {folder}", file=sys.stderr)
-            return load_clip_scorer(folder, device=device)
-    raise DaguerreError(
-        f"There is no scorer in '{RUNS}'. Make one with `daguerre train clip-scorer`, give the folder of one "
-        "with --scorer, or measure shapes, which need none, with --data shapes."
-    )
-
-
-def _scores_emoji(recipe: Path) -> bool:
-    try:
-        record = read_json(recipe)
-    except DaguerreError:  # another program's file
-        return False
-    return record.get("recipe") == "ClipScorerRecipe" and '"emoji"' in str(record.get("source"))
 
 
 def _batches(items: T) -> Iterator[T]:

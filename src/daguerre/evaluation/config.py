@@ -22,7 +22,7 @@ class EvaluateConfig:
     """
 
     model: str | None = None  # Name or directory of a model. Default: the embedded model.
-    # Directory of a CLIP, such as one of `daguerre train clip-scorer`; shapes need none. Default for emoji: the one in runs/.
+    # Directory of a CLIP, such as one of `daguerre train clip-scorer`; shapes need none. Default for emoji: the embedded one.
     scorer: Annotated[Path | None, tyro.conf.arg(aliases=["--clip"], help_behavior_hint="")] = None
     out: Path = Path("runs/evaluation")  # Directory for report.json, report.md and image sheets.
     # Dataset that the model was trained on: emoji, scored by CLIP, or shapes, measured; or a directory of images with captions that it was

@@ -19,7 +19,7 @@ from torch import Tensor
 from daguerre.atomic_io import atomic_path
 from daguerre.data import BatchLoader, EmojiDataset, ShapesDataset
 from daguerre.data.images import to_image, to_tensor
-from daguerre.evaluation.clip_scorer import ClipScorer, find_clip_scorer
+from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
 from daguerre.evaluation.prompts_emoji import Box, EvalPrompt, held_out_prompts, known_prompts
 from daguerre.evaluation.prompts_shapes import shapes_prompts
@@ -101,7 +101,7 @@ def run(config: EvaluateConfig) -> EvaluationReport:
     if request.guidance_scale is None and isinstance(model, LatentDiffusion):
         request = replace(request, guidance_scale=model.default_guidance)  # for the report
     stream(model, request)  # raises early if the model does not support the request
-    scorer = ShapesScorer() if config.rendered == "shapes" else find_clip_scorer(config.scorer, device=model.device)
+    scorer = ShapesScorer() if config.rendered == "shapes" else load_clip_scorer(config.scorer, device=model.device)
     prompts, others = (
         eval_prompts(config.rendered, model.sample_size, config.num_images, seed)
         for seed in (config.seed, config.seed + REFERENCE_SEED_OFFSET)

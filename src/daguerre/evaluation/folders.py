@@ -18,7 +18,7 @@ from daguerre.data.catalog import print_summary
 from daguerre.data.fitting import fit_image
 from daguerre.data.folder import FolderItem
 from daguerre.errors import DaguerreError
-from daguerre.evaluation.clip_scorer import ClipScorer, find_clip_scorer
+from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
 from daguerre.evaluation.report import check_out, markdown_table, write_report
 from daguerre.metrics import Interval, bootstrap, clip_score, cosine, frechet_distance, kernel_distance
@@ -95,7 +95,7 @@ def run_folders(config: EvaluateConfig) -> FolderReport:
     assert images is not None
     embed = None if reference is None else _embedder(config)
     comparison = None if reference is None or embed is None else compare_folders(embed, images, reference)
-    scorer = None if config.scorer is None else find_clip_scorer(config.scorer)
+    scorer = None if config.scorer is None else load_clip_scorer(config.scorer)
     captioned = [item for item in images.items if item.caption.strip()]
     if scorer is not None and not captioned:
         raise DaguerreError(f"No image in '{config.images}' has a caption, so --clip has nothing to score; write captions in .txt files.")

@@ -11,6 +11,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model_index.json"
 LATENT_PRIOR = "LatentPrior"  # class name in the index of a first stage with a prior
 DEFAULT = "emoji"
+CLIP_ASSET = "clip"  # a folder in ASSETS that is no generating model
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
@@ -51,6 +52,12 @@ def find(source: str | Path | None = None, assets: Path = ASSETS) -> Path:
     if str(source).endswith(CHECKPOINTS):
         raise DaguerreError(f"There is no file {str(source)!r} (in the folder '{Path.cwd()}'); check the path.")
     raise DaguerreError(f"There is no model {str(source)!r}: {inside}, and no such path exists.{nearest(str(source), names)}")
+
+
+def clip_folder(source: str | Path | None = None) -> Path:
+    """The folder of a CLIP: an existing path, else the embedded one for None or "clip"."""
+    path = None if source is None else expand_user(source)
+    return ASSETS / CLIP_ASSET if path is None or (str(source) == CLIP_ASSET and not path.exists()) else path
 
 
 def may_be_on_the_hub(source: str | Path | None) -> bool:

@@ -16,6 +16,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.lpips import LPIPS, EncoderFeatures, FeatureDistance, VisionFeatureMaps
 from daguerre.nn.meta import fill
 from daguerre.weights import load_clip, load_first_stage
+from daguerre.weights.catalog import clip_folder
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.reader import open_tensors
 from daguerre.weights.tensors.safetensors import read_json
@@ -39,13 +40,14 @@ class PerceptualLoss:
 
 
 def load_perceptual(paths: Sequence[Path]) -> PerceptualLoss:
-    """Load a perceptual distance from one or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.
+    """Load a perceptual distance from one or two files with LPIPS weights, or the directory of a CLIP or an autoencoder; "clip" is the
+    embedded CLIP.
 
     Raises:
         DaguerreError: the paths are none of these; the message names what is missing.
     """
-    if len(paths) == 1 and paths[0].is_dir():
-        return _from_folder(paths[0])
+    if len(paths) == 1 and (folder := clip_folder(paths[0])).is_dir():
+        return _from_folder(folder)
     if not 1 <= len(paths) <= 2 or any(path.is_dir() for path in paths):
         raise DaguerreError(
             f"{', '.join(map(str, paths)) or 'Nothing'} is no perceptual network; give the directory of a CLIP or an autoencoder, or "

@@ -20,7 +20,7 @@ class DecoderRecipe:
     model: Annotated[str | None, optional("MODEL")] = None
     out: Path = Path("runs/decoder")  # Directory for checkpoints, logs and the finished model.
     resolution: int = 64  # Image size in pixels.
-    perceptual: tuple[Path, ...] = ()  # One or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.
+    perceptual: tuple[Path, ...] = ()  # LPIPS weights (1 or 2 files), or a directory: a CLIP or an autoencoder; clip is embedded.
     perceptual_weight: float = 0.1  # Weight of the perceptual distance; the squared error has weight 1.
     images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
     machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)

@@ -57,7 +57,7 @@ class _ContinuousOptions(_FirstStageOptions):
 @dataclass(frozen=True)
 class _AdversarialOptions(_FirstStageOptions):
     loss: tyro.conf.OmitArgPrefixes[AutoencoderLoss] = field(default_factory=AutoencoderLoss)
-    perceptual: tuple[Path, ...] = ()  # One or two files with LPIPS weights, or the directory of a CLIP or an autoencoder.
+    perceptual: tuple[Path, ...] = ()  # LPIPS weights (1 or 2 files), or a directory: a CLIP or an autoencoder; clip is embedded.
     discriminator_channels: int = 32  # Channels of the discriminator's first layer; each layer doubles them, up to eight times.
     discriminator_layers: int = 2  # Number of strided convolutions in the discriminator.
 
