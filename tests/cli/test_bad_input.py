@@ -81,6 +81,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
     "--map": ("none.png", "none.png"),
     "--mask": ("none.png", "none.png"),
     "--mask-blur": ("-1", "mask_blur is -1"),
+    "--crop-padding": ("-1", "crop_padding is -1"),
     "--model": ("tinny", "tinny"),
     "--negative-prompt": (None, "Missing value"),
     "--noise": ("900", "noise is 900"),

@@ -38,8 +38,10 @@ class Server:
             time.sleep(0.05)
 
     def submit(self, count: int) -> list[str]:
+        """Submit jobs; the ids of those that the queue took."""
         bodies = ({"request": {"prompt": f"apple {i}", "seed": i, "steps": STEPS, "num_images": 2}} for i in range(count))
-        return [self.http.post("/api/jobs", json=body).json()["id"] for body in bodies]
+        replies = [self.http.post("/api/jobs", json=body) for body in bodies]
+        return [reply.json()["id"] for reply in replies if reply.status_code == 202]
 
     def states(self) -> dict[str, str]:
         return {job["id"]: job["state"] for job in self.http.get("/api/jobs").json()["jobs"]}

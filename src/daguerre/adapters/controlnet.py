@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
 from daguerre.adapters.record import AdapterRecord, adapter_stem
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError, join_names
@@ -104,6 +105,16 @@ def load_controlnet(path: str | Path, model: LatentDiffusion) -> ControlNet:
     record = AdapterRecord("controlnet", adapter_stem(path), str(path), file_hash(source))
     pooled = bool(config.get("global_pool_conditions", "shuffle" in path.stem.lower()))
     return ControlNet(network.eval(), record, pooled)
+
+
+def controlnet_family(path: Path) -> str | None:
+    """The family of models that a ControlNet is for, from the shapes in its file or folder; None if unknown.
+
+    Raises:
+        DaguerreError: the file cannot be read.
+    """
+    shapes = open_tensors(weights_in(path) if path.is_dir() else path).shapes
+    return next((CONTEXT_FAMILIES.get(shape[-1]) for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
 
 
 def _canonical_tensors(file: TensorFile) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from daguerre.errors import DaguerreError
 
 AdapterKind = Literal["lora", "embedding", "controlnet", "t2i-adapter", "ip-adapter"]
+MAPPED_KINDS: tuple[AdapterKind, ...] = ("controlnet", "t2i-adapter")  # those that take a condition map
 MAX_SCALE = 100.0
 
 
@@ -53,6 +54,9 @@ class AdapterRecord:
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise DaguerreError(f"The rank of {self.name!r} is {self.rank!r}; it is 1 or more, or None for all ranks.")
         check_interval(self.name, self.start, self.end)
+        for name in ("scale", "text_scale", "start", "end"):  # 1 and 1.0 are the same record, in the same JSON
+            if isinstance(value := getattr(self, name), int):
+                object.__setattr__(self, name, float(value))
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `record_from_json` reads it back."""

@@ -7,9 +7,10 @@
 The graph follows from the request; with a model it also has the shapes, the noise levels and the sizes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from daguerre.adapters.record import MAPPED_KINDS
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Hires, Inpaint, Outpaint
 
@@ -30,9 +31,11 @@ NodeKind = Literal[
     "encode",
     "hires",
     "refiner",
+    "adapter",
     "decode",
     "output",
 ]
+ADAPTER_LABELS = {"lora": "LoRA", "controlnet": "ControlNet", "t2i-adapter": "T2I-Adapter", "ip-adapter": "IP-Adapter"}
 MAX_DETAIL = 40  # characters
 
 
@@ -101,6 +104,7 @@ def plan_graph(request: Request, model: "LatentDiffusion | None" = None) -> Plan
         ("schedule", "sampler"),
     ]
     _add_inputs(request, nodes, edges)
+    _add_adapters(request, nodes, edges)
     last = "sampler"
     if isinstance(request.task, Hires):
         task = request.task
@@ -152,6 +156,22 @@ def _add_inputs(request: Request, nodes: list[PlanNode], edges: list[tuple[str, 
     edges += [(name, "sampler") for name in images if name != "image"]
 
 
+def _add_adapters(request: Request, nodes: list[PlanNode], edges: list[tuple[str, str]]) -> None:
+    """The adapters, each with its condition map if it has one."""
+    maps = iter(request.control_images)
+    for number, record in enumerate(request.adapters):
+        node_id, target = f"adapter {number}", "conditioning" if record.kind == "embedding" else "denoiser"
+        share = "" if (record.start, record.end) == (0, 1) else f", {record.start:.0%} to {record.end:.0%}"
+        detail = record.name if record.kind == "embedding" else f"{record.name} ×{record.scale:g}{share}"
+        before = next(i for i, node in enumerate(nodes) if node.id == target)
+        nodes.insert(before, _node("adapter", ADAPTER_LABELS.get(record.kind, record.kind), _short(detail), "adapters", node_id=node_id))
+        edges.append((node_id, target))
+        if record.kind in MAPPED_KINDS and (image := next(maps, None)) is not None:
+            size = f"{image.image.width}×{image.image.height}" if image.image else image.sha256[:8]
+            nodes.insert(before, _node("image", "control map", size, "adapters", node_id=f"map {number}"))
+            edges.append((f"map {number}", node_id))
+
+
 class _RequestFacts:
     """What the nodes show, as far as it follows from the request alone."""
 
@@ -171,7 +191,7 @@ def _facts(request: Request, model: "LatentDiffusion") -> _RequestFacts:
     """What the nodes show for a request and a model."""
     from daguerre.pipelines.context import GenerationContext
 
-    context = GenerationContext.of(model, request)
+    context = GenerationContext.of(model, replace(request, adapters=(), control_images=()))
     resolved, facts = context.request, _RequestFacts(context.request)
     strength = getattr(request.task, "strength", None)
     sigmas = context.sigmas(1.0 if isinstance(request.task, Hires) or strength is None else strength)

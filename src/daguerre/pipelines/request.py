@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, get_args, get_type_hints
 from daguerre.adapters.record import AdapterRecord, record_from_json
 from daguerre.errors import DaguerreError, nearest
 from daguerre.pipelines.images.input import InputImage
-from daguerre.pipelines.tasks import Task, TextToImage, plain_number, task_from_json
+from daguerre.pipelines.tasks import Task, TextToImage, as_declared, plain_number, task_from_json
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1e4  # beyond it float32 rounds the image away
@@ -38,7 +38,7 @@ class Variation:
 
     def __post_init__(self) -> None:
         for name in ("seed", "strength"):
-            object.__setattr__(self, name, plain_number(getattr(self, name)))
+            object.__setattr__(self, name, as_declared(plain_number(getattr(self, name)), {"seed": int, "strength": float}[name]))
         if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
             raise DaguerreError(f"The variation seed is {self.seed!r}; it is a whole number from 0 to {MAX_SEED}.")
         if not isinstance(self.strength, int | float) or not 0 <= self.strength <= 1:
@@ -124,7 +124,7 @@ class Request:
                 value = tuple(map(InputImage.from_any if name == "control_images" else plain_number, value))
             if not _has_type(name, value, expected):
                 raise DaguerreError(f"{name} is {value!r}; it must be {_noun(name, expected)}.")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, as_declared(value, expected))
         for name in ("steps", "num_images", "width", "height", "clip_skip"):
             value = getattr(self, name)
             if value is not None and value < 1:

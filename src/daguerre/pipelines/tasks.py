@@ -8,9 +8,10 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache
 from numbers import Real
 from operator import index
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from daguerre.errors import DaguerreError, nearest
 from daguerre.models.model_task import ModelTask
@@ -20,6 +21,7 @@ ResizeMode = Literal["crop", "pad", "stretch"]
 PosteriorMode = Literal["mean", "sample"]
 HiresUpscaler = Literal["lanczos", "latent"]
 VQ_PRIOR: ModelTask = "vq-prior"  # also recorded as the sampler of the images of an autoregressive prior
+MAX_EXACT = 2**53  # whole numbers below it are exact as floats
 MAX_NOISE_LEVEL = 350  # of 1000 timesteps: the most noise on the small image that the ×4 upscaler was trained with
 
 # Metadata of task fields: an input image, or one of a few texts.
@@ -39,7 +41,7 @@ class Task:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = plain_number(getattr(self, each.name))
+            value = as_declared(plain_number(getattr(self, each.name)), _field_types(type(self))[each.name])
             object.__setattr__(self, each.name, value)
             if is_image(each) and value is not None:
                 object.__setattr__(self, each.name, InputImage.from_any(value))
@@ -135,6 +137,8 @@ class Inpaint(Task):
     strength: as in `ImageToImage`, for the masked part.
     mask_blur: width in pixels of the blend from the mask's border inwards; None is the autoencoder's downsampling factor.
     latent: as in `ImageToImage`.
+    crop_padding: process only the masked part with so many pixels around it, at the requested size; a small part of a large image gets
+        all the model's detail. None processes the whole image.
     """
 
     image: InputImage = field(metadata=IMAGE)
@@ -142,15 +146,19 @@ class Inpaint(Task):
     strength: float = 1.0
     mask_blur: int | None = None
     latent: PosteriorMode = field(default="mean", metadata=POSTERIOR_MODES)
+    crop_padding: int | None = None
     name: ClassVar[str] = "inpaint"
     model_tasks: ClassVar[tuple[ModelTask, ...]] = ("text-to-image", "inpainting")
 
     def validate(self) -> None:
         check_strength(self.strength)
-        check_mask_blur(self.mask_blur)
+        check_pixels("mask_blur", self.mask_blur)
+        check_pixels("crop_padding", self.crop_padding)
 
     def parameters(self) -> dict[str, object]:
-        return {"Denoising strength": f"{self.strength:g}", **({} if self.mask_blur is None else {"Mask blur": self.mask_blur})}
+        blur = {} if self.mask_blur is None else {"Mask blur": self.mask_blur}
+        cropped = {} if self.crop_padding is None else {"Inpaint area": "Only masked", "Masked area padding": self.crop_padding}
+        return {"Denoising strength": f"{self.strength:g}", **blur, **cropped}
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ class Outpaint(Task):
     model_tasks: ClassVar[tuple[ModelTask, ...]] = ("text-to-image", "inpainting")
 
     def validate(self) -> None:
-        check_mask_blur(self.mask_blur)
+        check_pixels("mask_blur", self.mask_blur)
         if self.strength is not None:
             check_strength(self.strength)
         if min(self.margins) < 0 or not any(self.margins):
@@ -373,6 +381,20 @@ def plain_number(value: Any) -> Any:
     return float(value) if isinstance(value, Real) else value
 
 
+def as_declared(value: Any, declared: Any) -> Any:
+    """A whole number as a float if the field is declared as one, also in tuples: 2 and 2.0 are the same request, in the same JSON."""
+    if isinstance(value, tuple):
+        kinds = [kind for each in (declared, *get_args(declared)) if get_origin(each) is tuple for kind in get_args(each)]
+        return tuple(as_declared(each, kinds[0]) for each in value) if kinds else value
+    floats = float in (declared, *get_args(declared)) and int not in (declared, *get_args(declared))
+    return float(value) if floats and type(value) is int and abs(value) < MAX_EXACT else value
+
+
+@cache
+def _field_types(task: type[Task]) -> Mapping[str, Any]:
+    return get_type_hints(task)
+
+
 def check_number(name: str, value: object) -> None:
     """Raise DaguerreError for anything but a number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -385,7 +407,7 @@ def check_strength(strength: object) -> None:
         raise DaguerreError(f"strength is {strength!r}; it is between 0 (the image as it is) and 1 (ignores it).")
 
 
-def check_mask_blur(mask_blur: object) -> None:
+def check_pixels(name: str, value: object) -> None:
     """Raise DaguerreError for anything but None or a number of pixels."""
-    if mask_blur is not None and (not isinstance(mask_blur, int) or mask_blur < 0):
-        raise DaguerreError(f"mask_blur is {mask_blur!r}; it is a number of pixels, 0 (a hard edge) or more.")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise DaguerreError(f"{name} is {value!r}; it is a number of pixels, 0 or more.")

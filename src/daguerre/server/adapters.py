@@ -1,34 +1,41 @@
-"""The LoRAs and embeddings that a server offers: files in two folders, which callers name but never by a path."""
+"""The adapters that a server offers: files and folders in one folder for each kind, which callers name but never by a path."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from daguerre.adapters.controlnet import controlnet_family
 from daguerre.adapters.embedding import load_embedding
+from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
 from daguerre.adapters.lora.read import load_lora
 from daguerre.adapters.record import AdapterRecord
 from daguerre.conditioning.syntax import lora_of_tag, split_tags
 from daguerre.errors import DaguerreError, nearest
 from daguerre.server.errors import ApiError
 
-OFFERED_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+FOLDERS = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets"}  # of the kinds, in a server's data folder
+OFFERED_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 LORA_TAG_KINDS = ("lora", "lyco")
-ADAPTER_FIELDS = ("kind", "name", "scale", "text_scale", "rank")
+ADAPTER_FIELDS = ("kind", "name", "scale", "text_scale", "rank", "start", "end", "guess_mode")
 
 
 class AdapterLibrary:
-    """Adapters by name: of LoRAs in the folder `loras` of a server's data, of embeddings in `embeddings`."""
+    """Adapters by name, in the folders `FOLDERS` of a server's data."""
 
     def __init__(self, data: Path) -> None:
-        self._folders = {"lora": data / "loras", "embedding": data / "embeddings"}
+        self._data = data
 
     def files(self, kind: str) -> dict[str, Path]:
-        """The files of a kind by name; a changed folder is read again."""
-        folder = self._folders.get(kind, Path("none"))
+        """The files of a kind by name, and the folders in the layout of diffusers; a changed folder is read again."""
+        folder = self._data / FOLDERS.get(kind, "none")
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in OFFERED_SUFFIXES) if folder.is_dir() else []
-        return {path.stem: path for path in reversed(paths)}
+        folders = {path.parent: None for path in paths if (path.parent / "config.json").is_file()}
+        return {
+            **{path.name: path for path in folders},
+            **{path.stem: path for path in reversed(paths) if path.parent not in folders},
+        }
 
     def records(self, given: Sequence[Any], prompts: Sequence[str]) -> tuple[AdapterRecord, ...]:
         """The adapters of a request: those that it lists by name, and the LoRAs that tags in its prompt name and that are here.
@@ -45,6 +52,14 @@ class AdapterLibrary:
         records += [AdapterRecord("embedding", name, str(path)) for name, path in named.items()]
         return tuple(records)
 
+    def find(self, kind: str, name: str) -> Path:
+        """The file of an adapter. Raises ApiError if there is none; names the nearest."""
+        files = self.files(kind)
+        if name not in files:
+            message = f"There is no {kind} {name[:100]!r} here.{nearest(name, files)}"
+            raise ApiError(404, message, code="adapter_not_found", param="adapters")
+        return files[name]
+
     def notes(self, prompts: Sequence[str]) -> list[str]:
         """A warning for each LoRA that a tag names and that is not here."""
         files = self.files("lora")
@@ -53,25 +68,20 @@ class AdapterLibrary:
 
     def listing(self, family: str | None) -> dict[str, list[dict[str, Any]]]:
         """All adapters for callers; `fits` is whether one is for a model of the family, None if that is not known."""
-        loras = [_described(name, lora_family(path, path.stat().st_mtime), family) for name, path in self.files("lora").items()]
-        embeddings = [
-            _described(name, embedding_family(path, path.stat().st_mtime), family) for name, path in self.files("embedding").items()
-        ]
-        return {"loras": loras, "embeddings": embeddings, "controlnets": []}
+        return {
+            folder: [_described(name, family_of(kind, path), family) for name, path in self.files(kind).items()]
+            for kind, folder in FOLDERS.items()
+        }
 
     def _record(self, value: Any) -> AdapterRecord:
         """An adapter that a caller names; fields about its file are not read from callers."""
         if isinstance(value, AdapterRecord):
             value = asdict(value)
-        if not isinstance(value, Mapping) or value.get("kind") not in self._folders or not isinstance(value.get("name"), str):
-            message = 'An adapter is {"kind": "lora" or "embedding", "name": …, "scale": …}.'
+        if not isinstance(value, Mapping) or value.get("kind") not in FOLDERS or not isinstance(value.get("name"), str):
+            message = f'An adapter is {{"kind": {" or ".join(FOLDERS)}, "name": …, "scale": …}}.'
             raise ApiError(422, message, code="invalid_request", param="adapters")
-        files = self.files(value["kind"])
-        if value["name"] not in files:
-            message = f"There is no {value['kind']} {value['name'][:100]!r} here.{nearest(value['name'], files)}"
-            raise ApiError(404, message, code="adapter_not_found", param="adapters")
-        chosen = {name: value[name] for name in ADAPTER_FIELDS if name in value}
-        return AdapterRecord(**chosen, path=str(files[value["name"]]))
+        path = self.find(value["kind"], value["name"])
+        return AdapterRecord(**{name: value[name] for name in ADAPTER_FIELDS if name in value}, path=str(path))
 
 
 def _tagged_loras(prompts: Sequence[str]) -> list[AdapterRecord]:
@@ -90,19 +100,27 @@ def _described(name: str, made_for: str | None, family: str | None) -> dict[str,
     return {"name": name, "family": made_for, "fits": None if made_for is None or family is None else made_for == family}
 
 
-@lru_cache(maxsize=256)
-def lora_family(path: Path, _modified: float) -> str | None:
-    """The family of models that a LoRA was made for; None if unknown."""
+def family_of(kind: str, path: Path) -> str | None:
+    """The family of models that an adapter was made for; None if unknown."""
     try:
-        return load_lora(path).family
-    except DaguerreError:
+        return _family(kind, path, path.stat().st_mtime)
+    except (DaguerreError, OSError):
         return None
 
 
+def _embedding_family(path: Path) -> str | None:
+    """The family of the widest text encoder that an embedding has vectors for: 768 alone is SD 1, next to 1280 it is SDXL."""
+    widths = load_embedding(path).vectors
+    return "sdxl" if len(widths) > 1 else CONTEXT_FAMILIES.get(next(iter(widths)))
+
+
+FAMILY_READERS: Mapping[str, Callable[[Path], str | None]] = {
+    "lora": lambda path: load_lora(path).family,
+    "embedding": _embedding_family,
+    "controlnet": controlnet_family,
+}
+
+
 @lru_cache(maxsize=256)
-def embedding_family(path: Path, _modified: float) -> str | None:
-    """The family of models that an embedding was made for; None if unknown."""
-    try:
-        return getattr(load_embedding(path), "family", None)
-    except DaguerreError:
-        return None
+def _family(kind: str, path: Path, _modified: float) -> str | None:
+    return FAMILY_READERS[kind](path)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
 from daguerre.errors import DaguerreError, nearest
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.capabilities import model_task
@@ -33,7 +34,7 @@ class ModelFacts:
     """What is known about a model once it has been loaded.
 
     sample_size: the side of its own images in pixels. factor: both sides of an image are multiples of it. tasks: those it can do.
-    hash: SHA-256 of its files.
+    hash: SHA-256 of its files. family: by the width of its text states.
     """
 
     sample_size: int
@@ -42,6 +43,7 @@ class ModelFacts:
     tasks: tuple[str, ...]
     task: str | None
     hash: str | None
+    family: str | None
 
     @classmethod
     def of(cls, model: LatentDiffusion) -> "ModelFacts":
@@ -50,7 +52,8 @@ class ModelFacts:
         kind = model_task(model)
         tasks = tuple(name for name, task in TASKS.items() if kind in task.model_tasks)
         digest = files_hash(model.files) if model.files else None
-        return cls(model.sample_size, model.autoencoder.downsample_factor, model.default_guidance, tasks, kind, digest)
+        family = CONTEXT_FAMILIES.get(model.unet.config.context_width or 0)
+        return cls(model.sample_size, model.autoencoder.downsample_factor, model.default_guidance, tasks, kind, digest, family)
 
 
 class ModelList:
@@ -115,7 +118,7 @@ class ModelList:
         return {
             "name": choice.name,
             "title": choice.file_name,
-            "family": family_of_model(choice),
+            "family": family_of_model(choice) or (facts and facts.family),
             "task": facts.task if facts else None,
             "size": choice.size,
             "loaded": choice.name == loaded,

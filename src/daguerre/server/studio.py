@@ -25,6 +25,7 @@ from daguerre.server.storage.store import Store
 
 MODEL_KEY, SPEED_KEY = "server.model", "server.speeds"
 RANDOM = -1  # a seed that stands for any
+UNOPENED = ("task", "adapters", "control_images")  # fields of a job whose files are opened when it runs
 
 
 @dataclass
@@ -106,7 +107,7 @@ class Studio:
     def seconds_of(self, job: Job) -> float | None:
         """How long a job will take; None if its model has not run yet."""
         try:
-            request = Request.from_json({name: value for name, value in job.request.items() if name not in ("task", "adapters")})
+            request = Request.from_json({name: value for name, value in job.request.items() if name not in UNOPENED})
         except DaguerreError:
             return None
         facts = self.models.facts(job.model)

@@ -40,13 +40,16 @@ class InpaintOptions(SizedGenerationOptions):
     """Denoising strength inside the mask: 0 keeps the image, 1 ignores it."""
     mask_blur: OptionalInt = Inpaint.mask_blur
     """Width in pixels of the blend inside the border of the mask. Default: one latent pixel, 8 for Stable Diffusion."""
+    crop_padding: OptionalInt = Inpaint.crop_padding
+    """Process only the masked part with so many pixels around it, at the size of --size: all detail for a small part of a large image.
+    Default: the whole image."""
     latent: PosteriorMode = Inpaint.latent
     """Latents of the image: the mean of the autoencoder's posterior, or a sample of it as in diffusers."""
 
     def request(self, image: Path) -> Request:
         """The request for one image."""
         mask = None if self.mask == ALPHA and not ALPHA.exists() else read_input(matching_file(image, self.mask, "mask"))
-        task = Inpaint(read_input(image), mask, self.strength, self.mask_blur, self.latent)
+        task = Inpaint(read_input(image), mask, self.strength, self.mask_blur, self.latent, self.crop_padding)
         _note_mask(task)
         return self.request_for(self.prompt, task, self.negative_prompt)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daguerre.atomic_io import expand_user
-from daguerre.cli.model_loading import check_model_name
-from daguerre.cli.options import ModelName, OptionalPath, OptionalText
+from daguerre.cli.model_loading import check_model_name, choose_threads
+from daguerre.cli.options import ModelName, OptionalPath, OptionalText, Threads
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.server.config import ServerConfig, check_address
@@ -25,6 +25,7 @@ class ServeOptions:
     token: OptionalText = None
     """What callers give as password or bearer token. Default: the environment variable DAGUERRE_TOKEN, else none."""
     model: ModelName = None
+    threads: Threads = None
     data_dir: OptionalPath = None
     """Folder for images, queue and settings; checkpoints in its folder `models` are offered, too. Default: ~/.local/share/daguerre."""
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     with usage_errors():
         check_address(config)
     tune_malloc()
+    choose_threads(options.threads)
     from daguerre.server.serve import serve  # here, because it imports torch
 
     serve(config)

@@ -144,6 +144,22 @@ def mask_bbox(mask: Image.Image) -> tuple[int, int, int, int]:
     return max(left - 1, 0), max(top - 1, 0), min(right + 1, mask.width), min(bottom + 1, mask.height)
 
 
+def padded_area(mask: Image.Image, padding: int, ratio: float | None) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) of a mask with `padding` pixels around it, inside the image.
+
+    ratio: width / height, to which the box is enlarged as far as the image allows.
+    """
+    left, top, right, bottom = mask_bbox(mask)
+    sides = [min(right - left + 2 * padding, mask.width), min(bottom - top + 2 * padding, mask.height)]
+    if ratio is not None:
+        sides = [min(max(sides[0], round(sides[1] * ratio)), mask.width), min(max(sides[1], round(sides[0] / ratio)), mask.height)]
+    starts = [
+        min(max((low + high - side) // 2, 0), whole - side)
+        for low, high, side, whole in zip((left, top), (right, bottom), sides, mask.size, strict=True)
+    ]
+    return starts[0], starts[1], starts[0] + sides[0], starts[1] + sides[1]
+
+
 def composite(new: Image.Image, old: Image.Image, share: Tensor, box: tuple[int, int, int, int]) -> Image.Image:
     """The old image with the new one blended over it in a box by `share` (H, W, 1); where that is 0 every byte stays."""
     left, top, right, bottom = box

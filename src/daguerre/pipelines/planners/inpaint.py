@@ -4,7 +4,8 @@
     nine channels       the network takes x, the mask, and the latents of the image without its masked part (Rombach et al. 2022,
                         arXiv:2112.10752, section 4.5)
 
-Both generate the whole image; then the new pixels are pasted inside the mask, so that no byte outside it changes.
+Both generate the whole image, or the masked part and what surrounds it; then the new pixels are pasted inside the mask, so that no byte
+outside it changes.
 """
 
 from dataclasses import replace
@@ -26,6 +27,7 @@ from daguerre.pipelines.images.preprocess import (
     latent_mask,
     mask_bbox,
     pad_edges,
+    padded_area,
     prepare_mask,
 )
 from daguerre.pipelines.tasks import Inpaint, Outpaint, PosteriorMode
@@ -34,8 +36,21 @@ OUTPAINT_STRENGTH = 0.8  # for models that were not trained to inpaint
 
 
 def inpaint(context: GenerationContext, task: Inpaint) -> SamplingPlan:
-    """One pass over the image, then the masked part is pasted into it."""
-    return inpaint_plan(context, flatten_input(task.image), prepare_mask(task.image, task.mask), task.strength, task.mask_blur, task.latent)
+    """One pass over the image or its masked part, then the masked part is pasted into it."""
+    image, mask = flatten_input(task.image), prepare_mask(task.image, task.mask)
+    if task.crop_padding is None:
+        return inpaint_plan(context, image, mask, task.strength, task.mask_blur, task.latent)
+    requested = context.request
+    ratio = requested.width / requested.height if requested.width and requested.height else None
+    area = padded_area(mask, task.crop_padding, ratio)
+    plan = inpaint_plan(context, image.crop(area), mask.crop(area), task.strength, task.mask_blur, task.latent)
+
+    def finish(generated: Image.Image) -> Image.Image:
+        whole = image.copy()
+        whole.paste(plan.finish(generated), area[:2])
+        return whole
+
+    return replace(plan, finish=finish)
 
 
 def outpaint(context: GenerationContext, task: Outpaint) -> SamplingPlan:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Annotated, Any, Literal
 
-import torch
 from fastapi import APIRouter, Path, Query
 from PIL import Image
 from pydantic import Field
@@ -109,22 +108,24 @@ def image_routes(studio: Studio) -> APIRouter:
     @routes.get("/api/images/{image_id}/steps")
     def steps(image_id: ImageId) -> Response:
         record = record_or_404(image_id)
-        sigmas = kept_steps(image_id)[1]
+        with kept_steps(image_id) as file:
+            sigmas = file.get_tensor("sigmas").tolist()
         frames = [{"index": i, "sigma": round(sigma, 5)} for i, sigma in enumerate(sigmas)]
         return SafeJSONResponse({"steps": frames, "width": record.width, "height": record.height})
 
     @routes.get("/api/images/{image_id}/steps/{index}")
     def step(image_id: ImageId, index: Annotated[int, Path(ge=0, le=10_000)]) -> Response:
         record = record_or_404(image_id)
-        latents, _ = kept_steps(image_id)
-        if index >= len(latents):
-            raise not_found("step", str(index))
+        with kept_steps(image_id) as file:
+            if f"x0.{index}" not in file.keys():  # noqa: SIM118 (it is no mapping)
+                raise not_found("step", str(index))
+            latent = file.get_tensor(f"x0.{index}")
         worker = studio.worker_with(record.model)
         model = worker.model_of(record.model) if worker else None
         if model is None:
             raise ApiError(409, f"The model {record.model} is not loaded; select it, then generate an image.", code="model_not_loaded")
         with decoding:
-            frame = to_image(LatentDecoder(model).decode(latents[index : index + 1].float())[0])
+            frame = to_image(LatentDecoder(model).decode(latent[None].float())[0])
         return Response(encode_image(frame, "WEBP", quality=90), media_type="image/webp", headers=FOR_EVER)
 
     @routes.get("/api/images/{image_id}/attention")
@@ -146,13 +147,12 @@ def image_routes(studio: Studio) -> APIRouter:
         job, _ = studio.submit(request, model=record.model, edit=edit)
         return SafeJSONResponse(studio.queue.to_json(job), 202)
 
-    def kept_steps(image_id: str) -> tuple[torch.Tensor, list[float]]:
-        """The latents (N, Z, h, w) predicted in each step of an image, and the noise levels after them."""
+    def kept_steps(image_id: str) -> Any:
+        """The file of the latents (Z, h, w) predicted in each step of an image, x0.0, x0.1, …, and the noise levels after them, sigmas."""
         path = store.path("steps", image_id)
         if not path.exists():
             raise ApiError(404, "The steps of this image are not kept; generate it again to see them.", code="steps_not_kept")
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("x0"), file.get_tensor("sigmas").tolist()
+        return safe_open(path, "pt")
 
     return routes
 

@@ -12,6 +12,7 @@ from daguerre.diffusion import SAMPLERS, SPACINGS
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.context import DEFAULT_SAMPLER, DEFAULT_SPACING
+from daguerre.pipelines.images.preprocessors import PREPROCESSORS
 from daguerre.pipelines.memory_plan import memory_plan_of
 from daguerre.pipelines.metadata.write import SAMPLER_LABELS
 from daguerre.pipelines.plan_graph import plan_graph, result_size
@@ -64,7 +65,9 @@ def model_routes(studio: Studio) -> APIRouter:
 
     @routes.get("/api/models/adapters")
     def adapters() -> Response:
-        return SafeJSONResponse(studio.adapters.listing(family_of_model(models.find(studio.model))))
+        facts = models.facts(studio.model)
+        family = family_of_model(models.find(studio.model)) or (facts and facts.family)
+        return SafeJSONResponse({**studio.adapters.listing(family), "preprocessors": list(PREPROCESSORS)})
 
     @routes.get("/api/samplers")
     def samplers() -> Response:
@@ -170,7 +173,7 @@ def plan_report(studio: Studio, values: dict[str, Any], model_name: str | None) 
         studio.check(request, name)
         if model is not None:
             graph, size = plan_graph(request, model), result_size(request, model)
-            memory = memory_plan_of(model, replace(request, num_images=1), size).peak or None
+            memory = memory_plan_of(model, replace(request, num_images=1, adapters=(), control_images=()), size).peak or None
     except (DaguerreError, ApiError) as wrong:
         error = for_callers(wrong)
     seconds = studio.speeds.seconds(name, work_of(request, studio.models.facts(name)))

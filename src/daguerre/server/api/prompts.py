@@ -29,11 +29,16 @@ def prompt_report(model: LatentDiffusion | None, vocabulary: Vocabulary | None, 
     return report
 
 
+# What stands in a prompt and is no word: weights and shares of the steps ("(cat:1.2)", "[cat:dog:0.5]", "cat :1.5 AND dog"), AND, BREAK.
+_SYNTAX = re.compile(r":\s*[-+]?\d*\.?\d+\s*(?=[])]|AND\b|$)|\bAND\b|\bBREAK\b")
+
+
 def unknown_words(vocabulary: Vocabulary, prompt: str) -> list[dict[str, Any]]:
     """The words of a prompt that no training caption has, where they stand, and the nearest known ones. Tags are no words."""
     found = []
-    for word in vocabulary.unknown([split_tags(prompt)[0]]):
+    text = _SYNTAX.sub(lambda match: " " * len(match[0]), prompt)
+    for word in vocabulary.unknown([split_tags(text)[0]]):
         nearest = vocabulary.nearest(word)
-        places = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE)
+        places = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
         found += [{"word": word, "start": place.start(), "end": place.end(), "nearest": nearest} for place in places]
     return found

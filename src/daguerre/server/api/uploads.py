@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.images.preprocess import flatten_input
+from daguerre.pipelines.images.preprocessors import preprocess
 from daguerre.pipelines.metadata.containers import TEXT
 from daguerre.pipelines.metadata.readers import read_foreign
 from daguerre.pipelines.metadata.write import Provenance, daguerre_json
@@ -25,6 +27,13 @@ class ImageBody(StrictBody):
     """An image as a data URI or base64."""
 
     image: str = Field(max_length=80_000_000)
+
+
+class MapBody(StrictBody):
+    """An input image by its id, and how a condition map is computed from it."""
+
+    id: str = Field(max_length=40)
+    preprocessor: str = Field(max_length=40)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class DropReport:
 
 
 def upload_routes(studio: Studio) -> APIRouter:
-    """The routes of `/api/inputs` and `/api/drop`."""
+    """The routes of `/api/inputs`, `/api/maps` and `/api/drop`."""
     routes, store = APIRouter(tags=["images"]), studio.store
 
     def decoded(text: str) -> Upload:
@@ -82,6 +91,11 @@ def upload_routes(studio: Studio) -> APIRouter:
         if not path.is_file():
             raise not_found("input", input_id)
         return Response(path.read_bytes(), media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+    @routes.post("/api/maps")
+    def condition_map(body: MapBody) -> Response:
+        source = flatten_input(open_stored(store, body.id))
+        return SafeJSONResponse(kept(InputImage.from_any(preprocess(source, body.preprocessor))))
 
     @routes.post("/api/drop")
     def drop(body: ImageBody) -> Response:
@@ -113,7 +127,8 @@ def _own_report(studio: Studio, provenance: Provenance) -> DropReport:
     request, index = provenance.request, provenance.index
     single = request if index is None else request.split()[index]
     missing = []
-    for name, image in single.task.input_images.items():
+    maps = {f"control image {number}": image for number, image in enumerate(single.control_images, 1)}
+    for name, image in {**single.task.input_images, **maps}.items():
         try:
             open_stored(studio.store, image.sha256[:32])
         except ApiError:

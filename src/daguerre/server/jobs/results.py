@@ -23,16 +23,14 @@ MAX_PREVIEW_SIDE = 256
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """What one run gives: images, the latents (B, Z, h, w) predicted in each step, and the noise level after it."""
+    """What one run gives: images, the latents (B, Z, h, w) predicted in each step, and the noise level after it.
+
+    The latents of a hires fix have two sizes.
+    """
 
     images: Sequence[GeneratedImage]
     latents: Sequence[Tensor]
     sigmas: Sequence[float]
-
-    @property
-    def step_count(self) -> int:
-        """The steps to keep; none if the latents change their size, as in a hires fix."""
-        return len(self.latents) if len({latent.shape for latent in self.latents}) == 1 else 0
 
 
 def save_results(store: Store, job: Job, first: int, batch: SampledBatch) -> Job:
@@ -51,17 +49,17 @@ def save_results(store: Store, job: Job, first: int, batch: SampledBatch) -> Job
         image_id, provenance = f"{job.id}-{first + number}", without_paths(generated.provenance)
         with atomic_write(store.path("images", image_id)) as file:
             write_image_with_metadata(file, generated.image, ".png", provenance)
-        if batch.step_count:
-            _save_steps(store, image_id, [latent[number] for latent in batch.latents], batch.sigmas)
+        _save_steps(store, image_id, [latent[number] for latent in batch.latents], batch.sigmas)
         record = record_of(image_id, job.id, time.time(), generated.image.size, provenance)
-        records.append(replace(record, step_count=batch.step_count))
+        records.append(replace(record, step_count=len(batch.latents)))
     job = replace(job, images=(*job.images, *(record.id for record in records)))
     store.save_images(job, records)
     return job
 
 
 def _save_steps(store: Store, image_id: str, latents: Sequence[Tensor], sigmas: Sequence[float]) -> None:
-    data = save({"x0": torch.stack(list(latents)).contiguous(), "sigmas": torch.tensor(sigmas, dtype=torch.float32)})
+    frames = {f"x0.{number}": latent.contiguous() for number, latent in enumerate(latents)}
+    data = save({**frames, "sigmas": torch.tensor(sigmas, dtype=torch.float32)})
     with atomic_write(store.path("steps", image_id)) as file:
         file.write(data)
 

@@ -1,22 +1,39 @@
 """What the web UI's clients ask before they generate: models, samplers, schedulers and other lists. Every name in them works."""
 
+import base64
 from typing import Any
 
 import torch
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from daguerre.diffusion import SPACINGS
+from daguerre.pipelines.images.preprocess import flatten_input
+from daguerre.pipelines.images.preprocessors import PREPROCESSORS
 from daguerre.runtime.memory_estimate import free_memory
 from daguerre.server.api.health import resident_bytes
-from daguerre.server.errors import ApiError, SafeJSONResponse
+from daguerre.server.errors import SafeJSONResponse
+from daguerre.server.jobs.results import encode_image
 from daguerre.server.models import ModelChoice
+from daguerre.server.sdapi.controlnet import detected
 from daguerre.server.sdapi.options import change_options, current_options, model_title
 from daguerre.server.sdapi.requests import sampler_names
+from daguerre.server.storage.inputs import bytes_of_text, decode_upload
 from daguerre.server.studio import Studio
 
 EMPTY_LISTS = ("sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info")
+CONTROL_UNITS = 3  # that the web UI's ControlNet extension offers at first
 PLAIN_UPSCALERS = ("None", "Lanczos", "Nearest")
+
+
+class DetectBody(BaseModel):
+    """Images of which condition maps are computed."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    controlnet_module: str = Field("none", max_length=60)
+    controlnet_images: list[str] = Field(max_length=16)
 
 
 def sdapi_list_routes(studio: Studio) -> APIRouter:
@@ -56,9 +73,9 @@ def sdapi_list_routes(studio: Studio) -> APIRouter:
     get("sdapi/v1/memory", _memory)
     get("sdapi/v1/options", lambda: current_options(studio))
     get("controlnet/version", {"version": 2})
-    get("controlnet/model_list", {"model_list": []})
-    get("controlnet/module_list", {"module_list": ["none"], "module_detail": {}})
-    get("controlnet/settings", {"control_net_unit_count": 0})
+    get("controlnet/model_list", lambda: {"model_list": list(studio.adapters.files("controlnet"))})
+    get("controlnet/module_list", {"module_list": ["none", *PREPROCESSORS], "module_detail": {}})
+    get("controlnet/settings", {"control_net_unit_count": CONTROL_UNITS})
     post("refresh-checkpoints", lambda: None)
     post("refresh-loras", lambda: None)
     post("refresh-vae", lambda: None)
@@ -72,8 +89,11 @@ def sdapi_list_routes(studio: Studio) -> APIRouter:
         return SafeJSONResponse(None)
 
     @routes.post("/controlnet/detect")
-    def detect() -> Response:
-        raise ApiError(501, "Preprocessors are not served.", code="not_implemented")
+    def detect(body: DetectBody) -> Response:
+        pixels = studio.config.limits.upload_pixels
+        sources = [decode_upload(bytes_of_text(text, "controlnet_images"), "controlnet_images", pixels) for text in body.controlnet_images]
+        maps = [detected(flatten_input(source.image), body.controlnet_module) for source in sources]
+        return SafeJSONResponse({"images": [base64.b64encode(encode_image(image, "PNG")).decode() for image in maps], "info": "Success"})
 
     return routes
 

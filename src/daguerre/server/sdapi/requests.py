@@ -18,6 +18,7 @@ from daguerre.pipelines.images.preprocess import resize
 from daguerre.pipelines.request import MAX_SEED, Request
 from daguerre.server.errors import ApiError
 from daguerre.server.models import DEFAULT_FACTOR
+from daguerre.server.sdapi.controlnet import is_controlnet, read_units
 from daguerre.server.storage.inputs import bytes_of_text, decode_upload, store_input
 from daguerre.server.studio import Studio
 
@@ -60,8 +61,6 @@ UNUSED: Mapping[str, tuple[Any, ...]] = {
     "image_cfg_scale": (None, 0, 1.5),
     "initial_noise_multiplier": (None, 1, 0),
     "inpainting_fill": (None, 1),
-    "inpaint_full_res": (None, False, 0),
-    "inpaint_full_res_padding": (None, 0, 32),
     "latent_mask": (None, ""),
     "mask_round": (None, True),
     "override_settings_restore_afterwards": (None, True, False),
@@ -116,17 +115,20 @@ class ImageToImageBody(SdapiBody):
     mask_blur_y: int | None = 4
     resize_mode: int | None = 0
     inpainting_mask_invert: int | None = 0
+    inpaint_full_res: bool | None = True
+    inpaint_full_res_padding: int | None = 0
     include_init_images: bool | None = False
 
 
 @dataclass(frozen=True)
 class SdapiCall:
-    """A call, understood. warnings: what it asked for and does not get."""
+    """A call, understood. warnings: what it asked for and does not get. parameters: of extensions, for `info`."""
 
     request: Request
     model: str
     batch_size: int
     warnings: tuple[str, ...]
+    parameters: Mapping[str, str]
 
 
 def read_sdapi_call(studio: Studio, body: SdapiBody, current: Mapping[str, Any]) -> SdapiCall:
@@ -171,10 +173,12 @@ def read_sdapi_call(studio: Studio, body: SdapiBody, current: Mapping[str, Any])
         task, notes = image_task(studio, body, (width, height), factor)
     else:
         task, notes = text_task(body, (width or own or 512, height or own or 512))
-    if task["name"] == "inpaint":  # the images have the size already
+    if task["name"] == "inpaint" and task["crop_padding"] is None:  # the images have the size already
         values |= {"width": None, "height": None}
-    request = studio.read_request({**values, "task": task})
-    return SdapiCall(request, model, body.batch_size or 1, (*warnings, *size_notes, *notes))
+    first = (getattr(body, "init_images", None) or [None])[0]
+    units = read_units(studio, body.alwayson_scripts, (width or own, height or own), first)
+    request = studio.read_request({**values, "task": task, "adapters": units.adapters, "control_images": units.images})
+    return SdapiCall(request, model, body.batch_size or 1, (*warnings, *size_notes, *notes, *units.notes), units.parameters)
 
 
 def unsupported_fields(body: SdapiBody, overrides: Mapping[str, Any]) -> list[str]:
@@ -187,7 +191,7 @@ def unsupported_fields(body: SdapiBody, overrides: Mapping[str, Any]) -> list[st
     warnings = [f"{name[:60]} is not supported and was ignored" for name in names]
     warnings += [f"override_settings.{name[:60]} is not supported and was ignored" for name in others]
     for name, value in (body.alwayson_scripts or {}).items():
-        if script_is_active(value):
+        if script_is_active(value) and not is_controlnet(name):
             warnings.append(f"alwayson_scripts.{name[:60]} is not supported and was ignored")
     return warnings
 
@@ -296,7 +300,9 @@ def image_task(
     if abs(layer.width * image.height - layer.height * image.width) > 0.02 * layer.height * image.width:
         message = f"The mask is {layer.width}x{layer.height} and the image {image.width}x{image.height}; give both the same proportions."
         raise ApiError(422, message, code="invalid_request", param="mask")
-    target = _fitting(image.size, size, factor)
+    # Only the masked part is processed, at the size that is asked for, or the whole image, fitted to that size.
+    padding = max(body.inpaint_full_res_padding or 0, 0) if body.inpaint_full_res else None
+    target = _fitting(image.size, size, factor) if padding is None else image.size
     layer = resize(layer.convert("RGB"), target, mode).convert("L")  # type: ignore[arg-type]
     if body.inpainting_mask_invert:
         layer = ImageOps.invert(layer)
@@ -308,7 +314,7 @@ def image_task(
         "image": {"id": store_input(studio.store, InputImage.from_any(image))},
         "mask": {"id": store_input(studio.store, InputImage.from_any(layer))},
     }
-    return {"name": "inpaint", **ids, "strength": strength, "mask_blur": 0}, notes
+    return {"name": "inpaint", **ids, "strength": strength, "mask_blur": 0, "crop_padding": padding}, notes
 
 
 def _fitting(own: tuple[int, int], asked: tuple[int | None, int | None], factor: int) -> tuple[int, int]:

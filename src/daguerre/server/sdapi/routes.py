@@ -174,7 +174,7 @@ def _answer(studio: Studio, body: SdapiBody, call: SdapiCall, job: Job, run: Run
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": getattr(request.task, "strength", None),
-        "extra_generation_params": {},
+        "extra_generation_params": dict(call.parameters),
         "index_of_first_image": 0,
         "infotexts": [record.parameters for record in records],
         "styles": [],

@@ -91,6 +91,7 @@ def public_request(request: Request) -> dict[str, Any]:
     values = replace(request, adapters=_without_files(request.adapters)).to_json()
     for name, image in request.task.input_images.items():
         values["task"][name] = {"id": input_id(image), "sha256": image.sha256}
+    values["control_images"] = [{"id": input_id(image), "sha256": image.sha256} for image in request.control_images]
     return values
 
 
@@ -108,7 +109,13 @@ def without_paths(provenance: Provenance) -> Provenance:
     task = provenance.request.task
     images = {name: replace(image, path=None) for name, image in task.input_images.items()}
     adapters = _without_files(provenance.request.adapters)
-    request = replace(provenance.request, adapters=adapters, **({"task": task.with_input_images(images)} if images else {}))
+    maps = tuple(replace(image, path=None) for image in provenance.request.control_images)
+    request = replace(
+        provenance.request,
+        adapters=adapters,
+        control_images=maps,
+        **({"task": task.with_input_images(images)} if images else {}),
+    )
     return replace(provenance, request=request, model_path=None)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from daguerre.adapters.record import MAPPED_KINDS
 from daguerre.atomic_io import atomic_write
 from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.metadata.containers import image_texts
@@ -122,9 +123,9 @@ def read_request(store: Store, adapters: AdapterLibrary, values: Mapping[str, An
     given, prompt = values.get("adapters") or [], values.get("prompt", "")
     if not isinstance(given, list | tuple):
         raise ApiError(422, "adapters is a list.", code="invalid_request", param="adapters")
-    if values.get("control_images"):
-        raise ApiError(422, "ControlNets are not served; omit control_images.", code="invalid_request", param="control_images")
-    values = {**values, "adapters": adapters.records(given, [prompt] if isinstance(prompt, str) else [])}
+    records = adapters.records(given, [prompt] if isinstance(prompt, str) else [])
+    maps = _read_maps(store, values.get("control_images") or (), sum(record.kind in MAPPED_KINDS for record in records), max_pixels)
+    values = {**values, "adapters": records, "control_images": maps}
     task = values.get("task")
     if not isinstance(task, Mapping):
         return Request.from_json(values)
@@ -134,6 +135,14 @@ def read_request(store: Store, adapters: AdapterLibrary, values: Mapping[str, An
         name: _read_image(store, value, f"task.{name}", max_pixels) for name, value in task.items() if name in images and value is not None
     }
     return Request.from_json({**values, "task": task_from_json({**task, **opened})})
+
+
+def _read_maps(store: Store, given: Any, count: int, max_pixels: int) -> tuple[InputImage, ...]:
+    """The condition maps of a request with so many ControlNets."""
+    if not isinstance(given, list | tuple) or len(given) != count:
+        message = f"control_images is a list with one map for each ControlNet among the adapters, here {count}, in the same order."
+        raise ApiError(422, message, code="invalid_request", param="control_images")
+    return tuple(_read_image(store, value, f"control_images.{number}", max_pixels) for number, value in enumerate(given))
 
 
 def _read_image(store: Store, value: Any, param: str, max_pixels: int) -> InputImage:
