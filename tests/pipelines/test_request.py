@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daguerre.adapters.record import AdapterRecord
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.request import MAX_SEED, Request, RequestFields, Variation
 from daguerre.pipelines.tasks import Hires
@@ -104,3 +105,11 @@ def test_numbers_of_other_libraries_are_plain_in_json(number):
 def test_the_keyword_arguments_are_the_fields_of_a_request():
     assert get_type_hints(RequestFields) == get_type_hints(Request)
     assert not RequestFields.__required_keys__
+
+
+def test_whole_numbers_and_floats_are_the_same_request():
+    whole = Request(guidance_scale=2, guidance_interval=(0, 1), eta=1, variation=Variation(1, 1), task=Hires(2, 1))
+    exact = Request(guidance_scale=2.0, guidance_interval=(0.0, 1.0), eta=1.0, variation=Variation(1, 1.0), task=Hires(2.0, 1.0))
+    assert json.dumps(whole.to_json()) == json.dumps(exact.to_json())
+    assert json.dumps(AdapterRecord("lora", "ink", scale=1).to_json()) == json.dumps(AdapterRecord("lora", "ink", scale=1.0).to_json())
+    assert Request(steps=3).steps.__class__ is int

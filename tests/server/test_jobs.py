@@ -170,7 +170,9 @@ def test_a_hires_job_names_its_second_pass(client, studio, run_job):
     nodes = [json.loads(event.data)["node"] for event in studio.events.since(0, job["id"]) if event.kind == "step"]
     assert nodes == ["sampler", "sampler", "hires"]
     info = client.get(f"/api/images/{job['images'][0]}/info").json()
-    assert (info["width"], info["height"], info["steps_kept"]) == (64, 64, 0)
+    assert (info["width"], info["height"], info["steps_kept"]) == (64, 64, 3)
+    frames = [opened(client.get(f"/api/images/{job['images'][0]}/steps/{i}").content).size for i in range(3)]
+    assert frames == [(32, 32), (32, 32), (64, 64)]
     plan = client.post("/api/plan", json={"request": job["request"]}).json()
     assert {"sampler", "hires"} <= {node["id"] for node in plan["nodes"]}
     assert (plan["width"], plan["height"], plan["error"]) == (64, 64, None)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import daguerre
 from daguerre.diffusion import SAMPLERS, SPACINGS, parse_sampler_name
+from daguerre.pipelines.tasks import Inpaint
 from daguerre.server.sdapi.requests import SdapiBody, requested_sampler, sampler_names, script_is_active
 from tests.server.conftest import base64_png, opened, png, sample_image
 
@@ -91,9 +92,25 @@ def test_a_mask_keeps_the_rest(api):
         images=[image], mask_image=mask, mask_blur=0, inpainting_mask_invert=1, prompt="x", denoising_strength=1.0, **SMALL
     )
     assert np.array_equal(np.asarray(inverted.image)[:, :16], np.asarray(image)[:, :16])
-    assert any("inpaint_full_res" in warning for warning in inverted.info["warnings"])
     with pytest.raises(RuntimeError, match="proportions"):
         api.img2img(images=[image], mask_image=mask.resize((16, 64)), prompt="x", **SMALL)
+
+
+def test_a_mask_alone_is_generated_at_the_full_size(api, studio):
+    image, mask = sample_image((96, 64)), Image.new("L", (96, 64))
+    mask.paste(255, (70, 10, 80, 20))
+    call = {"images": [image], "mask_image": mask, "mask_blur": 0, "prompt": "x", "denoising_strength": 1.0, "seed": 3, **SMALL}
+    result = api.img2img(**call, inpaint_full_res=True, inpaint_full_res_padding=4)
+    assert result.image.size == (96, 64)
+    before, after, hole = np.asarray(image), np.asarray(result.image), np.asarray(mask) > 0
+    assert np.array_equal(after[~hole], before[~hole])
+    expected = daguerre.generate(
+        studio.workers[0].model_of("tiny"), prompt="x", seed=3, guidance_scale=7.0, sampler="euler_a",
+        eta=1.0, task=Inpaint(image, mask, 1.0, 0, crop_padding=4), **SMALL,
+    )  # fmt: skip
+    assert np.array_equal(after, np.asarray(expected[0].image))
+    whole = api.img2img(**call, inpaint_full_res=False)
+    assert whole.image.size == (32, 32)  # the image itself is fitted to the size
 
 
 def test_progress_interrupt_and_skip(api, post, studio):
@@ -197,11 +214,14 @@ def test_eta_reaches_only_samplers_that_add_noise():
 
 
 def test_what_is_not_supported_is_named(api):
-    unit = webuiapi.ControlNetUnit(image=sample_image(), model="canny")
-    result = api.txt2img(prompt="x", styles=["pen"], restore_faces=True, s_churn=5, controlnet_units=[unit], **SMALL)
+    scripts = {"ADetailer": {"args": [True, {"ad_model": "face"}]}}
+    result = api.txt2img(prompt="x", styles=["pen"], restore_faces=True, s_churn=5, alwayson_scripts=scripts, **SMALL)
     text = " ".join(result.info["warnings"])
-    for name in ("styles", "restore_faces", "s_churn", "alwayson_scripts.ControlNet"):
+    for name in ("styles", "restore_faces", "s_churn", "alwayson_scripts.ADetailer"):
         assert name in text
+    unit = webuiapi.ControlNetUnit(image=sample_image(), model="canny")
+    with pytest.raises(RuntimeError, match="There is no controlnet"):
+        api.txt2img(prompt="x", controlnet_units=[unit], **SMALL)
     with pytest.raises(RuntimeError, match="Scripts are not supported"):
         api.txt2img(prompt="x", script_name="X/Y/Z plot", **SMALL)
     with pytest.raises(RuntimeError, match="501"):
@@ -260,6 +280,10 @@ def test_requests_of_other_clients(address, post):
     # Bots look for a page, then whether a login is needed.
     assert httpx2.head(address).status_code in (200, 404)
     assert get("/sdapi/v1/cmd-flags").status_code == 200
+    assert get("/config").json()["components"] == []
+    assert httpx2.post(f"{address}/login", data={"username": "me", "password": "secret"}).json() == {"success": True}
+    for path in ("prompt-styles", "face-restorers", "hypernetworks", "realesrgan-models", "sd-vae"):
+        assert get(f"/sdapi/v1/{path}").json() == []
     assert get("/sdapi/v1/embeddings").json() == {"loaded": {}, "skipped": {}}
     # A progress request with a JSON body, and one that asks for no image.
     assert httpx2.request("GET", f"{address}/sdapi/v1/progress", json={"skip": True}).status_code == 200

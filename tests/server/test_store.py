@@ -320,6 +320,8 @@ def test_words_that_the_embedded_model_does_not_know_are_marked(client):
     assert "a red apple" in vocabulary["suggestions"]
     (unknown,) = client.post("/api/prompt", json={"prompt": "A Zeppelin and a red apple"}).json()["unknown"]
     assert (unknown["word"], unknown["start"], unknown["end"]) == ("zeppelin", 2, 10)
+    prompt = "(a red apple:1.35) [cat|dog] [cat:dog:0.25] BREAK a pizza :1.7 AND (an apple:13)"
+    assert [word["word"] for word in client.post("/api/prompt", json={"prompt": prompt}).json()["unknown"]] == []
     client.post("/api/models/select", json={"model": "tiny"})
 
 

@@ -4,7 +4,7 @@
     Origin         if present, equal to Host; "null" never is (requests forged by other sites)
     Sec-Fetch-Site if present, from this site; links to the page pass
     token          if the server has one
-    Content-Type   JSON, or multipart where OpenAI's clients send it
+    Content-Type   JSON, or what known clients send instead
     body           bounded in size and time; a full queue refuses before reading it
 
 A program sends neither Origin nor Sec-Fetch-Site and passes. There are no CORS headers and no redirects.
@@ -43,7 +43,12 @@ SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
 )
 OPEN_PATHS = ("/healthz",)  # answered without a token
-MULTIPART_PATHS = ("/v1/images/edits", "/v1/images/variations")
+# Paths that take other bodies than JSON: OpenAI's clients send files, bots of the web UI a login, which changes nothing here.
+OTHER_BODIES = {
+    "/v1/images/edits": "multipart/form-data",
+    "/v1/images/variations": "multipart/form-data",
+    "/login": "application/x-www-form-urlencoded",
+}
 QUEUED_PATHS = ("/api/jobs", "/api/grids", "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/v1/images/generations", "/v1/images/edits")
 DRAINED = 1 << 20  # bytes of a refused body that are read and dropped, so that the caller reads the refusal
 DRAIN_SECONDS = 2.0
@@ -112,7 +117,7 @@ class Guard:
         if scope["method"] in ("GET", "HEAD", "OPTIONS") or (not int(length or 0) and "transfer-encoding" not in headers):
             return
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind != "application/json" and not (kind == "multipart/form-data" and scope["path"] in MULTIPART_PATHS):
+        if kind not in ("application/json", OTHER_BODIES.get(scope["path"])):
             raise ApiError(
                 415, f"Send JSON with Content-Type: application/json, not {kind[:60] or 'nothing'!r}.", code="unsupported_media_type"
             )

@@ -9,7 +9,7 @@ from daguerre import Request
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.context import GenerationContext, slerp
 from daguerre.pipelines.images.input import InputImage
-from daguerre.pipelines.images.preprocess import composite, feather, latent_mask, mask_bbox, prepare_mask
+from daguerre.pipelines.images.preprocess import composite, feather, latent_mask, mask_bbox, padded_area, prepare_mask
 
 PICTURE = InputImage.from_any(Image.new("RGB", (32, 32), "red"))
 RIGHT = np.zeros((32, 32), np.uint8)
@@ -102,6 +102,23 @@ def test_the_bounding_box_of_a_mask():
     after = np.asarray(composite(new, old, feather(Image.fromarray(mask).crop(box), 0), box))
     assert (after[mask == 0] == [255, 0, 0]).all()
     assert (after[mask == 255] == [0, 0, 255]).all()
+
+
+@pytest.mark.parametrize(
+    ("padding", "ratio", "expected"),
+    [
+        (0, None, (9, 9, 21, 16)),
+        (5, None, (4, 4, 26, 21)),
+        (100, None, (0, 0, 40, 30)),
+        (0, 1.0, (9, 6, 21, 18)),  # higher, to be a square
+        (5, 2.0, (0, 4, 34, 21)),  # wider, moved into the image
+        (0, 8.0, (0, 9, 40, 16)),  # as wide as the image allows
+    ],
+)
+def test_the_area_around_a_mask(padding: int, ratio: float | None, expected: tuple[int, int, int, int]):
+    mask = Image.new("L", (40, 30))
+    mask.paste(255, (10, 10, 20, 15))
+    assert padded_area(mask, padding, ratio) == expected
 
 
 def test_interpolated_noise_stays_normal():

@@ -145,13 +145,16 @@ def test_every_task_works_with_every_kind_of_sampler(tiny_model: LatentDiffusion
 
 
 SIZES = st.tuples(st.integers(20, 48), st.integers(20, 48))
+FEATHERS, PADDINGS = st.sampled_from([None, 0, 3]), st.sampled_from([None, 0, 4])
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(size=SIZES, seed=st.integers(0, 99), feather=st.sampled_from([None, 0, 3]), soft=st.booleans(), strength=st.sampled_from([0.5, 1.0]))
+@given(
+    size=SIZES, seed=st.integers(0, 99), feather=st.sampled_from([None, 0, 3]), soft=st.booleans(), padding=st.sampled_from([None, 0, 4])
+)
 @pytest.mark.parametrize("channels", [6, 13])
 def test_no_byte_outside_the_mask_changes(
-    tiny_model: LatentDiffusion, channels: int, size: tuple[int, int], seed: int, feather: int | None, soft: bool, strength: float
+    tiny_model: LatentDiffusion, channels: int, size: tuple[int, int], seed: int, feather: int | None, soft: bool, padding: int | None
 ):
     random = np.random.default_rng(seed)
     picture = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -159,12 +162,22 @@ def test_no_byte_outside_the_mask_changes(
     mask[: size[1] // 2] = 0
     mask[-1, -1] = 255
     model = with_channels(tiny_model, channels)
-    task = Inpaint(picture, np.uint8(mask), strength, feather)
+    task = Inpaint(picture, np.uint8(mask), (0.5, 1.0)[seed % 2], feather, crop_padding=padding)
     after = made(model, steps=2, task=task)
     assert after.shape == picture.shape
     assert np.array_equal(after[mask == 0], picture[mask == 0])
     if not soft and feather == 0:
         assert not np.array_equal(after[mask == 255], picture[mask == 255])
+
+
+def test_a_cropped_mask_is_the_crop_alone(tiny_model: LatentDiffusion):
+    picture, mask = smooth().resize((96, 64)), Image.new("L", (96, 64))
+    mask.paste(255, (60, 20, 72, 28))
+    area = (50, 8, 82, 40)  # 12 × 8 pixels, 1 around them, 9 of padding on each side, and as high as wide
+    whole = made(tiny_model, task=Inpaint(picture, mask, crop_padding=9), width=32, height=32)
+    alone = made(tiny_model, task=Inpaint(picture.crop(area), mask.crop(area)), width=32, height=32)
+    left, top, right, bottom = area
+    assert np.array_equal(whole[top:bottom, left:right], alone)
 
 
 @pytest.mark.parametrize("margins", [(8, 0, 0, 0), (0, 4, 12, 0), (3, 5, 7, 2)])

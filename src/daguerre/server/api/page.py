@@ -1,6 +1,9 @@
-"""The page: static files from a fixed folder. Only files that are in it can be named, so a path leads nowhere else."""
+"""The page: static files from a fixed folder, compressed where the browser takes that. Only files that are in it can be named, so a path leads
+nowhere else."""
 
+import gzip
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -20,6 +23,7 @@ TYPES = {
     ".woff2": "font/woff2",
     ".webmanifest": "application/manifest+json",
 }
+COMPRESSED = (".html", ".js", ".css", ".svg", ".json")
 
 
 def page_routes(folder: Path) -> APIRouter:
@@ -37,9 +41,17 @@ def page_routes(folder: Path) -> APIRouter:
             raise not_found("file", path)
         data = file.read_bytes()
         tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
+        if file.suffix in COMPRESSED and "gzip" in request.headers.get("accept-encoding", ""):
+            data, headers["Content-Encoding"] = compressed(data), "gzip"
         return Response(data, media_type=TYPES[file.suffix], headers=headers)
 
     return routes
+
+
+@lru_cache(maxsize=256)
+def compressed(data: bytes) -> bytes:
+    """A file's content as gzip."""
+    return gzip.compress(data, mtime=0)

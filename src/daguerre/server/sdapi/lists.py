@@ -21,6 +21,7 @@ from daguerre.server.sdapi.options import change_options, current_options, model
 from daguerre.server.sdapi.requests import sampler_names
 from daguerre.server.storage.inputs import bytes_of_text, decode_upload
 from daguerre.server.studio import Studio
+from daguerre.version import VERSION
 
 EMPTY_LISTS = ("sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info")
 CONTROL_UNITS = 3  # that the web UI's ControlNet extension offers at first
@@ -37,7 +38,7 @@ class DetectBody(BaseModel):
 
 
 def sdapi_list_routes(studio: Studio) -> APIRouter:
-    """The routes of `/sdapi/v1` and `/controlnet` that generate nothing."""
+    """The routes of `/sdapi/v1` and `/controlnet` that generate nothing, and what bots of the web UI ask first."""
     routes = APIRouter(tags=["sdapi"])
 
     def get(name: str, value: Any) -> None:
@@ -76,6 +77,7 @@ def sdapi_list_routes(studio: Studio) -> APIRouter:
     get("controlnet/model_list", lambda: {"model_list": list(studio.adapters.files("controlnet"))})
     get("controlnet/module_list", {"module_list": ["none", *PREPROCESSORS], "module_detail": {}})
     get("controlnet/settings", {"control_net_unit_count": CONTROL_UNITS})
+    get("config", {"version": f"daguerre {VERSION}", "mode": "blocks", "components": [], "dependencies": []})
     post("refresh-checkpoints", lambda: None)
     post("refresh-loras", lambda: None)
     post("refresh-vae", lambda: None)
@@ -87,6 +89,10 @@ def sdapi_list_routes(studio: Studio) -> APIRouter:
     def options(body: dict[str, Any]) -> Response:
         change_options(studio, body)
         return SafeJSONResponse(None)
+
+    @routes.post("/login")
+    def login() -> Response:  # the guard has checked the token by now, if there is one
+        return SafeJSONResponse({"success": True})
 
     @routes.post("/controlnet/detect")
     def detect(body: DetectBody) -> Response:

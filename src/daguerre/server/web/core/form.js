@@ -7,7 +7,7 @@ const HIRES = { on: false, scale: 2, strength: 0.55, upscaler: "lanczos" };
 // Null is the model's own value. The seed is a text, since it can exceed the exact numbers of JavaScript; "" is a new one each time.
 export const DEFAULTS = Object.freeze({
 	prompt: "", negative_prompt: "", width: null, height: null, num_images: 1, steps: null, guidance_scale: null, sampler: null,
-	spacing: null, seed: "", hires: HIRES, variation_seed: "", variation_strength: 0, tiling: "none", clip_skip: null,
+	spacing: null, seed: "", hires: HIRES, controls: [], variation_seed: "", variation_strength: 0, tiling: "none", clip_skip: null,
 	guidance_rescale: 0, guidance_interval: null, cfg_plus_plus: false, eta: null, refiner_switch_at: 0.8, low_memory: false,
 });
 export const BUILT_IN_PRESETS = {
@@ -22,7 +22,7 @@ const PLAIN = ["num_images", "steps", "guidance_scale", "sampler", "spacing", "t
 const MAX_UNDO = 200;
 
 export const form = { ...DEFAULTS };
-export const edit = { input: null, mode: "part", strength: { whole: 0.6, part: 1 }, resize_mode: "crop", mask_blur: null, margins: { left: 0, top: 0, right: 0, bottom: 0 } };
+export const edit = { input: null, mode: "part", strength: { whole: 0.6, part: 1 }, resize_mode: "crop", mask_blur: null, crop: false, margins: { left: 0, top: 0, right: 0, bottom: 0 } };
 export const axes = { x: { field: "seed", text: "1, 2, 3" }, y: { field: "guidance_scale", text: "1, 2, 4" } };
 export const presets = {}; // name -> form fields
 export const promptHistory = []; // texts, the latest first
@@ -158,6 +158,12 @@ export function toRequest(task = null) {
 	if (form.variation_strength > 0) {
 		request.variation = { seed: wholeNumber(form.variation_seed) ?? 0, strength: form.variation_strength };
 	}
+	// Units without a map are left out; `start` asks for the map.
+	const controls = form.controls.filter((each) => each.map);
+	if (controls.length) {
+		request.adapters = controls.map(({ name, scale, start, end, guess_mode }) => ({ kind: "controlnet", name, scale, start, end, guess_mode }));
+		request.control_images = controls.map(({ map }) => ({ id: map }));
+	}
 	if (task) request.task = task;
 	else if (form.hires.on) {
 		const { scale, strength, upscaler } = form.hires;
@@ -169,7 +175,7 @@ export function toRequest(task = null) {
 // The form as a request in which no field is left out, to replace that of a job.
 export function completeRequest(task) {
 	const plain = Object.fromEntries(PLAIN.map((name) => [name, DEFAULTS[name]]));
-	return { ...plain, steps: state.samplers.default.steps, variation: null, task: { name: "txt2img" }, ...toRequest(task) };
+	return { ...plain, steps: state.samplers.default.steps, variation: null, adapters: [], control_images: [], task: { name: "txt2img" }, ...toRequest(task) };
 }
 
 // The form fields of a request, such as that of an image or a dropped file.
@@ -180,6 +186,13 @@ export function fromRequest(request) {
 	values.negative_prompt = request.negative_prompt ?? "";
 	values.seed = request.seed === undefined || request.seed === null || request.seed < 0 ? "" : String(request.seed);
 	if (request.variation) Object.assign(values, { variation_seed: String(request.variation.seed), variation_strength: request.variation.strength });
+	const maps = (request.control_images ?? []).map(({ id, sha256 }) => id ?? sha256?.slice(0, 32));
+	for (const { kind, name, scale = 1, start = 0, end = 1, guess_mode = false } of request.adapters ?? []) {
+		if (kind === "lora" && !values.prompt.includes(`:${name}:`)) values.prompt += ` <lora:${name}:${scale}>`;
+		if (kind !== "controlnet") continue;
+		const map = maps.shift() ?? null;
+		values.controls = [...values.controls, { name, scale, start, end, guess_mode, source: map, preprocessor: "", map }];
+	}
 	const { task } = request;
 	if (task?.name === "hires") values.hires = { on: true, scale: task.scale ?? 2, strength: task.strength ?? 0.55, upscaler: task.upscaler ?? "lanczos" };
 	return values;

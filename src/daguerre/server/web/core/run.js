@@ -40,6 +40,8 @@ async function post(request) {
 // Start what the view shows: a run, an edit of an image, or a grid.
 export function start() {
 	return attempt(async () => {
+		const unfinished = form.controls.find((each) => !each.map);
+		if (unfinished) throw new Error(t("Choose the image that the ControlNet {name} follows.", { name: unfinished.name }));
 		if (state.view === "grid") {
 			addJob(await api("/api/grids", gridBody()));
 			remember(form.prompt);

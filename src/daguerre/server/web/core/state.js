@@ -7,7 +7,7 @@ export const state = {
 	models: [],
 	model: null, // the name of the model that jobs use
 	samplers: { samplers: [], spacings: [], default: { steps: 20, guidance_scale: null, sampler: null, spacing: null, width: null, height: null } },
-	adapters: { loras: [], embeddings: [], controlnets: [] },
+	adapters: { loras: [], embeddings: [], controlnets: [], preprocessors: [] },
 	suggestions: [],
 	check: null, // what the server found in the prompt: words, unknown, warnings, error
 	plan: null, // of the form's request: nodes, edges, memory, seconds, warnings, error

@@ -5,7 +5,7 @@ import { changed, edit } from "../core/form.js";
 import { t } from "../core/language.js";
 import { html, live, nothing } from "../core/lit.js";
 import { state } from "../core/state.js";
-import { button, choice, numberField, slider } from "../parts/controls.js";
+import { button, checkbox, choice, numberField, slider } from "../parts/controls.js";
 import { attempt } from "../parts/toasts.js";
 import { board, setTool, tool, zoomBy } from "./board.js";
 import { frame } from "./frame.js";
@@ -14,6 +14,7 @@ import { addStroke, canRedoStroke, canUndoStroke, maskFor, maskPng, redoStroke, 
 const MODES = [["whole", "Whole image"], ["part", "Paint a part"], ["extend", "Extend"]];
 export const MARGIN_STEP = 8; // pixels
 const MAX_MARGIN = 2048;
+const CROP_PADDING = 32; // pixels around a painted part that is processed alone
 
 // Edit an image of the gallery or an uploaded one: {id, width, height, url}.
 export function openInEditor({ id, width, height, url }) {
@@ -48,7 +49,7 @@ export async function editTask({ forPlan = false } = {}) {
 	maskFor(input);
 	const data = maskPng(forPlan);
 	if (!data) throw new Error(t("Paint the part to change first."));
-	return { name: "inpaint", image, mask: { data }, strength: edit.strength.part, ...blur };
+	return { name: "inpaint", image, mask: { data }, strength: edit.strength.part, ...blur, crop_padding: edit.crop ? CROP_PADDING : null };
 }
 
 function set(changes) {
@@ -75,6 +76,7 @@ export function editFields() {
 		${mode === "whole"
 			? choice("resize_mode", t("Fit to size"), fits, edit.resize_mode, (value) => set({ resize_mode: value }))
 			: numberField("mask_blur", t("Feather"), edit.mask_blur, (value) => set({ mask_blur: value }), { max: 256, step: 1 })}
+		${mode === "part" ? checkbox("crop", t("Only the painted part, at the full size"), edit.crop, (crop) => set({ crop })) : nothing}
 	</div>`;
 }
 

@@ -6,6 +6,7 @@ import { html, live, nothing } from "../core/lit.js";
 import { cancelEditing, saveEditing, start } from "../core/run.js";
 import { currentModel, state, update } from "../core/state.js";
 import { editFields } from "../edit/editor.js";
+import { adapterFields } from "../parts/adapters.js";
 import { button, checkbox, choice, held, left, numberField, slider, textField } from "../parts/controls.js";
 import { askName } from "../parts/dialog.js";
 import { axisFields } from "../parts/grid.js";
@@ -98,23 +99,6 @@ function intervalFields() {
 	return html`<div class="row">
 		${numberField("guidance_interval", t("Guide from"), low, (value) => set(value ?? 0, high))} ${numberField("guidance_interval_end", t("to"), high, (value) => set(low, value ?? 1))}
 	</div>`;
-}
-
-// Lists of LoRAs, embeddings and ControlNets; each says which family of models it fits.
-function adapterFields() {
-	const { loras, embeddings, controlnets } = state.adapters;
-	const picker = (name, label, list, write) => {
-		const options = list.map((each) => html`<option value=${each.name} ?disabled=${!each.fits}>${each.name} · ${each.family ?? "?"}${each.fits ? "" : ` · ${t("does not fit this model")}`}</option>`);
-		const insert = (event) => {
-			change({ prompt: `${form.prompt.trim()} ${write(event.target.value)}`.trim() });
-			event.target.value = "";
-		};
-		return list.length
-			? html`<div class="field"><label for="f-${name}">${label}</label><select id="f-${name}" @change=${insert}><option value="">${t("add …")}</option>${options}</select></div>`
-			: nothing;
-	};
-	return html`${picker("loras", "LoRA", loras, (name) => `<lora:${name}:1>`)} ${picker("embeddings", t("Embedding"), embeddings, (name) => name)}
-		${controlnets.length ? html`<p class="hint">ControlNet: ${controlnets.map(({ name, family }) => `${name} · ${family ?? "?"}`).join(", ")}</p>` : nothing}`;
 }
 
 function more() {
