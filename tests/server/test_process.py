@@ -26,7 +26,7 @@ class Server:
         command = [sys.executable, "-m", "daguerre", "serve", f"--port={self.port}", f"--model={model}", f"--data-dir={data}"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while True:
             try:
                 if self.http.get("/readyz").status_code == 200:

@@ -1,5 +1,4 @@
-"""The page: static files from a fixed folder, compressed where the browser takes that. Only files that are in it can be named, so a path leads
-nowhere else."""
+"""The page: static files from a fixed folder, compressed where the browser takes that. Only files that are in it can be named."""
 
 import gzip
 import hashlib
