@@ -31,9 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server answers."""
+    """Where a server answers, and its data folder."""
 
     url: str
+    folder: Path
 
     def call(self, path: str, body: object = None) -> Any:
         """GET a path, or POST JSON to it; the parsed answer."""
@@ -80,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = uvicorn.Server(uvicorn.Config(create_app(studio), port=port, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    server = Server(f"http://127.0.0.1:{port}")
+    server = Server(f"http://127.0.0.1:{port}", studio.store.folder)
     server.wait(lambda: running.started)
     assert studio.workers[0].ready.wait(TIMEOUT / 1000)
     yield server
@@ -88,7 +89,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     thread.join(20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -104,7 +105,7 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
     contexts, problems = [], []
 
     def open_(path: str = "/", **settings: Any) -> Any:
-        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", "accept_downloads": True, **settings})
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", "reduced_motion": "reduce", **settings})
         contexts.append(context)
         context.set_default_timeout(TIMEOUT)
         page = context.new_page()

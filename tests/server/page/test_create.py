@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import save_file
+
+import daguerre
+from daguerre.models.controlnet import ControlNetConfig, ControlNetModel
 
 STEPS = 3
 
@@ -152,3 +156,34 @@ def test_several_images_of_a_run_and_their_settings(page, until):
     until(page, f"document.getElementById('f-seed').value === '{seed}'")
     page.click(".toast >> text=Undo")
     until(page, "document.getElementById('f-seed').value === ''")
+
+
+def test_a_controlnet_follows_an_image(page, server, until):
+    model = daguerre.load()
+    network = ControlNetModel(ControlNetConfig(model.unet.config, (4, 8, 8, 8)))
+    (server.folder / "controlnets").mkdir()
+    save_file(network.state_dict(), server.folder / "controlnets" / "edges.safetensors")
+    page.reload()
+    page.click("summary")
+    page.select_option("#f-controlnets", "edges")
+    page.click("#go")  # it has no image yet
+    page.wait_for_selector(".toast.warn:has-text('Choose the image that the ControlNet edges follows.')")
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(file, "PNG")
+    page.set_input_files("#control-file-0", {"name": "teal.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    source = page.wait_for_selector("img.map").get_attribute("src")
+    page.select_option("#f-control-way-0", "canny")
+    until(page, f"document.querySelector('img.map').getAttribute('src') !== '{source}'")
+    map_id = page.get_attribute("img.map", "src").rpartition("/")[2]
+    page.fill("#f-control-scale-0", "0.5")
+    generate(page, "a blue trophy")
+    page.wait_for_selector("#image[alt='a blue trophy']")
+    request = server.images()[0]["request"]
+    assert [(each["name"], each["scale"], each["end"]) for each in request["adapters"]] == [("edges", 0.5, 1.0)]
+    assert [each["id"] for each in request["control_images"]] == [map_id]
+    page.click("[aria-label='Remove edges']")
+    until(page, "document.querySelectorAll('.control').length === 0")
+    page.click(".stage >> text='Settings'")
+    assert page.wait_for_selector("img.map").get_attribute("src") == f"/api/inputs/{map_id}"
+    assert page.input_value("#f-control-scale-0") == "0.5"
+    page.locator(".left").screenshot(path="/tmp/studio/control.png")
