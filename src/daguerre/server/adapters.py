@@ -15,21 +15,21 @@ from daguerre.conditioning.syntax import lora_of_tag, split_tags
 from daguerre.errors import DaguerreError, nearest
 from daguerre.server.errors import ApiError
 
-FOLDERS = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets"}  # of the kinds, in a server's data folder
+ADAPTER_FOLDERS = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets"}  # of the kinds, in a server's data folder
 OFFERED_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 LORA_TAG_KINDS = ("lora", "lyco")
 ADAPTER_FIELDS = ("kind", "name", "scale", "text_scale", "rank", "start", "end", "guess_mode")
 
 
 class AdapterLibrary:
-    """Adapters by name, in the folders `FOLDERS` of a server's data."""
+    """Adapters by name, in the folders `ADAPTER_FOLDERS` of a server's data."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
 
     def files(self, kind: str) -> dict[str, Path]:
         """The files of a kind by name, and the folders in the layout of diffusers; a changed folder is read again."""
-        folder = self._data / FOLDERS.get(kind, "none")
+        folder = self._data / ADAPTER_FOLDERS.get(kind, "none")
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in OFFERED_SUFFIXES) if folder.is_dir() else []
         folders = {path.parent: None for path in paths if (path.parent / "config.json").is_file()}
         return {
@@ -69,16 +69,16 @@ class AdapterLibrary:
     def listing(self, family: str | None) -> dict[str, list[dict[str, Any]]]:
         """All adapters for callers; `fits` is whether one is for a model of the family, None if that is not known."""
         return {
-            folder: [_described(name, family_of(kind, path), family) for name, path in self.files(kind).items()]
-            for kind, folder in FOLDERS.items()
+            folder: [_described(name, family_of_adapter(kind, path), family) for name, path in self.files(kind).items()]
+            for kind, folder in ADAPTER_FOLDERS.items()
         }
 
     def _record(self, value: Any) -> AdapterRecord:
         """An adapter that a caller names; fields about its file are not read from callers."""
         if isinstance(value, AdapterRecord):
             value = asdict(value)
-        if not isinstance(value, Mapping) or value.get("kind") not in FOLDERS or not isinstance(value.get("name"), str):
-            message = f'An adapter is {{"kind": {" or ".join(FOLDERS)}, "name": …, "scale": …}}.'
+        if not isinstance(value, Mapping) or value.get("kind") not in ADAPTER_FOLDERS or not isinstance(value.get("name"), str):
+            message = f'An adapter is {{"kind": {" or ".join(ADAPTER_FOLDERS)}, "name": …, "scale": …}}.'
             raise ApiError(422, message, code="invalid_request", param="adapters")
         path = self.find(value["kind"], value["name"])
         return AdapterRecord(**{name: value[name] for name in ADAPTER_FIELDS if name in value}, path=str(path))
@@ -100,7 +100,7 @@ def _described(name: str, made_for: str | None, family: str | None) -> dict[str,
     return {"name": name, "family": made_for, "fits": None if made_for is None or family is None else made_for == family}
 
 
-def family_of(kind: str, path: Path) -> str | None:
+def family_of_adapter(kind: str, path: Path) -> str | None:
     """The family of models that an adapter was made for; None if unknown."""
     try:
         return _family(kind, path, path.stat().st_mtime)

@@ -186,4 +186,3 @@ def test_a_controlnet_follows_an_image(page, server, until):
     page.click(".stage >> text='Settings'")
     assert page.wait_for_selector("img.map").get_attribute("src") == f"/api/inputs/{map_id}"
     assert page.input_value("#f-control-scale-0") == "0.5"
-    page.locator(".left").screenshot(path="/tmp/studio/control.png")

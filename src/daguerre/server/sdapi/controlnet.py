@@ -18,7 +18,7 @@ from daguerre.server.studio import Studio
 
 NO_MODULE = ("", "none")
 # The extension's names of preprocessors that we have.
-MODULES: Mapping[str, str] = {
+PREPROCESSOR_NAMES: Mapping[str, str] = {
     "tile_resample": "tile",
     "recolor_luminance": "grey",
     "blur_gaussian": "blur",
@@ -26,13 +26,13 @@ MODULES: Mapping[str, str] = {
     "t2ia_color_grid": "colours",
     **{name: name for name in PREPROCESSORS},
 }
-RESIZE_MODES: Mapping[Any, ResizeMode] = {
+UNIT_RESIZE_MODES: Mapping[Any, ResizeMode] = {
     0: "stretch", "just resize": "stretch", 1: "crop", "crop and resize": "crop", "scale to fit (inner fit)": "crop",
     2: "pad", "resize and fill": "pad", "envelope (outer fit)": "pad",
 }  # fmt: skip
 BALANCED, PROMPT_FIRST, CONTROL_FIRST = (0, "balanced"), (1, "my prompt is more important"), (2, "controlnet is more important")
 # Fields without meaning here, with the values that ask for nothing.
-UNUSED: Mapping[str, tuple[Any, ...]] = {
+UNUSED_IN_UNITS: Mapping[str, tuple[Any, ...]] = {
     "mask": (None, ""),
     "hr_option": (None, "Both", "both"),
     "inpaint_crop_input_image": (None, False, True),
@@ -92,7 +92,7 @@ def _add(studio: Studio, units: ControlUnits, unit: Mapping[str, Any], size: tup
     mode = mode.lower() if isinstance(mode, str) else mode
     if mode in PROMPT_FIRST:
         units.notes.append("control_mode 'My prompt is more important' is not supported; the unit is balanced")
-    ignored = [key for key, value in unit.items() if value not in UNUSED.get(key, (None,)) and key not in READ]
+    ignored = [key for key, value in unit.items() if value not in UNUSED_IN_UNITS.get(key, (None,)) and key not in READ]
     units.notes.extend(f"{str(key)[:60]} of a ControlNet unit is not supported and was ignored" for key in ignored)
     image = _fitted(detected(_image(studio, unit, first), module), size, unit.get("resize_mode", 1))
     record = {
@@ -113,10 +113,12 @@ def detected(image: Image.Image, module: str) -> Image.Image:
     """The condition map that a preprocessor computes, by our name or the extension's. Raises ApiError if there is none of the name."""
     if module.lower() in NO_MODULE:
         return image
-    if module not in MODULES:
-        message = f"There is no preprocessor {module[:60]!r}; there are none, {', '.join(PREPROCESSORS)}.{nearest(module, MODULES)}"
+    if module not in PREPROCESSOR_NAMES:
+        message = (
+            f"There is no preprocessor {module[:60]!r}; there are none, {', '.join(PREPROCESSORS)}.{nearest(module, PREPROCESSOR_NAMES)}"
+        )
         raise ApiError(422, message, code="module_not_found", param="module")
-    return preprocess(image, MODULES[module])
+    return preprocess(image, PREPROCESSOR_NAMES[module])
 
 
 def _image(studio: Studio, unit: Mapping[str, Any], first: str | None) -> Image.Image:
@@ -132,4 +134,4 @@ def _fitted(image: Image.Image, size: tuple[int | None, int | None], mode: Any) 
     width, height = size
     if width is None or height is None:
         return image
-    return resize(image, (width, height), RESIZE_MODES.get(mode.lower() if isinstance(mode, str) else mode, "crop"))
+    return resize(image, (width, height), UNIT_RESIZE_MODES.get(mode.lower() if isinstance(mode, str) else mode, "crop"))
