@@ -7,7 +7,7 @@ from pathlib import Path
 
 from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import check_model_name, choose_threads
-from daguerre.cli.options import ModelName, OptionalPath, OptionalText, Threads
+from daguerre.cli.options import ModelName, OptionalInt, OptionalPath, OptionalText
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.server.config import ServerConfig, check_address
@@ -25,7 +25,8 @@ class ServeOptions:
     token: OptionalText = None
     """What callers give as password or bearer token. Default: the environment variable DAGUERRE_TOKEN, else none."""
     model: ModelName = None
-    threads: Threads = None
+    threads: OptionalInt = None
+    """Number of CPU threads. Default: one for each core."""
     data_dir: OptionalPath = None
     """Folder for images, queue and settings; checkpoints in its folder `models` are offered, too. Default: ~/.local/share/daguerre."""
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     with usage_errors():
         check_address(config)
     tune_malloc()
-    choose_threads(options.threads)
+    if options.threads is not None:  # else all cores: who else computes now says nothing about the days that a server runs
+        choose_threads(options.threads)
     from daguerre.server.serve import serve  # here, because it imports torch
 
     serve(config)
