@@ -162,7 +162,7 @@ def test_a_controlnet_is_recorded_and_attached_again(run, tiny_model, tmp_path):
     save_file(network.state_dict(), "edges.safetensors")
     assert run("txt2img", "a cat", *FAST, "--out=base.png")[0] == 0
     assert run("preprocess", "blur", "base.png", "--out=map.png")[0] == 0
-    options = ["--controlnet=edges.safetensors:0.5", "--control-image=map.png", "--control-steps=0:0.5"]
+    options = ["--controlnet=edges.safetensors:0.5:0-0.5", "--control-image=map.png"]
     code, _, err = run("txt2img", "a cat", *options, *FAST, "--out=a.png")
     assert (code, err) == (0, "")
     assert read_provenance("a.png")[0].tobytes() != read_provenance("base.png")[0].tobytes()
@@ -171,8 +171,46 @@ def test_a_controlnet_is_recorded_and_attached_again(run, tiny_model, tmp_path):
     assert run("reproduce", "a.png")[:2] == (0, "identical\n")
     code, _, err = run("txt2img", "a cat", "--controlnet=edges.safetensors", *FAST)
     assert code == 2
-    assert "1 ControlNets and 0 condition maps" in err
+    assert "1 ControlNets and T2I-Adapters and 0 condition maps" in err
     Path("map.png").rename(tmp_path / "loras.png")
     code, _, err = run("reproduce", "a.png")
     assert code == 2
     assert "give its file with --adapters FOLDER" in err
+
+
+def test_t2i_and_ip_adapters_are_described_recorded_and_attached_again(run, tiny_model, tmp_path):
+    from daguerre.adapters.ip_adapter import cross_attention_paths
+    from daguerre.models.clip import CLIPVision, CLIPVisionConfig
+    from daguerre.models.t2i_adapter import T2IAdapterConfig, T2IAdapterModel
+
+    torch.manual_seed(0)
+    unet, factor = tiny_model.unet, tiny_model.autoencoder.downsample_factor
+    assert factor == 4
+    D = unet.config.context_width
+    vision = CLIPVision(CLIPVisionConfig(size=28, width=32, layers=2, heads=16, mlp_width=64, projection=24))
+    save_file(vision.state_dict(), "clip.safetensors")
+    tensors = {"image_proj.proj.weight": torch.randn(4 * D, 24), "image_proj.proj.bias": torch.zeros(4 * D)}
+    tensors |= {"image_proj.norm.weight": torch.ones(D), "image_proj.norm.bias": torch.zeros(D)}
+    for i, path in enumerate(cross_attention_paths(unet)):
+        width = len(unet.get_submodule(path).to_q.weight)
+        tensors |= {f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": torch.randn(width, D) for part in "kv"}
+    save_file(tensors, "image.safetensors")
+    assert run("txt2img", "a cat", *FAST, "--out=base.png")[0] == 0
+    options = ["--ip-adapter=image.safetensors:0.5:0-0.5", "--ip-image=base.png", "--ip-image=base.png"]
+    code, _, err = run("txt2img", "a cat", *options, *FAST)
+    assert code == 1
+    assert "give its folder or file with --image-encoder" in err
+    code, _, err = run("txt2img", "a cat", *options, "--image-encoder=clip.safetensors", *FAST, "--out=a.png")
+    assert (code, err) == (0, "")
+    assert read_provenance("a.png")[0].tobytes() != read_provenance("base.png")[0].tobytes()
+    (record,) = records("a.png")
+    assert (record.kind, record.name, record.scale, record.end, record.images) == ("ip-adapter", "image", 0.5, 0.5, 2)
+    assert run("reproduce", "a.png")[:2] == (0, "identical\n")
+    assert "This is a plain adapter." in run("inspect", "image.safetensors")[1]
+    config = T2IAdapterConfig(channels=(16, 32), halved=(False, True))
+    save_file(T2IAdapterModel(config).state_dict(), "t2i.safetensors")
+    text = run("inspect", "t2i.safetensors")[1]
+    assert "t2i-adapter, diffusers names" in text
+    assert "full adapter for maps of 3 channels" in text
+    code, _, err = run("txt2img", "a cat", "--t2i-adapter=t2i.safetensors", "--control-image=base.png", *FAST)
+    assert "is for models with features of the channels (16, 32) at 1/8 of the image, and 'tiny' has" in err

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from daguerre.adapters.controlnet import ControlNet
 from daguerre.adapters.embedding import WIDTHS, Embedding
+from daguerre.adapters.image_adapter import ImageAdapter
 from daguerre.adapters.lora.lora import CONTEXT_FAMILIES, Lora
 from daguerre.adapters.lora.module_names import LayerName, NetworkRole, Target, layer_table
 from daguerre.adapters.lora.weight_delta import MatrixDelta, Rows, WeightDelta
@@ -27,7 +27,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.runtime.weight_edits import WeightEdit, with_edited_weights
 
-Adapter = Lora | Embedding | ControlNet
+Adapter = Lora | Embedding | ImageAdapter
 Change = tuple[WeightDelta, float]  # and its strength
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding"
 

@@ -3,17 +3,19 @@
     model = with_adapters(model, [load_controlnet("canny.safetensors", model).scaled(0.8, end=0.7)])
     generate(model, prompt="a house", control_images=[edges])
 
-The names of the original code (`control_model.input_blocks…`) and of diffusers, whole networks and files of differences from SD 1.5.
+The names of the original code (`control_model.input_blocks…`) and of diffusers; whole networks, files of differences from SD 1.5, and
+control-LoRAs, whose weights are W + up·down of the model's own.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from daguerre.adapters.image_adapter import ImageAdapter
 from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
 from daguerre.adapters.record import AdapterRecord, adapter_stem
 from daguerre.diffusion.conditioning import Conditioning
@@ -30,11 +32,12 @@ from daguerre.weights.tensors.safetensors import config_errors, read_json, to_co
 
 PREFIX = "control_model."  # of files of the original code; the first ones hold a whole model next to it
 DIFFERENCE = "difference"  # an empty tensor in files that store the difference from SD 1.5
+CONTROL_LORA = "lora_controlnet"  # an empty tensor in control-LoRAs
+WIDTH_NAMES = re.compile(r"\.attn2\.to_k\.(weight|down)$|\.to_k_ip\.weight$")  # their inputs have the width of the text states
 GUESS_EXPONENTS = (-1.0, 0.0)  # of 10: the scales of guess mode, from the upper layers to the middle
 # Kinds that are recognised and not supported, by a tensor name that only they have.
 UNSUPPORTED_CONTROLS = {
     r"task_embedding$|control_add_embedding\.|transformer_layes\.|spatial_ch_projs\.": "a ControlNet for several kinds of maps (union)",
-    r"lora_controlnet$|lora_controlnet\.": "a control-LoRA",
     r"lllite_": "a ControlNet-LLLite",
     r"(adapter\.)?body\.\d+\.": "a T2I-Adapter",
     r"(ip_adapter|image_proj)\.": "an IP-Adapter",
@@ -43,23 +46,11 @@ UNSUPPORTED_CONTROLS = {
 
 
 @dataclass(frozen=True, eq=False)
-class ControlNet:
-    """A ControlNet for one model.
-
-    record: name, file, scale, start, end and guess mode. pooled: use the mean of each residual over space ("shuffle").
-    """
+class ControlNet(ImageAdapter):
+    """A ControlNet for one model. pooled: use the mean of each residual over space ("shuffle")."""
 
     network: ControlNetModel
-    record: AdapterRecord
     pooled: bool = False
-
-    def scaled(self, scale: float, *, start: float = 0.0, end: float = 1.0, guess_mode: bool = False) -> "ControlNet":
-        """The same with another strength. start, end: the shares of the steps between which it applies."""
-        return replace(self, record=replace(self.record, scale=scale, start=start, end=end, guess_mode=guess_mode))
-
-    def applies(self, step: int, steps: int) -> bool:
-        """Whether it applies in a step, counted from 0."""
-        return step / steps >= self.record.start and (step + 1) / steps <= self.record.end
 
     def residuals(self, x: Tensor, t: Tensor, cond: Conditioning, control_map: Tensor, prompted: Tensor) -> list[Tensor]:
         """The residuals for `UNet.forward`, scaled.
@@ -92,11 +83,11 @@ def load_controlnet(path: str | Path, model: LatentDiffusion) -> ControlNet:
     source = weights_in(path) if path.is_dir() else path
     file = open_tensors(source)
     for pattern, kind in UNSUPPORTED_CONTROLS.items():
-        if any(map(re.compile(pattern).match, file.shapes)):
+        if has_name(file.shapes, pattern):
             raise DaguerreError(f"'{path}' is {kind}, which is not supported; use a ControlNet for one kind of map.")
     tensors = _canonical_tensors(file)
-    if DIFFERENCE in file.shapes:
-        tensors = _with_unet(tensors, model.unet)
+    if DIFFERENCE in file.shapes or CONTROL_LORA in file.shapes:
+        tensors = _with_unet(tensors, model.unet, path)
     shape = _check_family(tensors, model, path)
     tensors = {name: to_compute_layout(tensor, model.device, model.dtype) for name, tensor in tensors.items()}
     with config_errors(path), shapes_only():
@@ -104,7 +95,12 @@ def load_controlnet(path: str | Path, model: LatentDiffusion) -> ControlNet:
     fill(network, tensors, path)
     record = AdapterRecord("controlnet", adapter_stem(path), str(path), file_hash(source))
     pooled = bool(config.get("global_pool_conditions", "shuffle" in path.stem.lower()))
-    return ControlNet(network.eval(), record, pooled)
+    return ControlNet(record, network.eval(), pooled)
+
+
+def has_name(names: Iterable[str], pattern: str) -> bool:
+    """Whether a file has a name that starts with a pattern."""
+    return any(map(re.compile(pattern).match, names))
 
 
 def controlnet_family(path: Path) -> str | None:
@@ -113,13 +109,17 @@ def controlnet_family(path: Path) -> str | None:
     Raises:
         DaguerreError: the file cannot be read.
     """
-    shapes = open_tensors(weights_in(path) if path.is_dir() else path).shapes
-    return next((CONTEXT_FAMILIES.get(shape[-1]) for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    return family_of_shapes(open_tensors(weights_in(path) if path.is_dir() else path).shapes)
+
+
+def family_of_shapes(shapes: Mapping[str, Tensor]) -> str | None:
+    """The family of models from the cross-attentions of a ControlNet or an IP-Adapter; None if unknown."""
+    return next((CONTEXT_FAMILIES.get(shape.shape[1]) for name, shape in shapes.items() if WIDTH_NAMES.search(name)), None)
 
 
 def _canonical_tensors(file: TensorFile) -> dict[str, Tensor]:
     """The tensors of a ControlNet under the names of diffusers. Raises DaguerreError if the file has none."""
-    names = [name for name in file.shapes if name != DIFFERENCE]
+    names = [name for name in file.shapes if name not in (DIFFERENCE, CONTROL_LORA)]
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in file.read(n for n in names if n.startswith(prefix)).items()}
     if "controlnet_cond_embedding.conv_in.weight" in tensors:
@@ -135,10 +135,11 @@ def _canonical_tensors(file: TensorFile) -> dict[str, Tensor]:
 def controlnet_rules(tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The names of the original code (cldm.py of ControlNet), for a network with these tensors."""
     entries = {int(found[1]) for name in tensors if (found := re.match(r"input_blocks\.(\d+)\.", name))}
-    downsamplers = sorted(n for n in entries if f"input_blocks.{n}.0.op.weight" in tensors)
+    downsamplers = sorted(n for n in entries if {f"input_blocks.{n}.0.op.weight", f"input_blocks.{n}.0.op.up"} & tensors.keys())
     blocks = (downsamplers[0] if downsamplers else max(entries) + 1) - 1
     levels = len(downsamplers) + 1
-    attention = tuple(f"input_blocks.{1 + level * (blocks + 1)}.1.proj_in.weight" in tensors for level in range(levels))
+    heads = [f"input_blocks.{1 + level * (blocks + 1)}.1.proj_in." for level in range(levels)]
+    attention = tuple(bool({f"{head}weight", f"{head}up"} & tensors.keys()) for head in heads)
     yield from unet_rules(UNetLayout(blocks, attention, False, False, (1,) * levels))
     yield rule("input_hint_block.0.", "controlnet_cond_embedding.conv_in.")
     yield from (rule(f"input_hint_block.{2 * (i + 1)}.", f"controlnet_cond_embedding.blocks.{i}.") for i in range(6))
@@ -147,13 +148,24 @@ def controlnet_rules(tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     yield rule("middle_block_out.0.", "controlnet_mid_block.")
 
 
-def _with_unet(tensors: Mapping[str, Tensor], unet: UNet) -> dict[str, Tensor]:
-    """A difference from SD 1.5 added to the UNet of the model; what the file does not have is the UNet's own."""
+def _with_unet(tensors: Mapping[str, Tensor], unet: UNet, path: Path) -> dict[str, Tensor]:
+    """A file of differences, or a control-LoRA, added to the UNet of the model; what the file does not have is the UNet's own."""
     own = {name: tensor for name, tensor in unet.state_dict().items() if not name.startswith(("up_blocks.", "conv_norm_out.", "conv_out."))}
     if any(tensor.is_meta for tensor in own.values()):
-        raise DaguerreError("A ControlNet that stores differences needs the whole UNet in memory; use another file, or no --low-memory.")
+        raise DaguerreError(f"'{path}' stores differences and needs the whole UNet in memory; use another file, or no --low-memory.")
+    lora = {name.removesuffix(".up"): tensor for name, tensor in tensors.items() if name.endswith(".up")}
+    if lora:  # the other tensors of a control-LoRA are whole
+        whole = {name: tensor for name, tensor in tensors.items() if not name.endswith((".up", ".down"))}
+        return {**own, **{f"{name}.weight": _with_low_rank(own, name, up, tensors, path) for name, up in lora.items()}, **whole}
     total = {name: own[name].float() + tensor.float() if name in own else tensor for name, tensor in tensors.items()}
     return {**own, **total}
+
+
+def _with_low_rank(own: Mapping[str, Tensor], name: str, up: Tensor, tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+    """W + up·down of one layer of a control-LoRA, float32."""
+    with config_errors(path):
+        weight, down = own[f"{name}.weight"].float(), tensors[f"{name}.down"]
+        return weight + (up.float().flatten(1) @ down.float().flatten(1)).reshape(weight.shape)
 
 
 def _check_family(tensors: Mapping[str, Tensor], model: LatentDiffusion, path: Path) -> ControlNetConfig:

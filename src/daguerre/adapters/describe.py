@@ -10,17 +10,23 @@ from typing import Any
 from torch import nn
 
 from daguerre.adapters.attach import matched_layers
+from daguerre.adapters.controlnet import CONTROL_LORA, DIFFERENCE, UNSUPPORTED_CONTROLS, family_of_shapes, has_name
 from daguerre.adapters.embedding import FOLDER_FILES, IMAGE_SUFFIXES, NESTED, PAIR_KEYS, WIDTHS, Embedding, load_embedding
+from daguerre.adapters.ip_adapter import ip_adapter_kind
 from daguerre.adapters.lora.lora import Lora
 from daguerre.adapters.lora.module_names import NetworkRole
 from daguerre.adapters.lora.read import FOLDER_FILES_OF_LORA, load_lora
 from daguerre.adapters.lora.weight_delta import DoRA, LowRank, WeightDelta
-from daguerre.errors import DaguerreError
+from daguerre.adapters.t2i_adapter import canonical_tensors, t2i_config
+from daguerre.errors import DaguerreError, join_names
 from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, CLIPText, CLIPTextConfig
 from daguerre.models.unet import SD1, SD2, SDXL, SDXL_REFINER, UNet
 from daguerre.nn.meta import shapes_only
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE
+from daguerre.weights.hashing import file_hash
 from daguerre.weights.original.detect import attachment_kind
-from daguerre.weights.tensors.reader import TensorFile, open_tensors
+from daguerre.weights.tensors.reader import TensorFile, open_tensors, weights_in
+from daguerre.weights.tensors.safetensors import read_json
 
 SD2_TEXT = CLIPTextConfig(width=1024, layers=24, heads=16, mlp_width=4096, activation="gelu")
 ARCHITECTURES = {
@@ -41,6 +47,8 @@ NAMINGS = (  # by the start of a name, the first match counts
     ("", "diffusers"),
 )
 MAX_TRIGGER_WORDS = 12
+IMAGE_KINDS = ("controlnet", "t2i-adapter", "ip-adapter")
+FOLDER_CLASSES = ("ControlNetModel", "ControlNetUnionModel", "T2IAdapter")  # in the config.json of a folder
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class AdapterReport:
     def lines(self) -> list[str]:
         """As readable text."""
         heads = {
-            "kind": f"{self.kind}, {self.naming} names" if self.layers else self.kind,
+            "kind": f"{self.kind}, {self.naming} names" if self.naming else self.kind,
             "family": self.family or "unknown",
             "layers": ", ".join(f"{count} {kind}" for kind, count in self.layers.items()),
             "networks": ", ".join(f"{count} in {role}" for role, count in self.networks.items()),
@@ -101,7 +109,10 @@ def describe_adapter(path: str | Path) -> AdapterReport | None:
     if path.is_dir():
         if any((path / name).is_file() for name in FOLDER_FILES_OF_LORA):
             return _describe_lora(load_lora(path))
-        return _describe_embedding(load_embedding(path)) if any((path / name).is_file() for name in FOLDER_FILES) else None
+        if any((path / name).is_file() for name in FOLDER_FILES):
+            return _describe_embedding(load_embedding(path))
+        config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
+        return _describe_image_adapter(open_tensors(weights_in(path)), path) if config.get("_class_name") in FOLDER_CLASSES else None
     if path.suffix.lower() in IMAGE_SUFFIXES:
         try:
             return _describe_embedding(load_embedding(path))
@@ -115,7 +126,33 @@ def describe_adapter(path: str | Path) -> AdapterReport | None:
         return _describe_lora(load_lora(path))
     if kind == "textual-inversion" or _is_embedding(file):
         return _describe_embedding(load_embedding(path))
-    return None
+    return _describe_image_adapter(file, path) if kind in IMAGE_KINDS else None
+
+
+def _describe_image_adapter(file: TensorFile, path: Path) -> AdapterReport:
+    """Describe a ControlNet, a T2I-Adapter or an IP-Adapter: its kind, naming and family. Raises DaguerreError for other files."""
+    shapes = file.shapes
+    kind = attachment_kind(shapes)
+    family = family_of_shapes(shapes)
+    naming, notes = (
+        "",
+        [f"This is {what}, which is not supported." for mark, what in UNSUPPORTED_CONTROLS.items() if has_name(shapes, mark)],
+    )
+    if kind == "controlnet":
+        naming = "diffusers" if "controlnet_cond_embedding.conv_in.weight" in shapes else "original"
+        forms = {CONTROL_LORA: "a control-LoRA: weights that are added to the model's own", DIFFERENCE: "a difference from SD 1.5"}
+        notes += [f"This is {form}." for mark, form in forms.items() if mark in shapes]
+    elif kind == "t2i-adapter":
+        naming = "diffusers" if any(".resnets." in name for name in shapes) else "original"
+        config = t2i_config(canonical_tensors(shapes, path), path)
+        family = "sdxl" if config.factor == 16 else "sd1"
+        notes = [f"This is a {'light' if config.light else 'full'} adapter for maps of {config.map_channels} channels."]
+    elif kind == "ip-adapter":
+        form = ip_adapter_kind(shapes)
+        notes = [f"This is a{'n FaceID adapter, which is not supported' if form == 'faceid' else f' {form} adapter'}."]
+    else:
+        raise DaguerreError(f"'{path}' is no ControlNet, T2I-Adapter or IP-Adapter; it has names such as {join_names(list(shapes)[:3])}.")
+    return AdapterReport(str(path), kind, naming, family, notes=notes, sha256=file_hash(file.path), metadata=dict(file.metadata))
 
 
 def _is_embedding(file: TensorFile) -> bool:

@@ -28,6 +28,8 @@ class AdapterRecord:
         rank: of a LoRA, use only so many of its ranks; None is all.
         start, end: of a ControlNet or another adapter with an image, the shares of the steps between which it applies.
         guess_mode: of a ControlNet, apply it to the prompt's condition only and less in the upper layers.
+        images: of an IP-Adapter, how many images of the request it takes.
+        encoder: of an IP-Adapter, the folder or file of its image encoder; None is the one next to its file.
     """
 
     kind: AdapterKind
@@ -41,11 +43,13 @@ class AdapterRecord:
     start: float = 0.0
     end: float = 1.0
     guess_mode: bool = False
+    images: int = 1
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(AdapterKind):
             raise DaguerreError(f"There is no adapter of the kind {self.kind!r}; the kinds are {', '.join(get_args(AdapterKind))}.")
-        texts = self.path, self.sha256, self.short_hash
+        texts = self.path, self.sha256, self.short_hash, self.encoder
         if not isinstance(self.name, str) or not all(text is None or isinstance(text, str) for text in texts):
             raise DaguerreError(f"The name, path and hashes of an adapter are texts; got {self.name!r}, {self.path!r}.")
         check_scale(self.name, self.scale)
@@ -53,6 +57,8 @@ class AdapterRecord:
             check_scale(self.name, self.text_scale)
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise DaguerreError(f"The rank of {self.name!r} is {self.rank!r}; it is 1 or more, or None for all ranks.")
+        if not isinstance(self.images, int) or self.images < 1:
+            raise DaguerreError(f"{self.name!r} takes {self.images!r} images; give 1 or more.")
         check_interval(self.name, self.start, self.end)
         for name in ("scale", "text_scale", "start", "end"):  # 1 and 1.0 are the same record, in the same JSON
             if isinstance(value := getattr(self, name), int):

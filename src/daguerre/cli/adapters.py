@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daguerre.adapters.record import AdapterRecord, adapter_stem
 from daguerre.atomic_io import expand_user
@@ -14,56 +14,61 @@ from daguerre.cli.image_inputs import read_input
 from daguerre.errors import DaguerreError, join_names, nearest
 
 if TYPE_CHECKING:
+    from daguerre.adapters.record import AdapterKind
     from daguerre.cli.options import AdapterOptions, ControlledAdapterOptions
     from daguerre.pipelines.request import Request
 
 ADAPTER_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 EMBEDDING_SUFFIXES = (*ADAPTER_SUFFIXES, ".png", ".webp")
 LORA_TAGS = ("lora", "lyco")
+INTERVAL = re.compile(r"(\d*\.?\d+)-(\d*\.?\d+)")  # shares of the steps
+KIND_TITLES = {"controlnet": "ControlNet", "t2i-adapter": "T2I-Adapter", "ip-adapter": "IP-Adapter"}
 
 
 def with_adapter_options(request: "Request", options: "ControlledAdapterOptions") -> "Request":
-    """The request with the adapters and condition maps of the options.
+    """The request with the adapters of the options and their images.
 
     Raises:
-        DaguerreError: as `adapter_records`; or the numbers of ControlNets, maps and shares of steps differ.
+        DaguerreError: as `adapter_records`; or there are too few or too many images.
     """
-    controls = control_records(options)
-    images = tuple(read_input(path) for path in options.control_image)
-    if len(images) != len(controls):
+    maps, images = ([read_input(path) for path in paths] for paths in (options.control_image, options.ip_image))
+    controls = [
+        *(image_adapter("controlnet", text, guess_mode=options.guess_mode) for text in options.controlnet),
+        *(image_adapter("t2i-adapter", text) for text in options.t2i_adapter),
+    ]
+    if len(maps) != len(controls):
         raise DaguerreError(
-            f"There are {len(controls)} ControlNets and {len(images)} condition maps; give a --control-image for each --controlnet, in the "
-            "same order."
+            f"There are {len(controls)} ControlNets and T2I-Adapters and {len(maps)} condition maps; give a --control-image for each, "
+            "those of the ControlNets first."
         )
-    return replace(request, adapters=(*adapter_records(options, request), *controls), control_images=images)
-
-
-def control_records(options: "ControlledAdapterOptions") -> tuple[AdapterRecord, ...]:
-    """The ControlNets of --controlnet with their --control-steps."""
-    if len(options.control_steps) not in (0, len(options.controlnet)):
+    encoder, count = options.image_encoder, len(options.ip_adapter)
+    if encoder is not None and not (count and encoder.exists()):
         raise DaguerreError(
-            f"There are {len(options.controlnet)} ControlNets and {len(options.control_steps)} --control-steps; give one for each, or none."
+            f"There is no image encoder '{encoder}'; check the path." if count else "--image-encoder needs an --ip-adapter."
         )
-    records = []
-    for number, text in enumerate(options.controlnet):
-        source, _, scale = text.rpartition(":")
-        given = expand_user(text).exists() or not _is_number(scale)
-        path = _existing(text if given else source, None, "ControlNet", ADAPTER_SUFFIXES)
-        start, end = _interval(options.control_steps[number]) if options.control_steps else (0.0, 1.0)
-        scale_number = 1.0 if given else float(scale)
-        records.append(
-            AdapterRecord(
-                "controlnet", adapter_stem(path), str(path), scale=scale_number, start=start, end=end, guess_mode=options.guess_mode
-            )
-        )
-    return tuple(records)
+    if len(images) != count and not (count == 1 and images):
+        raise DaguerreError(f"There are {count} IP-Adapters and {len(images)} --ip-image; give one for each, or several for a single one.")
+    each = len(images) if count == 1 else 1
+    prompts = [image_adapter("ip-adapter", text, images=each, encoder=encoder and str(encoder)) for text in options.ip_adapter]
+    return replace(request, adapters=(*adapter_records(options, request), *controls, *prompts), control_images=(*maps, *images))
 
 
-def _interval(text: str) -> tuple[float, float]:
-    start, _, end = text.partition(":")
-    if not _is_number(start) or not _is_number(end):
-        raise DaguerreError(f"--control-steps is {text!r}; it is START:END, two shares of the steps such as 0:0.7.")
-    return float(start), float(end)
+def image_adapter(kind: "AdapterKind", text: str, **more: Any) -> AdapterRecord:
+    """The adapter of FILE, FILE:SCALE or FILE:SCALE:START-END; more: other fields of its record."""
+    source, scale, start, end = text, 1.0, 0.0, 1.0
+    if not expand_user(text).exists():
+        source, *numbers = text.rsplit(":", 2)
+        if numbers and (found := INTERVAL.fullmatch(numbers[-1])) and len(numbers) == 2 and _is_number(numbers[0]):
+            scale, start, end = float(numbers[0]), float(found[1]), float(found[2])
+        elif _is_number(text.rpartition(":")[2]):
+            source, scale = text.rpartition(":")[0], float(text.rpartition(":")[2])
+        else:
+            source = text
+    if not (path := expand_user(source)).exists():
+        raise DaguerreError(
+            f"There is no {KIND_TITLES[kind]} '{source}'; give FILE, FILE:SCALE or FILE:SCALE:START-END, such as a.bin:0.8:0-0.7."
+        )
+    return AdapterRecord(kind, adapter_stem(path), str(path), scale=scale, start=start, end=end, **more)
 
 
 def adapter_records(options: "AdapterOptions", request: "Request") -> tuple[AdapterRecord, ...]:

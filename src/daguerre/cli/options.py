@@ -161,6 +161,12 @@ class PipelineOptions(ModelOptions):
     """Use less memory and more time: sequential offload, one condition at a time, tiled decoding. Automatic if a run would not fit."""
 
 
+TimedAdapters = Annotated[
+    tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE[:START-END]]", help_behavior_hint="")
+]
+ImagePaths = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="IMAGE", help_behavior_hint="")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
     """LoRAs and embeddings; see docs/adapters.md."""
@@ -177,14 +183,20 @@ class AdapterOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlledAdapterOptions(AdapterOptions):
-    """LoRAs, embeddings and ControlNets; see docs/adapters.md."""
+    """LoRAs, embeddings, and adapters with images; see docs/adapters.md."""
 
-    controlnet: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:SCALE]", help_behavior_hint="")] = ()
-    """A ControlNet and its strength (default 1). Repeat it for several; each needs a --control-image."""
-    control_image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MAP", help_behavior_hint="")] = ()
-    """The condition map of a ControlNet, in the same order, such as an image of `daguerre preprocess`."""
-    control_steps: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="START:END", help_behavior_hint="")] = ()
-    """Shares of the steps in which a ControlNet applies, such as 0:0.7, in the same order. Default: all steps."""
+    controlnet: TimedAdapters = ()
+    """A ControlNet, its strength (default 1), and the shares of the steps in which it applies. Repeat it for several."""
+    t2i_adapter: TimedAdapters = ()
+    """A T2I-Adapter, in the same way."""
+    control_image: ImagePaths = ()
+    """The condition map of a ControlNet or T2I-Adapter, in the same order, such as an image of `daguerre preprocess`."""
+    ip_adapter: TimedAdapters = ()
+    """An IP-Adapter, which takes an image as a prompt, in the same way."""
+    ip_image: ImagePaths = ()
+    """The image for an IP-Adapter. Repeat it for several images or adapters."""
+    image_encoder: OptionalPath = None
+    """CLIP image encoder of the IP-Adapters: a folder or a file. Default: the folder `image_encoder` next to the adapter."""
     guess_mode: bool = False
     """Apply ControlNets to the prompt's condition only, and less in the upper layers; works without a prompt."""
 

@@ -6,6 +6,7 @@ SDXL: Podell et al. 2023, arXiv:2307.01952, §2.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Literal
 
 import torch
@@ -245,7 +246,15 @@ class UNet(UNetEncoder):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Conditioning | None = None, *, control: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Conditioning | None = None,
+        *,
+        control: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Predict from noisy x.
 
         Args:
@@ -254,6 +263,8 @@ class UNet(UNetEncoder):
             cond: the parts that the config requires.
             control: residuals of a ControlNet, added on the upward path: one (B, C_i, H_i, W_i) for each skip connection, in the order of
                 the downward path (`conv_in` first), then one for the middle block. For Stable Diffusion 1: 12 + 1.
+            features: of a T2I-Adapter, (1 or B, C_i, …), one for each level of the downward path (see `DownBlock`), and for SDXL one more
+                for the middle block.
 
         Returns:
             (B, C_out, H, W).
@@ -268,9 +279,11 @@ class UNet(UNetEncoder):
         x = x if cond.concat is None else torch.cat([x, cond.concat], dim=1)
         h = self.conv_in(x[: batch // self._shared_branches(cond)])  # (B, C_0, H, W), or (B/n, …) up to the first cross-attention
         skips = [h]
-        for block in self.down_blocks:
-            h = block(h, emb, cond.context, skips)  # (B, C_i, H/2^i, W/2^i)
+        for block, feature in zip_longest(self.down_blocks, features[: len(self.down_blocks)]):
+            h = block(h, emb, cond.context, skips, feature)  # (B, C_i, H/2^i, W/2^i)
         h = self.mid_block(h, emb, cond.context)
+        for feature in features[len(self.down_blocks) :]:
+            h = h + feature
         if control is not None:
             skips = [repeat_to_batch(skip, batch) + residual for skip, residual in zip(skips, control[:-1], strict=True)]
             h = repeat_to_batch(h, batch) + control[-1]

@@ -41,12 +41,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, L, C); context: (B, M, D). Returns (B, L, C)."""
-        context = x if context is None else context
-        q, k, v = (  # (B, heads, L or M, C/heads)
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        y = self.attend(q, k, v)  # (B, heads, L, C/heads)
+        y = self._attend_to(self.split_heads(self.to_q(x)), x if context is None else context)  # (B, heads, L, C/heads)
         return self.to_out(y.transpose(1, 2).flatten(2))  # (B, L, C)
+
+    def _attend_to(self, q: Tensor, context: Tensor) -> Tensor:
+        """The attention of queries (B, heads, L, d) over a context (B, M, D)."""
+        return self.attend(q, self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context)))
+
+    def split_heads(self, y: Tensor) -> Tensor:
+        """(B, M, C) to (B, heads, M, C/heads)."""
+        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def repeat_to_batch(x: Tensor, batch: int) -> Tensor:

@@ -22,16 +22,31 @@ class DownBlock(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.downsamplers = nn.ModuleList([downsampler] if downsampler is not None else [])
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None, skips: list[Tensor] | None = None) -> Tensor:
-        """x: (B, C, H, W). Appends every state that the up blocks need to the stack `skips`, if given."""
+    def forward(
+        self,
+        x: Tensor,
+        emb: Tensor | None = None,
+        context: Tensor | None = None,
+        skips: list[Tensor] | None = None,
+        feature: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, C, H, W). Appends every state that the up blocks need to the stack `skips`, if given.
+
+        feature: of a T2I-Adapter, added to the last state before the downsampling; without attention to the one after it.
+        """
+        late = bool(self.downsamplers) and not self.attentions
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, emb)  # (B, C_out, H, W)
             if self.attentions:
                 x = self.attentions[i](x, context)
+            if feature is not None and not late and i == len(self.resnets) - 1:
+                x = x + feature
             if skips is not None:
                 skips.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x, emb) if isinstance(downsampler, ResBlock) else downsampler(x)  # (B, C_out, H/2, W/2)
+            if feature is not None and late:
+                x = x + feature
             if skips is not None:
                 skips.append(x)
         return x

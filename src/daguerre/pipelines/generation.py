@@ -31,18 +31,16 @@ from daguerre.diffusion.denoiser import NetworkFn
 from daguerre.diffusion.samplers.registry import check_sigmas
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.nn.cpu.prepack import prepack
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan
 from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
 from daguerre.pipelines.memory_plan import one_at_a_time, with_memory_plan
 from daguerre.pipelines.metadata.write import provenance_of
 from daguerre.pipelines.planners import make_plan
-from daguerre.pipelines.planners.control import MappedControl, check_control_images, mapped_controls, with_control
+from daguerre.pipelines.planners.control import PreparedAdapter, adapted_network, check_control_images, prepared_adapters, with_control
 from daguerre.pipelines.planners.vq_prior import CodeStep, stream_codes
 from daguerre.pipelines.request import Request, RequestFields, with_fields
 from daguerre.runtime.dtype import without_autocast
-from daguerre.runtime.overflow import retry_in_float32
 
 Model = LatentDiffusion | LatentPrior
 RequestOrPrompt = Request | str | Sequence[str] | None
@@ -176,9 +174,7 @@ def _sampler_config(context: GenerationContext, each: Pass) -> SamplerConfig:
 
 def _network(context: GenerationContext, model: LatentDiffusion) -> NetworkFn:
     """The UNet of a model, prepared for one run."""
-    low_memory = context.request.low_memory
-    network = retry_in_float32(model.unet, prepack(model.unet, copies=not low_memory), "UNet")
-    network = one_at_a_time(network) if low_memory else network
+    network = adapted_network(model.unet, (), low_memory=context.request.low_memory)
     return LearnedVariance(network) if model.variance == "learned" else network
 
 
@@ -188,18 +184,22 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
     Step i covers σ in (σ_{i+1}, σ_i], so that samplers with several evaluations a step stay within it.
     """
     model, request, scales = each.model or context.model, context.request, context.guidance_scales(each)
-    controls = mapped_controls(model, request, each.size) if each.model is None else []
+    adapters = prepared_adapters(model, request, each.size) if each.model is None else []
+    networks = {(): network}  # by the adapters that change the UNet itself
 
-    def denoiser_with(active: Sequence[MappedControl]) -> Denoiser:
-        controlled = with_control(network, active)
+    def denoiser_with(active: Sequence[PreparedAdapter]) -> Denoiser:
+        inner = tuple(prepared for prepared in active if prepared.is_inside)
+        if inner not in networks:
+            networks[inner] = adapted_network(model.unet, inner, low_memory=request.low_memory)
+        controlled = with_control(networks[inner], active)
         controlled = one_at_a_time(controlled) if request.low_memory and active else controlled
         return Denoiser(controlled, model.schedule, model.prediction, model.dtype, context.resolved.sampler_config.rounding)
 
     by_step: list[Denoise] = []
-    built: list[tuple[PromptConditions | Conditioning, float, list[MappedControl], Denoise]] = []  # one for all steps with the same
+    built: list[tuple[PromptConditions | Conditioning, float, list[PreparedAdapter], Denoise]] = []  # one for all steps with the same
     for step, (conditions, scale) in enumerate(zip(_step_conditions(context, each), scales, strict=True), each.step_offset):
-        active = [mapped for mapped in controls if mapped.control.applies(step, each.total_steps)]
-        known = (entry[-1] for entry in built if entry[0] is conditions and entry[1] == scale and _same(entry[2], active))
+        active = [prepared for prepared in adapters if prepared.adapter.applies(step, each.total_steps)]
+        known = (entry[-1] for entry in built if entry[0] is conditions and entry[1] == scale and entry[2] == active)
         denoise = next(known, None)
         if denoise is None:
             denoiser = denoiser_with(active)
@@ -210,10 +210,6 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
         by_step.append(denoise)
     inner = [-sigma for sigma in each.sigmas[1:-1].tolist()]  # ascending
     return lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)
-
-
-def _same(first: Sequence[MappedControl], second: Sequence[MappedControl]) -> bool:
-    return [id(mapped) for mapped in first] == [id(mapped) for mapped in second]
 
 
 def _step_conditions(context: GenerationContext, each: Pass) -> list[PromptConditions] | list[Conditioning]:

@@ -81,8 +81,8 @@ class Request:
             sampler, spacing, negative prompt or guidance.
         adapters: records of the adapters attached to the model (see `adapters.with_adapters`); filled in from the model when images are
             generated. A request that has them runs only on a model with the same adapters.
-        control_images: a condition map for each ControlNet among the adapters, in order: Pillow images, arrays or `InputImage`. A map of
-            another size is resized.
+        control_images: the images of the adapters that take one, in order: a condition map for each ControlNet and T2I-Adapter, an image
+            (or several) for each IP-Adapter. Pillow images, arrays or `InputImage`; a map of another size is resized.
         low_memory: one image and one condition at a time, tiled decoding; set automatically if a run would not fit into memory.
 
     Raises:

@@ -10,6 +10,7 @@ from daguerre.data import images
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.images.input import HIGH_BIT_MODES, InputImage
 from daguerre.pipelines.tasks import ResizeMode
+from daguerre.weights.diffusers.clip_config import IMAGE_MEAN, IMAGE_STD
 
 MAX_ASPECT_RATIO = 8  # of an image's sides; models generate nothing coherent beyond it
 NATIVE_AREA = 0.5, 2.0  # an image keeps its size if its area, relative to the training images, is in this range
@@ -169,3 +170,13 @@ def composite(new: Image.Image, old: Image.Image, share: Tensor, box: tuple[int,
     result = old.copy()
     result.paste(Image.fromarray(torch.lerp(below, above, share).round().to(torch.uint8).numpy()), (left, top))
     return result
+
+
+def clip_pixels(image: Image.Image, side: int) -> Tensor:
+    """The middle square of an RGB image, preprocessed for CLIP: (1, 3, side, side), of about zero mean and unit variance."""
+    scale = side / min(image.size)
+    width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    values = (np.array(square, dtype=np.float32) / 255 - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
+    return torch.from_numpy(values).movedim(-1, 0)[None]

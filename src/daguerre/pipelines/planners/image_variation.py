@@ -5,19 +5,15 @@
 (Stable Diffusion image variations, Justin Pinkney 2022; CLIP: Radford et al. 2021, arXiv:2103.00020.)
 """
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from daguerre.conditioning import GuidedConditions
 from daguerre.conditioning.class_map_image import ImageConditioner
 from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, from_noise
-from daguerre.pipelines.images.preprocess import flatten_input
+from daguerre.pipelines.images.preprocess import clip_pixels, flatten_input
 from daguerre.pipelines.tasks import ImageVariation
-from daguerre.weights.diffusers.clip_config import IMAGE_MEAN, IMAGE_STD
 
 
 def image_variation(context: GenerationContext, task: ImageVariation) -> SamplingPlan:
@@ -39,13 +35,3 @@ def image_variation(context: GenerationContext, task: ImageVariation) -> Samplin
             ),
         )
     )
-
-
-def clip_pixels(image: Image.Image, side: int) -> Tensor:
-    """The middle square of an RGB image, preprocessed for CLIP: (1, 3, side, side), of about zero mean and unit variance."""
-    scale = side / min(image.size)
-    width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    values = (np.array(square, dtype=np.float32) / 255 - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
-    return torch.from_numpy(values).movedim(-1, 0)[None]

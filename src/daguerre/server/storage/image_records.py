@@ -96,7 +96,7 @@ def public_request(request: Request) -> dict[str, Any]:
 
 
 def _without_files(records: Sequence[AdapterRecord]) -> tuple[AdapterRecord, ...]:
-    return tuple(replace(record, path=None) for record in records)
+    return tuple(replace(record, path=None, encoder=None) for record in records)
 
 
 def input_id(image: InputImage) -> str:

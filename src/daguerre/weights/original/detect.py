@@ -72,6 +72,8 @@ UNSUPPORTED = {
 ATTACHMENTS = {
     "controlnet": re.compile(r"control_model\.|zero_convs\.|controlnet_cond_embedding\.|controlnet_down_blocks\."),
     "lora": re.compile(r"lora_|.*\.lora_|.*[._]lora\.(up|down)|.*\.(hada|lokr)_"),
+    "t2i-adapter": re.compile(r"(adapter\.)?body\.\d+\.(resnets\.|body\.|block1\.|in_conv\.)|style_embedding$"),
+    "ip-adapter": re.compile(r"(image_proj|ip_adapter)\."),
     "textual-inversion": re.compile(r"string_to_param\.|emb_params$|clip_[lg]$"),
 }
 
