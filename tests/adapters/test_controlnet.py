@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,13 +17,15 @@ from torch import Tensor
 import daguerre
 from daguerre.adapters import ControlNet, load_controlnet, with_adapters
 from daguerre.adapters.controlnet import controlnet_rules
+from daguerre.adapters.describe import describe_adapter
 from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.controlnet import ControlNetConfig, ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import SD1, SDXL
 from daguerre.nn.meta import shapes_only
-from daguerre.pipelines.tasks import ImageToImage
+from daguerre.pipelines.attention_maps import record_attention
+from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint
 from daguerre.weights.original.key_map import KeyTable, Rule
 from tests.adapters.files import manifest
 from tests.families import peers
@@ -138,16 +141,60 @@ def test_several_controlnets_equal_diffusers(sd1: Any):
     assert same_image_latents(latents(adapted, control_images=[MAP, other], low_memory=True), theirs)
 
 
+HALF = Image.fromarray(np.repeat(np.uint8([[0] * 32 + [255] * 32]), 64, axis=0))
+TASKS: dict[str, tuple[type, dict[str, Any], Any]] = {
+    "img2img": (
+        diffusers.StableDiffusionControlNetImg2ImgPipeline,
+        {"image": MAP.rotate(180), "control_image": MAP, "strength": 0.75},
+        ImageToImage(MAP.rotate(180), 0.75),
+    ),
+    "inpaint": (
+        diffusers.StableDiffusionControlNetInpaintPipeline,
+        {"image": MAP.rotate(180), "mask_image": HALF, "control_image": MAP, "strength": 0.75},
+        Inpaint(MAP.rotate(180), HALF, 0.75),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_images_and_masks_equal_diffusers(sd1: Any, monkeypatch: pytest.MonkeyPatch, task: str):
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    pipeline, model, network, folder = sd1
+    kind, settings, ours = TASKS[task]
+    generator = torch.Generator().manual_seed(0)
+    theirs = latents_of_diffusers(kind, pipeline, network, None, **settings, generator=generator, controlnet_conditioning_scale=0.7)
+    adapted = with_adapters(model, [load_controlnet(folder / "edges", model).scaled(0.7)])
+    assert same_image_latents(latents(adapted, control_images=[MAP], task=ours), theirs)
+    assert not same_image_latents(latents(adapted, control_images=[MAP.rotate(90)], task=ours), theirs)
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_equal_diffusers(tmp_path: Path, family: str):
+    pipeline = peers.sd(prediction="v_prediction", second=True) if family == "sd2" else peers.sdxl()
+    pipeline.register_modules(vae=peers.autoencoder(4))
+    pipeline.vae_scale_factor = 8
+    network = reference(pipeline)
+    network.save_pretrained(tmp_path / "edges")
+    kind = diffusers.StableDiffusionControlNetPipeline if family == "sd2" else diffusers.StableDiffusionXLControlNetPipeline
+    theirs = latents_of_diffusers(kind, pipeline, network, MAP)
+    model = daguerre.load(peers.saved(pipeline, tmp_path / family), device="cpu")
+    adapted = with_adapters(model, [load_controlnet(tmp_path / "edges", model)])
+    assert same_image_latents(latents(adapted, control_images=[MAP]), theirs)
+    assert not same_image_latents(latents(model), theirs)
+
+
 def latents_of_diffusers(kind: type, pipeline: Any, network: Any, control_map: Any, **settings: Any) -> Tensor:
     parts = {name: part for name, part in pipeline.components.items() if name != "scheduler"}
     scheduler = diffusers.DDIMScheduler.from_config(
         pipeline.scheduler.config, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
     )
-    controlled = peers.quiet(kind(**parts, scheduler=scheduler, controlnet=network, requires_safety_checker=False))
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    xl = isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
+    more = {"add_watermarker": False} if xl else {"requires_safety_checker": False}
+    controlled = peers.quiet(kind(**parts, scheduler=scheduler, controlnet=network, **more))
+    if control_map is not None:
+        settings |= {"image": control_map, "latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
     return controlled(
-        **REQUEST, image=control_map, height=64, width=64, num_inference_steps=4, guidance_scale=5.0, latents=noise, output_type="latent",
-        **settings,
+        **REQUEST, height=64, width=64, num_inference_steps=4, guidance_scale=5.0, output_type="latent", **settings
     ).images  # fmt: skip
 
 
@@ -156,7 +203,28 @@ def latents(model: LatentDiffusion, **fields: Any) -> Tensor:
     request = daguerre.Request(
         **REQUEST, width=64, height=64, steps=4, guidance_scale=5.0, sampler="euler", initial_noise="variance_preserving", seed=0, **fields
     )
-    return [step.x0 for step in daguerre.stream(model, request)][-1]
+    return [step.x for step in daguerre.stream(model, request)][-1]
+
+
+@torch.no_grad()
+def test_control_loras_are_added_to_the_unet(sd1: Any):
+    _, model, network, folder = sd1
+    own, generator = model.unet.state_dict(), torch.Generator().manual_seed(3)
+    expected, stored = dict(network.state_dict()), original_names(network.state_dict())
+    names = dict(zip(expected, original_names({name: torch.full((), float(i)) for i, name in enumerate(expected)}), strict=True))
+    for name, tensor in network.state_dict().items():
+        if name not in own or tensor.ndim < 2:
+            continue
+        up = torch.randn(len(tensor), 2, generator=generator)
+        down = torch.randn(2, *tensor.shape[1:], generator=generator)
+        expected[name] = own[name] + (up @ down.flatten(1)).reshape(tensor.shape)
+        original = names[name].removesuffix(".weight")
+        del stored[f"{original}.weight"]
+        stored |= {f"{original}.up": up, f"{original}.down": down}
+    save_file(stored | {"lora_controlnet": torch.zeros(0)}, folder / "control-lora.safetensors")
+    loaded = load_controlnet(folder / "control-lora.safetensors", model).network.state_dict()
+    assert all(torch.allclose(tensor, expected[name], atol=1e-5) for name, tensor in loaded.items())
+    assert "a control-LoRA" in str(describe_adapter(folder / "control-lora.safetensors"))
 
 
 def test_maps_of_another_size_are_resized_with_a_note(tiny_control: LatentDiffusion, caplog: pytest.LogCaptureFixture):
@@ -205,11 +273,10 @@ def test_other_kinds_and_families_are_refused(sd1: Any, tmp_path: Path):
         load_controlnet(tmp_path / "y.safetensors", model)
 
 
-def test_image_to_image_and_masks_use_the_map(tiny_control: LatentDiffusion):
-    image = MAP
-    for task in (ImageToImage(image, 0.5), daguerre.pipelines.tasks.Inpaint(image, Image.new("L", (64, 64), 255), 0.5)):
-        first, second = (
-            daguerre.generate(tiny_control, prompt="a", steps=2, width=64, height=64, task=task, control_images=[each])[0].image.tobytes()
-            for each in (image, image.rotate(90))
-        )
-        assert first != second
+def test_both_passes_of_hires_follow_the_map_and_attention_maps_change_nothing(tiny_control: LatentDiffusion):
+    fields = {"prompt": "a", "steps": 2, "width": 64, "height": 64, "task": Hires(1.5, 0.5)}
+    first, second = (daguerre.generate(tiny_control, **fields, control_images=[each])[0].image for each in (MAP, MAP.rotate(90)))
+    assert first.size == (96, 96)
+    assert first.tobytes() != second.tobytes()
+    with record_attention(tiny_control):
+        assert daguerre.generate(tiny_control, **fields, control_images=[MAP])[0].image.tobytes() == first.tobytes()

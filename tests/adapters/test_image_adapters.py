@@ -228,6 +228,7 @@ def test_ip_adapters_equal_diffusers(sd1: Any, ip_folder: Path, kind: str):
     assert close(latents(adapted, control_images=images), expected, 1e-3)
     plain = latents(model)
     assert not close(latents(adapted, control_images=images), plain, 1e-2)
+    assert torch.equal(latents(with_adapters(model, [adapter.scaled(0).with_images(len(images))]), control_images=images), plain)
     assert torch.equal(latents(with_adapters(model, [adapter.scaled(0.7, end=0.1).with_images(len(images))]), control_images=images), plain)
 
 

@@ -23,6 +23,7 @@ from daguerre.models.clip import CLIP_L, OPENCLIP_BIGG, CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import SD1, SDXL, SDXL_REFINER, UNet
 from daguerre.nn.meta import shapes_only
+from daguerre.pipelines.planners.refiner import with_refiner
 from daguerre.runtime import offload
 from daguerre.runtime.offload import SequentialOffload
 from daguerre.weights import load_diffusion, save
@@ -376,3 +377,31 @@ def test_layers_are_compared_by_network(tiny_model: LatentDiffusion):
     assert lora.ranks == [2]
     assert in_memory({}).shapes == {}
     assert replace(lora.record, scale=0.5) == lora.scaled(0.5).record
+
+
+def test_a_lora_changes_the_base_of_a_refiner_alone_as_in_diffusers(peer: Any):
+    (base, _, model), (refiner, _, second) = peer("sdxl"), peer("sdxl-refiner")
+    path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    down, up = low_rank(model.unet, path, seed=1)
+    name = f"lora_unet_{path.replace('.', '_')}"
+    adapted = with_adapters(with_refiner(model, second), [lora_of({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up})])
+    assert adapted.refiner is second
+    layer = base.unet.get_submodule(path)
+    settings = {"prompt": "a fox", "negative_prompt": "rain", "num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
+    for pipeline in (base, refiner):
+        kind = diffusers.EulerDiscreteScheduler
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    with torch.no_grad():
+        layer.weight += up @ down
+        try:
+            source = torch.Generator().manual_seed(5)
+            half = base(**settings, width=24, height=16, denoising_end=0.5, generator=source).images
+        finally:
+            layer.weight -= up @ down
+    theirs = refiner(**settings, image=half, denoising_start=0.5, generator=torch.Generator().manual_seed(5)).images
+    request = daguerre.Request(
+        "a fox", "rain", 4, "euler", guidance_scale=4.0, seed=5, width=24, height=16, initial_noise="sigma_max", refiner_switch_at=0.5
+    )
+    ours, plain = ([*daguerre.stream(each, request)][-1].x for each in (adapted, with_refiner(model, second)))
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    assert (ours - plain).abs().max() > 1e-2

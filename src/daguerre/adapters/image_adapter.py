@@ -17,5 +17,5 @@ class ImageAdapter:
         return replace(self, record=replace(self.record, scale=scale, start=start, end=end, guess_mode=guess_mode))
 
     def applies(self, step: int, steps: int) -> bool:
-        """Whether it applies in a step, counted from 0."""
-        return step / steps >= self.record.start and (step + 1) / steps <= self.record.end
+        """Whether it applies in a step, counted from 0; never at scale 0, so that results are exactly those without it."""
+        return self.record.scale != 0 and step / steps >= self.record.start and (step + 1) / steps <= self.record.end

@@ -42,14 +42,14 @@ def with_adapter_options(request: "Request", options: "ControlledAdapterOptions"
             "those of the ControlNets first."
         )
     encoder, count = options.image_encoder, len(options.ip_adapter)
+    each = len(images) if count == 1 and images else 1
+    prompts = [image_adapter("ip-adapter", text, images=each, encoder=encoder and str(encoder)) for text in options.ip_adapter]
     if encoder is not None and not (count and encoder.exists()):
         raise DaguerreError(
             f"There is no image encoder '{encoder}'; check the path." if count else "--image-encoder needs an --ip-adapter."
         )
-    if len(images) != count and not (count == 1 and images):
+    if len(images) != each * count:
         raise DaguerreError(f"There are {count} IP-Adapters and {len(images)} --ip-image; give one for each, or several for a single one.")
-    each = len(images) if count == 1 else 1
-    prompts = [image_adapter("ip-adapter", text, images=each, encoder=encoder and str(encoder)) for text in options.ip_adapter]
     return replace(request, adapters=(*adapter_records(options, request), *controls, *prompts), control_images=(*maps, *images))
 
 

@@ -148,6 +148,18 @@ def test_conditions_and_values_are_followed_through_the_graph(nodes, changes):
     assert dict(found.request) == EXPECTED | changes
 
 
+def test_embeddings_in_prompts_are_words_and_are_listed():
+    yes = "a fox, embedding:mycat and (embedding:sub\\soft-light.safetensors:1.2)"
+    found = read(
+        graph(
+            yes=node("CLIPTextEncode", text=yes, clip=["model", 1]), no=node("CLIPTextEncode", text="embedding:bad.pt", clip=["model", 1])
+        )
+    )
+    assert found.request["prompt"] == "a fox, mycat and (soft-light:1.2)"
+    assert found.request["negative_prompt"] == "bad"
+    assert found.unused == {"embeddings": "mycat, soft-light, bad"}
+
+
 def test_only_the_sampler_of_the_saved_image_counts():
     other = sampler(seed=99, steps=3, positive=["no", 0])
     preview = node("PreviewImage", images=["other", 0])

@@ -26,6 +26,7 @@ NUMBER_NAMES = ("value", "int", "float", "number", "seed", "Number", "Value")
 MAX_LINKED_VALUES = 100  # nodes in a chain of values
 MAX_JOINED_TEXT = 1 << 20  # characters of a joined text
 MAX_PASSES = 20
+EMBEDDING = re.compile(r"\bembedding:(?:[^\s,():]*[/\\])?([^\s,():/\\]+?)(?:\.(?:safetensors|pt|bin))?(?=[\s,():]|$)")
 
 
 def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,10 @@ def comfy_values(graphs: Mapping[str, Any]) -> dict[str, Any]:
     prompt = texts.of_side(config, "positive")
     if prompt is None:
         return {}
-    values: dict[str, Any] = {"prompt": prompt, "negative_prompt": texts.of_side(config, "negative") or ""}
+    sides = {"prompt": prompt, "negative_prompt": texts.of_side(config, "negative") or ""}
+    values: dict[str, Any] = {name: EMBEDDING.sub(r"\1", text) for name, text in sides.items()}  # here the name alone is the word
+    if words := dict.fromkeys(word for text in sides.values() for word in EMBEDDING.findall(text)):
+        values["embeddings"] = ", ".join(words)
     values |= _values(graph, config, SETTINGS)
     values |= _values(graph, _upstream(graph, sampler, only=LATENTS), SIDES)
     for node in config:  # such as KarrasScheduler and SamplerEulerAncestral

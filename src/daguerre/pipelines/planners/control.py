@@ -111,7 +111,7 @@ def adapted_network(unet: UNet, inside: Sequence[PreparedAdapter], *, low_memory
     unet = with_image_attention(unet, [(adapter, positive.shape[1]) for adapter, (positive, _) in tokens])
     network = retry_in_float32(unet, prepack(unet, copies=not low_memory), "UNet")
     if inside:
-        network = _with_inputs(network, [pair for _, pair in tokens], [sum(level) for level in zip(*features, strict=True)])
+        network = _with_inputs(network, [pair for _, pair in tokens], [torch.stack(level).sum(0) for level in zip(*features, strict=True)])
     return one_at_a_time(network) if low_memory else network
 
 
