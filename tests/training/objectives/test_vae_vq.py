@@ -96,6 +96,19 @@ def test_the_variational_task_yields_the_lower_bound_in_bits():
     assert all(p.grad is not None for p in task.autoencoder.parameters())
 
 
+def test_values_beyond_white_do_not_raise_the_standard_deviation_of_the_likelihood():
+    """The tail rewards them, so a σ of the unclamped error grows with them and training on white images diverges."""
+    torch.manual_seed(0)
+    task = VariationalTask(AutoencoderKL(KL), PREVIEW)
+    white = replace(images(), x=torch.ones_like(images().x))
+    posterior = DiagonalGaussian(torch.zeros(len(white.x), 2, 1, 1), torch.zeros(len(white.x), 2, 1, 1))
+    costs = []
+    for level in (0.9, 5.0):
+        networks = {"autoencoder": lambda x, _noise, level=level: (torch.full_like(x, level), posterior)}
+        costs.append(next(task.losses(white, networks, seeded(), step=0))[1].item())
+    assert costs[1] < 1e-3 < costs[0]
+
+
 def test_the_plain_task_is_deterministic():
     torch.manual_seed(0)
     task = PlainAutoencoderTask(AutoencoderKL(KL), AutoencoderLoss(kl_weight=1.0), PREVIEW)
