@@ -73,13 +73,19 @@ class ReconstructConfig:
     """Encode and decode images with a first stage and measure the reconstructions; with several models, next to each other."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """An image of any size, a folder of images, or the built-in dataset `shapes` or `emoji`."""
+    """An image of any size, a folder of images, or the built-in dataset `shapes`, `emoji` or `emoji-faces`."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"], metavar="MODEL [MODEL ...]", help_behavior_hint="(required)")]
     """The folders or files of first stages, or of models with one; names from `daguerre models`, or OWNER/NAME on the hub."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("reconstruction")
     """Where to write report.json, report.md and side-by-side.png."""
     latent: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Also write the latent of a single image to this file: .safetensors or .npy."""
+    random: int = 0
+    """Explore the latent space: decode this many random latents (random codes of a codebook) and write random.png."""
+    interpolate_to: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE", help_behavior_hint="")] = None
+    """Explore: decode latents between those of the image DATA and of this image, and write interpolation.png."""
+    unseen: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """Explore: compare the error on DATA, the training images, with that on these images, which training did not use."""
     resolution: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Image side in pixels. Default: 64; of a single image its own size."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
@@ -97,7 +103,16 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         if self.num_images < 1:
             raise DaguerreError(f"num_images is {self.num_images}; it must be 1 or more.")
+        if self.random < 0:
+            raise DaguerreError(f"random is {self.random}; give the number of latents, 1 or more.")
+        if self.latent is not None and self.explores:
+            raise DaguerreError("--latent excludes --random, --interpolate-to and --unseen.")
         if not self.model:
             raise DaguerreError("There is no model; name at least one with --model.")
         if self.resolution is not None and self.resolution < 1:
             raise DaguerreError(f"resolution is {self.resolution}; it must be 1 or more.")
+
+    @property
+    def explores(self) -> bool:
+        """Whether to explore the latent space instead of comparing reconstructions with other methods."""
+        return bool(self.random or self.interpolate_to or self.unseen)
