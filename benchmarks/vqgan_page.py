@@ -73,7 +73,6 @@ def priors(seeds: Sequence[Found]) -> str:
                 )
                 for what, differences in (("time", at_time), ("steps", at_steps))
             ),
-            "![samples](priors.png)",
         ]
     )
 
@@ -111,7 +110,6 @@ def pixels(seeds: Sequence[Found]) -> str:
                 "The samples from codes are nearer to true images, as in the paper.",
                 "The samples from pixels are nearer to true images here.",
             ),
-            "![samples](pixels.png)",
         ]
     )
 
@@ -159,7 +157,6 @@ def window(seeds: Sequence[Found]) -> str:
                 if all(f8["high"] < f2["low"] for f2, f8 in own)
                 else "is not clearly less at f8 than at f2 here; in the paper what sees more holds together better."
             ),
-            "![samples](window.png)",
         ]
     )
 
@@ -198,7 +195,6 @@ def reconstruction(seeds: Sequence[Found]) -> str:
                 "By the features the VQ-VAE is nearer to the images here: flat shapes have little texture for a critic to bring back, "
                 "and it takes its part of the time.",
             ),
-            "![given, VQ-VAE, VQGAN](reconstruction.png)",
         ]
     )
 
@@ -238,7 +234,6 @@ def conditional(seeds: Sequence[Found]) -> str:
             "of these classes, rebuilt by the VQGAN and as they are. The smallest shapes are six pixels wide, so that even true ones are "
             "mistaken.",
             table(["images", "seed", "shape", "colour"], by_class),
-            "![by class](classes.png)",
             "Agreement with the map: the intersection over union of where the image differs from the colour around the shape, and where "
             "the map has it; 128 images.",
             table(["images", "seed", "intersection over union"], by_map),
@@ -249,7 +244,6 @@ def conditional(seeds: Sequence[Found]) -> str:
                 "The samples follow their map, as in the paper.",
                 "The samples do not follow their map here.",
             ),
-            "![by map](maps.png)",
         ]
     )
 

@@ -29,6 +29,7 @@ BASES = {
     "score": ["cat.png", "a cat"],
     "compare": ["a cat", "a dog"],
     "models": [],
+    "lineage": [],
     "evaluate": [],
     "reconstruct": ["shapes", "--model=tiny"],
     "inspect": ["--prompt=a cat"],
@@ -50,6 +51,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
     "--rank": ("0", "--rank is 0"),
     "--animation": ("a.mp4", "a.mp4"),
     "--complete": ("none.png", "none.png"),
+    "--runs": (None, "Missing value"),
     "--class": (None, "Missing value"),
     "--data-dir": (None, "Missing value"),
     "--controlnet": ("none.safetensors", "none.safetensors"),
@@ -122,6 +124,7 @@ OWN: dict[tuple[str, str], tuple[str | None, str]] = {
     ("evaluate", "--model"): ("tinny", "tinny"),
     ("evaluate", "--num-images"): ("0", "num_images is 0"),
     ("reconstruct", "--model"): ("tinny", "tinny"),
+    ("lineage", "--out"): (None, "Missing value"),
     ("sample", "--invert"): ("cat.png", "--invert excludes"),
     ("attention", "--mask"): ("mask.png", "need an input image"),
     ("attention", "--strength"): ("1.5", "need an input image"),
@@ -210,6 +213,9 @@ def test_every_command_is_in_the_table():
         ("train --seed 2 shapes", "The first argument of train is the recipe"),
         ("variations cat.png --negative-prompt dog", "There is no option --negative-prompt"),
         ("upscale cat.png --size 64", "There is no option --size"),
+        ("reconstruct shapes --model tiny --interpolate-to b.png", "needs two image files"),
+        ("reconstruct shapes --model tiny --unseen nowhere", "no folder 'nowhere'"),
+        ("reconstruct shapes --model tiny --random=-1", "random is -1"),
     ],
 )
 def test_a_wrong_command_line_gives_one_line(run, line, message):

@@ -32,6 +32,7 @@ COMMANDS = {
     "score": "measure how well texts match an image, by CLIP",
     "evaluate": "measure how well a model follows its prompts",
     "reconstruct": "measure what an autoencoder preserves of images",
+    "lineage": "show every generation of models on one sheet",
     "inspect": "show the metadata of an image, a checkpoint, a prompt's tokens, or networks",
     "convert": "write a checkpoint in another format",
     "reproduce": "generate a saved image again and compare",

@@ -9,6 +9,7 @@ from daguerre.errors import DaguerreError, nearest
 
 ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model_index.json"
+FIRST_STAGE = "config.json"  # in the folder of an embedded part that is no complete model
 LATENT_PRIOR = "LatentPrior"  # class name in the index of a first stage with a prior
 DEFAULT = "emoji"
 CLIP_ASSET = "clip"  # a folder in ASSETS that is no generating model
@@ -31,8 +32,8 @@ def embedded(assets: Path = ASSETS) -> list[ModelEntry]:
 
 
 def local(source: str | Path | None = None, assets: Path = ASSETS) -> Path | None:
-    """The folder of an embedded model by name (None is the default one), or an existing path; None if it is neither."""
-    if isinstance(source, str | None) and (assets / (source or DEFAULT) / INDEX).is_file():
+    """The folder of an embedded model or first stage by name (None is the default), or an existing path; None if it is neither."""
+    if isinstance(source, str | None) and any((assets / (source or DEFAULT) / file).is_file() for file in (INDEX, FIRST_STAGE)):
         return assets / (source or DEFAULT)
     return path if source is not None and (path := expand_user(source)).exists() else None
 
