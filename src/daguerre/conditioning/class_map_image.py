@@ -1,6 +1,7 @@
-"""Conditioners for classes, layouts, class maps, images or nothing (Rombach et al. 2022, arXiv:2112.10752, section 4.3)."""
+"""Conditioners for classes, layouts, maps, images or nothing (Rombach et al. 2022, arXiv:2112.10752, sections 3.3 and 4.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,10 @@ from daguerre.errors import DaguerreError, join_names, nearest
 from daguerre.models.clip import CLIPVision
 from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.spatial_rescaler import SpatialRescaler
+
+ConcatKind = Literal["low-res", "masked", "grey", "map", "semantic"]
+RGB = tuple[int, int, int]
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's grey images
 
 
 class UnconditionalConditioner:
@@ -76,11 +81,14 @@ class LabelConditioner(Conditioner):
 
 
 class LayoutConditioner(Conditioner):
-    """For layout-to-image models: the prompt lists objects and their boxes (see `bbox_tokens`); it may be empty."""
+    """For layout-to-image models: the prompt lists objects and their boxes (see `bbox_tokens`); it may be empty.
 
-    def __init__(self, encoder: LDMBert) -> None:
+    names: of the classes, which the prompt may use instead of their numbers.
+    """
+
+    def __init__(self, encoder: LDMBert, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.names = encoder, tuple(names)
 
     def encode(self, lines: Sequence[PromptLine], negative: Sequence[bool] = ()) -> Conditioning:
         """Raises DaguerreError if a line is not a list of objects, or lists too many."""
@@ -89,7 +97,80 @@ class LayoutConditioner(Conditioner):
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of a list of objects, as many as the encoder has positions."""
-        return layout_tokens(text, self.encoder.config.length, self.encoder.config.vocab_size)
+        return layout_tokens(text, self.encoder.config.length, self.encoder.config.vocab_size, self.names)
+
+
+class ConcatConditioner:
+    """For models whose condition is an image, concatenated to the noisy latents as `channels` of their size; prompts are ignored.
+
+    kind: what the channels hold, where f is the downsampling factor and Z the latent channels of the first stage:
+        low-res    the pixels of an image 1/`scale` of the size; each block of f/scale × f/scale pixels becomes one position
+        masked     latents of the image without its hole, and the mask
+        grey       latents of the image without colours
+        map        latents of a map, as an RGB image
+        semantic   the share of each class in f × f pixels of a map in the colours of `palette`
+    """
+
+    def __init__(self, kind: ConcatKind, *, scale: int = 1, palette: Sequence[RGB] = ()) -> None:
+        self.kind, self.scale, self.palette = kind, scale, tuple(palette)
+
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        return Conditioning()
+
+    def channel_count(self, latent_channels: int, f: int) -> int:
+        """The number of `channels`."""
+        if self.kind == "low-res":
+            return 3 * (f // self.scale) ** 2
+        return {"masked": latent_channels + 1, "semantic": len(self.palette)}.get(self.kind, latent_channels)
+
+    def channels(self, encode: Callable[[Tensor], Tensor], f: int, x: Tensor, hole: Tensor | None = None) -> Tensor:
+        """The channels (B, C, h, w) of condition images x (B, 3, H, W) in [−1, 1].
+
+        Args:
+            encode: images to scaled latents, by the first stage with factor f.
+            hole: (B, 1, H, W), 1 where to generate; only of a masked image.
+
+        Raises:
+            DaguerreError: a semantic map has a colour that is not in the palette.
+        """
+        match self.kind:
+            case "low-res":
+                return F.pixel_unshuffle(x, f // self.scale)
+            case "masked":
+                assert hole is not None
+                return masked_channels(encode, x, hole, F.max_pool2d(hole, f))
+            case "grey":
+                return encode(without_colour(x))
+            case "map":
+                return encode(x)
+            case "semantic":
+                shares = F.one_hot(self._classes(x), len(self.palette)).movedim(-1, 1).to(x.dtype)
+                return F.avg_pool2d(shares, f)
+
+    def _classes(self, x: Tensor) -> Tensor:
+        """The class (B, H, W) of each pixel of x. Grey values 0, 1, … are class numbers, too, if they are not colours of the palette."""
+        pixels = ((x.float() + 1) * 127.5).round().long().movedim(1, -1)  # (B, H, W, 3)
+        equal = (pixels[..., None, :] == torch.tensor(self.palette, device=x.device)).all(-1)  # (B, H, W, K)
+        unknown = ~equal.any(-1)
+        if not unknown.any():
+            return equal.int().argmax(-1)
+        if (pixels == pixels[..., :1]).all() and pixels.max() < len(self.palette):
+            return pixels[..., 0]
+        colour = ", ".join(map(str, pixels[unknown][0].tolist()))
+        raise DaguerreError(
+            f"The map has the colour ({colour}), which is none of the {len(self.palette)} classes of this model: use its colours, or grey "
+            f"values from 0 to {len(self.palette) - 1}, in a PNG without smoothing."
+        )
+
+
+def masked_channels(encode: Callable[[Tensor], Tensor], x: Tensor, hole: Tensor, unknown: Tensor) -> Tensor:
+    """Latents of images x (B, 3, H, W) with a black hole (B, 1, H, W), then the mask (B, 1, h, w) in [−1, 1]: (B, Z + 1, h, w)."""
+    return torch.cat([encode(x * (1 - hole) - hole), 2 * unknown - 1], dim=1)
+
+
+def without_colour(x: Tensor) -> Tensor:
+    """The brightness of images x (B, 3, H, W), in all three channels."""
+    return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True).expand_as(x)
 
 
 class MapConditioner(nn.Module):

@@ -2,10 +2,11 @@
 
     semantic    the class of each pixel, as a colour of a palette
     depth       the depth of each pixel
+    pose        the joints of people, or any other map that is an image
     edges       the gradient of the brightness
     small       the image, downsampled to 1/8 of its sides and enlarged again
 
-Semantic maps of shapes are computed; semantic and depth maps of a folder's images are read from files.
+Semantic maps of shapes are computed; semantic, depth and pose maps of a folder's images are read from files. Inpainting has holes instead.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from daguerre.data.captions import plural
 from daguerre.data.dataset import Dataset, Sample, Subset
@@ -25,7 +26,8 @@ from daguerre.data.images import image_size, open_image
 from daguerre.data.shapes import SHAPES, ShapesDataset, ShapesScene
 from daguerre.errors import DaguerreError
 
-MapKind = Literal["semantic", "depth", "edges", "small"]
+MapKind = Literal["semantic", "depth", "edges", "small"]  # of a prior
+FILE_KINDS = ("semantic", "depth", "pose")  # of a folder
 RGBColour = tuple[int, int, int]
 SHRINK = 8
 SHAPES_PALETTE: tuple[RGBColour, ...] = (  # the background, then SHAPES in order
@@ -44,26 +46,29 @@ class ConditionMaps(NamedTuple):
     palette: tuple[RGBColour, ...] = ()
 
 
-def load_condition_maps(source: Dataset, kind: MapKind, folder: Path | None = None) -> ConditionMaps:
-    """The condition maps of a dataset. `folder` has semantic or depth maps of a `FolderDataset`, with the names and sizes of its images.
+def load_condition_maps(
+    source: Dataset, kind: str, folder: Path | None = None, computed: Mapping[str, Callable[[Image.Image], Image.Image]] | None = None
+) -> ConditionMaps:
+    """The condition maps of a dataset. `folder` has semantic, depth or pose maps of a `FolderDataset`, with the names and sizes of its
+    images. `computed`: the kinds that are computed from an image; the default is edges and small.
 
     Raises:
         DaguerreError: there are no such maps of this dataset; a map is missing or has another size than its image; a semantic map has too
             many colours.
     """
     if folder is not None:
-        if isinstance(source, FolderDataset) and kind in ("semantic", "depth"):
+        if isinstance(source, FolderDataset) and kind in FILE_KINDS:
             return _from_folder(source, kind, folder)
         raise DaguerreError(f"{kind!r} maps of these images are computed, not read from files; leave out --maps.")
     if kind == "semantic" and isinstance(source, ShapesDataset):
         semantic = _subset(source, lambda i, rng: shapes_map(source, source.scene(i, rng)), f"semantic of {source.key}")
         return ConditionMaps(semantic, SHAPES_PALETTE)
-    if kind in ("edges", "small"):
-        transform = edges if kind == "edges" else downsample
+    computed = computed or {"edges": edges, "small": downsample}
+    if (transform := computed.get(kind)) is not None:
         return ConditionMaps(_subset(source, lambda index, rng: transform(source.sample(index, rng).image), f"{kind} of {source.key}"))
     raise DaguerreError(
-        f"There are no {kind!r} maps of these images. For a folder of images, give the folder of their semantic or depth maps with --maps; "
-        "for shapes, use semantic; for any images, use edges or small."
+        f"There are no {kind!r} maps of these images. For a folder of images, give the folder of their {', '.join(FILE_KINDS)} maps "
+        f"with --maps; for shapes, use semantic; for any images, use {' or '.join(computed)}."
     )
 
 
@@ -87,7 +92,22 @@ def shapes_map(source: ShapesDataset, scene: ShapesScene) -> Image.Image:
     return Image.fromarray(np.array(SHAPES_PALETTE, dtype=np.uint8)[classes])
 
 
-def _from_folder(source: FolderDataset, kind: MapKind, folder: Path) -> ConditionMaps:
+def random_hole(size: int, rng: np.random.Generator) -> Image.Image:
+    """A random hole for inpainting, white on black, RGB (size, size): up to three boxes, or strokes of a thick brush."""
+    hole = Image.new("L", (size, size))
+    canvas = ImageDraw.Draw(hole)
+    for _ in range(rng.integers(1, 4)):
+        if rng.random() < 0.5:
+            sides = rng.uniform(0.2, 0.6, 2) * size
+            corner = rng.uniform(0, 1, 2) * (size - sides)
+            canvas.rectangle([*corner.round(), *(corner + sides).round()], fill=255)
+        else:
+            points = np.cumsum([rng.uniform(0, size, 2), *rng.normal(0, size / 4, (4, 2))], axis=0).clip(0, size)
+            canvas.line([tuple(point) for point in points], fill=255, width=round(rng.uniform(0.1, 0.25) * size), joint="curve")
+    return hole.convert("RGB")
+
+
+def _from_folder(source: FolderDataset, kind: str, folder: Path) -> ConditionMaps:
     """Read maps from files: `folder/a/b.png` belongs to the image `a/b.jpg`."""
     if kind == "semantic" and source.crop == "pad":
         raise DaguerreError("Semantic maps cannot be padded, because their colours are classes; use another --crop.")

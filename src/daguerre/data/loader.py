@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from daguerre.data.dataset import Dataset, Sample
 from daguerre.data.images import to_tensor
+from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 
 
@@ -33,7 +34,7 @@ class Batch:
     label_keys: captions with equal keys describe the same content; if empty, the captions are the keys. hard_negatives: false captions
     that differ little from the true ones, "" for none. labels: the names of the images' classes, "" for none.
     coverage: fraction of each latent position that each object class covers,
-    (B, K, h, w), if known.
+    (B, K, h, w), if known. condition: what the network is conditioned on, if it is not the captions.
     """
 
     x: Tensor
@@ -43,6 +44,7 @@ class Batch:
     hard_negatives: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     coverage: Tensor | None = None
+    condition: Conditioning | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -50,7 +52,7 @@ class Batch:
     def __getitem__(self, part: slice) -> "Batch":
         coverage = None if self.coverage is None else self.coverage[part]
         texts = self.captions[part], self.latent, self.label_keys[part], self.hard_negatives[part], self.labels[part]
-        return Batch(self.x[part], *texts, coverage)
+        return Batch(self.x[part], *texts, coverage, self.condition and self.condition[part])
 
 
 @lru_cache(maxsize=64)  # each bucket has its own orders

@@ -37,6 +37,11 @@ class Conditioning:
         """The batch size, None if no field is given."""
         return next((len(tensor) for tensor in self._given().values()), None)
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all fields."""
+        return sum(tensor.nbytes for tensor in self._given().values())
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
         """Move every field; only floating-point fields change their dtype."""
         return self._map(lambda tensor: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None))

@@ -1,8 +1,16 @@
-"""What a model was trained for, as the number of its input channels shows."""
+"""What a model was trained for, as its stored condition or the number of its input channels shows."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-ModelTask = Literal["text-to-image", "inpainting", "semantic", "image-variation", "instruct-pix2pix", "depth", "upscaling", "vq-prior"]
+ModelTask = Literal[
+    "text-to-image", "inpainting", "semantic", "map", "layout", "colorization", "image-variation", "instruct-pix2pix", "depth", "upscaling",
+    "vq-prior",
+]  # fmt: skip
+# The task of a model trained here on a concatenated image, by `ConcatConditioner.kind`.
+CONCAT_TASKS: Mapping[str, ModelTask] = {
+    "low-res": "upscaling", "masked": "inpainting", "grey": "colorization", "map": "map", "semantic": "map",
+}  # fmt: skip
 
 
 def task_by_channels(in_channels: int, out_channels: int) -> ModelTask | None:

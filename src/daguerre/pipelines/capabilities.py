@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from daguerre.conditioning.class_map_image import ImageConditioner, MapConditioner
+from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner, LayoutConditioner, MapConditioner
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.models.model_task import ModelTask, task_by_channels
+from daguerre.models.model_task import CONCAT_TASKS, ModelTask, task_by_channels
 from daguerre.pipelines.tasks import TASKS, Task
 
 EXAMPLE_MODELS: Mapping[ModelTask, str] = {
@@ -14,6 +14,9 @@ EXAMPLE_MODELS: Mapping[ModelTask, str] = {
     "text-to-image": "the embedded model, Stable Diffusion 1, 2 and XL",
     "inpainting": "Stable Diffusion 1.5 inpainting, with nine input channels",
     "semantic": "latent diffusion's semantic synthesis, which takes a class map",
+    "map": "one from `daguerre train ldm --condition map`",
+    "layout": "latent diffusion's layout-to-image, or one from `daguerre train ldm --condition layout`",
+    "colorization": "one from `daguerre train ldm --condition grey`",
     "image-variation": "Stable Diffusion image variations, with a CLIP image encoder",
     "instruct-pix2pix": "instruct-pix2pix, with eight input channels",
     "depth": "Stable Diffusion 2 depth, with five input channels",
@@ -25,6 +28,8 @@ def model_task(model: LatentDiffusion | LatentPrior) -> ModelTask | None:
     """What a model was trained for; None for a UNet with an unknown number of input channels."""
     if isinstance(model, LatentPrior):
         return "vq-prior"
+    if isinstance(model.conditioner, ConcatConditioner):
+        return CONCAT_TASKS[model.conditioner.kind]
     if isinstance(model.conditioner, MapConditioner):
         return "semantic"
     if isinstance(model.conditioner, ImageConditioner):
@@ -35,10 +40,12 @@ def model_task(model: LatentDiffusion | LatentPrior) -> ModelTask | None:
 def check_capability(model: LatentDiffusion | LatentPrior, task: Task) -> None:
     """Raise DaguerreError if the model cannot do the task; the error names models that can, and the tasks of this one."""
     trained_for = model_task(model)
-    if trained_for in task.model_tasks:
+    is_layout = isinstance(model, LatentDiffusion) and isinstance(model.conditioner, LayoutConditioner)
+    kinds = (trained_for, "layout") if is_layout else (trained_for,)
+    if any(kind in task.model_tasks for kind in kinds):
         return
     examples = " or ".join(EXAMPLE_MODELS[each] for each in task.model_tasks)
-    possible = [name for name, other in TASKS.items() if trained_for in other.model_tasks]
+    possible = [name for name, other in TASKS.items() if any(kind in other.model_tasks for kind in kinds)]
     raise DaguerreError(
         f"The model {model.name!r} (a model for {trained_for or 'an unknown task'}) cannot do {task.name}; "
         f"take a model that can, such as {examples}. This one does {', '.join(possible) or 'none of the tasks'}."

@@ -217,12 +217,33 @@ class Completion(Task):
 class MapToImage(Task):
     """Generate an image from a condition map: classes, edges or a small image, as the model was trained.
 
-    image: the map. Semantic latent diffusion models take a map whose grey values are class numbers.
+    image: the map. Semantic latent diffusion models take a map whose grey values are class numbers, or in the colours of training.
     """
 
     image: InputImage = field(metadata=IMAGE)
     name: ClassVar[str] = "from-map"
-    model_tasks: ClassVar[tuple[ModelTask, ...]] = (VQ_PRIOR, "semantic")
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = (VQ_PRIOR, "semantic", "map")
+
+
+@dataclass(frozen=True)
+class LayoutToImage(Task):
+    """Generate an image from boxes; the prompt lists them (see `conditioning.bbox_tokens`)."""
+
+    name: ClassVar[str] = "layout"
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("layout",)
+
+
+@dataclass(frozen=True)
+class Colorize(Task):
+    """Add colours to a grey image; its brightness stays as it is.
+
+    image: colours that it has are ignored. resize_mode: as in `ImageToImage`.
+    """
+
+    image: InputImage = field(metadata=IMAGE)
+    resize_mode: ResizeMode = field(default="crop", metadata=RESIZE_MODES)
+    name: ClassVar[str] = "colorize"
+    model_tasks: ClassVar[tuple[ModelTask, ...]] = ("colorization",)
 
 
 @dataclass(frozen=True)
@@ -273,7 +294,7 @@ class DepthToImage(Task):
 
 @dataclass(frozen=True)
 class Upscale(Task):
-    """Upscale an image by four with a diffusion model that adds detail.
+    """Upscale an image, by four with most models, with a diffusion model that adds detail.
 
     noise: timesteps of noise, 0 to 350 of 1000, on the small image that the model is conditioned on; more noise invents more detail. Latent
         diffusion's own super-resolution, which takes no prompt, ignores it.
@@ -336,6 +357,8 @@ TASKS: Mapping[str, type[Task]] = {
         ImageVariation,
         Completion,
         MapToImage,
+        LayoutToImage,
+        Colorize,
         Inversion,
     )
 }

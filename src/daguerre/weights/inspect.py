@@ -23,7 +23,6 @@ from daguerre.weights.hashing import file_hash, files_hash
 from daguerre.weights.loading import resolve_path
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unsupported_kind
-from daguerre.weights.original.families import task_of
 from daguerre.weights.tensors.reader import CONFIGS, open_tensors, weight_files, weights_in
 from daguerre.weights.tensors.safetensors import config_errors, read_json
 
@@ -131,7 +130,7 @@ def inspect(path: str | Path, *, hashed: bool = False, variant: str | None = Non
         family=detected.family.name
         if detected.family
         else kind or "+".join(part.kind.network for part in detected.contents.parts.values()) or "unknown",
-        task=task_of(detected.family, detected.unet) if detected.family and detected.unet else None,
+        task=detected.task,
         prediction_type=detected.prediction,
         prediction_from=detected.prediction_from or None,
         dtype=_dtype(file.shapes.values()),

@@ -5,6 +5,7 @@ from typing import Any
 
 from daguerre.pipelines.capabilities import check_capability
 from daguerre.pipelines.context import GenerationContext, SamplingPlan
+from daguerre.pipelines.planners.colorize import colorize
 from daguerre.pipelines.planners.depth2img import depth_to_image
 from daguerre.pipelines.planners.image_variation import image_variation
 from daguerre.pipelines.planners.img2img import img2img
@@ -16,6 +17,7 @@ from daguerre.pipelines.planners.semantic import map_to_image
 from daguerre.pipelines.planners.txt2img import hires, txt2img
 from daguerre.pipelines.planners.upscale import upscale
 from daguerre.pipelines.tasks import (
+    Colorize,
     DepthToImage,
     Hires,
     ImageToImage,
@@ -23,6 +25,7 @@ from daguerre.pipelines.tasks import (
     Inpaint,
     InstructPix2Pix,
     Inversion,
+    LayoutToImage,
     MapToImage,
     Outpaint,
     Task,
@@ -42,6 +45,8 @@ PLANS: Mapping[type[Task], Callable[[GenerationContext, Any], SamplingPlan]] = {
     ImageVariation: image_variation,
     MapToImage: map_to_image,
     Inversion: invert,
+    LayoutToImage: txt2img,
+    Colorize: colorize,
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from daguerre.conditioning.class_map_image import masked_channels
 from daguerre.data.images import to_tensor
 from daguerre.diffusion import replace_known
 from daguerre.errors import DaguerreError
@@ -94,7 +95,7 @@ def masked_condition(context: GenerationContext, x: Tensor, hole: Tensor, unknow
     last, in [−1, 1].
     """
     if context.model.unet.config.context_width is None:
-        return torch.cat([context.encode(x * (1 - hole) - hole), 2 * unknown - 1], dim=1)
+        return masked_channels(context.encode, x, hole, unknown)
     return torch.cat([unknown, context.encode(x * (1 - hole))], dim=1)
 
 

@@ -1,12 +1,13 @@
-"""Semantic synthesis: generate an image from a class map, given as extra input channels (Rombach et al. 2022, arXiv:2112.10752, section
-4.3.2)."""
+"""Generate an image from a map, given as extra input channels: semantic synthesis (Rombach et al. 2022, arXiv:2112.10752, section 4.3.2),
+edges, depth or poses."""
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.conditioning.class_map_image import MapConditioner
+from daguerre.conditioning.class_map_image import ConcatConditioner, MapConditioner
+from daguerre.data.images import to_tensor
 from daguerre.errors import DaguerreError
 from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan, add_conditioning, from_noise
 from daguerre.pipelines.images.preprocess import flatten_input
@@ -14,12 +15,17 @@ from daguerre.pipelines.tasks import MapToImage
 
 
 def map_to_image(context: GenerationContext, task: MapToImage) -> SamplingPlan:
-    """One pass from noise, with the class map resized to the image."""
+    """One pass from noise, with the map resized to the image."""
     image, conditioner = flatten_input(task.image), context.model.conditioner
-    assert isinstance(conditioner, MapConditioner)
+    assert isinstance(conditioner, MapConditioner | ConcatConditioner)
     size = context.size_on(image)
+    exact = isinstance(conditioner, MapConditioner) or conditioner.kind == "semantic"  # values are classes, which have no mean
+    resized = image.resize(size, Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
     with torch.no_grad():
-        encoded = conditioner.encode_map(class_map(image.resize(size, Image.Resampling.NEAREST)))
+        if isinstance(conditioner, MapConditioner):
+            encoded = conditioner.encode_map(class_map(resized))
+        else:
+            encoded = conditioner.channels(context.encode, context.downsample_factor, to_tensor(resized)[None])
     edit = add_conditioning(context, concat=encoded)
     return SamplingPlan((Pass(size, context.sigmas(), from_noise(context), edit_conditions=edit),))
 

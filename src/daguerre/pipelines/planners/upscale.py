@@ -1,14 +1,16 @@
-"""Upscaling by four, by a model that takes the small image with some noise and the noise level (Rombach et al. 2022, arXiv:2112.10752,
+"""Upscaling, by a model that takes the small image with some noise and the noise level (Rombach et al. 2022, arXiv:2112.10752,
 section 4.4; noise conditioning: Ho et al. 2021, arXiv:2106.15282).
 
     input [x ‖ √ᾱ_n·small + √(1−ᾱ_n)·ε],   label n
 
-Latents have the size of the small image, whose RGB channels are concatenated to them.
+Latents have the size of the small image, whose RGB channels are concatenated to them. A model trained here may have smaller latents: then
+each position takes the channels of a block of pixels.
 """
 
 import torch
 from torch import Tensor
 
+from daguerre.conditioning.class_map_image import ConcatConditioner
 from daguerre.data.images import to_tensor
 from daguerre.diffusion import add_noise, randn_per_image
 from daguerre.errors import DaguerreError
@@ -19,20 +21,25 @@ from daguerre.pipelines.tasks import Upscale
 
 def upscale(context: GenerationContext, task: Upscale) -> SamplingPlan:
     """One pass from noise, with the small image as extra input channels."""
-    f = context.downsample_factor
+    f, conditioner = context.downsample_factor, context.model.conditioner
+    scale = conditioner.scale if isinstance(conditioner, ConcatConditioner) else f
     if context.request.width is not None or context.request.height is not None:
-        raise DaguerreError(f"An upscaled image has {f} times the sides of the input; leave width and height out.")
+        raise DaguerreError(f"An upscaled image has {scale} times the sides of the input; leave width and height out.")
     image = flatten_input(task.image)
-    multiple = 2 ** (len(context.model.unet.config.channels) - 1)  # the UNet halves sides this often, and they must stay even
+    halved = 2 ** (len(context.model.unet.config.channels) - 1)  # the UNet halves the latents' sides this often, and they must stay even
+    multiple = halved * f // scale
     canvas = pad_edges(image, (0, 0, -image.width % multiple, -image.height % multiple))
     edit = add_conditioning(context, **low_res_condition(context, to_tensor(canvas)[None], task.noise))
-    run = Pass((canvas.width * f, canvas.height * f), context.sigmas(), from_noise(context), edit_conditions=edit)
-    box = 0, 0, image.width * f, image.height * f
+    run = Pass((canvas.width * scale, canvas.height * scale), context.sigmas(), from_noise(context), edit_conditions=edit)
+    box = 0, 0, image.width * scale, image.height * scale
     return SamplingPlan((run,), finish=lambda upscaled: upscaled if upscaled.size == box[2:] else upscaled.crop(box))
 
 
 def low_res_condition(context: GenerationContext, small: Tensor, timestep: int) -> dict[str, Tensor]:
     """Fields of `Conditioning` for a small image (1, 3, h, w) with noise of a timestep; models without noise labels take it as it is."""
+    conditioner = context.model.conditioner
+    if isinstance(conditioner, ConcatConditioner):
+        return {"concat": conditioner.channels(context.encode, context.downsample_factor, small)}
     if context.model.unet.config.classes is None:
         return {"concat": small}
     noise = randn_per_image(context.generators, small.shape[1:])  # (B, 3, h, w)

@@ -32,9 +32,17 @@ from daguerre.weights.tensors.safetensors import write_safetensors
 class CachedLatents:
     """Batches of scaled latents (B, Z, h, w) with captions, shuffled in each epoch; all latents of a batch have one size."""
 
-    def __init__(self, latents: Tensor | Sequence[Tensor], captions: list[str], batch_size: int, seed: int, coverage: Tensor | None = None):
-        """latents: (N, Z, h, w), or N of any sizes (Z, h, w). coverage: of each sample, as in `Batch`."""
-        self.latents, self.captions, self.coverage = latents, captions, coverage
+    def __init__(
+        self,
+        latents: Tensor | Sequence[Tensor],
+        captions: list[str],
+        batch_size: int,
+        seed: int,
+        coverage: Tensor | None = None,
+        condition: Conditioning | None = None,
+    ):
+        """latents: (N, Z, h, w), or N of any sizes (Z, h, w). coverage, condition: of each sample, as in `Batch`."""
+        self.latents, self.captions, self.coverage, self.condition = latents, captions, coverage, condition
         shapes = [] if isinstance(latents, Tensor) else [tuple(z.shape) for z in latents]
         numbers = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
         self.order = BatchOrder(len(captions), batch_size, seed, [numbers[shape] for shape in shapes])
@@ -44,7 +52,8 @@ class CachedLatents:
         chosen = [index for _, index in self.order.batch(step)]
         coverage = None if self.coverage is None else self.coverage[chosen]
         latents = self.latents[chosen] if isinstance(self.latents, Tensor) else torch.stack([self.latents[index] for index in chosen])
-        return Batch(latents, [self.captions[index] for index in chosen], latent=True, coverage=coverage)
+        condition = None if self.condition is None else Conditioning.cat([self.condition[index : index + 1] for index in chosen])
+        return Batch(latents, [self.captions[index] for index in chosen], latent=True, coverage=coverage, condition=condition)
 
     def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …; they are in memory, so one thread is fast enough for any network."""
@@ -52,14 +61,22 @@ class CachedLatents:
 
 
 def cache_latents(
-    batches: BatchLoader, autoencoder: AutoencoderKL, count: int, folder: Path, key: str, workers: int = 1
+    batches: BatchLoader,
+    autoencoder: AutoencoderKL | VQModel,
+    count: int,
+    folder: Path,
+    key: str,
+    workers: int = 1,
+    encode: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Encode the first `count` samples of `batches`, or load them from `folder` if they were encoded under the same `key`.
 
     Returns the means as scaled latents (N, Z, h, w) in float16, and the captions; N is `count` rounded up to whole batches. `key`
-    identifies everything that the latents depend on: data, seed, weights. Several processes share the work.
+    identifies everything that the latents depend on: data, seed, weights. Several processes share the work. `encode` computes something
+    else from the images, such as the latents with a condition.
     """
-    return _cache_encoded(batches, autoencoder, lambda x: autoencoder.encode(x).half(), "latents", count, folder / key, workers)
+    encode = encode or autoencoder.encode
+    return _cache_encoded(batches, autoencoder, lambda x: encode(x).half(), "latents", count, folder / key, workers)
 
 
 def cache_codes(
@@ -122,14 +139,17 @@ class FolderEncoder:
         return latents, captions
 
 
-def one_size_batches(latents: Sequence[Tensor], captions: Sequence[str], batch_size: int) -> list[Batch]:
+def one_size_batches(
+    latents: Sequence[Tensor], captions: Sequence[str], batch_size: int, condition: Conditioning | None = None
+) -> list[Batch]:
     """All latents (Z, h, w) in batches of at most `batch_size`, each of one size; latents of one size must follow each other."""
     found = []
     for _, group in groupby(range(len(latents)), lambda index: latents[index].shape):
         indices = list(group)
         for first in range(0, len(indices), batch_size):
             chosen = indices[first : first + batch_size]
-            found.append(Batch(torch.stack([latents[i] for i in chosen]), [captions[i] for i in chosen], latent=True))
+            given = None if condition is None else condition[chosen[0] : chosen[-1] + 1]
+            found.append(Batch(torch.stack([latents[i] for i in chosen]), [captions[i] for i in chosen], latent=True, condition=given))
     return found
 
 

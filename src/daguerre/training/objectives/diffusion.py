@@ -12,6 +12,7 @@ arXiv:2112.10752, section 4.3.1).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.conditioning import Conditioner, TextConditioner
+from daguerre.conditioning.class_map_image import LayoutConditioner
 from daguerre.data import Batch
 from daguerre.diffusion import Conditioning, Posterior, loss_weight, predicted_x0, split_variance, training_pair
 from daguerre.models.latent_diffusion import LatentDiffusion
@@ -41,6 +43,8 @@ class TextConditionedUNet(nn.Module):
         self.unet, self.conditioner = unet, conditioner
         if isinstance(conditioner, TextConditioner) and conditioner.encoder.text_projection is not None:
             conditioner.encoder.text_projection.requires_grad_(False)  # the UNet does not use it, so it has no gradient
+        if isinstance(conditioner, LayoutConditioner):
+            conditioner.encoder.to_logits.requires_grad_(False)
 
     def forward(self, x: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
         return self.unet(x, t, self.conditioner.encode_captions(captions))
@@ -65,6 +69,7 @@ class DiffusionTask:
         *,
         trained_text: Conditioner | None = None,
         grounding: Grounding | None = None,
+        preview: Callable[[LatentDiffusion], Image.Image] | None = None,
     ):
         """
         Args:
@@ -72,12 +77,14 @@ class DiffusionTask:
             preview_prompts: of the sample grid; none for an unconditional model.
             trained_text: the model's conditioner, if it is trained too; then `encode_text` is not used.
             grounding: an attention loss for batches with `coverage`.
+            preview: the sample grid, instead of one of the preview prompts.
         """
         self.networks: dict[str, nn.Module] = {
             "unet": model.unet if trained_text is None else TextConditionedUNet(model.unet, trained_text)
         }
         self.posterior = Posterior.of(model.schedule)
         self.model, self.weights, self.preview_prompts, self.grounding = model, weights, tuple(preview_prompts), grounding
+        self.preview = preview
         self.encode_text = encode_text if trained_text is None else list  # a TextConditionedUNet encodes captions itself
 
     def to(self, device: torch.device) -> None:
@@ -93,7 +100,7 @@ class DiffusionTask:
                 x0 = self.model.autoencoder.encode(x0)
             dropped = torch.rand(len(batch), generator=generator) < self.weights.caption_dropout
             captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)]
-            condition = self.encode_text(captions)
+            condition = self.encode_text(captions) if batch.condition is None else _without_dropped(batch.condition.to(device), dropped)
         x0, prediction = x0.float(), self.model.prediction
         t = sample_timesteps(len(batch), len(self.model.schedule.alphas_cumprod), self.weights, generator)
         alpha_bar = self.model.schedule.alphas_cumprod[t].float().to(device)  # (B,)
@@ -129,7 +136,15 @@ class DiffusionTask:
         """Images of the preview prompts, or without prompts of several seeds, with the current weights and the model's default guidance."""
         request = Request(self.preview_prompts, steps=20) if self.preview_prompts else Request(num_images=PREVIEW_SEEDS, steps=20)
         with torch.compiler.set_stance("force_eager"):  # compiling for these shapes takes longer than the images
-            return generate(self.model, request).grid().image
+            return generate(self.model, request).grid().image if self.preview is None else self.preview(self.model)
+
+
+def _without_dropped(condition: Conditioning, dropped: Tensor) -> Conditioning:
+    """A condition in float32, whose context is zero for the dropped ones (B,); channels are never dropped."""
+    condition = condition.to(dtype=torch.float32)
+    if condition.context is None:
+        return condition
+    return replace(condition, context=condition.context * ~dropped[:, None, None].to(condition.context.device))
 
 
 def sample_timesteps(count: int, timesteps: int, weights: DiffusionLoss, generator: torch.Generator) -> Tensor:

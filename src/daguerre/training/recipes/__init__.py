@@ -63,7 +63,7 @@ RECIPES: Mapping[str, Recipe] = {
         "txt2img 'something red, please' --model {path}",
     ),
     "ddpm": Recipe("a diffusion model of pixels: DDPM", "options.ddpm:DDPMRecipe", "recipes.ddpm:run", _SAMPLE),
-    "ldm": Recipe("a latent diffusion model on a first stage of your own", "options.ldm:LDMRecipe", "recipes.ldm:run", _SAMPLE),
+    "ldm": Recipe("a latent diffusion model on a first stage of your own", "options.ldm:LDMRecipe", "recipes.ldm:run"),
     "clip-scorer": Recipe(
         "a CLIP of images with captions, such as the one of `daguerre evaluate`",
         "options.latent_diffusion:ClipScorerRecipe",

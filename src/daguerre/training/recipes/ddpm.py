@@ -67,7 +67,7 @@ def open_images(recipe: DDPMRecipe | LDMRecipe) -> tuple[Dataset, tuple[str, ...
     if recipe.condition == "class":
         opened = open_labelled(recipe.data, recipe.resolution, recipe.images)
     else:
-        trained, held_out = open_training_images(recipe.data, recipe.resolution, recipe.images)
+        trained, held_out = open_training_images(recipe.data, recipe.resolution, recipe.images, captioned=recipe.condition == "text")
         opened = trained, None, held_out
     count, batch_size = len(opened[0]), recipe.loop.batch_size
     if not opened[0].rendered and count < batch_size:

@@ -35,6 +35,7 @@ LDM_PIPELINES = {  # by family
     "ldm-text2img-vq": "LDMTextToImagePipeline",
     "ldm-unconditional": "LDMPipeline",
     "ldm-churches": "LDMPipeline",
+    "ldm-layout": "LDMTextToImagePipeline",
     "ldm-super-resolution": "LDMSuperResolutionPipeline",
 }
 # The library of a class, by the start of its name; other classes belong to diffusers.

@@ -5,17 +5,23 @@
     scheduler/      scheduler_config.json
 
 The oldest published folders have all of these files at the top. The names of classes have no field in this layout; they are stored in the
-index under `_class_labels`, which diffusers ignores.
+index under `_class_labels`, and the image that a latent model is conditioned on under `_condition`, which diffusers ignores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from daguerre.atomic_io import atomic_path, check_overwrite
-from daguerre.conditioning.class_map_image import LabelConditioner, UnconditionalConditioner
+from daguerre.conditioning.class_map_image import (
+    ConcatConditioner,
+    ConcatKind,
+    LabelConditioner,
+    LayoutConditioner,
+    UnconditionalConditioner,
+)
 from daguerre.diffusion import SAMPLERS, Conditioning, Prediction, SamplerConfig, Schedule, Variance, read_scheduler
 from daguerre.errors import DaguerreError
 from daguerre.models.identity_autoencoder import IdentityAutoencoder
@@ -32,7 +38,7 @@ from daguerre.weights.original.infer_config import unet_from_shapes
 from daguerre.weights.tensors.reader import open_tensors, weights_in
 from daguerre.weights.tensors.safetensors import read_json, with_config_errors, write_json
 
-LABELS_KEY = "_class_labels"
+LABELS_KEY, CONDITION_KEY = "_class_labels", "_condition"
 VARIANCE_TYPES: Mapping[Variance, str] = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
 DDIM = SamplerConfig(SAMPLERS["euler"], {}, "trailing", clip=1.0)  # the default: good in far fewer steps than ancestral sampling
 
@@ -64,7 +70,7 @@ def load_pixel_folder(
     return LatentDiffusion(
         unet=unet,
         autoencoder=IdentityAutoencoder().eval(),
-        conditioner=label_conditioner(index),
+        conditioner=plain_conditioner(index),
         schedule=Schedule(schedule),
         prediction=prediction or stored_prediction,
         name=folder.resolve().name,
@@ -88,7 +94,7 @@ def save_pixel_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torc
     check_overwrite(folder, INDEX)
     config = unet_json(model.unet.config, model.sample_size)
     scheduler = ddpm_scheduler_json(model)
-    options = {**label_fields(model.conditioner), GUIDANCE_KEY: model.default_guidance}
+    options = {**conditioner_fields(model.conditioner), GUIDANCE_KEY: model.default_guidance}
     with atomic_path(folder) as temporary:
         write_part(temporary / "unet", config, model.unet.state_dict(), dtype)
         (temporary / "scheduler").mkdir()
@@ -110,23 +116,46 @@ def ddpm_scheduler_json(model: LatentDiffusion) -> Json:
     }
 
 
-def label_conditioner(index: Mapping[str, Any]) -> LabelConditioner | UnconditionalConditioner:
-    """The conditioner for the class names of an index; one without inputs if it has none.
+def plain_conditioner(index: Mapping[str, Any]) -> LabelConditioner | ConcatConditioner | UnconditionalConditioner:
+    """The conditioner without weights that an index describes: for classes, for an image, or without inputs.
 
     Raises:
-        DaguerreError: the names are not texts.
+        DaguerreError: its fields are not of the expected types.
     """
+    if (condition := index.get(CONDITION_KEY)) is not None:
+        return _concat_conditioner(condition)
+    names = class_labels(index)
+    return UnconditionalConditioner() if names is None else LabelConditioner(names)
+
+
+def class_labels(index: Mapping[str, Any]) -> list[str] | None:
+    """The names of classes in an index; None if it has none. Raises DaguerreError if they are not texts."""
     names = index.get(LABELS_KEY)
-    if names is None:
-        return UnconditionalConditioner()
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if names is not None and (not isinstance(names, list) or not all(isinstance(name, str) for name in names)):
         raise DaguerreError(f"The model's index sets {LABELS_KEY} to {str(names)[:60]!r}; it is a list of class names.")
-    return LabelConditioner(names)
+    return names
 
 
-def label_fields(conditioner: Callable[[Sequence[str]], Conditioning]) -> dict[str, Any]:
-    """The field of an index with the class names of a conditioner, if it has any."""
-    return {LABELS_KEY: list(conditioner.names)} if isinstance(conditioner, LabelConditioner) else {}
+def _concat_conditioner(condition: Any) -> ConcatConditioner:
+    try:
+        palette = [(int(r), int(g), int(b)) for r, g, b in condition["palette"]]
+        if condition["kind"] not in get_args(ConcatKind) or int(condition["scale"]) < 1:
+            raise ValueError
+        return ConcatConditioner(condition["kind"], scale=int(condition["scale"]), palette=palette)
+    except (KeyError, TypeError, ValueError):
+        raise DaguerreError(
+            f"The model's index sets {CONDITION_KEY} to {str(condition)[:60]!r}; it has a kind ({', '.join(get_args(ConcatKind))}), a "
+            "scale of 1 or more and a palette of RGB colours."
+        ) from None
+
+
+def conditioner_fields(conditioner: Callable[[Sequence[str]], Conditioning]) -> dict[str, Any]:
+    """The fields of an index that describe a conditioner: the names of its classes, or its image; none for others."""
+    if isinstance(conditioner, ConcatConditioner):
+        palette = [list(colour) for colour in conditioner.palette]
+        return {CONDITION_KEY: {"kind": conditioner.kind, "scale": conditioner.scale, "palette": palette}}
+    has_names = isinstance(conditioner, LabelConditioner | LayoutConditioner) and conditioner.names
+    return {LABELS_KEY: list(conditioner.names)} if has_names else {}
 
 
 def _part(folder: Path, name: str) -> Path:

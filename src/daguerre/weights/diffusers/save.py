@@ -10,7 +10,13 @@ from torch import Tensor
 
 from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.conditioning import LDMTextConditioner, SDXLConditioner, TextConditioner, Tokenizer, WordPiece
-from daguerre.conditioning.class_map_image import ImageConditioner, LabelConditioner, UnconditionalConditioner
+from daguerre.conditioning.class_map_image import (
+    ConcatConditioner,
+    ImageConditioner,
+    LabelConditioner,
+    LayoutConditioner,
+    UnconditionalConditioner,
+)
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -24,7 +30,7 @@ from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import SCHEDULER_CONFIG_FILE
 from daguerre.weights.diffusers.index import GUIDANCE_KEY, UPSCALE_PIPELINE, model_index, pipeline_class
 from daguerre.weights.diffusers.load import write_part
-from daguerre.weights.diffusers.pixel import label_fields
+from daguerre.weights.diffusers.pixel import conditioner_fields
 from daguerre.weights.diffusers.scheduler_config import low_res_schedule_json, schedule_json
 from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.diffusers.vae_config import first_stage_json
@@ -63,7 +69,7 @@ def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtyp
     Raises:
         DaguerreError: the layout cannot express a part, or the folder cannot be written; its content is unchanged.
     """
-    folder, conditioner = Path(folder), _conditioner_files(model.conditioner)
+    folder, conditioner = Path(folder), _conditioner_files(model.conditioner, model.autoencoder.downsample_factor)
     family = family_of(model.unet.config, conditioner.kinds)
     pipeline = pipeline_class(family, model.unet.config, conditioner.parts)
     if pipeline is None:
@@ -105,7 +111,7 @@ def tokenizer_class(tokenizer: Tokenizer | WordPiece) -> str:
     return "CLIPTokenizer" if isinstance(tokenizer, Tokenizer) else "BertTokenizer"
 
 
-def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning]) -> ConditionerFiles:
+def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning], downsample_factor: int) -> ConditionerFiles:
     match conditioner:
         case TextConditioner():
             part = _text_files(conditioner.tokenizer, _trim_text_encoder(conditioner))
@@ -120,10 +126,15 @@ def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning]) -> 
             encoder = conditioner.encoder
             config = {"architectures": ["CLIPVisionModelWithProjection"], **clip_vision_json(encoder.config)}
             return ConditionerFiles({"image_encoder": NetworkFiles(config, encoder.state_dict())}, kinds={"image_encoder": "clip_vision"})
-        case UnconditionalConditioner():
-            return ConditionerFiles()
-        case LabelConditioner():
-            return ConditionerFiles(options=label_fields(conditioner))
+        case LayoutConditioner():
+            part = NetworkFiles(ldm_bert_json(conditioner.encoder.config, 0), conditioner.encoder.state_dict())
+            return ConditionerFiles({"bert": part}, kinds={"text_encoder": "ldm_boxes"}, options=conditioner_fields(conditioner))
+        case ConcatConditioner():
+            # A small image of the latents' size is the condition of a diffusers pipeline; the others have none.
+            as_published = conditioner.kind == "low-res" and conditioner.scale == downsample_factor
+            return ConditionerFiles(kinds={} if as_published else {"condition": "concat"}, options=conditioner_fields(conditioner))
+        case UnconditionalConditioner() | LabelConditioner():
+            return ConditionerFiles(options=conditioner_fields(conditioner))
     raise DaguerreError(f"A model with a {type(conditioner).__name__} cannot be saved in the diffusers folder layout.")
 
 

@@ -21,6 +21,7 @@ from daguerre.errors import DaguerreError, join_names
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.ldm_bert import LDMBert
+from daguerre.models.model_task import CONCAT_TASKS, ModelTask
 from daguerre.models.patch_discriminator import PatchDiscriminator
 from daguerre.models.spatial_rescaler import SpatialRescaler
 from daguerre.models.transformer_prior import TransformerPrior
@@ -30,11 +31,12 @@ from daguerre.nn.meta import shapes_only
 from daguerre.weights.diffusers.clip_config import clip_text_config
 from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import PIXEL_PIPELINES
+from daguerre.weights.diffusers.pixel import CONDITION_KEY
 from daguerre.weights.diffusers.scheduler_config import schedule_config
 from daguerre.weights.diffusers.unet_config import unconditional_unet_config, unet_config
 from daguerre.weights.diffusers.vae_config import autoencoder_config, vq_config
 from daguerre.weights.original.components import CheckpointContents, Component, split_components
-from daguerre.weights.original.families import FAMILIES, STABLE_DIFFUSION_SCHEDULE, Family, family_of, heads_of, prediction_of
+from daguerre.weights.original.families import FAMILIES, STABLE_DIFFUSION_SCHEDULE, Family, family_of, heads_of, prediction_of, task_of
 from daguerre.weights.original.infer_config import (
     clip_from_shapes,
     discriminator_from_shapes,
@@ -120,6 +122,16 @@ class DetectedModel:
         if self.family is None:
             return 512
         return 768 if self.family.name == "sd2" and self.prediction == "v" else self.family.sample_size
+
+    @property
+    def task(self) -> ModelTask | None:
+        """What the model was trained for; None if there is no complete UNet, or its number of input channels is unknown."""
+        condition = self.stored_configs.get("model_index", {}).get(CONDITION_KEY)
+        if isinstance(condition, dict):
+            return CONCAT_TASKS.get(str(condition.get("kind")))
+        if self.family is None or self.unet is None:
+            return None
+        return "layout" if self.family.name == "ldm-layout" else task_of(self.family, self.unet)
 
     def canonical(self, part: Component) -> dict[str, Tensor]:
         """The tensors of a part under canonical names."""
@@ -220,8 +232,11 @@ def _detect(file: TensorFile, prediction: Prediction | None, heads: int | tuple[
     detected = DetectedModel(file, contents, text_encoders=text_encoders)
     if "unet" in parts:
         shape = unet_from_shapes(parts["unet"].canonical())
-        if stored.get("model_index", {}).get("_class_name") in PIXEL_PIPELINES:
+        index = stored.get("model_index", {})
+        if index.get("_class_name") in PIXEL_PIPELINES:
             family = FAMILIES["ddpm"]
+        elif CONDITION_KEY in index:
+            family = FAMILIES["ldm-unconditional"]
         else:
             family = family_of(shape, {name: _network_kind(part) for name, part in parts.items()})
         if "unet" not in stored or heads is not None:

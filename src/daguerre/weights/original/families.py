@@ -81,6 +81,8 @@ def family_of(unet: UNetConfig, kinds: Mapping[str, str]) -> Family:
 
 
 def _family_without_context(unet: UNetConfig, condition: str | None) -> str:
+    if condition == "concat":
+        return "ldm-unconditional"
     match unet.in_channels - unet.out_channels:
         case 0:
             return "ldm-churches" if unet.resample == "resblock" else "ldm-unconditional"

@@ -27,7 +27,7 @@ from daguerre.nn.meta import fill, shapes_only
 from daguerre.runtime.allocator import release_pages
 from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.diffusers.index import stored_guidance
-from daguerre.weights.diffusers.pixel import label_conditioner
+from daguerre.weights.diffusers.pixel import class_labels, plain_conditioner
 from daguerre.weights.diffusers.scheduler_config import folder_sampler, schedule_config
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unrounded, with_file_schedule
@@ -212,6 +212,7 @@ def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[
         return detected.networks[part].eval()
 
     assert detected.family is not None
+    index = detected.stored_configs.get("model_index", {})
     match detected.family.name.split("-")[1]:
         case "text2img":
             encoder, tokenizer = filled("text_encoder"), tokenizer_of("text_encoder", detected)
@@ -221,7 +222,7 @@ def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[
         case "layout":
             encoder = filled("text_encoder")
             assert isinstance(encoder, LDMBert)
-            return LayoutConditioner(encoder).eval()
+            return LayoutConditioner(encoder, class_labels(index) or ()).eval()
         case "class":
             classes = filled("condition")
             assert isinstance(classes, ClassConditioner)
@@ -230,7 +231,7 @@ def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[
             rescaler = filled("condition")
             assert isinstance(rescaler, SpatialRescaler)
             return MapConditioner(rescaler).eval()
-    return label_conditioner(detected.stored_configs.get("model_index", {}))
+    return plain_conditioner(index)
 
 
 def _low_res_schedule(detected: DetectedModel) -> Schedule | None:
