@@ -1,0 +1,164 @@
+"""How well latent diffusion models trained here do their tasks on images that they have not seen, against trivial baselines.
+
+    python -m benchmarks.ldm_tasks images FOLDER                     # emoji as two folders: FOLDER/train and FOLDER/test
+    daguerre train ldm --first-stage src/daguerre/assets/emoji --data FOLDER/train --condition grey --prediction v --out runs/grey
+    python -m benchmarks.ldm_tasks measure runs/grey/model --data FOLDER
+
+The test images are those of other things than the training images. Every measure is a difference from the original, so less is better:
+
+    features   1 − cosine of the embeddings of the CLIP in `benchmarks/clip-scorer`
+    pixels     mean absolute difference of 8-bit values: of all, for `masked` in the hole, for `grey` of the colours (Cb and Cr)
+
+Each has the model's and the baseline's mean, and their difference with a bootstrap interval over images: below 0 the model is better.
+
+    low-res      bicubic interpolation
+    masked       the hole in the mean colour of the rest
+    grey         every pixel in the mean colour of the training images
+    map          the training image with the nearest map
+    clip-image   the training image with the nearest embedding
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import daguerre
+from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner
+from daguerre.data import Dataset, EmojiDataset, EmojiMix, to_tensor
+from daguerre.data.catalog import open_dataset
+from daguerre.data.condition_maps import edges
+from daguerre.data.dataset import is_held_out
+from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
+from daguerre.metrics import bootstrap
+from daguerre.pipelines import generate
+from daguerre.pipelines.images.grid import image_table
+from daguerre.pipelines.images.preprocessors import PREPROCESSORS
+from daguerre.pipelines.planners.colorize import with_colours_of
+from daguerre.pipelines.tasks import Inpaint
+from daguerre.training.datasets.conditions import with_condition_image
+from daguerre.training.objectives.condition_preview import ConditionExample, find_examples
+from daguerre.training.options.ldm import LDMRecipe
+
+SCORER = Path(__file__).parent / "clip-scorer"
+SIDE, SAMPLES_EACH = 64, 4
+SHEET_ROWS = 8
+
+
+def write_images(folder: Path) -> None:
+    """Write emoji: four images of each of nine in ten things to train on, some recoloured or on a background, and one of each other."""
+    emoji = EmojiDataset(SIDE, mix=EmojiMix(recoloured=0.2, background=0.2, pair=0))
+    plain = EmojiDataset(SIDE, mix=EmojiMix(recoloured=0, background=0, pair=0, centred=1))
+    for index, thing in enumerate(emoji.things):
+        tested = is_held_out("ldm task", thing.base)
+        source, count = (plain, 1) if tested else (emoji, SAMPLES_EACH)
+        for number in range(count):
+            path = folder / ("test" if tested else "train") / f"{index:04d}-{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.sample(index, np.random.default_rng([index, number])).image.save(path)
+
+
+def baseline(conditioner: object, example: ConditionExample, train: Dataset, scorer: ClipScorer, kind: str) -> Image.Image:
+    """What a trivial method gives for an example."""
+    original = example.original
+    if isinstance(conditioner, ConcatConditioner) and conditioner.kind == "low-res":
+        small = example.task.input_images["image"].pixels
+        return small.resize(original.size, Image.Resampling.BICUBIC)
+    if isinstance(example.task, Inpaint):
+        hole, filled = hole_of(example), original.copy()
+        mean = np.asarray(original)[~hole].mean(0) if (~hole).any() else np.full(3, 127)
+        filled.paste(tuple(int(value) for value in mean.round()), (0, 0), Image.fromarray(hole))
+        return filled
+    if isinstance(conditioner, ConcatConditioner) and conditioner.kind == "grey":
+        mean = np.mean([np.asarray(image).mean((0, 1)) for image in images_of(train)], axis=0)
+        return with_colours_of(original.convert("L"), Image.new("RGB", original.size, tuple(int(value) for value in mean.round())))
+    if isinstance(conditioner, ImageConditioner):
+        keys, wanted = [scorer.embed_images(x_of(images_of(train))), scorer.embed_images(x_of([original]))]
+    else:
+        transform = {"edges": edges, **PREPROCESSORS}[kind]
+        keys = x_of([transform(image) for image in images_of(train)]).flatten(1)
+        wanted = x_of([example.shown]).flatten(1)
+    return images_of(train)[int(torch.cdist(wanted, keys).argmin())]
+
+
+_images: dict[str, list[Image.Image]] = {}
+
+
+def images_of(source: Dataset) -> list[Image.Image]:
+    """All images of a dataset, read once."""
+    if source.key not in _images:
+        _images[source.key] = [source.sample(index, np.random.default_rng(0)).image for index in range(len(source))]
+    return _images[source.key]
+
+
+def x_of(images: Sequence[Image.Image]) -> Tensor:
+    """Images as (B, 3, H, W) in [−1, 1]."""
+    return torch.stack([to_tensor(image) for image in images])
+
+
+def hole_of(example: ConditionExample) -> np.ndarray:
+    """The hole of an inpainting example, (H, W) bool."""
+    assert isinstance(example.task, Inpaint)
+    assert example.task.mask is not None
+    return np.asarray(example.task.mask.pixels.convert("L")) > 0
+
+
+def pixel_error(example: ConditionExample, image: Image.Image, *, colours: bool) -> float:
+    """The mean absolute difference from the original in 8-bit values, in the hole of an inpainting example; of the colours alone."""
+    mode = "YCbCr" if colours else "RGB"
+    a, b = (np.asarray(each.convert(mode)).astype(float) for each in (image, example.original))
+    error = np.abs(a - b)[..., 1:].mean(-1) if colours else np.abs(a - b).mean(-1)
+    return float(error[hole_of(example)].mean() if isinstance(example.task, Inpaint) else error.mean())
+
+
+def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: Path | None) -> None:
+    """Print the table of one model, and write a sheet of some images: condition, baseline, model, original."""
+    model, scorer = daguerre.load_diffusion(folder), load_clip_scorer(SCORER)
+    conditioner = model.conditioner
+    train, test = (open_dataset(str(data / part), model.sample_size, crop="center") for part in ("train", "test"))
+    source = test
+    name = conditioner.kind if isinstance(conditioner, ConcatConditioner) else "clip-image"
+    if isinstance(conditioner, ConcatConditioner) and conditioner.kind in ("masked", "map"):
+        recipe = LDMRecipe(Path(), str(data), condition=conditioner.kind, map=kind)  # type: ignore[arg-type]
+        source, _ = with_condition_image(recipe, test)
+    examples = find_examples(conditioner, source, count)
+    results = [generate(model, each.request(steps=steps))[0].image for each in examples]
+    trivial = [baseline(conditioner, each, train, scorer, kind) for each in examples]
+    truth = scorer.embed_images(x_of([each.original for each in examples]))
+    print(f"| {name}, {len(examples)} images | model | baseline | model − baseline |\n| --- | --- | --- | --- |")
+    own, other = (1 - (scorer.embed_images(x_of(images)) * truth).sum(1) for images in (results, trivial))
+    print(f"| features | {own.mean():.3f} | {other.mean():.3f} | {bootstrap(own - other)} |")
+    own, other = (
+        torch.tensor([pixel_error(each, image, colours=name == "grey") for each, image in zip(examples, images, strict=True)])
+        for images in (results, trivial)
+    )
+    print(f"| pixels | {own.mean():.2f} | {other.mean():.2f} | {bootstrap(own - other)} |", flush=True)
+    if sheet is not None:
+        rows = [list(row) for row in zip([e.shown for e in examples], trivial, results, [e.original for e in examples], strict=True)]
+        image_table(rows[:SHEET_ROWS], columns=("condition", "baseline", "model", "original")).image.save(sheet)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("images").add_argument("folder", type=Path)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("model", type=Path)
+    measuring.add_argument("--data", type=Path, required=True)
+    measuring.add_argument("--count", type=int, default=128)
+    measuring.add_argument("--steps", type=int, default=20)
+    measuring.add_argument("--map", default="edges")
+    measuring.add_argument("--sheet", type=Path)
+    options = parser.parse_args()
+    if options.command == "images":
+        write_images(options.folder)
+    else:
+        measure(options.model, options.data, options.count, options.steps, options.map, options.sheet)
+
+
+if __name__ == "__main__":
+    main()
