@@ -22,6 +22,7 @@ BASES = {
     "depth2img": ["mask.png", "a hill"],
     "upscale": ["cat.png"],
     "variations": ["cat.png"],
+    "colorize": ["cat.png"],
     "layout": ["25 0 0 1 1"],
     "sample": ["--model=tiny", "--complete=cat.png"],
     "attention": ["a cat"],

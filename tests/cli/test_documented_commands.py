@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 RUNNABLE = {"txt2img", "img2img", "inpaint", "outpaint", "attention", "models", "inspect"}
 NEEDS_FILES = ("--model", "-m", "--vae", "--refiner", "--hash", "--vocabulary", "--lora", "--embedding")
-TRAINED_FOR = ("pix2pix", "depth2img", "upscale", "variations")
+TRAINED_FOR = ("pix2pix", "depth2img", "upscale", "variations", "colorize")
 
 
 def commands_of(page: Path) -> list[list[str]]:

@@ -37,15 +37,19 @@ def model_task(model: LatentDiffusion | LatentPrior) -> ModelTask | None:
     return task_by_channels(model.unet.config.in_channels, model.latent_channels)
 
 
+def possible_tasks(model: LatentDiffusion | LatentPrior) -> tuple[str, ...]:
+    """The names of the tasks that a model can do."""
+    is_layout = isinstance(model, LatentDiffusion) and isinstance(model.conditioner, LayoutConditioner)
+    kinds = (model_task(model), *(("layout",) if is_layout else ()))
+    return tuple(name for name, task in TASKS.items() if any(kind in task.model_tasks for kind in kinds))
+
+
 def check_capability(model: LatentDiffusion | LatentPrior, task: Task) -> None:
     """Raise DaguerreError if the model cannot do the task; the error names models that can, and the tasks of this one."""
-    trained_for = model_task(model)
-    is_layout = isinstance(model, LatentDiffusion) and isinstance(model.conditioner, LayoutConditioner)
-    kinds = (trained_for, "layout") if is_layout else (trained_for,)
-    if any(kind in task.model_tasks for kind in kinds):
+    possible, trained_for = possible_tasks(model), model_task(model)
+    if task.name in possible:
         return
     examples = " or ".join(EXAMPLE_MODELS[each] for each in task.model_tasks)
-    possible = [name for name, other in TASKS.items() if any(kind in other.model_tasks for kind in kinds)]
     raise DaguerreError(
         f"The model {model.name!r} (a model for {trained_for or 'an unknown task'}) cannot do {task.name}; "
         f"take a model that can, such as {examples}. This one does {', '.join(possible) or 'none of the tasks'}."

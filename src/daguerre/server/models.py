@@ -9,8 +9,7 @@ from typing import Any
 from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
 from daguerre.errors import DaguerreError, nearest
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines.capabilities import model_task
-from daguerre.pipelines.tasks import TASKS
+from daguerre.pipelines.capabilities import model_task, possible_tasks
 from daguerre.server.errors import ApiError
 from daguerre.weights import catalog
 from daguerre.weights.catalog import CHECKPOINTS, INDEX, embedded, may_be_on_the_hub
@@ -49,8 +48,7 @@ class ModelFacts:
     def of(cls, model: LatentDiffusion) -> "ModelFacts":
         from daguerre.weights.hashing import files_hash
 
-        kind = model_task(model)
-        tasks = tuple(name for name, task in TASKS.items() if kind in task.model_tasks)
+        kind, tasks = model_task(model), possible_tasks(model)
         digest = files_hash(model.files) if model.files else None
         family = CONTEXT_FAMILIES.get(model.unet.config.context_width or 0)
         return cls(model.sample_size, model.autoencoder.downsample_factor, model.default_guidance, tasks, kind, digest, family)

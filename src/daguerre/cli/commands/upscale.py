@@ -1,4 +1,4 @@
-"""`daguerre upscale IMAGE [PROMPT]`: enlarge images four times per side, with an upscaling model."""
+"""`daguerre upscale IMAGE [PROMPT]`: enlarge images, usually four times per side, with an upscaling model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from daguerre.pipelines.tasks import Upscale
 
 @dataclass(frozen=True)
 class UpscaleOptions(GenerationOptions):
-    """Enlarge an image four times per side.
+    """Enlarge an image, four times per side with most models.
 
-    This needs a model trained for it: --model stabilityai/stable-diffusion-x4-upscaler.
+    This needs a model trained for it: --model stabilityai/stable-diffusion-x4-upscaler, or one of your own from
+    `daguerre train ldm --condition low-res`.
     """
 
     image: ImagePath

@@ -17,7 +17,8 @@ class VariationsOptions(SizedGenerationOptions):
     """Generate images similar in content to another one.
 
     The model is conditioned on the image's CLIP embedding instead of a prompt, so this needs a model trained for it:
-    --model lambdalabs/sd-image-variations-diffusers. For variations with any model, see --variation-seed of txt2img.
+    --model lambdalabs/sd-image-variations-diffusers, or one of your own from `daguerre train ldm --condition clip-image`. For variations
+    with any model, see --variation-seed of txt2img.
     """
 
     image: ImagePath

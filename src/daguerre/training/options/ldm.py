@@ -49,9 +49,7 @@ class LDMRecipe:
         if self.maps is not None and self.condition not in ("map", "layout"):
             raise DaguerreError("--maps applies only to --condition map and --condition layout; remove it or set the condition.")
         if (self.image_encoder is not None) != (self.condition == "clip-image"):
-            raise DaguerreError(
-                "--condition clip-image and --image-encoder, the folder of a CLIP, belong together; give both or neither."
-            )
+            raise DaguerreError("--condition clip-image and --image-encoder, the folder of a CLIP, belong together; give both or neither.")
         if self.scale < 2:
             raise DaguerreError(f"scale is {self.scale}; a model enlarges each side at least 2 times.")
         if self.num_images < self.loop.batch_size:

@@ -68,7 +68,7 @@ TRY: Mapping[str, str] = {
     "map": "layout --map MAP.png --model {path}",
     "layout": "layout 'CLASS 0.1 0.1 0.5 0.9' --model {path}",
     "low-res": "upscale SMALL.png --model {path}",
-    "masked": "inpaint IMAGE.png MASK.png --model {path}",
+    "masked": "inpaint IMAGE.png MASK.png '' --model {path}",
     "grey": "colorize GREY.png --model {path}",
     "clip-image": "variations IMAGE.png --model {path}",
 }

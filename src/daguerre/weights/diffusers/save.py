@@ -1,6 +1,6 @@
 """Save a complete model in the diffusers folder layout, which diffusers, `load_folder` and `load_single_file` can open."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from daguerre.conditioning.class_map_image import (
     LayoutConditioner,
     UnconditionalConditioner,
 )
-from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText
@@ -69,7 +68,7 @@ def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtyp
     Raises:
         DaguerreError: the layout cannot express a part, or the folder cannot be written; its content is unchanged.
     """
-    folder, conditioner = Path(folder), _conditioner_files(model.conditioner, model.autoencoder.downsample_factor)
+    folder, conditioner = Path(folder), _conditioner_files(model)
     family = family_of(model.unet.config, conditioner.kinds)
     pipeline = pipeline_class(family, model.unet.config, conditioner.parts)
     if pipeline is None:
@@ -111,8 +110,8 @@ def tokenizer_class(tokenizer: Tokenizer | WordPiece) -> str:
     return "CLIPTokenizer" if isinstance(tokenizer, Tokenizer) else "BertTokenizer"
 
 
-def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning], downsample_factor: int) -> ConditionerFiles:
-    match conditioner:
+def _conditioner_files(model: LatentDiffusion) -> ConditionerFiles:
+    match conditioner := model.conditioner:
         case TextConditioner():
             part = _text_files(conditioner.tokenizer, _trim_text_encoder(conditioner))
             return ConditionerFiles({"text_encoder": part}, {"tokenizer": conditioner.tokenizer}, {"text_encoder": "clip_text"})
@@ -130,8 +129,9 @@ def _conditioner_files(conditioner: Callable[[Sequence[str]], Conditioning], dow
             part = NetworkFiles(ldm_bert_json(conditioner.encoder.config, 0), conditioner.encoder.state_dict())
             return ConditionerFiles({"bert": part}, kinds={"text_encoder": "ldm_boxes"}, options=conditioner_fields(conditioner))
         case ConcatConditioner():
-            # A small image of the latents' size is the condition of a diffusers pipeline; the others have none.
-            as_published = conditioner.kind == "low-res" and conditioner.scale == downsample_factor
+            # Diffusers has a pipeline for small images of the size of latents with three channels.
+            as_published = conditioner.kind == "low-res" and conditioner.scale == model.autoencoder.downsample_factor
+            as_published = as_published and model.latent_channels == 3
             return ConditionerFiles(kinds={} if as_published else {"condition": "concat"}, options=conditioner_fields(conditioner))
         case UnconditionalConditioner() | LabelConditioner():
             return ConditionerFiles(options=conditioner_fields(conditioner))

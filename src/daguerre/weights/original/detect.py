@@ -31,6 +31,7 @@ from daguerre.nn.meta import shapes_only
 from daguerre.weights.diffusers.clip_config import clip_text_config
 from daguerre.weights.diffusers.config_fields import Json
 from daguerre.weights.diffusers.folder_names import PIXEL_PIPELINES
+from daguerre.weights.diffusers.index import IMAGE_VARIATION_PIPELINE
 from daguerre.weights.diffusers.pixel import CONDITION_KEY
 from daguerre.weights.diffusers.scheduler_config import schedule_config
 from daguerre.weights.diffusers.unet_config import unconditional_unet_config, unet_config
@@ -126,9 +127,11 @@ class DetectedModel:
     @property
     def task(self) -> ModelTask | None:
         """What the model was trained for; None if there is no complete UNet, or its number of input channels is unknown."""
-        condition = self.stored_configs.get("model_index", {}).get(CONDITION_KEY)
-        if isinstance(condition, dict):
+        index = self.stored_configs.get("model_index", {})
+        if isinstance(condition := index.get(CONDITION_KEY), dict):
             return CONCAT_TASKS.get(str(condition.get("kind")))
+        if index.get("_class_name") == IMAGE_VARIATION_PIPELINE:
+            return "image-variation"
         if self.family is None or self.unet is None:
             return None
         return "layout" if self.family.name == "ldm-layout" else task_of(self.family, self.unet)
