@@ -6,7 +6,7 @@
 
 The test images are those of other things than the training images. Every measure is a difference from the original, so less is better:
 
-    features   1 − cosine of the embeddings of the CLIP in `benchmarks/clip-scorer`
+    features   1 − cosine of the embeddings of the embedded CLIP
     pixels     mean absolute difference of 8-bit values: of all, for `masked` in the hole, for `grey` of the colours (Cb and Cr)
 
 Each has the model's and the baseline's mean, and their difference with a bootstrap interval over images: below 0 the model is better.
@@ -44,7 +44,6 @@ from daguerre.training.datasets.conditions import with_condition_image
 from daguerre.training.objectives.condition_preview import ConditionExample, find_examples
 from daguerre.training.options.ldm import LDMRecipe
 
-SCORER = Path(__file__).parent / "clip-scorer"
 SIDE, SAMPLES_EACH = 64, 4
 SHEET_ROWS = 8
 
@@ -117,7 +116,7 @@ def pixel_error(example: ConditionExample, image: Image.Image, *, colours: bool)
 
 def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: Path | None) -> None:
     """Print the table of one model, and write a sheet of some images: condition, baseline, model, original."""
-    model, scorer = daguerre.load_diffusion(folder), load_clip_scorer(SCORER)
+    model, scorer = daguerre.load_diffusion(folder), load_clip_scorer()
     conditioner = model.conditioner
     train, test = (open_dataset(str(data / part), model.sample_size, crop="center") for part in ("train", "test"))
     source = test

@@ -212,7 +212,7 @@ def test_a_clip_trained_here_takes_images_normalised_as_published_ones(clip: Pat
         ("kl", {"condition": "low-res", "scale": 3}, "scale is 3; it must divide 2"),
         ("kl", {"condition": "low-res", "scale": 1}, "at least 2 times"),
         ("vq", {"condition": "clip-image", "image_encoder": Path("clip")}, "needs a KL first stage"),
-        ("kl", {"condition": "clip-image"}, "belong together"),
+        ("kl", {"condition": "grey", "image_encoder": Path("clip")}, "--image-encoder applies only to"),
         ("kl", {"condition": "clip-image", "image_encoder": Path("nowhere")}, "There is no CLIP in 'nowhere'"),
         ("kl", {"condition": "grey", "maps": Path("maps")}, "--maps applies only to"),
         ("kl", {"condition": "map", "map": "depth"}, "There are no 'depth' maps of these images"),

@@ -34,6 +34,7 @@ from daguerre.training.objectives.perceptual import image_normalization
 from daguerre.training.options.ldm import LDMRecipe
 from daguerre.training.run_identity import fingerprint
 from daguerre.weights import load_clip
+from daguerre.weights.catalog import clip_folder
 from daguerre.weights.diffusers.clip_config import IMAGE_MEAN, IMAGE_STD
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 from daguerre.weights.diffusers.load import load_image_encoder
@@ -233,12 +234,14 @@ def layout_texts(folder: Path, images: FolderDataset) -> list[str]:
     return found
 
 
-def load_image_conditioner(folder: Path) -> ImageConditioner:
-    """The image encoder of a CLIP: a folder from `daguerre train clip-scorer`, or a published CLIP in the layout of transformers.
+def load_image_conditioner(folder: Path | None = None) -> ImageConditioner:
+    """The image encoder of a CLIP: a folder from `daguerre train clip-scorer`, or a published CLIP in the layout of transformers; None is
+    the embedded one.
 
     Raises:
         DaguerreError: there is none, or its files are incomplete.
     """
+    folder = clip_folder(folder)
     given = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     if "vision_config" in given:
         encoder = load_clip(folder)[0].vision

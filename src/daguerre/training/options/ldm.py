@@ -35,7 +35,8 @@ class LDMRecipe:
     # these names, with one "CLASS LEFT TOP RIGHT BOTTOM" per line, in shares of the sides.
     maps: Annotated[Path | None, optional("PATH")] = None
     scale: int = 4  # With --condition low-res: how many times the model enlarges each side; divides the factor of the first stage.
-    image_encoder: Annotated[Path | None, optional("PATH")] = None  # With --condition clip-image: directory of a CLIP.
+    # With --condition clip-image: directory of a CLIP. Default: the embedded one, which knows emoji.
+    image_encoder: Annotated[Path | None, optional("PATH")] = None
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"  # What the network predicts: the noise, v, or the clean latent.
     num_images: int = 20_000  # Number of images that are encoded once for training; a folder gives at most ten crops of each image.
     vocab_size: int = 2048  # With --condition text: largest number of tokens that the tokenizer learns.
@@ -48,8 +49,8 @@ class LDMRecipe:
     def __post_init__(self) -> None:
         if self.maps is not None and self.condition not in ("map", "layout"):
             raise DaguerreError("--maps applies only to --condition map and --condition layout; remove it or set the condition.")
-        if (self.image_encoder is not None) != (self.condition == "clip-image"):
-            raise DaguerreError("--condition clip-image and --image-encoder, the folder of a CLIP, belong together; give both or neither.")
+        if self.image_encoder is not None and self.condition != "clip-image":
+            raise DaguerreError("--image-encoder applies only to --condition clip-image; remove it or set the condition.")
         if self.scale < 2:
             raise DaguerreError(f"scale is {self.scale}; a model enlarges each side at least 2 times.")
         if self.num_images < self.loop.batch_size:

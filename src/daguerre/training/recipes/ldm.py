@@ -87,6 +87,8 @@ def run(recipe: LDMRecipe) -> Path:
     source, recipe = data.trained, with_epochs(recipe, data.trained)
     loop, key = recipe.loop, network_hash(first_stage)
     identity = {**run_options(recipe), "classes": data.names, "first stage": key}
+    if isinstance(data.conditioner, ImageConditioner):
+        identity["image encoder"] = network_hash(data.conditioner)
     record_run(
         recipe.out,
         "LDMRecipe",
@@ -170,7 +172,6 @@ def open_conditioned(recipe: LDMRecipe) -> ConditionedImages:
         case "none" | "class" | "text":
             return ConditionedImages(trained, held_out, names=names)
         case "clip-image":
-            assert recipe.image_encoder is not None
             return ConditionedImages(trained, held_out, load_image_conditioner(recipe.image_encoder))
         case "layout":
             both = [None if images is None else with_layouts(recipe, images) for images in (trained, held_out)]
