@@ -237,7 +237,7 @@ class LayoutToImage(Task):
 class Colorize(Task):
     """Add colours to a grey image; its brightness stays as it is.
 
-    image: colours that it has are ignored. resize_mode: as in `ImageToImage`.
+    image: colours that it has are ignored. resize_mode: as in `ImageToImage`, if the request has a size; else the result has the image's.
     """
 
     image: InputImage = field(metadata=IMAGE)

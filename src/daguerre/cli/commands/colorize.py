@@ -14,7 +14,7 @@ from daguerre.pipelines.tasks import Colorize, ResizeMode
 
 @dataclass(frozen=True)
 class ColorizeOptions(SizedGenerationOptions):
-    """Add colours to a grey image; its brightness stays as it is.
+    """Add colours to a grey image; its brightness and its size stay as they are.
 
     This needs a model trained for it: see `daguerre train ldm --condition grey`.
     """
@@ -22,7 +22,7 @@ class ColorizeOptions(SizedGenerationOptions):
     image: ImagePath
     """The grey image, or a folder of images; colours that they have are ignored."""
     resize_mode: ResizeMode = Colorize.resize_mode
-    """How the image is brought to the output size: crop the centre, pad by repeating the edges, or stretch."""
+    """With --size, how the image is brought to it: crop the centre, pad by repeating the edges, or stretch."""
 
     def request(self, image: Path) -> Request:
         """The request for one image."""

@@ -15,17 +15,19 @@ from daguerre.pipelines.tasks import Colorize
 
 
 def colorize(context: GenerationContext, task: Colorize) -> SamplingPlan:
-    """One pass from noise, whose colours are given to the image at its own brightness."""
+    """One pass from noise, whose colours are given to the image, at its own size unless the request has one."""
     conditioner = context.model.conditioner
     assert isinstance(conditioner, ConcatConditioner)
-    image = flatten_input(task.image)
+    image, request = flatten_input(task.image), context.request
     size = context.size_on(image)
-    grey = resize(image, size, task.resize_mode).convert("L")
-    channels = conditioner.channels(context.encode, context.downsample_factor, to_tensor(grey.convert("RGB"))[None])
+    keeps_size = request.width is None and request.height is None
+    fitted = resize(image, size, "stretch" if keeps_size else task.resize_mode)
+    channels = conditioner.channels(context.encode, context.downsample_factor, to_tensor(fitted.convert("L").convert("RGB"))[None])
     edit = add_conditioning(context, concat=channels)
+    grey = (image if keeps_size else fitted).convert("L")
     return SamplingPlan((Pass(size, context.sigmas(), from_noise(context), edit_conditions=edit),), lambda new: with_colours_of(grey, new))
 
 
 def with_colours_of(grey: Image.Image, coloured: Image.Image) -> Image.Image:
-    """A grey image with the colours (Cb and Cr) of an RGB image of its size."""
-    return Image.merge("YCbCr", (grey, *coloured.convert("YCbCr").split()[1:])).convert("RGB")
+    """A grey image with the colours (Cb and Cr) of an RGB image of its proportions."""
+    return Image.merge("YCbCr", (grey, *coloured.resize(grey.size).convert("YCbCr").split()[1:])).convert("RGB")

@@ -174,11 +174,13 @@ def open_conditioned(recipe: LDMRecipe) -> ConditionedImages:
         case "clip-image":
             return ConditionedImages(trained, held_out, load_image_conditioner(recipe.image_encoder))
         case "layout":
-            both = [None if images is None else with_layouts(recipe, images) for images in (trained, held_out)]
-            names = tuple(sorted({name for each in both if each for name in each[1]}))
-            return ConditionedImages(both[0][0], both[1] and both[1][0], names=names)
-    both = [None if images is None else with_condition_image(recipe, images) for images in (trained, held_out)]
-    return ConditionedImages(both[0][0], both[1] and both[1][0], both[0][1])
+            layouts = [with_layouts(recipe, images) for images in (trained, held_out) if images is not None]
+            names = tuple(sorted({name for _, known in layouts for name in known}))
+            return ConditionedImages(layouts[0][0], layouts[1][0] if len(layouts) > 1 else None, names=names)
+    found = [with_condition_image(recipe, images) for images in (trained, held_out) if images is not None]
+    palette = dict.fromkeys(colour for _, conditioner in found for colour in conditioner.palette)  # of all semantic maps
+    conditioner = ConcatConditioner(found[0][1].kind, scale=found[0][1].scale, palette=tuple(palette))
+    return ConditionedImages(found[0][0], found[1][0] if len(found) > 1 else None, conditioner)
 
 
 def build_latent_model(recipe: LDMRecipe, first_stage: FirstStage, data: ConditionedImages) -> LatentDiffusion:
