@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -24,7 +25,7 @@ from daguerre.pipelines import generate
 from daguerre.pipelines.capabilities import model_task
 from daguerre.pipelines.tasks import Colorize, Upscale
 from daguerre.training.datasets.conditions import check_colours, load_image_conditioner, with_clip_normalization, with_condition_image
-from daguerre.training.objectives.condition_preview import condition_example
+from daguerre.training.objectives.condition_preview import condition_example, find_examples
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.recipes.ldm import open_conditioned, run
 from daguerre.weights import load_clip, load_diffusion, save_clip, save_first_stage
@@ -65,10 +66,18 @@ TASKS = [
 
 @pytest.mark.parametrize(("kind", "options", "task", "channels"), TASKS)
 def test_each_task_is_trained_stored_and_run(
-    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str], kind: str, options: dict[str, object], task: str, channels: int
+    tmp_path: Path,
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    options: dict[str, object],
+    task: str,
+    channels: int,
 ):
+    monkeypatch.setattr("daguerre.training.recipes.ldm.find_examples", partial(find_examples, count=1))
     encoder = {"image_encoder": clip} if options["condition"] == "clip-image" else {}
-    shown = options["condition"] == "masked"  # one sheet, because each takes seconds
+    shown = options["condition"] == "masked"
     wanted = recipe(tmp_path, kind, **options, **encoder, loop=replace(LOOP, sample_every=int(shown)))
     saved = run(wanted)
     model, report = load_diffusion(saved), inspect(saved)

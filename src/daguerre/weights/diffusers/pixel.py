@@ -124,11 +124,11 @@ def plain_conditioner(index: Mapping[str, Any]) -> LabelConditioner | ConcatCond
     """
     if (condition := index.get(CONDITION_KEY)) is not None:
         return _concat_conditioner(condition)
-    names = class_labels(index)
+    names = stored_class_names(index)
     return UnconditionalConditioner() if names is None else LabelConditioner(names)
 
 
-def class_labels(index: Mapping[str, Any]) -> list[str] | None:
+def stored_class_names(index: Mapping[str, Any]) -> list[str] | None:
     """The names of classes in an index; None if it has none. Raises DaguerreError if they are not texts."""
     names = index.get(LABELS_KEY)
     if names is not None and (not isinstance(names, list) or not all(isinstance(name, str) for name in names)):

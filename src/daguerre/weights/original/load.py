@@ -27,7 +27,7 @@ from daguerre.nn.meta import fill, shapes_only
 from daguerre.runtime.allocator import release_pages
 from daguerre.runtime.offload import SequentialOffload, offload_dtype
 from daguerre.weights.diffusers.index import stored_guidance
-from daguerre.weights.diffusers.pixel import class_labels, plain_conditioner
+from daguerre.weights.diffusers.pixel import plain_conditioner, stored_class_names
 from daguerre.weights.diffusers.scheduler_config import folder_sampler, schedule_config
 from daguerre.weights.original.components import split_components
 from daguerre.weights.original.detect import DetectedModel, attachment_kind, detect, unrounded, with_file_schedule
@@ -222,7 +222,7 @@ def _ldm_conditioner(detected: DetectedModel, fill_part: FillPart) -> Callable[[
         case "layout":
             encoder = filled("text_encoder")
             assert isinstance(encoder, LDMBert)
-            return LayoutConditioner(encoder, class_labels(index) or ()).eval()
+            return LayoutConditioner(encoder, stored_class_names(index) or ()).eval()
         case "class":
             classes = filled("condition")
             assert isinstance(classes, ClassConditioner)
