@@ -100,14 +100,14 @@ def run_daguerre(case: str, steps: int, batch_size: int) -> tuple[float, float]:
 
 def run_plain(case: str, steps: int, batch_size: int) -> tuple[float, float]:
     """The same in a plain loop with diffusers."""
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    import diffusers
 
     channels, side, shape = CASES[case]
     config = loop_config(steps, batch_size)
     torch.manual_seed(0)
     described = unet_json(plain_unet(shape, in_channels=channels, out_channels=channels, classes=None), side)
-    unet = UNet2DModel.from_config(described).train()
-    noise_schedule = DDPMScheduler(1000, 0.0001, 0.02, "linear")
+    unet = diffusers.UNet2DModel.from_config(described).train()  # type: ignore[union-attr]
+    noise_schedule = diffusers.DDPMScheduler(1000, 0.0001, 0.02, "linear")
     averaged = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
     batches = TimedBatches(steps, batch_size, channels, side)
@@ -121,7 +121,7 @@ def run_plain(case: str, steps: int, batch_size: int) -> tuple[float, float]:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
         optimizer.step()
         averaged.update_parameters(unet)
-    scheduler = DDIMScheduler(1000, 0.0001, 0.02, "linear", clip_sample=False)
+    scheduler = diffusers.DDIMScheduler(1000, 0.0001, 0.02, "linear", clip_sample=False)
     scheduler.set_timesteps(SAMPLING_STEPS)
     unet.eval()
     start = time.perf_counter()

@@ -112,7 +112,8 @@ class ConcatConditioner:
     """
 
     def __init__(self, kind: ConcatKind, *, scale: int = 1, palette: Sequence[RGB] = ()) -> None:
-        self.kind, self.scale, self.palette = kind, scale, tuple(palette)
+        self.kind: ConcatKind = kind
+        self.scale, self.palette = scale, tuple(palette)
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning()
@@ -141,11 +142,10 @@ class ConcatConditioner:
                 return masked_channels(encode, x, hole, F.max_pool2d(hole, f))
             case "grey":
                 return encode(without_colour(x))
-            case "map":
-                return encode(x)
             case "semantic":
                 shares = F.one_hot(self._classes(x), len(self.palette)).movedim(-1, 1).to(x.dtype)
                 return F.avg_pool2d(shares, f)
+        return encode(x)  # of a map
 
     def _classes(self, x: Tensor) -> Tensor:
         """The class (B, H, W) of each pixel of x. Grey values 0, 1, … are class numbers, too, if they are not colours of the palette."""

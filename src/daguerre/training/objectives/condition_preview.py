@@ -50,7 +50,7 @@ def condition_example(conditioner: object, image: Image.Image, caption: str = ""
         return ConditionExample(LayoutToImage(), caption, draw_boxes(caption, side), original)
     match conditioner.kind:
         case "low-res":
-            small = original.resize((side // conditioner.scale,) * 2, Image.Resampling.BICUBIC)
+            small = original.resize((side // conditioner.scale, side // conditioner.scale), Image.Resampling.BICUBIC)
             return ConditionExample(Upscale(small), "", small.resize(original.size, Image.Resampling.NEAREST), original)  # type: ignore[arg-type]
         case "masked":
             hole = second.convert("L")

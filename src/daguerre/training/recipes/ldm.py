@@ -201,6 +201,7 @@ def build_latent_model(recipe: LDMRecipe, first_stage: FirstStage, data: Conditi
             heads = TEXT_WIDTH // 64
             boxes = LDMBertConfig(LAYOUT_VOCABULARY, LAYOUT_LENGTH, TEXT_WIDTH, TEXT_LAYERS, heads, 64, 4 * TEXT_WIDTH)
             conditioner, context_width = LayoutConditioner(LDMBert(boxes), data.names or ()), TEXT_WIDTH
+    assert conditioner is not None
     if isinstance(conditioner, ConcatConditioner):
         extra = conditioner.channel_count(channels, first_stage.downsample_factor)
     elif isinstance(conditioner, ImageConditioner):

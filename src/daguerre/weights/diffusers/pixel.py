@@ -154,8 +154,9 @@ def conditioner_fields(conditioner: Callable[[Sequence[str]], Conditioning]) -> 
     if isinstance(conditioner, ConcatConditioner):
         palette = [list(colour) for colour in conditioner.palette]
         return {CONDITION_KEY: {"kind": conditioner.kind, "scale": conditioner.scale, "palette": palette}}
-    has_names = isinstance(conditioner, LabelConditioner | LayoutConditioner) and conditioner.names
-    return {LABELS_KEY: list(conditioner.names)} if has_names else {}
+    if isinstance(conditioner, LabelConditioner | LayoutConditioner) and conditioner.names:
+        return {LABELS_KEY: list(conditioner.names)}
+    return {}
 
 
 def _part(folder: Path, name: str) -> Path:
