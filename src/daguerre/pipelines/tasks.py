@@ -235,10 +235,7 @@ class LayoutToImage(Task):
 
 @dataclass(frozen=True)
 class Colorize(Task):
-    """Add colours to a grey image; its brightness stays as it is.
-
-    image: colours that it has are ignored. resize_mode: as in `ImageToImage`, if the request has a size; else the result has the image's.
-    """
+    """Add colours to a grey image, whose own are ignored; its brightness stays, and its size, unless the request has one."""
 
     image: InputImage = field(metadata=IMAGE)
     resize_mode: ResizeMode = field(default="crop", metadata=RESIZE_MODES)
@@ -343,25 +340,10 @@ class Inversion(Task):
             raise DaguerreError(f"weight is {self.weight!r}; it is between 0 (the first image) and 1 (the second).")
 
 
-TASKS: Mapping[str, type[Task]] = {
-    task.name: task
-    for task in (
-        TextToImage,
-        Hires,
-        ImageToImage,
-        Inpaint,
-        Outpaint,
-        InstructPix2Pix,
-        DepthToImage,
-        Upscale,
-        ImageVariation,
-        Completion,
-        MapToImage,
-        LayoutToImage,
-        Colorize,
-        Inversion,
-    )
-}
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (
+    TextToImage, Hires, ImageToImage, Inpaint, Outpaint, InstructPix2Pix, DepthToImage, Upscale, ImageVariation, Completion, MapToImage,
+    LayoutToImage, Colorize, Inversion,
+)}  # fmt: skip
 
 
 def is_image(task_field: "Field[Any]") -> bool:
