@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from daguerre.pipelines import Step as Step
     from daguerre.pipelines import generate as generate
     from daguerre.pipelines import stream as stream
+    from daguerre.pipelines.images.grid import image_table as image_table
+    from daguerre.pipelines.images.grid import labelled_grid as labelled_grid
     from daguerre.pipelines.latents import decode as decode
     from daguerre.pipelines.latents import encode as encode
     from daguerre.weights import load as load
@@ -42,6 +44,7 @@ wait_passively()  # here, because it has an effect only before PyTorch is import
 _MODULES = {
     "weights": ("load", "save"),
     "pipelines": ("GeneratedImage", "GeneratedImages", "Request", "Step", "generate", "stream"),
+    "pipelines.images.grid": ("image_table", "labelled_grid"),
     "pipelines.latents": ("decode", "encode"),
     "cpu_threads": ("free_cores",),
     "data.images": ("to_image", "to_tensor"),

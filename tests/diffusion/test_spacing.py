@@ -111,6 +111,13 @@ def test_zero_terminal_snr_capped_and_exact():
     torch.testing.assert_close(get_sigmas(ZERO, 5, terminal="exact")[1:], get_sigmas(ZERO, 5)[1:], rtol=0, atol=0)
 
 
+def test_a_cosine_schedule_ends_in_pure_noise_too():
+    cosine = Schedule(ScheduleConfig("cosine"))
+    assert get_sigmas(cosine, 5)[0].item() == pytest.approx(4096, rel=1e-6)
+    assert get_sigmas(cosine, 5, terminal="exact")[0] == math.inf
+    assert get_sigmas(SD1, 5, terminal="exact")[0] == SD1.sigmas[-1]
+
+
 def test_midpoints_are_half_way_in_t():
     grid = get_sigmas(SD1, 3)
     torch.testing.assert_close(SD1.sigma_to_t(midpoints(SD1, grid))[:2], (SD1.sigma_to_t(grid)[:2] + SD1.sigma_to_t(grid)[1:3]) / 2)

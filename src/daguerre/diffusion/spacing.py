@@ -162,8 +162,8 @@ def get_sigmas(
         steps: the number of denoising steps, 1 to T.
         spacing: a name in `SPACINGS`.
         final: the last σ, 0 or the schedule's least σ. If the spacing itself ends at the least σ, the result is one shorter, (steps,).
-        terminal: the first σ under zero terminal SNR: "capped" (ᾱ = 2⁻²⁴, σ ≈ 4096) or "exact" (inf, see `Sampler.exact_first_step`). It
-            makes no difference for other schedules.
+        terminal: the first σ of a schedule that ends in pure noise (zero terminal SNR, cosine): "capped" (ᾱ = 2⁻²⁴, σ ≈ 4096) or "exact"
+            (inf, see `Sampler.exact_first_step`). It makes no difference for other schedules.
         options: keyword arguments of the spacing.
 
     Raises:
@@ -180,8 +180,9 @@ def get_sigmas(
     last = schedule.finite_sigmas[0] if final == "sigma_min" else torch.zeros((), dtype=torch.float64)
     if sigmas[-1] > last * (1 + 1e-9):  # the spacing may end at the least σ already, up to rounding
         sigmas = torch.cat([sigmas, last.reshape(1)])
-    if terminal == "exact" and schedule.sigmas[-1].isinf() and torch.isclose(sigmas[0], schedule.finite_sigmas[-1]):
-        sigmas[0] = schedule.sigmas[-1]
+    pure_noise = schedule.finite_sigmas[-1]
+    if terminal == "exact" and schedule.sigmas[-1] > pure_noise and torch.isclose(sigmas[0], pure_noise):
+        sigmas[0] = math.inf
     return sigmas
 
 

@@ -223,7 +223,8 @@ def resolve_request(model: LatentDiffusion, request: Request) -> ResolvedRequest
     else:
         options = {"variance": model.variance} if sampler.name == "ddpm" else {}
         clip = 1.0 if model.autoencoder.downsample_factor == 1 else None  # pixels lie in [−1, 1]
-        config = SamplerConfig(sampler, options, spacing, {"terminal": "exact"} if sampler.exact_first_step else {}, clip=clip)
+        exact = sampler.exact_first_step and (model.prediction != "epsilon" or model.schedule.config.zero_terminal_snr)
+        config = SamplerConfig(sampler, options, spacing, {"terminal": "exact"} if exact else {}, clip=clip)
     if request.eta is not None:
         config = replace(config, options={**config.options, "eta": request.eta})
     if request.dynamic_threshold is not None:

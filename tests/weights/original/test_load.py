@@ -176,7 +176,7 @@ def test_forged_names_and_shapes_never_crash_detection(make):
     complete = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in make().items()}
     complete |= {"input_blocks.0.0.weight": ((3, 4), torch.float32), "zero_convs.0.0.weight": ((1,), torch.float32)}
     rejected = 0
-    for _ in range(60):
+    for _ in range(25):
         entries = dict(complete)
         for name in rng.sample(sorted(entries), rng.choice([1, 3, 30, len(entries) // 2])):
             shape, dtype = entries.pop(name)
@@ -192,7 +192,7 @@ def test_forged_names_and_shapes_never_crash_detection(make):
             detect(TensorFile(Path("x"), "safetensors", shapes, {}, shapes.__getitem__)).key_errors()
         except DaguerreError:
             rejected += 1
-    assert rejected > 5
+    assert rejected > 2
 
 
 # What shapes do not determine.

@@ -31,8 +31,8 @@ class Sampler:
     brownian: whether it needs the noise of a Brownian path; runs with more steps then converge to the same image.
     inversion: whether it runs in reverse, from the last σ (an image) up to the first (its noise). It finds the noise of an image and cannot
         generate images, so it must not be used for text-to-image and the like.
-    exact_first_step: whether it combines ε at two noise levels within a step. From the capped σ of zero terminal SNR (4096) to the next,
-        this amplifies the network's errors, so such samplers should start at σ = inf (`get_sigmas` with terminal="exact").
+    exact_first_step: whether it combines ε at two noise levels within a step. From the capped σ of pure noise (4096) to the next, this
+        amplifies the network's errors, so such samplers should start at σ = inf (`get_sigmas` with terminal="exact").
     """
 
     name: str

@@ -1,0 +1,60 @@
+"""The Python blocks of each page of the tour run in order and do what the page states; each image of a page is made by its blocks."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from docs.tour.make import TOUR, run
+
+Variables = dict[str, Any]
+
+
+def ddpm(v: Variables) -> None:
+    assert v["errors"][0] < 1e-3 < v["errors"][-1]  # one training image; the estimate gets worse with t
+    assert v["errors"][0] < v["errors"][3] < v["errors"][5]
+    assert len(v["steps"]) == 100
+
+
+def samplers(v: Variables) -> None:
+    images = {steps: np.asarray(image, dtype=float) for steps, image in v["images"].items()}
+    change = [np.abs(images[a] - images["50 steps"]).mean() for a in ("1 steps", "5 steps", "20 steps")]
+    assert change[0] > change[1] > change[2]
+
+
+def latent_diffusion(v: Variables) -> None:
+    assert v["z"].shape == (1, 16, 16, 16) and v["compression"] == 12
+    assert v["seconds"][64] > 4 * v["seconds"][16]
+
+
+def unet(v: Variables) -> None:
+    assert v["output"].shape == v["x"].shape
+    assert len(v["shapes"]) == len(v["blocks"])
+    assert [word.text for word in v["words"]] == ["cat", "pizza"]
+
+
+def guidance(v: Variables) -> None:
+    assert [len(row) for row in v["rows"]] == [5, 5]
+    pink = np.asarray(v["rows"][0][2], dtype=float).mean((0, 1))
+    assert pink[0] > pink[1]  # more red than green
+
+
+def tasks(v: Variables) -> None:
+    left, right = np.split(np.asarray(v["halves"], dtype=float), 2, axis=1)
+    assert left.mean((0, 1))[0] > left.mean((0, 1))[2]  # red
+    assert right.mean((0, 1))[2] > right.mean((0, 1))[0]  # blue
+
+
+CHECKS = {"03-ddpm": ddpm, "04-samplers": samplers, "07-latent-diffusion": latent_diffusion, "09-unet": unet, "10-guidance": guidance,
+          "11-tasks": tasks}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", sorted(TOUR.glob("[0-9]*.md")), ids=lambda page: page.stem)
+def test_a_page_runs(page: Path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    CHECKS[page.stem](run(page))
+    shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")))
+    assert {path.name for path in tmp_path.glob("*.png")} == shown
+    assert all((TOUR / name).is_file() for name in shown)
