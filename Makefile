@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo serve test test-isa check-long lint format docs bench bench-parity clean
+.PHONY: demo serve test test-isa check-long lint format docs notebooks bench bench-parity clean
 
 demo: $(VENV)/runtime  ## set up and generate images from prompts
 	$(BIN)/daguerre txt2img "a red apple" "a cat face" "a blue apple" "a red apple on a green background" --out out/demo.png
@@ -31,6 +31,10 @@ format: $(VENV)/dev
 
 docs: $(VENV)/dev  ## build the documentation site with its API reference: out/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+notebooks: $(VENV)/dev  ## the pages of the tour as notebooks: out/notebooks
+	mkdir -p out/notebooks
+	cd docs/tour && for page in [0-9]*.md; do ../../$(BIN)/jupytext --quiet --to notebook --output ../../out/notebooks/$${page%.md}.ipynb $$page; done
 
 bench: $(VENV)/dev  ## compare with other libraries on this machine
 	$(BIN)/python -m benchmarks.embedded_model
