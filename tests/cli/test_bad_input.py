@@ -42,6 +42,7 @@ BASES = {
     **{f"train {name}": [] for name in ("emoji", "shapes", "clip-scorer")},
     "train text-to-image": ["--data=images"],
     "train lora": ["--data=images"],
+    "train textual-inversion": ["--data=images", "--word=mycat"],
     "train prior": ["--data=shapes", "--first-stage=images"],
     "train ldm": ["--data=shapes", "--first-stage=images"],
 }

@@ -28,6 +28,7 @@ from daguerre.data.images import decode_image
 from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.hashing import files_hash
 from daguerre.weights.tensors.reader import open_tensors
+from daguerre.weights.tensors.safetensors import save_safetensors
 
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "SDXL's second text encoder"}
 NESTED = re.compile(r"string_to_param\.|string_to_token\.")
@@ -85,6 +86,19 @@ def embedding_of(word: str, tensors: Mapping[str, Tensor], where: object) -> Emb
     """An embedding from tensors (n, d) or (d,), such as those that a LoRA file bundles."""
     vectors = {tensor.shape[-1]: _as_rows(tensor, name, where) for name, tensor in tensors.items()}
     return Embedding(word, vectors, AdapterRecord("embedding", word))
+
+
+def save_embedding(embedding: Embedding, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write an embedding as a .safetensors file that web UIs, ComfyUI and diffusers read; for SDXL a pair clip_l, clip_g.
+
+    diffusers finds the word in the file, the others use the file's name.
+
+    Raises:
+        DaguerreError: the file cannot be written.
+    """
+    names = (embedding.word,) if len(embedding.vectors) == 1 else PAIR_KEYS
+    save_safetensors(path, dict(zip(names, embedding.vectors.values(), strict=True)), metadata)
+    return Path(path)
 
 
 def _read(path: Path) -> tuple[list[Tensor], str | None]:

@@ -23,7 +23,7 @@ from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers, shuffle_caption
 from daguerre.training.options.images import BucketedTrainingImageOptions
 from daguerre.training.options.lora import LoraOptions, LoraRecipe
-from daguerre.training.recipes.lora import run
+from daguerre.training.recipes.adapters.lora import run
 from daguerre.weights import save
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_metadata, read_safetensors

@@ -13,13 +13,13 @@ from daguerre.training.datasets.images import TrainingImages, open_training_imag
 from daguerre.training.datasets.latents import CachedLatents, FolderEncoder, one_size_batches
 from daguerre.training.loop import BatchStream
 from daguerre.training.options.first_stage import require_multiple
-from daguerre.training.options.images import BucketedTrainingImageOptions
+from daguerre.training.options.images import TrainingImageOptions
 
 
 def open_captioned_images(
-    data: Path, size: int, options: BucketedTrainingImageOptions, autoencoder: AutoencoderKL, unet: UNetConfig, name: str
+    data: Path, size: int, options: TrainingImageOptions, autoencoder: AutoencoderKL, unet: UNetConfig, name: str, *, captioned: bool = True
 ) -> TrainingImages:
-    """The images of a directory, which must have captions, in sizes that a model's autoencoder and UNet can process.
+    """The images of a directory, which must have captions if `captioned`, in sizes that a model's autoencoder and UNet can process.
 
     name: of the model, for errors.
 
@@ -28,7 +28,7 @@ def open_captioned_images(
     """
     require_multiple(size, autoencoder.downsample_factor, name)
     step = math.lcm(autoencoder.downsample_factor * 2 ** (len(unet.channels) - 1), max(1, size // 8))
-    return open_training_images(str(data), size, options, captioned=True, repeats=True, bucket_step=step)
+    return open_training_images(str(data), size, options, captioned=captioned, repeats=True, bucket_step=step)
 
 
 def latent_batches(

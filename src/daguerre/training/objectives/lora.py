@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import sqrt
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +23,12 @@ from daguerre.adapters.lora.lora import Lora, LoraLayer
 from daguerre.adapters.lora.module_names import LayerName, NetworkRole
 from daguerre.adapters.lora.weight_delta import DoRA, LowRank, scale_of
 from daguerre.adapters.record import AdapterRecord
-from daguerre.conditioning import Conditioner, SDXLConditioner, TextConditioner
-from daguerre.data import Batch
-from daguerre.diffusion import Conditioning
+from daguerre.conditioning import SDXLConditioner, TextConditioner
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import DiffusionLoss
-from daguerre.training.datasets.latents import CachedCaptions
 from daguerre.training.loop import normal
-from daguerre.training.objectives.diffusion import DiffusionTask
+from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
 from daguerre.training.options.lora import LoraOptions
 
 TRAINED_TEXT_LAYERS = re.compile(r"encoder\.layers\.(\d+)\.(self_attn|mlp)\.")
@@ -85,33 +81,17 @@ class LowRankLayer(nn.Module):
         return LoraLayer(DoRA(self.delta, self.magnitude.detach().view(-1, *[1] * (self.down.ndim - 1))))
 
 
-class LoraNetwork(nn.Module):
-    """The trained layers of a LoRA. They are its whole state; the model they change is frozen and not a part of it.
-
-    Inside `attached()` the model's layers, and with them every image it generates, have the changes.
-    """
+class LoraNetwork(AdaptedModel):
+    """The trained layers of a LoRA."""
 
     def __init__(self, model: LatentDiffusion, layers: Mapping[LayerPath, LowRankLayer], *, cached: bool = True):
         """cached: encode each caption only once, unless a text encoder is trained."""
-        super().__init__()
-        self.model, self.paths = model, tuple(layers)
+        super().__init__(model, cached=cached and all(role == "unet" for role, _ in layers))
+        self.paths = tuple(layers)
         self.layers = nn.ModuleList(layers.values())
-        self._cached = cached and all(role == "unet" for role, _ in layers)
-        self._captions: dict[tuple[int, int], CachedCaptions] = {}
-        for module in model.modules:
-            module.requires_grad_(False).eval()
-
-    def forward(self, x: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
-        """The prediction of the model for noisy latents x (B, Z, h, w) with captions; call it inside `attached()`."""
-        return self.model.unet(x.to(self.model.dtype), t, self._encode(captions, x))
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the UNet only; captions of new lengths would recompile the text encoder."""
-        self.model.unet.compile(*args, **kwargs)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Inside the block the model's layers have the changes. The backward pass must happen inside, too."""
         networks = adapted_networks(self.model)
         with ExitStack() as stack:
             for (role, path), layer in zip(self.paths, self.layers, strict=True):
@@ -132,17 +112,6 @@ class LoraNetwork(nn.Module):
         """Rank and alpha as kohya's header has them: the largest of all layers."""
         found = [(len(layer.down), layer.alpha) for layer in self.layers if isinstance(layer, LowRankLayer)]
         return {"ss_network_dim": str(max(found)[0]), "ss_network_alpha": str(max(found)[1])}
-
-    def _encode(self, captions: Sequence[str], x: Tensor) -> Conditioning:
-        factor, conditioner = self.model.autoencoder.downsample_factor, self.model.conditioner
-        assert isinstance(conditioner, Conditioner)
-        size = x.shape[-2] * factor, x.shape[-1] * factor
-        if not self._cached:
-            return conditioner.with_size(*size).encode_captions(captions)
-        if size not in self._captions:
-            self._captions[size] = CachedCaptions(conditioner.with_size(*size).encode_captions)
-        with torch.no_grad():
-            return self._captions[size](captions)
 
 
 def _with_change(layer: nn.Module, base: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -234,38 +203,23 @@ def _text_layers(model: LatentDiffusion) -> dict[LayerPath, Base]:
     return found
 
 
-class LoraTask(DiffusionTask):
-    """Trains the layers of a LoRA on the diffusion loss."""
+class LoraTask(AdapterTask):
+    """Trains the layers of a LoRA."""
 
     name = "lora"
 
     def __init__(self, network: LoraNetwork, weights: DiffusionLoss, options: LoraOptions, preview_prompts: Sequence[str]):
-        super().__init__(network.model, weights, _as_texts, preview_prompts)
-        self.networks: dict[str, nn.Module] = {"unet": network}
+        super().__init__(network, weights, preview_prompts)
         self.options = options
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        if device.type == "cpu":
-            self.model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # faster convolutions
-
-    def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
-    ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
-        if self.options.shuffle_captions:
-            batch = replace(batch, captions=[shuffle_caption(text, self.options.keep_tokens, generator) for text in batch.captions])
-        yield from super().losses(batch, networks, generator, step)
+    def caption(self, caption: str, generator: torch.Generator) -> str:
+        return shuffle_caption(caption, self.options.keep_tokens, generator) if self.options.shuffle_captions else caption
 
     def noise(self, shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
         eps = super().noise(shape, generator, device)
         if self.options.noise_offset:
             eps = eps + self.options.noise_offset * normal((*shape[:2], 1, 1), generator, device)
         return eps
-
-
-def _as_texts(captions: Sequence[str]) -> Any:
-    """The captions themselves: a `LoraNetwork` encodes them."""
-    return list(captions)
 
 
 def shuffle_caption(caption: str, kept: int, generator: torch.Generator) -> str:

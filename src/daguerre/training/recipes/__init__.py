@@ -55,7 +55,12 @@ RECIPES: Mapping[str, Recipe] = {
     "text-to-image": Recipe(
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
     ),
-    "lora": Recipe("a LoRA: a small file that changes a model", "options.lora:LoraRecipe", "recipes.lora:run"),
+    "lora": Recipe("a LoRA: a small file that changes a model", "options.lora:LoraRecipe", "recipes.adapters.lora:run"),
+    "textual-inversion": Recipe(
+        "a new word for prompts, with vectors of its own",
+        "options.textual_inversion:TextualInversionRecipe",
+        "recipes.adapters.textual_inversion:run",
+    ),
     "caption-variants": Recipe(
         "only the text encoder: other wordings of a caption give the same image",
         "options.caption_variants:CaptionVariantsRecipe",
