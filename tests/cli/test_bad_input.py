@@ -95,6 +95,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
     "--num-images": ("0", "num_images is 0"),
     "--out": ("apple.gif", "apple.gif"),
     "--port": ("0", "--port is 0"),
+    "--preset": ("lightnig-4", "Did you mean 'lightning-4'"),
     "--preview": ("apple.gif", "apple.gif"),
     "--prompt": (None, "Missing value"),
     "--refiner": ("none", "none"),

@@ -13,7 +13,9 @@ from daguerre.diffusion import (
     Schedule,
     ScheduleConfig,
     clip_x0,
+    computed_steps,
     dynamic_threshold,
+    forecast_x0,
     get_sigmas,
     keep_epsilon,
     lcm_boundary,
@@ -21,6 +23,7 @@ from daguerre.diffusion import (
     scale_initial_noise,
     to_variance_preserving,
 )
+from tests.tolerance import assert_rounded
 
 SCHEDULE = Schedule(ScheduleConfig())
 X = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -104,3 +107,26 @@ def test_initial_and_final_scaling():
     assert (scale_initial_noise(X, sigma) / scale_initial_noise(X, sigma, "sigma_max")).mean().item() == pytest.approx(1.00234, abs=1e-5)
     torch.testing.assert_close(scale_initial_noise(X, torch.tensor(math.inf)), X)
     torch.testing.assert_close(to_variance_preserving(X, torch.tensor(0.0)), X, rtol=0, atol=0)
+
+
+def test_a_forecast_computes_both_ends_and_every_third_step():
+    assert [sum(computed_steps(20, every)) for every in (2, 3)] == [13, 10]
+    assert [step for step, computed in enumerate(computed_steps(20)) if computed] == [0, 1, 2, 3, 6, 9, 12, 15, 18, 19]
+    assert [step for step, computed in enumerate(computed_steps(20, jumps=[10])) if computed] == [0, 1, 2, 3, 6, 9, 10, 11, 12, 15, 18, 19]
+
+
+def test_a_forecast_is_exact_if_x0_is_linear_in_the_logarithm_of_sigma():
+    sigmas = torch.tensor([80.0, 30.0, 12.0, 6.0, 3.0, 1.5, 0.8, 0.4, 0.2, 0.1, 0.05, 0.0], dtype=torch.float64)
+    offset, slope = torch.randn(2, 2, 3, dtype=torch.float64)
+    calls = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(sigma.item())
+        return offset + slope * sigma.log()
+
+    computed = computed_steps(11)
+    forecast = forecast_x0(denoise, sigmas, computed)
+    for sigma in sigmas[:-1]:
+        assert_rounded(forecast(torch.zeros(2, 3), sigma), offset + slope * sigma.log(), factor=100)
+    assert calls == [sigma for sigma, own in zip(sigmas.tolist(), computed, strict=False) if own]
+    assert len(calls) == sum(computed) < 11

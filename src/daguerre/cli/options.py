@@ -1,7 +1,8 @@
 """Options that several commands share. Each dataclass is one group of the help text; nothing here imports torch."""
 
 import re
-from dataclasses import dataclass, field, fields
+import sys
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -96,8 +97,10 @@ class SamplingOptions:
     """From noise to latents."""
 
     seed: Seed = Request.seed
-    steps: int = Request.steps
-    """Number of sampling steps; more is slower and finer."""
+    steps: OptionalInt = None
+    """Number of sampling steps; more is slower and finer. Default: 20, or what the few-step file needs."""
+    preset: OptionalText = None
+    """Settings of a few-step file, such as lcm or lightning-4; none disables them. Default: what the file's name says."""
     sampler: OptionalText = Request.sampler
     """Sampler, as `daguerre models --samplers` lists them; names such as "DPM++ 2M Karras" work. Default: the model's, else dpmpp_2m."""
     spacing: OptionalText = Request.spacing
@@ -116,6 +119,8 @@ class SamplingOptions:
     """Quantile for dynamic thresholding, above 0 up to 1; only for models of pixels (Saharia et al. 2022)."""
     eta: OptionalFloat = Request.eta
     """Share of fresh noise in each step, 0 to 1, for samplers that support it. Default: the sampler's own."""
+    fast: bool = Request.fast
+    """Forecast the predicted image in about half of the steps instead of computing it; from 10 steps on."""
     variation_seed: OptionalInt = None
     """Mix in the noise of this seed; for several images it counts up."""
     variation_strength: OptionalFloat = None
@@ -241,7 +246,7 @@ class GenerationOptions:
         from daguerre.cli.adapters import with_adapter_options
 
         request = build_request(prompts, task, self.image_options, self.sampling, self.loading, negative_prompt=negative_prompt)
-        return with_adapter_options(request, self.adapters)
+        return with_preset(with_adapter_options(request, self.adapters), self.sampling, self.loading.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +268,8 @@ def build_request(prompts: "Sequence[str]", task: Task | None, *groups: object, 
     values = {option.name: given[option.name] for option in fields(Request) if option.name in given}
     if "size" in given:
         values |= dict(zip(("width", "height"), parse_size(given["size"], given["width"], given["height"]), strict=True))
+    if values.get("steps") is None:
+        values.pop("steps", None)
     if values["seed"] == RANDOM_SEED:
         values["seed"] = randbelow(2**32)
     for group in groups:
@@ -271,6 +278,34 @@ def build_request(prompts: "Sequence[str]", task: Task | None, *groups: object, 
             values["guidance_interval"] = parse_interval(group.guidance_interval)
     prompt = prompts[0] if len(prompts) == 1 else tuple(prompts)
     return Request(**{**values, "prompt": prompt, "negative_prompt": negative_prompt, "task": task or TextToImage()})
+
+
+def with_preset(request: Request, sampling: SamplingOptions, model: str | None) -> Request:
+    """The request with the settings of --preset, or of the few-step file among the model and the LoRAs; explicit options stay. Prints them.
+
+    Raises:
+        DaguerreError: there is no such preset, several are possible, or the guidance scale does not suit it.
+    """
+    from daguerre.adapters.presets import choose_preset, find_preset
+
+    if sampling.preset == "none":
+        return request
+    if sampling.preset is None:
+        loras = [record.path for record in request.adapters if record.kind == "lora" and record.scale]
+        chosen = choose_preset([Path(path) for path in (model, *loras) if path is not None])
+        if chosen is None:
+            return request
+        preset, source = chosen[0], f" of '{chosen[1].name}'"
+    else:
+        preset, source = find_preset(sampling.preset), ""
+    preset.check_guidance(sampling.guidance_scale)
+    given = ("sampler", "spacing") if sampling.sampler is not None else ()  # a sampler's name may include its spacing
+    values = {name: value for name, value in preset.fields.items() if name not in given and getattr(sampling, name) is None}
+    request = replace(request, **values)
+    guidance = f"guidance scale {request.guidance_scale:g}"
+    what = f"sampler {request.sampler}, spacing {request.spacing or 'of the sampler'}, {request.steps} steps, {guidance}"
+    print(f"daguerre: preset {preset.name}{source}: {what}.", file=sys.stderr)
+    return request
 
 
 def dtype_by_name(name: str) -> "torch.dtype":

@@ -1,6 +1,8 @@
 """Functions that wrap a `Denoise` and modify x0, independent of network and sampler."""
 
-from collections.abc import Callable
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from daguerre.diffusion.denoiser import Denoise
 from daguerre.diffusion.schedule import Schedule
+
+MIN_COMPUTED = 4  # steps at the start of a run that a forecast must not replace
 
 
 def clip_x0(denoise: Denoise, limit: float = 1.0) -> Denoise:
@@ -61,6 +65,40 @@ def replace_known(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
         mask: (B, 1, H, W) or (1, 1, H, W) in [0, 1].
     """
     return lambda x, sigma: torch.lerp(known.to(x), denoise(x, sigma), mask.to(x))
+
+
+def computed_steps(steps: int, every: int = 3, jumps: Sequence[int] = ()) -> list[bool]:
+    """Which steps of a run compute x0 where the others forecast it: the first four, the last tenth, and every `every`-th between them.
+
+    jumps: steps from which the denoiser is another one, for instance of another prompt; these and the ones after them are computed.
+    """
+    last = steps - math.ceil(steps / 10)
+    after = {step + offset for step in jumps for offset in (0, 1)}
+    first = MIN_COMPUTED - 1
+    return [step <= first or step >= last or (step - first) % every == 0 or step in after for step in range(steps)]
+
+
+def forecast_x0(denoise: Denoise, sigmas: Tensor, computed: Sequence[bool]) -> Denoise:
+    """Compute x0 only in some steps; in the others it is on the line through the last two computed ones, as a function of ln σ.
+
+    The guided x0 changes slowly along a deterministic trajectory, but not at both ends of the run, which must be computed. The result is
+    for one run of a sampler that calls it once for each step. After the forecasts of diffusion caches (Liu et al. 2025, arXiv:2503.06923).
+
+    sigmas: (N + 1,) of the run. computed: for each of its N steps, from `computed_steps`.
+    """
+    inner = [-sigma for sigma in sigmas[1:-1].tolist()]  # ascending
+    known: list[tuple[float, Tensor]] = []  # (ln σ, x0) of the last two computed steps
+
+    def forecast(x: Tensor, sigma: Tensor) -> Tensor:
+        at = sigma.log().item()
+        if computed[bisect_right(inner, -sigma.item())] or len(known) < 2:
+            x0 = denoise(x, sigma)
+            known[:] = [*known[-1:], (at, x0)]
+            return x0
+        (at_a, x0_a), (at_b, x0_b) = known
+        return torch.lerp(x0_a, x0_b, (at - at_a) / (at_b - at_a))
+
+    return forecast
 
 
 def lcm_boundary(denoise: Denoise, schedule: Schedule, *, scaling: float = 10.0, sigma_data: float = 0.5) -> Denoise:

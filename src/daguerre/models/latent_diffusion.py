@@ -37,7 +37,8 @@ class LatentDiffusion:
     steps. unet_offload_dtype: dtype of the offloaded UNet weights under sequential offload, else None (see `runtime.offload`).
     sampler_config: the sampler and spacing used by default, if the model comes with a scheduler of diffusers. variance: of the reverse
     process in ancestral sampling (`ddpm`); with a learned one the UNet has twice the output channels.
-    adapters: what `adapters.with_adapters` has attached, in order.
+    adapters: what `adapters.with_adapters` has attached, in order. preview_decoder: a small decoder of the same latents, for previews only
+    (see `models.tiny_autoencoder`).
     """
 
     unet: UNet
@@ -55,6 +56,7 @@ class LatentDiffusion:
     sampler_config: SamplerConfig | None = None
     adapters: tuple[object, ...] = ()
     variance: Variance = "small"
+    preview_decoder: nn.Module | None = None
 
     @property
     def latent_channels(self) -> int:
@@ -73,7 +75,9 @@ class LatentDiffusion:
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The parts with weights."""
-        modules = tuple(part for part in (self.unet, self.autoencoder, self.conditioner) if isinstance(part, nn.Module))
+        modules = tuple(
+            part for part in (self.unet, self.autoencoder, self.conditioner, self.preview_decoder) if isinstance(part, nn.Module)
+        )
         return modules if self.refiner is None else modules + self.refiner.modules
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:

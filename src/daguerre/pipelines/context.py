@@ -36,6 +36,8 @@ from daguerre.pipelines.request import Request
 from daguerre.runtime.overflow import retry_in_float32
 
 DEFAULT_SAMPLER = "dpmpp_2m"
+FORECAST_SAMPLERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "euler", "deis")  # measured: see benchmarks/skipped_steps.md
+MIN_FORECAST_STEPS = 10  # from here on a forecast is better than fewer steps (see benchmarks/skipped_steps.md)
 DEFAULT_SPACING = "trailing"  # correct with zero terminal SNR, and good elsewhere
 
 
@@ -237,6 +239,8 @@ def resolve_request(model: LatentDiffusion, request: Request) -> ResolvedRequest
             f"CFG++ needs the sampler 'euler' without eta and a guidance scale from 0 to 1, such as 0.6; got {sampler.name!r} and "
             f"{guidance_scale:g}."
         )
+    if request.fast:
+        _check_forecast(request, config)
     initial_noise = request.initial_noise or config.initial_scale
     request = replace(
         request,
@@ -247,6 +251,19 @@ def resolve_request(model: LatentDiffusion, request: Request) -> ResolvedRequest
         adapters=resolve_adapters(model, request),
     )
     return ResolvedRequest(request, config, guidance_scale, initial_noise)
+
+
+def _check_forecast(request: Request, config: SamplerConfig) -> None:
+    """Raise DaguerreError where skipping steps would change the image more than taking fewer steps, or gain nothing."""
+    sampler = config.sampler
+    if request.steps < MIN_FORECAST_STEPS:
+        raise DaguerreError(
+            f"fast needs {MIN_FORECAST_STEPS} steps or more, of which it skips half; with {request.steps} steps, leave it out."
+        )
+    if sampler.name not in FORECAST_SAMPLERS or config.options.get("eta"):
+        raise DaguerreError(f"fast needs a sampler without fresh noise, one of {', '.join(FORECAST_SAMPLERS)}; this is {sampler.name!r}.")
+    if request.cfg_plus_plus:
+        raise DaguerreError("fast does not go with CFG++, whose guidance differs in each step; leave one of the two out.")
 
 
 def resolve_adapters(model: LatentDiffusion, request: Request) -> tuple[AdapterRecord, ...]:

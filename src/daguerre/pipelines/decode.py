@@ -1,7 +1,7 @@
-"""Latents to images: in full through the autoencoder's decoder, or as a small preview through a linear map.
+"""Latents to images: in full through the autoencoder's decoder, or as a preview through a tiny decoder or a linear map.
 
-The preview is rgb ≈ A·z + b at each latent position, with A and b fitted to the decoder by least squares. Most of what latent channels hold
-locally is colour, so this shows the image at 1/f of its size at almost no cost.
+The linear map is rgb ≈ A·z + b at each latent position, with A and b fitted to the decoder by least squares. Most of what latent channels
+hold locally is colour, so this shows the image at 1/f of its size at almost no cost, for models without a tiny decoder.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.tiny_autoencoder import TinyAutoencoder
 from daguerre.nn.cpu.prepack import prepack
 from daguerre.runtime.dtype import without_autocast
 from daguerre.runtime.memory_estimate import TILE_SIZE
@@ -46,9 +47,12 @@ class LatentDecoder:
     @without_autocast()
     @torch.no_grad()
     def preview(self, z: Tensor) -> Tensor:
-        """Small images (B, 3, h, w) in float32 of scaled latents z (B, Z, h, w)."""
-        if self._model.autoencoder.downsample_factor == 1:
+        """Images in float32 of scaled latents z (B, Z, h, w): (B, 3, H, W) from a tiny decoder, else (B, 3, h, w)."""
+        model = self._model
+        if model.autoencoder.downsample_factor == 1 or isinstance(model.autoencoder, TinyAutoencoder):
             return self.decode(z)
+        if model.preview_decoder is not None:
+            return model.preview_decoder(z.to(model.device, model.dtype)).float()
         if self._linear_map is None:
             self._linear_map = self._fit(z.shape[1])
         return (_append_one(z.float().cpu()) @ self._linear_map).movedim(-1, 1)  # (B, 3, h, w)

@@ -9,6 +9,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 from typing import Any, Unpack, overload
 
@@ -25,13 +26,15 @@ from daguerre.diffusion import (
     LearnedVariance,
     SamplerConfig,
     classifier_free_guidance,
+    computed_steps,
+    forecast_x0,
     to_variance_preserving,
 )
 from daguerre.diffusion.denoiser import NetworkFn
 from daguerre.diffusion.samplers.registry import check_sigmas
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
-from daguerre.pipelines.context import GenerationContext, Pass, SamplingPlan
+from daguerre.pipelines.context import MIN_FORECAST_STEPS, GenerationContext, Pass, SamplingPlan
 from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.images.output import GeneratedImage, GeneratedImages
 from daguerre.pipelines.memory_plan import one_at_a_time, with_memory_plan
@@ -71,7 +74,7 @@ class Step:
     finish: Callable[[Image.Image], Image.Image] = field(default=lambda image: image, repr=False)
 
     def preview(self, image: int = 0) -> Image.Image:
-        """The predicted image at 1/f of its size, at almost no cost."""
+        """The predicted image at almost no cost: at its size from the model's tiny decoder, else at 1/f of it."""
         return to_image(self.decoder.preview(self.x0[image : image + 1])[0])
 
     def decode(self, image: int = 0) -> Image.Image:
@@ -209,7 +212,11 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
             built.append((conditions, scale, active, denoise))
         by_step.append(denoise)
     inner = [-sigma for sigma in each.sigmas[1:-1].tolist()]  # ascending
-    return lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)
+    guided: Denoise = lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)  # noqa: E731
+    if not request.fast or len(by_step) < MIN_FORECAST_STEPS or _sampler_config(context, each).sampler.inversion:
+        return guided
+    jumps = [step for step, (before, after) in enumerate(pairwise(by_step), 1) if before is not after]
+    return forecast_x0(guided, each.sigmas, computed_steps(len(by_step), jumps=jumps))
 
 
 def _step_conditions(context: GenerationContext, each: Pass) -> list[PromptConditions] | list[Conditioning]:

@@ -92,7 +92,7 @@ def plan_graph(request: Request, model: "LatentDiffusion | None" = None) -> Plan
         _node("noise", "noise", facts.noise, "width", "height", "num_images", "initial_noise"),
         _node("schedule", "schedule", facts.schedule, "spacing"),
         _node("denoiser", "UNet", facts.denoiser),
-        _node("sampler", "sampler", facts.sampler, "sampler", "steps", "eta"),
+        _node("sampler", "sampler", facts.sampler, "sampler", "steps", "eta", "fast"),
     ]
     edges = [
         ("prompt", "conditioning"),

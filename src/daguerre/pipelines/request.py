@@ -83,6 +83,8 @@ class Request:
             generated. A request that has them runs only on a model with the same adapters.
         control_images: the images of the adapters that take one, in order: a condition map for each ControlNet and T2I-Adapter, an image
             (or several) for each IP-Adapter. Pillow images, arrays or `InputImage`; a map of another size is resized.
+        fast: forecast the predicted image in about half of the steps instead of computing it (see `diffusion.forecast_x0`). Needs 10 steps
+            or more and a deterministic sampler with one evaluation per step.
         low_memory: one image and one condition at a time, tiled decoding; set automatically if a run would not fit into memory.
 
     Raises:
@@ -115,6 +117,7 @@ class Request:
     top_p: float = 1.0
     adapters: tuple[AdapterRecord, ...] = ()
     control_images: tuple[InputImage, ...] = ()
+    fast: bool = False
     low_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -222,6 +225,7 @@ class RequestFields(TypedDict, total=False):
     top_p: float
     adapters: tuple[AdapterRecord, ...]
     control_images: tuple[InputImage, ...]
+    fast: bool
     low_memory: bool
 
 

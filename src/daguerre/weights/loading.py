@@ -13,6 +13,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.identity_autoencoder import IdentityAutoencoder
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
+from daguerre.models.tiny_autoencoder import TinyAutoencoder, TinyDecoder
 from daguerre.weights.catalog import INDEX, LATENT_PRIOR, find, may_be_on_the_hub
 from daguerre.weights.diffusers.folder_names import PIXEL_PIPELINES
 from daguerre.weights.diffusers.load import LOADABLE_PIPELINES, load_folder
@@ -22,6 +23,7 @@ from daguerre.weights.tensors.safetensors import read_json
 if TYPE_CHECKING:
     from daguerre.runtime.offload import SequentialOffload
     from daguerre.weights.tensors.reader import TensorFile
+    from daguerre.weights.tiny_autoencoder import TinyNetworks
 
 
 class DiffusionOptions(TypedDict, total=False):
@@ -113,7 +115,8 @@ def load_diffusion(
         variant: of a folder's files, such as "fp16".
         offload: keep one network in memory at a time, read from the files each time it runs (sequential offload). A SequentialOffload also
             states which ones stay loaded, and may be shared with another model.
-        vae: a KL autoencoder to use instead of the model's own, or if it has none; a source as in `load_vae`.
+        vae: a KL autoencoder to use instead of the model's own, or if it has none; a source as in `load_vae`. Also a tiny autoencoder
+            (see `models.tiny_autoencoder`); one without an encoder keeps the model's own for that.
 
     Raises:
         DaguerreError: there is no such model, or its files are incomplete; states what is missing.
@@ -124,8 +127,13 @@ def load_diffusion(
     if _is_latent_prior(path):
         raise DaguerreError(f"'{path}' is a prior over codes, and a diffusion model is needed; use `daguerre sample --model {path}`.")
 
-    def load_other_vae(scaling_factor: float) -> AutoencoderKL:
+    tiny = None if vae is None else _tiny_networks(vae, chosen_device, dtype, offline)
+    replaces_own = vae is not None and (tiny is None or tiny.encoder is not None)
+
+    def load_other_vae(scaling_factor: float) -> AutoencoderKL | TinyAutoencoder:
         assert vae is not None
+        if tiny is not None and tiny.encoder is not None:
+            return TinyAutoencoder(tiny.decoder, tiny.encoder)
         return load_vae(vae, device=chosen_device, dtype=dtype, offline=offline, scaling_factor=scaling_factor)
 
     kind = read_json(path / INDEX).get("_class_name") if path.is_dir() else None
@@ -147,21 +155,32 @@ def load_diffusion(
             ema=ema,
             variant=variant,
             offload=offload,
-            load_other_vae=None if vae is None else load_other_vae,
+            load_other_vae=load_other_vae if replaces_own else None,
         )
     else:
         model = load_folder(path, device=chosen_device, dtype=dtype)
-        if vae is not None:
+        if replaces_own:
             own = model.autoencoder
             model = replace(model, autoencoder=load_other_vae(own.config.scaling_factor if isinstance(own, AutoencoderKL) else 1.0))
     if vae is None:
         return model
-    assert isinstance(model.autoencoder, AutoencoderKL)
-    channels, wanted = model.autoencoder.config.latent_channels, model.unet.config.out_channels
+    if tiny is not None and tiny.encoder is None:
+        model = replace(model, autoencoder=TinyAutoencoder(tiny.decoder, model.autoencoder))
+    decoder = model.autoencoder.decoder if isinstance(model.autoencoder, TinyAutoencoder) else model.autoencoder
+    assert isinstance(decoder, AutoencoderKL | TinyDecoder)
+    channels, wanted = decoder.config.latent_channels, model.unet.config.out_channels
     if channels != wanted:
         raise DaguerreError(f"The autoencoder '{vae}' has {channels} latent channels; the model {model.name!r} needs {wanted}.")
     name = f"{model.name} + {Path(vae).stem}"  # a name of its own, so that the two are not confused
     return replace(model, name=name, files=(*model.files, *vae_files(vae, offline=offline)))
+
+
+def _tiny_networks(source: str | Path, device: torch.device, dtype: torch.dtype, offline: bool) -> "TinyNetworks | None":
+    """The networks of a tiny autoencoder; None if the source is another autoencoder."""
+    from daguerre.weights.tiny_autoencoder import is_tiny_autoencoder, load_tiny_autoencoder
+
+    path = resolve_path(source, offline)
+    return load_tiny_autoencoder(path, device=device, dtype=dtype) if is_tiny_autoencoder(path) else None
 
 
 def load_vae(

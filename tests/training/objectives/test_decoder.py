@@ -1,6 +1,7 @@
-"""Training only the decoder: the PSNR rises, and every other byte of the model stays the same."""
+"""Training decoders. The model's own: the PSNR rises, and every other byte stays the same. A tiny one: it learns the own one's images."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import LoopConfig
-from daguerre.training.options.decoder import DecoderRecipe
+from daguerre.training.options.decoder import DecoderRecipe, TinyDecoderRecipe
 from daguerre.training.options.first_stage import VQVAERecipe
-from daguerre.training.recipes.decoder import run
+from daguerre.training.recipes.decoder import run, run_tiny
 from daguerre.training.recipes.first_stage import build_network
 from daguerre.weights import load_first_stage, save, save_first_stage
 from daguerre.weights.tensors.safetensors import read_safetensors
@@ -75,3 +76,21 @@ def test_one_image_in_ten_of_a_folder_is_held_out(model: Path, tmp_path: Path, c
 def test_a_resolution_that_does_not_fit_is_refused(model: Path, tmp_path: Path):
     with pytest.raises(DaguerreError, match=r"resolution is 18; for .* it must be a multiple of 4"):
         run(DecoderRecipe("shapes", str(model), tmp_path, resolution=18, loop=LOOP))
+
+
+def test_a_tiny_decoder_learns_the_images_of_the_models_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    found = []
+    for steps in (1, 20):
+        recipe = TinyDecoderRecipe(
+            "shapes", str(model), tmp_path / str(steps), resolution=16, width=8, blocks=1, loop=replace(LOOP, max_train_steps=steps)
+        )
+        file = run_tiny(recipe)
+        words = capsys.readouterr().out.split()
+        found.append(float(words[words.index("dB;") - 1]))
+    assert found[1] > found[0] + 1
+    loaded = daguerre.load(model, vae=file)
+    z = torch.randn(1, 6, 4, 4)
+    with torch.no_grad():
+        assert loaded.autoencoder.decode(z).shape == (1, 3, 16, 16)
+    with Image.open(file.with_name("comparison.png")) as image:
+        assert image.width > 8 * 16

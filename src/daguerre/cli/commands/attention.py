@@ -25,6 +25,7 @@ from daguerre.cli.options import (
     SizedImageOptions,
     build_request,
     slug,
+    with_preset,
 )
 from daguerre.cli.parsing import parse_options, usage_errors
 from daguerre.errors import DaguerreError, nearest
@@ -86,7 +87,7 @@ class AttentionOptions:
         """The request that these options describe."""
         groups = self.image_options, self.sampling, self.loading
         request = build_request(self.prompt, self.task(), *groups, negative_prompt=self.negative_prompt)
-        return with_adapter_options(request, self.adapters)
+        return with_preset(with_adapter_options(request, self.adapters), self.sampling, self.loading.model)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from daguerre.cli.options import (
     Width,
     build_request,
     slug,
+    with_preset,
 )
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.errors import DaguerreError
@@ -119,7 +120,8 @@ class SampleOptions:
         from daguerre.models.autoregressive import Sampling
 
         Sampling(self.temperature, self.top_k, self.top_p)  # checks the three values
-        return build_request((self.class_ if self.class_ is not None else self.prompt or "",), self._task(), self, self.sampling)
+        request = build_request((self.class_ if self.class_ is not None else self.prompt or "",), self._task(), self, self.sampling)
+        return with_preset(request, self.sampling, self.model)
 
     def _task(self) -> Task:
         condition_map = None if self.map is None else read_input(self.map)

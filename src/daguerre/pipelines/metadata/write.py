@@ -161,6 +161,7 @@ def _diffusion_parameters(request: Request) -> dict[str, object]:
         **({} if request.guidance_scale is None else {"CFG scale": f"{request.guidance_scale:g}"}),
         **({"CFG rescale": f"{request.guidance_rescale:g}"} if request.guidance_rescale else {}),
         **({} if request.clip_skip is None else {"Clip skip": request.clip_skip}),
+        **({"Skipped steps": "forecast"} if request.fast else {}),
         **request.task.parameters(),
         **({} if variation is None else {"Variation seed": variation.seed, "Variation seed strength": f"{variation.strength:g}"}),
         **({} if request.tiling == "none" else {"Tiling": True}),

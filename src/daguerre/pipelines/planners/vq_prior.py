@@ -44,6 +44,7 @@ DIFFUSION_ONLY: Mapping[str, tuple[object, ...]] = {  # fields without effect he
     "variation": (),
     "refiner_switch_at": (),
     "tiling": (),
+    "fast": (),
 }
 
 

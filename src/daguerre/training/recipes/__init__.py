@@ -80,5 +80,11 @@ RECIPES: Mapping[str, Recipe] = {
     "vqgan": Recipe("a VQGAN: a VQ-VAE with a discriminator", "options.first_stage:VQGANRecipe", _FIRST_STAGE, _RECONSTRUCT),
     "kl": Recipe("the autoencoder of latent diffusion", "options.first_stage:KLRecipe", _FIRST_STAGE, _RECONSTRUCT),
     "prior": Recipe("a prior over the codes of a VQ-VAE or a VQGAN", "options.prior:PriorRecipe", "recipes.prior:run"),
+    "tiny-decoder": Recipe(
+        "a small decoder, for previews and fast decoding",
+        "options.decoder:TinyDecoderRecipe",
+        "recipes.decoder:run_tiny",
+        "txt2img 'something red' --vae {path}",
+    ),
     "decoder": Recipe("only the decoder of a model's autoencoder", "options.decoder:DecoderRecipe", "recipes.decoder:run", _RECONSTRUCT),
 }

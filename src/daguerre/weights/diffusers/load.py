@@ -38,6 +38,7 @@ from daguerre.weights.diffusers.vae_config import autoencoder_config
 from daguerre.weights.original.key_map import OLD_ATTENTION_NAMES
 from daguerre.weights.tensors.reader import open_tensors, weight_files, weights_in
 from daguerre.weights.tensors.safetensors import read_json, with_config_errors, write_json, write_safetensors
+from daguerre.weights.tiny_autoencoder import preview_decoder_of
 
 LOADABLE_PIPELINES = ("StableDiffusionPipeline", IMAGE_VARIATION_PIPELINE)
 TEXT_ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}  # class → whether it has a projection
@@ -81,6 +82,7 @@ def load_folder(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
         default_guidance=guidance,
         files=files,
         sampler_config=folder_sampler(scheduler),
+        preview_decoder=preview_decoder_of(folder, device=device, dtype=dtype),
     )
 
 

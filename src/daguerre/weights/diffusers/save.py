@@ -21,6 +21,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.clip import CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.models.tiny_autoencoder import TinyDecoder
 from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import shapes_only
 from daguerre.weights.catalog import INDEX
@@ -35,6 +36,7 @@ from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.diffusers.vae_config import first_stage_json
 from daguerre.weights.original.families import family_of
 from daguerre.weights.tensors.safetensors import write_json
+from daguerre.weights.tiny_autoencoder import PREVIEW_FILE, save_tiny_decoder
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 
@@ -95,6 +97,8 @@ def save_folder(model: LatentDiffusion, folder: str | Path, *, dtype: torch.dtyp
             (temporary / "feature_extractor").mkdir()
             write_json(temporary / "feature_extractor" / PREPROCESSOR_CONFIG, image_processor_json(model.conditioner.encoder.config))
             classes["feature_extractor"] = "CLIPImageProcessor"
+        if isinstance(model.preview_decoder, TinyDecoder):
+            save_tiny_decoder(temporary / PREVIEW_FILE, model.preview_decoder, dtype=dtype)
         guidance = {} if model.default_guidance == LatentDiffusion.default_guidance else {GUIDANCE_KEY: model.default_guidance}
         write_json(temporary / INDEX, model_index(pipeline, classes, {**conditioner.options, **guidance}))
     return folder

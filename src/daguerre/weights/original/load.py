@@ -21,6 +21,7 @@ from daguerre.models.clip import CLIPText, CLIPTextConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.ldm_bert import LDMBert
 from daguerre.models.spatial_rescaler import SpatialRescaler
+from daguerre.models.tiny_autoencoder import TinyAutoencoder
 from daguerre.models.unet import UNet
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.nn.meta import fill, shapes_only
@@ -67,7 +68,7 @@ def load_single_file(
     ema: bool | None = None,
     variant: str | None = None,
     offload: bool | SequentialOffload = False,
-    load_other_vae: Callable[[float], AutoencoderKL] | None = None,
+    load_other_vae: Callable[[float], AutoencoderKL | TinyAutoencoder] | None = None,
 ) -> LatentDiffusion:
     """Load a model from one file, from shards with an index, or from a folder of parts.
 
@@ -122,7 +123,7 @@ def load_single_file(
         autoencoder = load_other_vae(_scaling_factor(detected))
         if offloader is not None:
             offloader.register_resident(autoencoder)
-    assert isinstance(autoencoder, AutoencoderKL | VQModel)
+    assert isinstance(autoencoder, AutoencoderKL | VQModel | TinyAutoencoder)
     return LatentDiffusion(
         unet=unet.eval(),
         autoencoder=autoencoder.eval(),
