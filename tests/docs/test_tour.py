@@ -8,9 +8,35 @@ import jupytext
 import numpy as np
 import pytest
 
+import daguerre
 from docs.tour.make import TOUR, blocks, run
 
 Variables = dict[str, Any]
+
+
+def autoencoder(v: Variables) -> None:
+    assert v["quality"].min() > 20  # dB
+    assert v["z"].shape == (6, 16, 4, 4)
+
+
+def vae(v: Variables) -> None:
+    first, last = (np.asarray(v["path"][i], dtype=float) for i in (0, -1))
+    a, b = (np.asarray(daguerre.to_image(v[name][0]), dtype=float) for name in "ab")
+    assert np.abs(first - a).mean() < np.abs(first - b).mean()
+    assert np.abs(last - b).mean() < np.abs(last - a).mean()
+
+
+def vq_vae(v: Variables) -> None:
+    assert v["codes"].shape == (5, 8, 8)
+    assert (v["decoded"] - v["x"]).square().mean() < 0.05
+    assert len(v["results"]) == 5
+
+
+def vqgan(v: Variables) -> None:
+    images, *models = ([np.asarray(image, dtype=float) for image in row] for row in v["rows"])
+    vq_vae_error, vqgan_error = (np.mean([np.square(x - y).mean() for x, y in zip(images, row, strict=True)]) for row in models)
+    assert vqgan_error < vq_vae_error
+    assert [image.size for image in v["samples"]] == [(32, 32)] * 6
 
 
 def ddpm(v: Variables) -> None:
@@ -63,6 +89,7 @@ def own_images(v: Variables) -> None:
 
 
 CHECKS = {
+    "01-autoencoder": autoencoder, "02-vae": vae, "05-vq-vae": vq_vae, "06-vqgan": vqgan,
     "03-ddpm": ddpm, "04-samplers": samplers, "07-latent-diffusion": latent_diffusion, "08-clip": clip, "09-unet": unet,
     "10-guidance": guidance, "11-tasks": tasks, "12-own-images": own_images,
 }  # fmt: skip

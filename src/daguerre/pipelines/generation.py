@@ -188,7 +188,7 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
     """
     model, request, scales = each.model or context.model, context.request, context.guidance_scales(each)
     adapters = prepared_adapters(model, request, each.size) if each.model is None else []
-    networks = {(): network}  # by the adapters that change the UNet itself
+    networks: dict[tuple[PreparedAdapter, ...], NetworkFn] = {(): network}  # by the adapters that change the UNet itself
 
     def denoiser_with(active: Sequence[PreparedAdapter]) -> Denoiser:
         inner = tuple(prepared for prepared in active if prepared.is_inside)
@@ -212,11 +212,11 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
             built.append((conditions, scale, active, denoise))
         by_step.append(denoise)
     inner = [-sigma for sigma in each.sigmas[1:-1].tolist()]  # ascending
-    guided: Denoise = lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)  # noqa: E731
+    denoise_at: Denoise = lambda x, sigma: by_step[bisect_right(inner, -sigma.item())](x, sigma)  # noqa: E731
     if not request.fast or len(by_step) < MIN_FORECAST_STEPS or _sampler_config(context, each).sampler.inversion:
-        return guided
+        return denoise_at
     jumps = [step for step, (before, after) in enumerate(pairwise(by_step), 1) if before is not after]
-    return forecast_x0(guided, each.sigmas, computed_steps(len(by_step), jumps=jumps))
+    return forecast_x0(denoise_at, each.sigmas, computed_steps(len(by_step), jumps=jumps))
 
 
 def _step_conditions(context: GenerationContext, each: Pass) -> list[PromptConditions] | list[Conditioning]:
