@@ -61,7 +61,7 @@ def test_documented_commands_run(run):
         if any(not word.startswith("-") and re.fullmatch(r"[\w-]+", word) and words[0] in ("img2img", "inpaint") for word in words[1:2]):
             continue  # a folder of images
         sized = [word for i, word in enumerate(words) if word != "--size" and words[i - 1] != "--size"]
-        steps = [] if words[0] == "models" else ["--steps", "4"]
+        steps = [] if words[0] == "models" else ["--steps", "10" if "--fast" in words else "4"]
         code, _, err = run(*sized, *steps)
         assert code == 0 or "^ here" in err, (line, err)  # the page shows one syntax error
 

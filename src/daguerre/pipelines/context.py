@@ -37,7 +37,7 @@ from daguerre.runtime.overflow import retry_in_float32
 
 DEFAULT_SAMPLER = "dpmpp_2m"
 FORECAST_SAMPLERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "euler", "deis")  # measured: see benchmarks/skipped_steps.md
-MIN_FORECAST_STEPS = 10  # from here on a forecast is better than fewer steps (see benchmarks/skipped_steps.md)
+MIN_FORECAST_STEPS = 10  # with fewer there is next to nothing to skip
 DEFAULT_SPACING = "trailing"  # correct with zero terminal SNR, and good elsewhere
 
 

@@ -80,9 +80,15 @@ def test_a_resolution_that_does_not_fit_is_refused(model: Path, tmp_path: Path):
 
 def test_a_tiny_decoder_learns_the_images_of_the_models_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     found = []
-    for steps in (1, 20):
+    for steps in (1, 60):
         recipe = TinyDecoderRecipe(
-            "shapes", str(model), tmp_path / str(steps), resolution=16, width=8, blocks=1, loop=replace(LOOP, max_train_steps=steps)
+            "shapes",
+            str(model),
+            tmp_path / str(steps),
+            resolution=16,
+            width=8,
+            blocks=1,
+            loop=replace(LOOP, max_train_steps=steps, learning_rate=3e-3),
         )
         file = run_tiny(recipe)
         words = capsys.readouterr().out.split()
