@@ -29,7 +29,11 @@ from daguerre.runtime.offload import SequentialOffload
 from daguerre.weights import load_diffusion, save
 from tests.adapters.files import FIXTURES, in_memory, lora_of, manifest
 
-MANIFESTS = sorted(path.name.removesuffix(".json.gz") for path in FIXTURES.glob("*.json.gz") if "control" not in path.name)
+MANIFESTS = sorted(
+    path.name.removesuffix(".json.gz")
+    for path in FIXTURES.glob("*.json.gz")
+    if not any(kind in path.name for kind in ("control", "ip_adapter", "t2i_adapter"))
+)
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"

@@ -108,7 +108,7 @@ def test_wrong_options_are_refused(run, loras, tmp_path):
     assert "write <lora:NAME:0.8>" in err
     Path("text.safetensors").write_text("no")
     code, _, err = run("txt2img", "a cat", "--lora=text.safetensors", *FAST)
-    assert code == 1
+    assert code == 2
     assert "cut short" in err
     assert not list(tmp_path.glob("*.png"))
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner, LayoutConditioner, MapConditioner
+from daguerre.conditioning.prior_prefix import LayoutPrefix
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
@@ -39,7 +40,7 @@ def model_task(model: LatentDiffusion | LatentPrior) -> ModelTask | None:
 
 def possible_tasks(model: LatentDiffusion | LatentPrior) -> tuple[str, ...]:
     """The names of the tasks that a model can do."""
-    is_layout = isinstance(model, LatentDiffusion) and isinstance(model.conditioner, LayoutConditioner)
+    is_layout = isinstance(model.prefix if isinstance(model, LatentPrior) else model.conditioner, LayoutConditioner | LayoutPrefix)
     kinds = (model_task(model), *(("layout",) if is_layout else ()))
     return tuple(name for name, task in TASKS.items() if any(kind in task.model_tasks for kind in kinds))
 

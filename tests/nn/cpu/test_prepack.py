@@ -15,7 +15,7 @@ from daguerre.nn.attention_hooks import capture_cross_attention
 from daguerre.nn.circular import circular_padding
 from daguerre.nn.cpu import linear as cpu_linear
 from daguerre.nn.cpu.prepack import prepack, upcast_on_use
-from daguerre.pipelines import generation
+from daguerre.pipelines.planners import control
 from tests.tolerance import assert_as_accurate
 
 CONFIG = UNetConfig(channels=(16, 32), blocks=1, depth=(1, 2), heads=(2, 4), context_width=12, norm_groups=4, cross_only_levels=(0,))
@@ -148,7 +148,7 @@ def test_a_request_gives_the_same_latents_without_prepacking(tiny_model: LatentD
     prompt = "[a red apple:a cat:2] AND a dog"  # the conditions change after two steps
     *_, packed = daguerre.stream(tiny_model, prompt=prompt, steps=4)
     *_, again = daguerre.stream(tiny_model, prompt=prompt, steps=4)
-    monkeypatch.setattr(generation, "prepack", lambda network, **_: network)
+    monkeypatch.setattr(control, "prepack", lambda network, **_: network)
     *_, plain = daguerre.stream(tiny_model, prompt=prompt, steps=4)
     assert torch.equal(packed.x, again.x)
     torch.testing.assert_close(packed.x, plain.x, atol=1e-4, rtol=1e-4)  # rounding errors grow over the steps
