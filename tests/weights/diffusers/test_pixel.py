@@ -157,5 +157,5 @@ def test_wrong_class_labels_are_an_error(tmp_path: Path, names: Any):
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_labels": names}))
     with pytest.raises(DaguerreError, match="list of class names"):
         load_diffusion(tmp_path / "ours")
-    with pytest.raises(DaguerreError, match="has no vae|no model 'x'"):
+    with pytest.raises(DaguerreError, match=r"has no vae|no model 'x'"):
         load_diffusion(tmp_path / "ours", vae="x")
