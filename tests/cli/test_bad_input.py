@@ -29,6 +29,7 @@ BASES = {
     "noise": ["cat.png"],
     "score": ["cat.png", "a cat"],
     "compare": ["a cat", "a dog"],
+    "batch": ["table.csv", "--out=results"],
     "models": [],
     "lineage": [],
     "evaluate": [],
@@ -103,6 +104,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
     "--sampler": ("eulr_a", "Did you mean"),
     "--seed": ("-7", "seed is -7"),
     "--self": ("40", "--self is '40'; it is X,Y"),
+    "--shard": ("4/4", "--shard is '4/4'"),
     "--size": ("big", "--size is 'big'"),
     "--spacing": ("traling", "Did you mean 'trailing'"),
     "--steps": ("0", "steps is 0"),
@@ -123,6 +125,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
 
 # Options with a different check in one command.
 OWN: dict[tuple[str, str], tuple[str | None, str]] = {
+    ("batch", "--out"): ("mask.png", "is a file"),
     ("layout", "--map"): ("mask.png", "give one of the two"),
     ("evaluate", "--model"): ("tinny", "tinny"),
     ("evaluate", "--num-images"): ("0", "num_images is 0"),
@@ -166,6 +169,7 @@ def test_every_option_rejects_a_wrong_value(run, monkeypatch, command):
     mask = Image.new("L", (32, 32))
     mask.paste(255, (8, 8, 24, 24))  # a mask of the whole image gives a note
     mask.save("mask.png")
+    Path("table.csv").write_text("prompt\na cat\n")
     Path("images").mkdir()
     work = "weights.load", "weights.convert.convert", "evaluation.evaluate.run", "evaluation.reconstruct.run", "training.recipes.Recipe.run"
     for name in work:

@@ -28,6 +28,7 @@ COMMANDS = {
     "attention": "show the attention of each word, or of one position",
     "noise": "add noise to an image, and show what the model predicts",
     "compare": "generate a labelled table over one or two settings",
+    "batch": "generate images for each row of a table of prompts",
     "models": "list models, samplers and spacings",
     "train": "train a model by a recipe",
     "score": "measure how well texts match an image, by CLIP",
