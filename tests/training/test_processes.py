@@ -54,6 +54,23 @@ def deterministic_task() -> TwoNetworks:
     return task
 
 
+class NoisyTask(TwoNetworks):
+    """Noise, dropout and weights of the samples, as in a diffusion loss with min-SNR: the run depends on which sample has which noise."""
+
+    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+        noise, weight = torch.randn(batch.x.shape, generator=generator), torch.rand(len(batch.x), generator=generator)
+        y = networks["first"](batch.x + noise)
+        yield "first", (weight * (y - batch.x).square().mean(1)).mean(), {}
+        yield "second", (networks["second"](y.detach()) - noise.sum(1, keepdim=True)).square().mean(), {}
+
+
+def noisy_weights(out: Path, parts_each: int) -> list[list[float]]:
+    """The weights after a run with noise, in which each process computes so many parts of a batch."""
+    task = NoisyTask()
+    train(task, NumberBatches(), replace(CONFIG, gradient_accumulation_steps=parts_each), out)
+    return [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
+
+
 def everything(out: Path) -> None:
     """What each process runs: encoding, training, a refused batch size, and a run in which only the second process receives SIGTERM."""
     marks = main_process_first(lambda: [*sorted(path.name for path in out.glob("mark-*")), (out / f"mark-{rank()}").touch()][:-1])
@@ -61,7 +78,14 @@ def everything(out: Path) -> None:
     task = deterministic_task()
     train(task, NumberBatches(), CONFIG, out / "train")
     weights = [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
-    report = {"world": world(), "latents": len(latents), "captions": captions, "marks": marks, "weights": weights}
+    report = {
+        "world": world(),
+        "latents": len(latents),
+        "captions": captions,
+        "marks": marks,
+        "weights": weights,
+        "noisy": noisy_weights(out / "noisy", 1),
+    }
     (out / f"report-{rank()}.json").write_text(json.dumps(report))
     with pytest.raises(DaguerreError, match="batch_size 3 is not a multiple of gradient_accumulation_steps 1 times 2 processes"):
         train(deterministic_task(), NumberBatches(), replace(CONFIG, batch_size=3), out / "odd")
@@ -121,6 +145,15 @@ def test_two_processes_train_like_one(two: Path, tmp_path: Path):
     assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, first, strict=True))
     logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (tmp_path, two / "train")]
     assert [line["first"] for line in logs[1]] == pytest.approx([line["first"] for line in logs[0]], abs=bound)
+
+
+@needs_two_cores
+def test_each_sample_has_the_same_noise_in_one_process_as_in_two(two: Path, tmp_path: Path):
+    """One process with two parts a batch, two with one each: equal up to the order of sums. Other noise would change more."""
+    alone = noisy_weights(tmp_path, 2)
+    bound = CONFIG.max_train_steps * 32 * torch.finfo(torch.float32).eps
+    for report in reports(two):
+        assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, report["noisy"], strict=True))
 
 
 @needs_two_cores

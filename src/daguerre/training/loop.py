@@ -2,7 +2,8 @@
 
     for each step:  batch = batches(seed, step);  for each loss of the task:  backward, clip, optimizer step;  update the EMA
 
-The random numbers and the batch of step n depend only on (seed, n), and the learning rate only on n. So a checkpoint holds weights,
+The random numbers and the batch of step n depend only on (seed, n) and on the number of parts that all processes split the batch into, and
+the learning rate only on n. So a checkpoint holds weights,
 optimizer state, EMA and loss scale, and a resumed run gives the same bits as an uninterrupted one.
 """
 
@@ -180,8 +181,9 @@ class _Run:
         networks = {name: network for name, (network, _) in self.prepared.items()}
         share = len(batch) // (config.gradient_accumulation_steps * world)
         for part in range(config.gradient_accumulation_steps):
-            first = (part * world + rank) * share
-            generator = _seed_step(config.seed, step, part, rank)
+            index = part * world + rank  # of this part among all parts of the batch, which decides its images and its noise
+            first = index * share
+            generator = _seed_step(config.seed, step, index)
             with self.accelerator.autocast():
                 for name, loss, values in self.task.losses(batch[first : first + share], networks, generator, step):
                     self.means.add({name: self._finite(loss, name, step), **values})
@@ -253,7 +255,7 @@ class _Run:
         means = Means()
         with self._evaluation():
             for number, batch in enumerate(self.validation):
-                generator = _seed_step(self.config.seed, VALIDATION_STEP, number, 0)
+                generator = _seed_step(self.config.seed, VALIDATION_STEP, number)
                 with self.accelerator.autocast():
                     for name, loss, values in self.task.losses(batch, self.state.networks, generator, done):
                         means.add({name: loss, **values}, weight=len(batch))
@@ -305,9 +307,14 @@ def _any_rank(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
 
 
-def _seed_step(seed: int, step: int, part: int, rank: int) -> torch.Generator:
-    """The generator of one part of one step, on the CPU. Also seeds torch's global generator, because dropout has no other."""
-    mixed = int.from_bytes(hashlib.blake2b(f"{seed} {step} {part} {rank}".encode(), digest_size=8).digest(), "little") >> 1
+def _seed_step(seed: int, step: int, part: int) -> torch.Generator:
+    """The generator of one part of one step, on the CPU. Also seeds torch's global generator, because dropout has no other.
+
+    It depends on the part of the batch, not on the process that computes it: a batch in four parts has the same noise in one process with
+    four accumulation steps, in two with two, and in four with one.
+    """
+    # The last number keeps the noise of runs in one process as it was when the rank was there, so that they still resume with equal bits.
+    mixed = int.from_bytes(hashlib.blake2b(f"{seed} {step} {part} 0".encode(), digest_size=8).digest(), "little") >> 1
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
