@@ -150,7 +150,7 @@ def test_interrupt_hits_nothing_when_nothing_runs(api):
 
 def test_models_can_be_listed_and_switched(api, studio):
     models = api.get_sd_models()
-    assert {model["model_name"] for model in models} == {"tiny", "emoji", "ddpm", "vqgan", "vqvae"}
+    assert {model["model_name"] for model in models} == {"tiny", "emoji", "ddpm", "ldm", "vqgan", "vqvae"}
     for model in models:
         assert set(model) == {"title", "model_name", "hash", "sha256", "filename", "config"}
         assert "/" not in model["filename"]

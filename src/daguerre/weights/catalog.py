@@ -13,6 +13,8 @@ FIRST_STAGE = "config.json"  # in the folder of an embedded part that is no comp
 LATENT_PRIOR = "LatentPrior"  # class name in the index of a first stage with a prior
 DEFAULT = "emoji"
 CLIP_ASSET = "clip"  # a folder in ASSETS that is no generating model
+# The embedded latent diffusion model works on the codes of the embedded VQGAN; the wheel has its weights once.
+SHARED_FIRST_STAGES = {ASSETS / "ldm": ASSETS / "vqgan" / "vqvae"}
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 

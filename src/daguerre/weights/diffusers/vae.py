@@ -11,7 +11,7 @@ from daguerre.atomic_io import atomic_path, check_overwrite, expand_user
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
-from daguerre.weights.catalog import INDEX
+from daguerre.weights.catalog import INDEX, SHARED_FIRST_STAGES
 from daguerre.weights.diffusers.folder_names import CONFIG_FILE
 from daguerre.weights.diffusers.load import build, load_autoencoder, read_autoencoder_tensors, write_part
 from daguerre.weights.diffusers.vae_config import first_stage_json, vq_config
@@ -68,7 +68,8 @@ def load_first_stage(
 
 def first_stage_folder(path: Path) -> Path:
     """The folder of the first stage: the path itself, or a subfolder of a complete model. Raises DaguerreError if there is none."""
-    subfolders = (path / name for name in FIRST_STAGE_FOLDERS) if (path / INDEX).is_file() else ()
+    own = tuple(path / name for name in FIRST_STAGE_FOLDERS)
+    subfolders = (*own, SHARED_FIRST_STAGES.get(path, path)) if (path / INDEX).is_file() else ()
     folder = next((subfolder for subfolder in subfolders if (subfolder / CONFIG_FILE).is_file()), path)
     if not (folder / CONFIG_FILE).is_file():
         raise DaguerreError(f"'{path}' is not a first stage: give a checkpoint file, or a folder with a {CONFIG_FILE} and weights.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from daguerre.errors import DaguerreError, join_names
-from daguerre.weights.catalog import INDEX
+from daguerre.weights.catalog import INDEX, SHARED_FIRST_STAGES
 from daguerre.weights.diffusers.folder_names import (
     NETWORK_FOLDERS,
     PART_ALIASES,
@@ -188,7 +188,9 @@ def _read_configs(paths: Mapping[str, Path]) -> dict[str, Any]:
 def part_folder(folder: Path, part: str) -> Path:
     """The folder of a network in a model's folder."""
     alias = folder / PART_ALIASES.get(part, part)
-    return alias if alias.is_dir() else folder / part
+    if alias.is_dir():
+        return alias
+    return SHARED_FIRST_STAGES.get(folder, folder / part) if part == "vae" else folder / part
 
 
 def weights_in(folder: Path, variant: str | None = None) -> Path:
