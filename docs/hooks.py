@@ -1,10 +1,11 @@
-"""Hooks of the documentation site: links to source files lead to the API reference, and each package has a reference page."""
+"""Hooks of the documentation site: links to source files lead to the API reference, with a page for each package; Chinese pages say so."""
 
 import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = f"# `daguerre.{name}`\n\n::: daguerre.{name}\n    options:\n      show_root_heading: false\n"
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
+
+
+def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> None:
+    """Name the folder of Chinese pages in the navigation."""
+    for page in nav.pages:
+        if page.parent and page.parent.title == "Zh":
+            page.parent.title = "简体中文"
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """State the language of a Chinese page, by which a browser chooses the forms of its characters."""
+    return output.replace('<html lang="en"', '<html lang="zh-Hans"', 1) if "/zh/" in page.file.src_uri else output
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -113,3 +113,31 @@ def test_a_page_becomes_a_notebook_with_the_same_code(page: Path):
 def test_the_index_lists_every_page():
     linked = re.findall(r"\]\((\d\d-[\w-]+\.md)\)", (TOUR / "README.md").read_text(encoding="utf-8"))
     assert linked == sorted(path.name for path in TOUR.glob("[0-9]*.md"))
+
+
+def words_removed(page: Path) -> dict[str, list[str]]:
+    """The parts of a page that a translation keeps: equations, levels of headings, commands, …"""
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return {
+        "code": blocks(page),
+        "equations": re.findall(r"\$\$.*?\$\$", prose, re.DOTALL),
+        "headings": re.findall(r"^#+ ", prose, re.MULTILINE),
+        "rows of tables": re.findall(r"^\|", prose, re.MULTILINE),
+        "commands": sorted(" ".join(command.split()) for command in re.findall(r"`((?:daguerre|make|--)[^`]*)`", prose)),
+        "targets": sorted(re.findall(r"\]\(([^)]+)\)", prose)),
+    }
+
+
+@pytest.mark.parametrize("page", sorted(TOUR.glob("*.md")), ids=lambda page: page.stem)
+def test_the_chinese_page_differs_in_words_only(page: Path):
+    english, chinese = words_removed(page), words_removed(TOUR / "zh" / page.name)
+    english["targets"].remove(f"zh/{page.name}")
+    chinese["targets"].remove(f"../{page.name}")
+    here = re.compile(r"https://.*|\d\d-[\w-]+\.md")  # a Chinese page links to Chinese pages
+    english["targets"] = sorted(target if here.fullmatch(target) else f"../{target}" for target in english["targets"])
+    assert chinese == english
+
+
+def test_every_chinese_page_has_an_english_one():
+    assert sorted(path.name for path in (TOUR / "zh").iterdir()) == sorted(path.name for path in TOUR.glob("*.md"))
