@@ -43,6 +43,7 @@ BASES = {
     **{f"train {name}": [] for name in ("emoji", "shapes", "clip-scorer")},
     "train text-to-image": ["--data=images"],
     "train lora": ["--data=images"],
+    "train dreambooth": ["--data=images", "--instance-prompt=a zorble"],
     "train textual-inversion": ["--data=images", "--word=mycat"],
     "train prior": ["--data=shapes", "--first-stage=images"],
     "train ldm": ["--data=shapes", "--first-stage=images"],

@@ -147,6 +147,22 @@ def test_a_nan_loss_keeps_the_last_checkpoint(tmp_path):
     assert json.loads((kept / "state.json").read_text())["step"] == 4
 
 
+def test_a_diverging_loss_stops_the_run_and_keeps_the_checkpoints(tmp_path):
+    task = TwoNetworks()
+    task.networks = {"first": nn.Linear(4, 4)}
+    scale = [1.0]
+
+    def losses(batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+        scale[0] = 1 + 0.5 * max(0, step - 30)  # step 44 is the first whose last 20 losses are 10 times the first ones
+        yield "first", scale[0] * networks["first"](batch.x).square().mean() ** 0 + 0 * networks["first"](batch.x).mean(), {}
+
+    task.losses = losses
+    config = replace(CONFIG, max_train_steps=200, ema_decay=0)
+    with pytest.raises(DaguerreError, match=r"loss, as a mean of 20, rose from 1 to 10\.25 at step 58\. The last checkpoints in .* are kept"):
+        train(task, NumberBatches(), config, tmp_path)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000052", "step-00000056"]
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
     whole = run(tmp_path)
     newest = checkpoints(tmp_path / "checkpoints")[-1] / "networks.safetensors"

@@ -10,11 +10,12 @@ optimizer state, EMA and loss scale, and a resumed run gives the same bits as an
 import hashlib
 import math
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,7 @@ IDENTITY_FIELDS = (
     "seed",
 )  # a resumed run must have the same values; all other settings may change
 VALIDATION_STEP = -1  # seeds the noise of the validation losses
+DIVERGENCE_STEPS, DIVERGENCE_FACTOR = 20, 10  # a run stops if so many losses rise to so many times the first
 MAX_BAD_STEPS = 5  # consecutive steps with a gradient that is not finite; after more of them the run stops
 
 
@@ -107,9 +109,8 @@ def train(
     are not trained on; the log has their mean loss, with the EMA weights and the same noise each time, so that the curve is smooth.
 
     Raises:
-        DaguerreError: the loss is not finite, or the gradient of more than MAX_BAD_STEPS consecutive steps (the last checkpoint is kept);
-        the
-            checkpoint belongs to another run or has more steps; the disk is full.
+        DaguerreError: the loss is not finite or diverges, or the gradient of more than MAX_BAD_STEPS consecutive steps is not finite (the
+            last checkpoints are kept); the checkpoint belongs to another run or has more steps; the disk is full.
         Interrupted: SIGINT or SIGTERM arrived; all processes stop after the same step.
     """
     accelerator = _accelerator(config)
@@ -170,6 +171,8 @@ class _Run:
     log: RunLog
     validation: Iterable[Any] = ()
     means: Means = field(default_factory=Means)  # of the losses since the last line of the log
+    first_losses: list[float] = field(default_factory=list)  # the first DIVERGENCE_STEPS ones
+    last_losses: deque[float] = field(default_factory=lambda: deque(maxlen=DIVERGENCE_STEPS))
     bad_steps: Counter[str] = field(default_factory=Counter)  # consecutive gradients that are not finite, by network
 
     def step(self, step: int, batch: Any) -> None:
@@ -220,8 +223,20 @@ class _Run:
         """The mean loss over all processes, so that all of them raise if it is not finite."""
         value = float(self.accelerator.reduce(loss.detach(), "mean"))  # pyright: ignore[reportArgumentType]
         if not math.isfinite(value):
-            raise self._not_finite(f"loss of {name!r} became {value}", step)
+            raise self._failure(f"loss of {name!r} became {value}", step)
+        self._require_no_divergence(value, step)
         return value
+
+    def _require_no_divergence(self, loss: float, step: int) -> None:
+        """Raise DaguerreError if the last losses are far above the first ones. The losses of adversaries have no such scale."""
+        if len(self.prepared) > 1:
+            return
+        if len(self.first_losses) < DIVERGENCE_STEPS:
+            self.first_losses.append(loss)
+        self.last_losses.append(loss)
+        first, last = fmean(self.first_losses), fmean(self.last_losses)
+        if last - first > (DIVERGENCE_FACTOR - 1) * abs(first):
+            raise self._failure(f"loss, as a mean of {DIVERGENCE_STEPS}, rose from {first:.4g} to {last:.4g}", step)
 
     def _update(self, name: str, step: int) -> None:
         """One optimizer step if the gradient is finite. In half precision the loss scaler decides, without a message."""
@@ -232,16 +247,16 @@ class _Run:
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
             self.bad_steps[name] += 1
             if self.bad_steps[name] > MAX_BAD_STEPS:
-                raise self._not_finite(f"gradient of {name!r} became infinite or NaN, {MAX_BAD_STEPS + 1} times in a row,", step)
+                raise self._failure(f"gradient of {name!r} became infinite or NaN, {MAX_BAD_STEPS + 1} times in a row,", step)
             self.log.info(f"{self.task.name}: skipped step {step} of {name!r}, whose gradient is not finite")
         else:
             self.bad_steps[name] = 0
             optimizer.step()
         optimizer.zero_grad()
 
-    def _not_finite(self, what: str, step: int) -> DaguerreError:
+    def _failure(self, what: str, step: int) -> DaguerreError:
         folder = self.out / "checkpoints"
-        kept = f"The last checkpoint in {folder} is kept" if checkpoints(folder) else "There is no checkpoint yet"
+        kept = f"The last checkpoints in {folder} are kept" if checkpoints(folder) else "There is no checkpoint yet"
         return DaguerreError(f"The {what} at step {step}. {kept}; try a lower learning rate or full precision.")
 
     def _sample(self, done: int) -> None:

@@ -1,7 +1,8 @@
 """What recipes share that fine-tune a latent diffusion model on a directory of images: the images, and the batches of their latents."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,46 @@ from daguerre.training.datasets.latents import CachedLatents, FolderEncoder, one
 from daguerre.training.loop import BatchStream
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.images import TrainingImageOptions
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Images that the model generated of a class, which training must preserve, and the weight λ of their loss."""
+
+    images: FolderDataset
+    weight: float
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able, for the identity of a run."""
+        return {"data": self.images.key, "weight": self.weight}
+
+
+@dataclass(frozen=True)
+class PriorBatch:
+    """Images of something new, and as many of the class."""
+
+    instance: Batch
+    prior: Batch
+
+    def __len__(self) -> int:
+        return len(self.instance)
+
+    def __getitem__(self, part: slice) -> "PriorBatch":
+        return PriorBatch(self.instance[part], self.prior[part])
+
+
+@dataclass(frozen=True)
+class PriorBatches:
+    """Two streams, whose batches have the same number of images, as one."""
+
+    instance: BatchStream
+    prior: BatchStream
+
+    def stream(self, start: int, workers: int = 1, *, processes: bool = False) -> Iterator[PriorBatch]:
+        """The batches of steps start, start + 1, …"""
+        streams = (each.stream(start, workers, processes=processes) for each in (self.instance, self.prior))
+        return (PriorBatch(*pair) for pair in zip(*streams, strict=True))
 
 
 def open_captioned_images(
@@ -32,14 +73,24 @@ def open_captioned_images(
 
 
 def latent_batches(
-    images: TrainingImages, autoencoder: AutoencoderKL, out: Path, loop: LoopConfig, identity: Mapping[str, Any], crops: int | None
+    images: TrainingImages,
+    autoencoder: AutoencoderKL,
+    out: Path,
+    loop: LoopConfig,
+    identity: Mapping[str, Any],
+    crops: int | None,
+    prior: Prior | None = None,
 ) -> tuple[BatchStream, Iterable[Batch]]:
     """The batches of a training and of its validation images.
 
     Args:
         identity: everything that the latents depend on.
         crops: of each image, encoded once and cached in `out/cache`; None gives images instead, with new crops in each step.
+        prior: images of a class, with which each batch becomes a `PriorBatch`.
     """
+    if prior is not None:
+        batches, validation = latent_batches(images, autoencoder, out, loop, identity, crops)
+        return PriorBatches(batches, latent_batches(TrainingImages(prior.images), autoencoder, out, loop, identity, crops)[0]), validation
     source, held_out = images
     assert isinstance(source, FolderDataset)
     if crops is None:
@@ -50,3 +101,8 @@ def latent_batches(
     latents, captions = encode(source, crops)
     validation = [] if held_out is None else one_size_batches(*encode(validation_sample(held_out), 1), loop.batch_size)
     return CachedLatents(latents, captions, loop.batch_size, loop.seed), validation
+
+
+def preview_captions(source: FolderDataset, prior: Prior | None) -> list[str]:
+    """Captions for eight sample images while training: of the training images, and of the class if there is one."""
+    return source.captions(8, seed=0) if prior is None else source.captions(4, seed=0) + prior.images.captions(4, seed=0)

@@ -28,6 +28,7 @@ from daguerre.models.unet import UNet
 from daguerre.nn.attention_hooks import capture_cross_attention
 from daguerre.pipelines import Request, generate
 from daguerre.training.config import DiffusionLoss
+from daguerre.training.datasets.fine_tuning import Prior, PriorBatch
 from daguerre.training.loop import normal
 from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding
 
@@ -137,6 +138,39 @@ class DiffusionTask:
         request = Request(self.preview_prompts, steps=20) if self.preview_prompts else Request(num_images=PREVIEW_SEEDS, steps=20)
         with torch.compiler.set_stance("force_eager"):  # compiling for these shapes takes longer than the images
             return generate(self.model, request).grid().image if self.preview is None else self.preview(self.model)
+
+
+class PriorPreservation:
+    """A task whose loss has the weighted loss of images of a class added, so that the model does not forget the class.
+
+    L = L(x, c) + λ·L(x_pr, c_pr), where the model itself generated the images x_pr with the captions c_pr, which lack the new word (Ruiz et
+    al. 2022, arXiv:2208.12242, equation 2). Batches without images of a class, as for validation, have only the first part.
+    """
+
+    def __init__(self, task: DiffusionTask, weight: float):
+        self.task, self.weight = task, weight
+        self.name, self.networks, self.ema_networks = task.name, task.networks, task.ema_networks
+
+    def to(self, device: torch.device) -> None:
+        self.task.to(device)
+
+    def losses(
+        self, batch: PriorBatch | Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+    ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
+        if isinstance(batch, Batch):
+            yield from self.task.losses(batch, networks, generator, step)
+            return
+        parts = [self.task.losses(part, networks, generator, step) for part in (batch.instance, batch.prior)]
+        for (name, instance, logged), (_, prior, _) in zip(*parts, strict=True):
+            yield name, instance + self.weight * prior, {**logged, "instance": instance.detach(), "prior": prior.detach()}
+
+    def sample(self) -> Image.Image | None:
+        return self.task.sample()
+
+
+def with_prior(task: DiffusionTask, prior: Prior | None) -> DiffusionTask | PriorPreservation:
+    """The task, with the loss of the prior if there is one."""
+    return task if prior is None else PriorPreservation(task, prior.weight)
 
 
 def _without_dropped(condition: Conditioning, dropped: Tensor) -> Conditioning:

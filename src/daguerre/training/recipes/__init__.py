@@ -56,6 +56,11 @@ RECIPES: Mapping[str, Recipe] = {
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
     ),
     "lora": Recipe("a LoRA: a small file that changes a model", "options.lora:LoraRecipe", "recipes.adapters.lora:run"),
+    "dreambooth": Recipe(
+        "one thing from a few images, under a new word",
+        "options.dreambooth:DreamBoothRecipe",
+        "recipes.adapters.dreambooth:run",
+    ),
     "textual-inversion": Recipe(
         "a new word for prompts, with vectors of its own",
         "options.textual_inversion:TextualInversionRecipe",

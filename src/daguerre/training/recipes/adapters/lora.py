@@ -16,8 +16,10 @@ from daguerre.adapters.lora.write import HEADER_VERSIONS, save_lora
 from daguerre.data import FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.datasets.fine_tuning import latent_batches, open_captioned_images
+from daguerre.training.datasets.fine_tuning import Prior, latent_batches, open_captioned_images, preview_captions
+from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.loop import train
+from daguerre.training.objectives.diffusion import with_prior
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers
 from daguerre.training.options.lora import LoraRecipe
 from daguerre.training.plan import announce, example_caption, print_plan
@@ -39,32 +41,41 @@ def run(recipe: LoraRecipe) -> Path:
             run.
     """
     model = load_diffusion(recipe.model)
-    autoencoder, conditioner = trained_parts(model)
+    autoencoder, _ = trained_parts(model)
     size = model.sample_size if recipe.resolution is None else recipe.resolution
     images = open_captioned_images(recipe.data, size, recipe.images, autoencoder, model.unet.config, model.name)
-    source = images.trained
+    key, seed = images.trained.key, recipe.loop.seed
+    record_run(recipe.out, "LoraRecipe", key, size=size, seed=seed, base=recipe.model, threads=recipe.machine.threads)
+    return train_lora(recipe, replace(model, sample_size=size), images)
+
+
+def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImages, prior: Prior | None = None) -> Path:
+    """Train a LoRA of a model on opened images of its size, as `run` does; `prior`: preserved images of a class."""
+    source, (autoencoder, conditioner), size = images.trained, trained_parts(model), model.sample_size
     assert isinstance(source, FolderDataset)
     recipe = with_epochs(recipe, source)
     loop, options = recipe.loop, recipe.lora
-    record_run(recipe.out, "LoraRecipe", source.key, size=size, seed=loop.seed, base=recipe.model, threads=recipe.machine.threads)
     dtype = getattr(torch, options.base_dtype)
-    model = replace(model, unet=model.unet.to(dtype), conditioner=conditioner.to(dtype), sample_size=size)
+    model = replace(model, unet=model.unet.to(dtype), conditioner=conditioner.to(dtype))
     torch.manual_seed(loop.seed)
     layers = new_layers(model, options) if options.init_lora is None else layers_of(load_lora(options.init_lora), model)
     network = LoraNetwork(model, layers, cached=not options.shuffle_captions)
     print_plan({f"LoRA of {len(layers)} layers": network}, loop, recipe.out, images=len(source))
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
-    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, recipe.crops_per_image if recipe.cache else None)
+    crops = recipe.crops_per_image if recipe.cache else None
+    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, crops, prior)
     identity = encoded | {"model": recipe.model, "unet": network_hash(model.unet), "text": network_hash(conditioner)}
     identity |= {"crops_per_image": recipe.crops_per_image, "cache": recipe.cache, "loss": asdict(recipe.loss), "lora": asdict(options)}
     if options.init_lora is not None:
         identity["init_lora"] = file_hash(options.init_lora)
-    task = LoraTask(network, recipe.loss, options, source.captions(8, seed=0))
+    if prior is not None:
+        identity["prior"] = prior.identity
+    task = LoraTask(network, recipe.loss, options, preview_captions(source, prior))
     with ExitStack() as stack:
         stack.enter_context(network.attached())
         if recipe.gradient_checkpointing:
             stack.enter_context(checkpointed(model.unet))
-        train(task, batches, loop, recipe.out, recipe=identity, validation=validation)
+        train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
     name = recipe.out.absolute().name
     path = recipe.out / f"{name}.safetensors"
     if rank() == 0:
