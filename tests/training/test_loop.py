@@ -158,7 +158,9 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_checkpoints(tmp_path):
 
     task.losses = losses
     config = replace(CONFIG, max_train_steps=200, ema_decay=0)
-    with pytest.raises(DaguerreError, match=r"loss, as a mean of 20, rose from 1 to 10\.25 at step 58\. The last checkpoints in .* are kept"):
+    with pytest.raises(
+        DaguerreError, match=r"loss, as a mean of 20, rose from 1 to 10\.25 at step 58\. The last checkpoints in .* are kept"
+    ):
         train(task, NumberBatches(), config, tmp_path)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000052", "step-00000056"]
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import daguerre
-from daguerre.data import Batch
+from daguerre.data import Batch, FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import DiffusionLoss, LoopConfig
@@ -18,7 +18,7 @@ from daguerre.training.datasets.fine_tuning import PriorBatch
 from daguerre.training.objectives.diffusion import DiffusionTask, PriorPreservation
 from daguerre.training.options.dreambooth import DreamBoothRecipe
 from daguerre.training.options.lora import LoraOptions
-from daguerre.training.recipes.adapters.dreambooth import run
+from daguerre.training.recipes.adapters.dreambooth import captioned, run
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_metadata, read_safetensors
@@ -106,7 +106,9 @@ def test_an_interrupted_run_resumes_exactly_with_its_class_images(saved: str, fo
 
 
 def test_the_full_form_trains_the_whole_unet_and_nothing_else(saved: str, folder: Path, tmp_path: Path):
-    path = run(recipe_of(folder, tmp_path / "full", saved, full=True, loop=replace(LOOP, learning_rate=1e-4), class_data=tmp_path / "apples"))
+    path = run(
+        recipe_of(folder, tmp_path / "full", saved, full=True, loop=replace(LOOP, learning_rate=1e-4), class_data=tmp_path / "apples")
+    )
     assert path == tmp_path / "full" / "model"
     assert len(list((tmp_path / "apples").glob("*.png"))) == 3
     before, after = load_diffusion(saved), daguerre.load(path)
@@ -117,12 +119,13 @@ def test_the_full_form_trains_the_whole_unet_and_nothing_else(saved: str, folder
     assert network_hash(before.autoencoder) == network_hash(after.autoencoder)  # pyright: ignore
 
 
-def test_captions_without_the_word_are_named(saved: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_captions_without_the_word_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "1.txt").write_text("a teal apple")
-    run(recipe_of(folder, tmp_path / "out", saved, class_prompt=(), loop=replace(LOOP, max_train_steps=1)))
-    assert not (tmp_path / "out" / "class-images").exists()
-    assert "of 3 captions lack" not in capsys.readouterr().err  # without a class, every word of the prompt may be the new one
-    run(recipe_of(folder, tmp_path / "out2", saved, loop=replace(LOOP, max_train_steps=1)))
+    source = FolderDataset(folder, 32, captioned=False)
+    alone = recipe_of(folder, tmp_path, "x", class_prompt=())
+    assert [item.caption for item in captioned(source, alone).items] == ["a zorble apple", "a teal apple", "a Zorble, on white"]
+    assert not capsys.readouterr().err  # without a class, every word of the prompt may be the new one
+    captioned(source, recipe_of(folder, tmp_path, "x"))
     assert "warning: 1 of 3 captions lack 'zorble', such as 'a teal apple' of 1.png" in capsys.readouterr().err
 
 

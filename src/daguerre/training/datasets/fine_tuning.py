@@ -18,7 +18,7 @@ from daguerre.training.options.images import TrainingImageOptions
 
 
 @dataclass(frozen=True)
-class Prior:
+class ClassPrior:
     """Images that the model generated of a class, which training must preserve, and the weight λ of their loss."""
 
     images: FolderDataset
@@ -79,7 +79,7 @@ def latent_batches(
     loop: LoopConfig,
     identity: Mapping[str, Any],
     crops: int | None,
-    prior: Prior | None = None,
+    prior: ClassPrior | None = None,
 ) -> tuple[BatchStream, Iterable[Batch]]:
     """The batches of a training and of its validation images.
 
@@ -103,6 +103,6 @@ def latent_batches(
     return CachedLatents(latents, captions, loop.batch_size, loop.seed), validation
 
 
-def preview_captions(source: FolderDataset, prior: Prior | None) -> list[str]:
+def preview_captions(source: FolderDataset, prior: ClassPrior | None) -> list[str]:
     """Captions for eight sample images while training: of the training images, and of the class if there is one."""
     return source.captions(8, seed=0) if prior is None else source.captions(4, seed=0) + prior.images.captions(4, seed=0)

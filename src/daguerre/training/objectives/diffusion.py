@@ -28,7 +28,7 @@ from daguerre.models.unet import UNet
 from daguerre.nn.attention_hooks import capture_cross_attention
 from daguerre.pipelines import Request, generate
 from daguerre.training.config import DiffusionLoss
-from daguerre.training.datasets.fine_tuning import Prior, PriorBatch
+from daguerre.training.datasets.fine_tuning import ClassPrior, PriorBatch
 from daguerre.training.loop import normal
 from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding
 
@@ -168,7 +168,7 @@ class PriorPreservation:
         return self.task.sample()
 
 
-def with_prior(task: DiffusionTask, prior: Prior | None) -> DiffusionTask | PriorPreservation:
+def with_prior(task: DiffusionTask, prior: ClassPrior | None) -> DiffusionTask | PriorPreservation:
     """The task, with the loss of the prior if there is one."""
     return task if prior is None else PriorPreservation(task, prior.weight)
 

@@ -12,7 +12,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.datasets.fine_tuning import Prior, latent_batches, open_captioned_images, preview_captions
+from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.datasets.latents import CachedCaptions
 from daguerre.training.loop import train
@@ -44,7 +44,7 @@ def run(recipe: TextToImageRecipe) -> Path:
     return fine_tune(recipe, replace(model, sample_size=size), images)
 
 
-def fine_tune(recipe: TextToImageRecipe, model: LatentDiffusion, images: TrainingImages, prior: Prior | None = None) -> Path:
+def fine_tune(recipe: TextToImageRecipe, model: LatentDiffusion, images: TrainingImages, prior: ClassPrior | None = None) -> Path:
     """Train the UNet of a model on opened images of its size, as `run` does; `prior`: preserved images of a class."""
     source, (autoencoder, conditioner), size = images.trained, trained_parts(model), model.sample_size
     assert isinstance(source, FolderDataset)

@@ -7,7 +7,7 @@ from daguerre.data import FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
 from daguerre.progress import track
-from daguerre.training.datasets.fine_tuning import Prior, open_captioned_images
+from daguerre.training.datasets.fine_tuning import ClassPrior, open_captioned_images
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.options.dreambooth import DreamBoothRecipe, words_of
 from daguerre.training.options.images import TrainingImageOptions
@@ -43,7 +43,7 @@ def run(recipe: DreamBoothRecipe) -> Path:
         main_process_first(lambda: generate_class_images(recipe, model, folder))
         opened = open_captioned_images(folder, size, TrainingImageOptions(crop="center"), autoencoder, unet, model.name).trained
         assert isinstance(opened, FolderDataset)
-        prior = Prior(opened, recipe.prior_loss_weight)
+        prior = ClassPrior(opened, recipe.prior_loss_weight)
     if not recipe.full:
         return train_lora(recipe, model, images, prior)
     names = {each.name for each in fields(TextToImageRecipe)} & {each.name for each in fields(recipe)}

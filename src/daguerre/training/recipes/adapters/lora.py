@@ -16,7 +16,7 @@ from daguerre.adapters.lora.write import HEADER_VERSIONS, save_lora
 from daguerre.data import FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.datasets.fine_tuning import Prior, latent_batches, open_captioned_images, preview_captions
+from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import with_prior
@@ -49,7 +49,7 @@ def run(recipe: LoraRecipe) -> Path:
     return train_lora(recipe, replace(model, sample_size=size), images)
 
 
-def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImages, prior: Prior | None = None) -> Path:
+def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImages, prior: ClassPrior | None = None) -> Path:
     """Train a LoRA of a model on opened images of its size, as `run` does; `prior`: preserved images of a class."""
     source, (autoencoder, conditioner), size = images.trained, trained_parts(model), model.sample_size
     assert isinstance(source, FolderDataset)
