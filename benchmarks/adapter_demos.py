@@ -115,7 +115,7 @@ def blueprint(image: Image.Image) -> Image.Image:
     inside = edges.crop((2, 2, SIZE - 2, SIZE - 2))  # the filter leaves the border as it was
     edges = Image.new("L", edges.size)
     edges.paste(inside, (2, 2))
-    lines = edges.point(lambda value: min(255, 4 * value)).filter(ImageFilter.MaxFilter(3))
+    lines = edges.point([min(255, 4 * value) for value in range(256)]).filter(ImageFilter.MaxFilter(3))
     return Image.composite(Image.new("RGB", image.size, "white"), Image.new("RGB", image.size, PAPER), lines)
 
 

@@ -106,9 +106,7 @@ def test_an_interrupted_run_resumes_exactly_with_its_class_images(saved: str, fo
 
 
 def test_the_full_form_trains_the_whole_unet_and_nothing_else(saved: str, folder: Path, tmp_path: Path):
-    path = run(
-        recipe_of(folder, tmp_path / "full", saved, full=True, loop=replace(LOOP, learning_rate=1e-4), class_data=tmp_path / "apples")
-    )
+    path = run(recipe_of(folder, tmp_path / "full", saved, full=True, class_data=tmp_path / "apples"))
     assert path == tmp_path / "full" / "model"
     assert len(list((tmp_path / "apples").glob("*.png"))) == 3
     before, after = load_diffusion(saved), daguerre.load(path)
