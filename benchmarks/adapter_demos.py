@@ -42,7 +42,7 @@ CHARACTER_PROMPTS = ("a zorble.", "a zorble on a green background.", "a zorble t
 OTHERS = ("an alien.", "a robot.", "an owl.")  # which must stay as they are
 WORD, WORD_THING = "blorp", "owl"
 WORD_PROMPTS = ("a blorp.", "a blorp on a green background.", "a blorp to the left of a pizza.")
-SEEDS = 8  # images for each similarity
+SEEDS = 4  # images for each similarity
 BODY, DARK, ORANGE, INK = "#1fa39a", "#157a74", "#ff8a1f", "#26323a"
 
 
@@ -184,12 +184,11 @@ def recognised(model: LatentDiffusion, count: int) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) of {count}"
 
 
-def sheet(models: dict[str, LatentDiffusion], prompts: Sequence[str], path: Path, first: Sequence[Image.Image] = ()) -> None:
-    """A row of images for each model, below a row of training images if given."""
-    rows = [[sampled(model, prompt, 1)[0] for prompt in prompts] for model in models.values()]
-    names = ["training images", *models] if first else [*models]
-    captions = [["" for _ in first]] * bool(first) + [list(prompts)] * len(models)
-    image_table([list(first)] * bool(first) + rows, captions, rows=names).image.save(path, quality=85)
+def sheet(rows: dict[str, list[Image.Image]], prompts: Sequence[str], path: Path, first: Sequence[Image.Image] = ()) -> None:
+    """A row of images, one for each prompt, of each model, below a row of training images if given."""
+    images = [list(first)] * bool(first) + [*rows.values()]
+    captions = [["" for _ in first]] * bool(first) + [list(prompts)] * len(rows)
+    image_table(images, captions, rows=["training images"] * bool(first) + [*rows]).image.save(path, quality=85)
 
 
 def report(**values: object) -> None:
@@ -199,18 +198,21 @@ def report(**values: object) -> None:
 def style(models: dict[str, LatentDiffusion], out: Path) -> None:
     """The figures and the sheet of the style."""
     prompts = [f"{thing}, {STYLE}" for thing in UNSEEN]
-    report(images="training images", off_style=off_style([image for image, _ in style_images()]))
-    for name, model in models.items():
-        report(images=name, off_style=off_style([sampled(model, prompt, 1)[0] for prompt in prompts]))
-    sheet(models, prompts, out)
+    rows = {name: [sampled(model, prompt, 1)[0] for prompt in prompts] for name, model in models.items()}
+    sheet(rows, prompts, out)
+    for name, images in {"training images": [image for image, _ in style_images()], **rows}.items():
+        report(images=name, off_style=off_style(images))
 
 
 def subject(models: dict[str, LatentDiffusion], images: Sequence[Image.Image], prompts: Sequence[str], out: Path, known: int = 0) -> None:
     """The figures and the sheet of a new thing, which the first prompt names; `known`: number of prompts for the R-precision."""
-    sheet(models, prompts, out, images)
     report(images="training images", similarity=similarity_among(images))
+    rows = {}
     for name, model in models.items():
-        report(images=name, similarity=similarity(sampled(model, prompts[0]), images))
+        many = sampled(model, prompts[0])
+        report(images=name, similarity=similarity(many, images))
+        rows[name] = [many[0], *(sampled(model, prompt, 1)[0] for prompt in prompts[1:])]
+    sheet(rows, prompts, out, images)
     for name, model in models.items() if known else ():
         report(images=name, recognised=recognised(model, known))
 
