@@ -154,13 +154,13 @@ def features(images: Sequence[Image.Image]) -> Tensor:
 
 def similarity(images: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
     """The mean cosine of the features of images and of others."""
-    return cosine(features(images)[:, None], features(others)[None]).mean().item()
+    return cosine(features(images), features(others)).mean().item()
 
 
 def similarity_among(images: Sequence[Image.Image]) -> float:
     """The mean cosine of the features of two different images."""
     found = features(images)
-    return cosine(found[:, None], found[None])[~torch.eye(len(found), dtype=torch.bool)].mean().item()
+    return cosine(found, found)[~torch.eye(len(found), dtype=torch.bool)].mean().item()
 
 
 def sampled(model: LatentDiffusion, prompt: str, count: int = SEEDS) -> list[Image.Image]:
