@@ -104,6 +104,7 @@ def open_pipeline(
             request=request,
             adapters=adapters,
             keep_loaded=keep_loaded,
+            engine=loading.engine,
         )
 
 

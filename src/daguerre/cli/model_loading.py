@@ -57,6 +57,7 @@ def open_any(
     keep_loaded: Sequence[str] = (),
     adapters: "Sequence[AdapterRecord]" = (),
     adapter_folders: Sequence[Path] = (),
+    engine: str = "torch",
 ) -> "LatentDiffusion | LatentPrior":
     """Open a diffusion model or a prior over codes; a diffusion model with its refiner if one is named.
 
@@ -64,9 +65,10 @@ def open_any(
         adapters: attached to the model; adapter_folders: where else to search their files.
         request: what the model is opened for; a request that does not fit in memory fails before loading, or uses sequential offload.
         keep_loaded: components that sequential offload keeps in memory, because the request needs them again and again.
+        engine: what computes the UNet.
 
     Raises:
-        UsageError: there is no such model or device, or the options do not fit the model.
+        UsageError: there is no such model, device or engine, or the options do not fit the model.
         DaguerreError: its files are damaged or incomplete, or the request does not fit in memory.
     """
     for source in (name, *filter(None, (vae, refiner))):
@@ -74,6 +76,7 @@ def open_any(
 
     from daguerre.models.latent_diffusion import LatentDiffusion
     from daguerre.runtime.dtype import default_dtype
+    from daguerre.runtime.engines import Torch, engine_by_name
     from daguerre.weights import load
     from daguerre.weights.loading import default_device
 
@@ -81,6 +84,7 @@ def open_any(
         check_sampler(request)
     with usage_errors():
         chosen_device = default_device(device)
+        chosen_engine = engine_by_name(engine, chosen_device)
     compute_dtype = default_dtype(chosen_device) if dtype == "auto" else dtype_by_name(dtype)
     offload = None if request is None else _plan_offload(name, refiner, request, keep_loaded, chosen_device, compute_dtype, offline)
     more: DiffusionOptions = {} if offload is None else {"offload": offload}
@@ -91,11 +95,12 @@ def open_any(
         options["vae"] = vae
     model = load(name, device=device, dtype=compute_dtype, offline=offline, **options)
     if not isinstance(model, LatentDiffusion):
-        if refiner is not None or adapters:
-            raise UsageError(f"'{name}' is a prior over codes; remove --refiner and all adapters.")
+        if refiner is not None or adapters or chosen_engine != Torch():
+            raise UsageError(f"'{name}' is a prior over codes; remove --refiner, --engine and all adapters.")
         return model
     if refiner is not None:
         model = _with_refiner(model, refiner, device, compute_dtype, offline, more)
+    model = chosen_engine(model)
     if not adapters:
         return model
     from daguerre.adapters.load import with_recorded_adapters

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RANDOM_SEED = -1
 DtypeName = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Dtype = Literal["auto", DtypeName]
+EngineName = Literal["torch", "compile", "openvino"]
 AnimationContent = Literal["x0", "x_t", "both"]
 PredictionFlag = Literal["auto", "epsilon", "v_prediction", "sample"]
 PREDICTIONS_BY_FLAG: "Mapping[str, Prediction | None]" = {"auto": None, "epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
@@ -162,6 +163,8 @@ class PipelineOptions(ModelOptions):
     """Share of the steps after which the refiner takes over."""
     prediction_type: PredictionFlag = "auto"
     """What the model predicts, if its file does not state it."""
+    engine: EngineName = "torch"
+    """What computes the UNet: torch; compile, for GPUs; or openvino, for CPUs. See docs/speed.md."""
     low_memory: bool = Request.low_memory
     """Use less memory and more time: sequential offload, one condition at a time, tiled decoding. Automatic if a run would not fit."""
 

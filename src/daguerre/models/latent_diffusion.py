@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,16 @@ class Autoencoder(Protocol):
     def decode(self, z: Tensor) -> Tensor: ...
 
 
+class Engine(Protocol):
+    """How the UNet of a model is computed in a run: see `runtime.engines`."""
+
+    name: ClassVar[str]
+
+    def prepare(self, unet: UNet, *, low_memory: bool = False) -> Callable[..., Tensor]:
+        """A function that answers the calls of the UNet; it may be used for one run."""
+        ...
+
+
 @dataclass(frozen=True)
 class LatentDiffusion:
     """A UNet with its autoencoder, text conditioner and noise schedule.
@@ -38,7 +48,7 @@ class LatentDiffusion:
     sampler_config: the sampler and spacing used by default, if the model comes with a scheduler of diffusers. variance: of the reverse
     process in ancestral sampling (`ddpm`); with a learned one the UNet has twice the output channels.
     adapters: what `adapters.with_adapters` has attached, in order. preview_decoder: a small decoder of the same latents, for previews only
-    (see `models.tiny_autoencoder`).
+    (see `models.tiny_autoencoder`). engine: what computes the UNet in a run; None is the default, `runtime.engines.Torch`.
     """
 
     unet: UNet
@@ -57,6 +67,7 @@ class LatentDiffusion:
     adapters: tuple[object, ...] = ()
     variance: Variance = "small"
     preview_decoder: nn.Module | None = None
+    engine: Engine | None = None
 
     @property
     def latent_channels(self) -> int:

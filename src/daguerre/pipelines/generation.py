@@ -177,7 +177,7 @@ def _sampler_config(context: GenerationContext, each: Pass) -> SamplerConfig:
 
 def _network(context: GenerationContext, model: LatentDiffusion) -> NetworkFn:
     """The UNet of a model, prepared for one run."""
-    network = adapted_network(model.unet, (), low_memory=context.request.low_memory)
+    network = adapted_network(model, (), low_memory=context.request.low_memory)
     return LearnedVariance(network) if model.variance == "learned" else network
 
 
@@ -193,7 +193,7 @@ def _build_denoiser(context: GenerationContext, each: Pass, network: NetworkFn) 
     def denoiser_with(active: Sequence[PreparedAdapter]) -> Denoiser:
         inner = tuple(prepared for prepared in active if prepared.is_inside)
         if inner not in networks:
-            networks[inner] = adapted_network(model.unet, inner, low_memory=request.low_memory)
+            networks[inner] = adapted_network(model, inner, low_memory=request.low_memory)
         controlled = with_control(networks[inner], active)
         controlled = one_at_a_time(controlled) if request.low_memory and active else controlled
         return Denoiser(controlled, model.schedule, model.prediction, model.dtype, context.resolved.sampler_config.rounding)

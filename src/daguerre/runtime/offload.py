@@ -7,7 +7,8 @@ Weights that a prepacked network converts in use (see `nn.cpu.prepack`) are not 
 half precision in the memory map of their file.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,6 +93,20 @@ class SequentialOffload:
 
 
 _OFFLOADED = "offloaded"  # attribute of an offloaded network
+
+
+@contextmanager
+def loaded(network: nn.Module) -> Iterator[None]:
+    """Within this context all weights of a network are in memory; after it, those of an offloaded network are unloaded."""
+    offloaded = getattr(network, _OFFLOADED, None)
+    if not isinstance(offloaded, _Offloaded):
+        yield
+        return
+    offloaded.offloader._activate(offloaded)
+    try:
+        yield
+    finally:
+        offloaded.offloader._activate(None)
 
 
 def edit_offloaded(network: nn.Module, duplicate: nn.Module, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> bool:

@@ -43,6 +43,7 @@ class ServerConfig:
     host: any other than this machine's loopback address needs a token.
     token: what callers send as the password of HTTP Basic, or as a bearer token; None asks for nothing.
     model: offered and loaded first: a name, a path or an id of the hub; None is the embedded model.
+    engine: what computes the UNet of every model (see `runtime.engines`).
     data: folder of the database and the images. Checkpoints in its folder `models` are offered, too.
     """
 
@@ -51,6 +52,7 @@ class ServerConfig:
     port: int = 7860
     token: str | None = None
     model: str | None = None
+    engine: str = "torch"
     limits: Limits = Limits()
 
 

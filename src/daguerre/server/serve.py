@@ -3,8 +3,10 @@
 import threading
 from types import FrameType
 
+import torch
 import uvicorn
 
+from daguerre.runtime.engines import engine_by_name
 from daguerre.server.app import create_app
 from daguerre.server.config import ServerConfig, check_address
 from daguerre.server.model_loading import serving_devices
@@ -39,10 +41,12 @@ def serve(config: ServerConfig) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        DaguerreError: the address or the data folder cannot be used, or there is no such model.
+        DaguerreError: the address, the data folder or the engine cannot be used, or there is no such model.
     """
     check_address(config)
-    studio = Studio(config, serving_devices())
+    devices = serving_devices()
+    engine_by_name(config.engine, torch.device(devices[0]))
+    studio = Studio(config, devices)
     for note in studio.store.notes:
         print(f"daguerre: {note}")
     host = f"[{config.host}]" if ":" in config.host else config.host

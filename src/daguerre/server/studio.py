@@ -58,7 +58,7 @@ class Studio:
         self.queue = JobQueue(self.store, self.events, config.limits.queued, self.seconds_of)
         chosen = settings.get(MODEL_KEY) if config.model is None else None
         self._model = chosen if chosen in self.models.choices() else self.models.default
-        shared = self.queue, self.store, self.events, self.models, self.adapters, self.speeds, config.limits
+        shared = self.queue, self.store, self.events, self.models, self.adapters, self.speeds, config
         self.workers = [Worker(device, *shared) for device in devices]
 
     def start(self) -> None:

@@ -1,22 +1,16 @@
-"""SHA-256 of weights: of a file, or of the values of a network in memory.
-
-A network's hash covers names, shapes and values, but not their dtype: a half-precision file that is loaded into float32 keeps its hash.
-Rounding changes it.
-"""
+"""SHA-256 of weights: of a file, or of the values of a network in memory (see `runtime.network_hash`)."""
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
+from daguerre.runtime.network_hash import network_hash
 from daguerre.weights.tensors.safetensors import read_json, save_json, unreadable
 
 CACHE_MIN_BYTES = 1 << 26  # larger files have their hash cached between runs
@@ -74,15 +68,3 @@ def _read_cache() -> dict[str, str]:
 
 def _joined(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-def network_hash(network: nn.Module | Mapping[str, Tensor]) -> str:
-    """The SHA-256 of a network's tensors, sorted by name."""
-    tensors = network.state_dict() if isinstance(network, nn.Module) else network
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        flat = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().cpu().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -99,6 +99,7 @@ def run(options: ReproduceOptions) -> None:
             offline=options.offline,
             refiner=options.refiner,
             adapters=request.adapters,
+            engine=provenance.engine,
             adapter_folders=[folder for folder in (options.adapters, options.image.parent) if folder is not None],
         )
 

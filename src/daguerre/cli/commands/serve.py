@@ -7,7 +7,7 @@ from pathlib import Path
 
 from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import check_model_name, choose_threads
-from daguerre.cli.options import ModelName, OptionalInt, OptionalPath, OptionalText
+from daguerre.cli.options import EngineName, ModelName, OptionalInt, OptionalPath, OptionalText
 from daguerre.cli.parsing import UsageError, parse_options, usage_errors
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.server.config import ServerConfig, check_address
@@ -25,6 +25,8 @@ class ServeOptions:
     token: OptionalText = None
     """What callers give as password or bearer token. Default: the environment variable DAGUERRE_TOKEN, else none."""
     model: ModelName = None
+    engine: EngineName = "torch"
+    """What computes the UNet: torch; compile, for GPUs; or openvino, for CPUs."""
     threads: OptionalInt = None
     """Number of CPU threads. Default: one for each core."""
     data_dir: OptionalPath = None
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     check_model_name(options.model)
     data = expand_user(options.data_dir or default_folder())
     token = options.token or os.environ.get("DAGUERRE_TOKEN") or None
-    config = ServerConfig(data.absolute(), options.host, options.port, token, options.model)
+    config = ServerConfig(data.absolute(), options.host, options.port, token, options.model, options.engine)
     with usage_errors():
         check_address(config)
     tune_malloc()

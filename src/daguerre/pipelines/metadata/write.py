@@ -52,6 +52,7 @@ SAMPLER_LABELS = {  # as other programs spell them
     "unipc": "UniPC",
 }
 MAX_JPEG_EXIF = 65_533  # bytes, what one segment of a JPEG holds
+DEFAULT_ENGINE = "torch"
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -65,6 +66,7 @@ class Provenance:
         model_hash: of its files (see `weights.hashing.identity`); None for a model without files.
         model_path: where the files were; None if the name is enough to find them.
         threads: how many computed on the CPU; None in images of earlier versions.
+        engine: what computed the UNet (see `runtime.engines`).
     """
 
     request: Request
@@ -77,9 +79,10 @@ class Provenance:
     model_hash: str | None = None
     model_path: str | None = None
     threads: int | None = None
+    engine: str = DEFAULT_ENGINE
 
     def __post_init__(self) -> None:
-        texts = self.model, self.version, self.torch, self.device, self.dtype, self.model_hash or "", self.model_path or ""
+        texts = self.model, self.version, self.torch, self.device, self.dtype, self.model_hash or "", self.model_path or "", self.engine
         known = self.index is None or (type(self.index) is int and 0 <= self.index < len(self.request.prompts) * self.request.num_images)
         counted = self.threads is None or (type(self.threads) is int and self.threads > 0)
         if not known or not counted or not all(isinstance(text, str) for text in texts) or self.dtype not in DTYPE_NAMES:
@@ -116,7 +119,13 @@ def provenance_of(model: "LatentDiffusion | LatentPrior", request: Request) -> P
         model_hash=files_hash(model.files) if model.files else None,
         model_path=_model_path(model.files),
         threads=torch.get_num_threads(),
+        engine=_engine_name(model),
     )
+
+
+def _engine_name(model: "LatentDiffusion | LatentPrior") -> str:
+    engine = getattr(model, "engine", None)  # a prior over codes has none
+    return DEFAULT_ENGINE if engine is None else engine.name
 
 
 def _model_path(files: tuple[Path, ...]) -> str | None:

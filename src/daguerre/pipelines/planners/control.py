@@ -5,7 +5,7 @@ the image alone: they are computed once for each pass.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,15 +21,13 @@ from daguerre.data.images import to_tensor
 from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.models.unet import UNet
 from daguerre.nn.cpu.prepack import prepack
 from daguerre.pipelines.images.input import InputImage
 from daguerre.pipelines.images.preprocess import ImageSize, clip_pixels, flatten_input
 from daguerre.pipelines.memory_plan import one_at_a_time
 from daguerre.pipelines.request import Request
+from daguerre.runtime.engines import UNetCall, engine_of
 from daguerre.runtime.overflow import retry_in_float32
-
-UNetCall = Callable[..., Tensor]  # (x, t, cond, control=None) to the prediction
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +102,12 @@ def _map(adapter: ImageAdapter, source: InputImage, size: ImageSize, *, grey: bo
     return pixels[:, :1] if grey else pixels
 
 
-def adapted_network(unet: UNet, inside: Sequence[PreparedAdapter], *, low_memory: bool) -> UNetCall:
-    """A UNet with T2I- and IP-Adapters, prepared for one run."""
+def adapted_network(model: LatentDiffusion, inside: Sequence[PreparedAdapter], *, low_memory: bool) -> UNetCall:
+    """The UNet of a model with T2I- and IP-Adapters, prepared for one run by the model's engine."""
     tokens = [(each.adapter, each.tensors) for each in inside if isinstance(each.adapter, IPAdapter)]
     features = [each.tensors for each in inside if isinstance(each.adapter, T2IAdapter)]
-    unet = with_image_attention(unet, [(adapter, positive.shape[1]) for adapter, (positive, _) in tokens])
-    network = retry_in_float32(unet, prepack(unet, copies=not low_memory), "UNet")
+    unet = with_image_attention(model.unet, [(adapter, positive.shape[1]) for adapter, (positive, _) in tokens])
+    network = retry_in_float32(unet, engine_of(model).prepare(unet, low_memory=low_memory), "UNet")
     if inside:
         network = _with_inputs(network, [pair for _, pair in tokens], [torch.stack(level).sum(0) for level in zip(*features, strict=True)])
     return one_at_a_time(network) if low_memory else network

@@ -18,7 +18,7 @@ from daguerre.pipelines.decode import LatentDecoder
 from daguerre.pipelines.generation import Step, stream
 from daguerre.pipelines.request import Request
 from daguerre.server.adapters import AdapterLibrary
-from daguerre.server.config import Limits
+from daguerre.server.config import ServerConfig
 from daguerre.server.errors import ApiError
 from daguerre.server.events import EventLog
 from daguerre.server.jobs.attention import record_words
@@ -66,10 +66,11 @@ class Worker:
         models: ModelList,
         adapters: AdapterLibrary,
         speeds: Speeds,
-        limits: Limits,
+        config: ServerConfig,
     ) -> None:
         self.device, self._queue, self._store, self._events = device, queue, store, events
-        self._models, self._adapters, self._speeds, self._limits = models, adapters, speeds, limits
+        self._models, self._adapters, self._speeds = models, adapters, speeds
+        self._limits, self._engine = config.limits, config.engine
         self._adapted: tuple[tuple[AdapterRecord, ...], LatentDiffusion] | None = None  # the latest bundle with adapters
         self.loaded: tuple[str, LatentDiffusion] | None = None
         self._decoder: LatentDecoder | None = None  # of previews; it keeps what it fits at the first one
@@ -155,7 +156,7 @@ class Worker:
         choice = self._models.find(name)
         if self.loaded is None or self.loaded[0] != choice.name:
             self.unload()
-            model = open_for_server(choice.source, self.device)
+            model = open_for_server(choice.source, self.device, self._engine)
             self._models.remember(choice.name, model)
             self._decoder = LatentDecoder(model)
             self.loaded = choice.name, model
