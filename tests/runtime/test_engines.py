@@ -254,6 +254,7 @@ def test_a_run_with_an_adapter_and_an_engine(tiny_model: LatentDiffusion, engine
     assert len(compiled) == 2  # the two with the adapter share one
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_compile_runs_blocks_of_equal_shapes_as_one(caplog: pytest.LogCaptureFixture):
     unet, inputs = unet_of(SD1), inputs_of(SD1)
