@@ -45,6 +45,7 @@ BASES = {
     "train lora": ["--data=images"],
     "train dreambooth": ["--data=images", "--instance-prompt=a zorble"],
     "train textual-inversion": ["--data=images", "--word=mycat"],
+    "train controlnet": ["--data=images", "--control=canny"],
     "train prior": ["--data=shapes", "--first-stage=images"],
     "train ldm": ["--data=shapes", "--first-stage=images"],
 }

@@ -18,12 +18,16 @@ from torch import Tensor
 from daguerre.adapters.image_adapter import ImageAdapter
 from daguerre.adapters.lora.lora import CONTEXT_FAMILIES
 from daguerre.adapters.record import AdapterRecord, adapter_stem
+from daguerre.atomic_io import atomic_path, check_overwrite
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError, join_names
 from daguerre.models.controlnet import ControlNetConfig, ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.nn.meta import fill, shapes_only
+from daguerre.weights.diffusers.folder_names import CONFIG_FILE
+from daguerre.weights.diffusers.load import write_part
+from daguerre.weights.diffusers.unet_config import unet_json
 from daguerre.weights.hashing import file_hash
 from daguerre.weights.original.infer_config import unet_from_shapes
 from daguerre.weights.original.key_map import KeyTable, Rule, UNetLayout, rule, unet_rules
@@ -34,6 +38,8 @@ PREFIX = "control_model."  # of files of the original code; the first ones hold 
 DIFFERENCE = "difference"  # an empty tensor in files that store the difference from SD 1.5
 CONTROL_LORA = "lora_controlnet"  # an empty tensor in control-LoRAs
 WIDTH_NAMES = re.compile(r"\.attn2\.to_k\.(weight|down)$|\.to_k_ip\.weight$")  # their inputs have the width of the text states
+# Fields of a UNet's config that a ControlNet of diffusers does not have.
+UNET_ONLY_FIELDS = ("center_input_sample", "dropout", "out_channels", "sample_size", "up_block_types")
 GUESS_EXPONENTS = (-1.0, 0.0)  # of 10: the scales of guess mode, from the upper layers to the middle
 # Kinds that are recognised and not supported, by a tensor name that only they have.
 UNSUPPORTED_CONTROLS = {
@@ -79,7 +85,7 @@ def load_controlnet(path: str | Path, model: LatentDiffusion) -> ControlNet:
         DaguerreError: it is no ControlNet, of a kind that is not supported, or for another family of models.
     """
     path = Path(path)
-    config = read_json(path / "config.json") if path.is_dir() else {}
+    config = read_json(path / CONFIG_FILE) if path.is_dir() else {}
     source = weights_in(path) if path.is_dir() else path
     file = open_tensors(source)
     for pattern, kind in UNSUPPORTED_CONTROLS.items():
@@ -115,6 +121,24 @@ def controlnet_family(path: Path) -> str | None:
 def family_of_shapes(shapes: Mapping[str, Tensor]) -> str | None:
     """The family of models from the cross-attentions of a ControlNet or an IP-Adapter; None if unknown."""
     return next((CONTEXT_FAMILIES.get(shape.shape[1]) for name, shape in shapes.items() if WIDTH_NAMES.search(name)), None)
+
+
+def save_controlnet(network: ControlNetModel, folder: Path) -> Path:
+    """Write a ControlNet as a folder that `load_controlnet` and diffusers read, replacing an older one.
+
+    Raises:
+        DaguerreError: the folder holds something else, or cannot be written; its content is unchanged.
+    """
+    check_overwrite(folder, CONFIG_FILE, "ControlNet")
+    fields = {name: value for name, value in unet_json(network.config, 1).items() if name not in UNET_ONLY_FIELDS}
+    fields |= {
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": network.control_config.map_in_channels,
+        "conditioning_embedding_out_channels": list(network.control_config.map_channels),
+    }
+    with atomic_path(folder) as temporary:
+        write_part(temporary, fields, network.state_dict(), None)
+    return folder
 
 
 def _canonical_tensors(file: TensorFile) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ Semantic maps of shapes are computed; semantic, depth and pose maps of a folder'
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -70,6 +71,22 @@ def load_condition_maps(
         f"There are no {kind!r} maps of these images. For a folder of images, give the folder of their {', '.join(FILE_KINDS)} maps "
         f"with --maps; for shapes, use semantic; for any images, use {' or '.join(computed)}."
     )
+
+
+def with_maps(source: Dataset, maps: Dataset) -> Subset:
+    """Each image of a dataset with its map on the right, as one wide image, so that loaders treat both alike. Both are made from equal
+    generators, so that a map is cropped as its image."""
+
+    def sample(index: int, rng: np.random.Generator) -> Sample:
+        image, condition_map = source.sample(index, deepcopy(rng)), maps.sample(index, rng)
+        return Sample(side_by_side(image.image, condition_map.image), image.caption)
+
+    return Subset(source.size, f"{source.key} with {maps.key}", sample, range(len(source)), source.rendered)
+
+
+def side_by_side(first: Image.Image, second: Image.Image) -> Image.Image:
+    """Two images of one height as one."""
+    return Image.fromarray(np.concatenate([np.asarray(first), np.asarray(second)], axis=1))
 
 
 def edges(image: Image.Image) -> Image.Image:

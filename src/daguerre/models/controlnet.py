@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daguerre.diffusion.conditioning import Conditioning
+from daguerre.errors import DaguerreError
 from daguerre.models.unet import UNetConfig, UNetEncoder
+
+MAP_CHANNELS = (16, 32, 96, 256)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ControlNetConfig:
     """
 
     unet: UNetConfig
-    map_channels: tuple[int, ...] = (16, 32, 96, 256)
+    map_channels: tuple[int, ...] = MAP_CHANNELS
     map_in_channels: int = 3
 
 
@@ -55,9 +58,27 @@ class ControlNetModel(UNetEncoder):
         super().__init__(config.unet)
         self.controlnet_cond_embedding = MapEmbedding(config)
         self.controlnet_down_blocks = nn.ModuleList(zero_init(nn.Conv2d(width, width, 1)) for width in self.skip_channels)
+        self.control_config = config
         self.map_downsampling = 2 ** (len(config.map_channels) - 1)
         middle = config.unet.channels[-1]
         self.controlnet_mid_block = zero_init(nn.Conv2d(middle, middle, 1))
+
+    @classmethod
+    def from_unet(cls, unet: UNetEncoder, downsample_factor: int) -> "ControlNetModel":
+        """A new ControlNet in float32 that starts from a copy of a UNet's encoder, as the paper does; it returns zeros.
+
+        downsample_factor: image pixels per latent pixel, 2, 4 or 8.
+
+        Raises:
+            DaguerreError: there is no ControlNet for such latents.
+        """
+        levels = downsample_factor.bit_length()
+        if downsample_factor < 2 or downsample_factor != 1 << (levels - 1) or levels > len(MAP_CHANNELS):
+            raise DaguerreError(f"A ControlNet needs latents of 1/2, 1/4 or 1/8 of the image, not 1/{downsample_factor}.")
+        network = cls(ControlNetConfig(unet.config, MAP_CHANNELS[:levels]))
+        own, copied = network.state_dict(), unet.state_dict()
+        network.load_state_dict({name: copied.get(name, tensor) for name, tensor in own.items()})
+        return network
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning, control_map: Tensor) -> list[Tensor]:
         """The residuals as `UNet.forward` takes them: one for each skip connection, then one for the middle block.

@@ -19,7 +19,7 @@ from torch import Tensor
 from daguerre.conditioning.bbox_tokens import layout_tokens
 from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner
 from daguerre.data import BatchLoader, Dataset, EmojiDataset, FolderDataset, ShapesDataset
-from daguerre.data.condition_maps import edges, load_condition_maps, random_hole
+from daguerre.data.condition_maps import edges, load_condition_maps, random_hole, with_maps
 from daguerre.data.dataset import Sample, Subset
 from daguerre.data.images import to_image
 from daguerre.data.shapes import SHAPES
@@ -58,10 +58,10 @@ def with_condition_image(recipe: LDMRecipe, source: Dataset) -> tuple[Dataset, C
             computed = {"edges": edges, **PREPROCESSORS}
             maps = load_condition_maps(source, recipe.map, recipe.maps, computed)
             kind = "semantic" if maps.palette else "map"
-            return _pairs(source, maps.source), ConcatConditioner(kind, palette=maps.palette)
+            return with_maps(source, maps.source), ConcatConditioner(kind, palette=maps.palette)
         case "masked":
             holes = Subset(source.size, "holes", lambda _, rng: Sample(random_hole(source.size, rng), ""), range(len(source)))
-            return _pairs(source, holes), ConcatConditioner("masked")
+            return with_maps(source, holes), ConcatConditioner("masked")
         case "low-res":
             return source, ConcatConditioner("low-res", scale=recipe.scale)
     check_colours(recipe.data, source)
@@ -75,21 +75,6 @@ def check_colours(data: str, source: Dataset) -> None:
         if np.ptp(pixels, axis=-1).max() > MIN_COLOUR:
             return
     raise DaguerreError(f"The images in '{data}' are all grey, so a model cannot learn colours from them; use coloured images.")
-
-
-def _pairs(source: Dataset, seconds: Dataset) -> Subset:
-    """Both images of each index side by side, from equal generators, so that a map is cropped as its image."""
-
-    def sample(index: int, rng: np.random.Generator) -> Sample:
-        first, second = source.sample(index, deepcopy(rng)), seconds.sample(index, rng)
-        return Sample(side_by_side(first.image, second.image), first.caption)
-
-    return Subset(source.size, f"{source.key} with {seconds.key}", sample, range(len(source)), source.rendered)
-
-
-def side_by_side(first: Image.Image, second: Image.Image) -> Image.Image:
-    """Two images of one height as one."""
-    return Image.fromarray(np.concatenate([np.asarray(first), np.asarray(second)], axis=1))
 
 
 def condition_image(conditioner: ConcatConditioner, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -37,13 +37,14 @@ class AdaptedModel(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
         """The prediction of the model for noisy latents x (B, Z, h, w) with captions; call it inside `attached()`."""
-        return self.model.unet(x.to(self.model.dtype), t, self._encode(captions, x))
+        return self.model.unet(x.to(self.model.dtype), t, self.encode(captions, x))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the UNet only; captions of new lengths would recompile the text encoder."""
         self.model.unet.compile(*args, **kwargs)
 
-    def _encode(self, captions: Sequence[str], x: Tensor) -> Conditioning:
+    def encode(self, captions: Sequence[str], x: Tensor) -> Conditioning:
+        """The conditions of captions, for latents x (B, Z, h, w)."""
         factor, conditioner = self.model.autoencoder.downsample_factor, self.model.conditioner
         assert isinstance(conditioner, Conditioner)
         size = x.shape[-2] * factor, x.shape[-1] * factor

@@ -66,6 +66,9 @@ RECIPES: Mapping[str, Recipe] = {
         "options.textual_inversion:TextualInversionRecipe",
         "recipes.adapters.textual_inversion:run",
     ),
+    "controlnet": Recipe(
+        "a ControlNet: images follow edges or another map", "options.controlnet:ControlNetRecipe", "recipes.adapters.controlnet:run"
+    ),
     "caption-variants": Recipe(
         "only the text encoder: other wordings of a caption give the same image",
         "options.caption_variants:CaptionVariantsRecipe",

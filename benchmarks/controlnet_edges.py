@@ -1,0 +1,82 @@
+"""How well images follow edges of things that the training of a ControlNet never had, with and without it.
+
+    python -m benchmarks.controlnet_edges images scenes                  # 2000 training images of 9 in 10 things, with captions
+    daguerre train controlnet --data scenes --control canny --out runs/edges --max-train-steps 600 --batch-size 16 --learning-rate 3e-4 \\
+        --shift 3 --lr-scheduler warmup_stable_decay --checkpoint-every 50
+    python -m benchmarks.controlnet_edges measure runs/edges/edges edges.webp
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+import daguerre
+from daguerre.adapters import load_controlnet, with_adapters
+from daguerre.data import EmojiDataset, EmojiMix, Sample
+from daguerre.metrics.edges import edge_f1
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.images.preprocessors import preprocess
+
+SIZE = 128
+COUNT = 2000  # training images
+HELD_OUT_EVERY = 10  # of the things; training has no image of them
+MEASURED, SHOWN = 64, 6
+MIX = EmojiMix(recoloured=0.4, background=0.2, pair=0, centred=0.2, mirrored=0.5)
+
+
+def scenes(held_out: bool, count: int) -> list[Sample]:
+    """Images of one thing each at a random position: of the held-out things, or of all others."""
+    dataset = EmojiDataset(SIZE, mix=MIX)
+    things = [index for index in range(len(dataset)) if (index % HELD_OUT_EVERY == 0) == held_out]
+    order = np.random.default_rng(held_out).permutation(len(things) * -(-count // len(things)))[:count]
+    return [dataset.sample(things[position % len(things)], np.random.default_rng([held_out, position])) for position in order]
+
+
+def make_images(folder: Path) -> None:
+    """Write the training images and their captions."""
+    folder.mkdir(parents=True)
+    for number, sample in enumerate(scenes(False, COUNT)):
+        sample.image.save(folder / f"{number:04}.png")
+        (folder / f"{number:04}.txt").write_text(sample.caption)
+
+
+def measure(controlnet: Path, out: Path) -> None:
+    """Print the edge F1 of images of held-out scenes without and with the ControlNet, and save a sheet of some."""
+    base = daguerre.load()
+    assert isinstance(base, LatentDiffusion)
+    controlled, found = with_adapters(base, [load_controlnet(controlnet, base)]), scenes(True, MEASURED)
+    maps = [preprocess(sample.image, "canny") for sample in found]
+    plain = [daguerre.generate(base, sample.caption, seed=seed)[0].image for seed, sample in enumerate(found)]
+    followed = [
+        daguerre.generate(controlled, sample.caption, seed=seed, control_images=[edges])[0].image
+        for seed, (sample, edges) in enumerate(zip(found, maps, strict=True))
+    ]
+    for name, images in {"without": plain, "with": followed, "other map": [*followed[1:], followed[0]]}.items():
+        scores = [edge_f1(preprocess(image, "canny"), edges) for image, edges in zip(images, maps, strict=True)]
+        print(f"{name}: edge F1 {np.mean(scores):.3f} ± {np.std(scores) / len(scores) ** 0.5:.3f}")
+    save_sheet([maps, plain, followed], [sample.caption for sample in found], out)
+
+
+def save_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], out: Path) -> None:
+    """Maps, images without and images with the ControlNet below each other."""
+    sheet = Image.new("RGB", (60 + SIZE * SHOWN, 14 + SIZE * len(rows)), "white")
+    canvas = ImageDraw.Draw(sheet)
+    for x, caption in enumerate(captions[:SHOWN]):
+        canvas.text((60 + SIZE * x, 1), caption[:24], fill="black")
+    for y, (label, images) in enumerate(zip(("map", "without", "with"), rows, strict=True)):
+        canvas.text((2, 14 + SIZE * y + SIZE // 2), label, fill="black")
+        for x, image in enumerate(images[:SHOWN]):
+            sheet.paste(image, (60 + SIZE * x, 14 + SIZE * y))
+    sheet.save(out, quality=85)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "images":
+        make_images(Path(sys.argv[2]))
+    else:
+        measure(Path(sys.argv[2]), Path(sys.argv[3]))

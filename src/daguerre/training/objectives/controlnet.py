@@ -1,0 +1,74 @@
+"""Train a ControlNet on the diffusion loss of a frozen model.
+
+    L = ‖F(x_t, t, c, control(x_t, t, c, map)) − target‖²           Zhang et al. 2023, arXiv:2302.05543, sections 3.1 and 3.3
+
+The network starts as a copy of the UNet's encoder whose outputs pass through zero convolutions, so the first step's prediction is the
+model's own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from daguerre.adapters import ControlNet, with_adapters
+from daguerre.adapters.record import AdapterRecord
+from daguerre.data import Batch
+from daguerre.models.controlnet import ControlNetModel
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines import generate
+from daguerre.pipelines.images.grid import image_table
+from daguerre.training.config import DiffusionLoss
+from daguerre.training.datasets.control_maps import ControlExample, split_pair
+from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
+
+EXAMPLE_STEPS = 20  # of the sampler, for images while training
+
+
+class ControlledModel(AdaptedModel):
+    """A frozen model and the ControlNet that steers it."""
+
+    def __init__(self, model: LatentDiffusion, controlnet: ControlNetModel):
+        super().__init__(model, cached=True)
+        self.controlnet = controlnet
+
+    def forward(self, x: Tensor, t: Tensor, captions: Sequence[str], control_map: Tensor) -> Tensor:
+        """The prediction for noisy latents x (B, Z, h, w) with condition maps (B, 3, H, W) in [0, 1]."""
+        condition = self.encode(captions, x)
+        return self.model.unet(x, t, condition, control=self.controlnet(x, t, condition, control_map))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile both networks."""
+        self.controlnet.compile(*args, **kwargs)
+        super().compile(*args, **kwargs)
+
+
+class ControlNetTask(AdapterTask):
+    """Trains a ControlNet on batches of images with their maps."""
+
+    name = "controlnet"
+
+    def __init__(self, network: ControlledModel, weights: DiffusionLoss, examples: Sequence[ControlExample]):
+        """examples: of the sample images."""
+        super().__init__(network, weights, ())
+        self.controlnet, self.examples = network.controlnet, examples
+
+    def losses(
+        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+    ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
+        x, control_map = split_pair(batch.x.to(self.model.device))
+        controlled: Any = partial(networks["unet"], control_map=control_map)
+        yield from super().losses(replace(batch, x=x), {"unet": controlled}, generator, step)
+
+    def sample(self) -> Image.Image:
+        """The example maps, and next to each the image that it gives with its caption."""
+        model = with_adapters(self.model, [ControlNet(AdapterRecord("controlnet", self.name), self.controlnet)])
+        rows = [
+            [each.control_map, generate(model, each.caption, steps=EXAMPLE_STEPS, seed=0, control_images=[each.control_map])[0].image]
+            for each in self.examples
+        ]
+        return image_table(rows, rows=[each.caption for each in self.examples], columns=("map", "image")).image
