@@ -40,8 +40,8 @@ from daguerre.pipelines.images.grid import image_table
 from daguerre.pipelines.images.preprocessors import PREPROCESSORS
 from daguerre.pipelines.planners.colorize import with_colours_of
 from daguerre.pipelines.tasks import Inpaint
+from daguerre.training.condition_preview import ConditionExample, find_examples
 from daguerre.training.datasets.conditions import with_condition_image
-from daguerre.training.objectives.condition_preview import ConditionExample, find_examples
 from daguerre.training.options.ldm import LDMRecipe
 
 SIDE, SAMPLES_EACH = 64, 4

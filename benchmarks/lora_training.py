@@ -1,11 +1,11 @@
 """Memory and speed of training a rank-8 LoRA at the size of Stable Diffusion 1.5, compared with diffusers and peft.
 
-    python -m benchmarks.lora_training [--steps 6] [--runs 3] [--tiny] [--work runs/lora-training]
+    python -m benchmarks.lora_training [--dtype bfloat16] [--steps 6] [--runs 3] [--tiny] [--work runs/lora-training]
 
-Random weights, 512×512 pixels, batch size 1, base in bfloat16, gradient checkpointing, bfloat16 autocast, AdamW, the q, k, v and output
-projections of all attention layers. Both sides get the same latents and text states in memory, and each run has its own process, in turn.
-The peak is the resident memory of the process; steps per second are wall-clock, without the first step. The goals are at most 6 GB and 0.8
-of their memory, and at least their speed.
+Random weights, 512×512 pixels, batch size 1, gradient checkpointing, AdamW, the q, k, v and output projections of all attention layers. In
+bfloat16 the base has this precision and autocast is on; the LoRA itself is always float32. Both sides get the same latents and text states
+in memory, and each run has its own process, in turn. The peak is the resident memory of the process; steps per second are wall-clock,
+without the first step. The goals are at most 6 GB and 0.8 of their memory, and at least their speed.
 """
 
 import argparse
@@ -65,27 +65,28 @@ class TimedBatches:
             yield Batch(self.latents, ["a caption"], latent=True)
 
 
-def daguerre_side(folder: Path, latents: Tensor, context: Tensor, steps: int) -> float:
+def daguerre_side(folder: Path, latents: Tensor, context: Tensor, steps: int, dtype: torch.dtype) -> float:
     """Seconds per step of the training loop."""
-    unet = load_unet(folder / "unet", device="cpu", dtype=torch.bfloat16)[0]
+    unet = load_unet(folder / "unet", device="cpu", dtype=dtype)[0]
     model = LatentDiffusion(unet, IdentityAutoencoder(), CachedText(context), Schedule(ScheduleConfig()), "epsilon", "random")
-    options = LoraOptions(RANK, modules=rf"attn\d\.({'|'.join(TARGETS)})", base_dtype="bfloat16")
+    options = LoraOptions(RANK, modules=rf"attn\d\.({'|'.join(TARGETS)})", base_dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
     network, batches = LoraNetwork(model, new_layers(model, options)), TimedBatches(latents)
     task = LoraTask(network, DiffusionLoss(caption_dropout=0), options, ())
-    loop = LoopConfig(max_train_steps=steps, batch_size=1, ema_decay=0, mixed_precision="bf16", sample_every=0, checkpoint_every=10**6)
+    precision = "bf16" if dtype == torch.bfloat16 else "no"
+    loop = LoopConfig(max_train_steps=steps, batch_size=1, ema_decay=0, mixed_precision=precision, sample_every=0, checkpoint_every=10**6)
     with TemporaryDirectory() as out, network.attached(), checkpointed(unet):
         train(task, batches, loop, Path(out))
     ended = batches.asked[1:steps]
     return (ended[-1] - ended[0]) / (len(ended) - 1)
 
 
-def diffusers_side(folder: Path, latents: Tensor, context: Tensor, steps: int) -> float:
+def diffusers_side(folder: Path, latents: Tensor, context: Tensor, steps: int, dtype: torch.dtype) -> float:
     """Seconds per step of the loop of diffusers' examples/text_to_image/train_text_to_image_lora.py, without logs and checkpoints."""
     import diffusers
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.bfloat16)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=list(TARGETS)))
     cast_training_params(unet, torch.float32)
@@ -97,8 +98,8 @@ def diffusers_side(folder: Path, latents: Tensor, context: Tensor, steps: int) -
     for _ in range(steps):
         started.append(time.perf_counter())
         eps, t = torch.randn_like(latents), torch.randint(TIMESTEPS, (len(latents),))
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = unet(scheduler.add_noise(latents, eps, t).bfloat16(), t, encoder_hidden_states=context).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            predicted = unet(scheduler.add_noise(latents, eps, t).to(dtype), t, encoder_hidden_states=context).sample
         torch.nn.functional.mse_loss(predicted.float(), eps).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -107,32 +108,34 @@ def diffusers_side(folder: Path, latents: Tensor, context: Tensor, steps: int) -
     return (ended[-1] - ended[0]) / (len(ended) - 1)
 
 
-SIDES: dict[str, Callable[[Path, Tensor, Tensor, int], float]] = {OURS: daguerre_side, THEIRS: diffusers_side}
+SIDES: dict[str, Callable[[Path, Tensor, Tensor, int, torch.dtype], float]] = {OURS: daguerre_side, THEIRS: diffusers_side}
 
 
-def measure(who: str, folder: Path, steps: int, tiny: bool) -> dict[str, float]:
+def measure(who: str, folder: Path, steps: int, dtype: torch.dtype, tiny: bool) -> dict[str, float]:
     """The peak memory in GB and the seconds per step of one side, in this process."""
     latents = noise(1, 4, SIDE // 8 if tiny else SIDE, SIDE // 8 if tiny else SIDE)
-    context = noise(1, TOKENS, 64 if tiny else 768, dtype=torch.bfloat16, seed=1)
-    seconds = SIDES[who](folder, latents, context, steps)
+    context = noise(1, TOKENS, 64 if tiny else 768, dtype=dtype, seed=1)
+    seconds = SIDES[who](folder, latents, context, steps, dtype)
     return {"peak": peak(), "seconds": seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the base")
     parser.add_argument("--steps", type=int, default=6, help="of each run; at least 4")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a small network, for trying the benchmark itself")
     parser.add_argument("--work", type=Path, default=Path("runs/lora-training"))
     parser.add_argument("--one", choices=SIDES, help="measure one side in this process")
     options = parser.parse_args()
-    folder = options.work / ("tiny" if options.tiny else "sd15")
+    dtype = getattr(torch, options.dtype)
+    folder = options.work / f"{'tiny' if options.tiny else 'sd15'}-{options.dtype}"
     if options.one:
-        print(json.dumps(measure(options.one, folder, options.steps, options.tiny)))
+        print(json.dumps(measure(options.one, folder, options.steps, dtype, options.tiny)))
         return
     if not folder.is_dir():
-        save(sd15(torch.bfloat16, tiny=options.tiny), folder)
-    flags = ["--work", options.work, "--steps", options.steps, *(["--tiny"] if options.tiny else [])]
+        save(sd15(dtype, tiny=options.tiny), folder)
+    flags = ["--work", options.work, "--dtype", options.dtype, "--steps", options.steps, *(["--tiny"] if options.tiny else [])]
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in SIDES}
     for _ in range(options.runs):
         for who in SIDES:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import daguerre
@@ -270,6 +270,14 @@ def test_other_kinds_and_families_are_refused(sd1: Any, tmp_path: Path):
         tmp_path / "y.safetensors",
     )
     with pytest.raises(DaguerreError, match=r"is for models with the channels \(32, 64\)"):
+        load_controlnet(tmp_path / "y.safetensors", model)
+    tensors = load_file(sd1[3] / "edges" / "diffusion_pytorch_model.safetensors")
+    first = tensors["conv_in.weight"]
+    save_file(tensors | {"conv_in.weight": torch.zeros(len(first), 9, 3, 3)}, tmp_path / "y.safetensors")
+    with pytest.raises(DaguerreError, match="takes 9 channels, and the latents of"):
+        load_controlnet(tmp_path / "y.safetensors", model)
+    save_file(tensors | {"conv_in.weight": first * torch.nan}, tmp_path / "y.safetensors")
+    with pytest.raises(DaguerreError, match="NaN or infinity"):
         load_controlnet(tmp_path / "y.safetensors", model)
 
 

@@ -201,6 +201,11 @@ def _check_family(tensors: Mapping[str, Tensor], model: LatentDiffusion, path: P
     if (found.channels, found.blocks) != (own.channels, own.blocks) or found.context_width not in (None, own.context_width):
         made_for, has = (_describe(config) for config in (found, own))
         raise DaguerreError(f"The ControlNet '{path}' is for models with {made_for}, and {model.name!r} has {has}; use one for its family.")
+    if found.in_channels != model.latent_channels:
+        raise DaguerreError(
+            f"The ControlNet '{path}' takes {found.in_channels} channels, and the latents of {model.name!r} have {model.latent_channels}; use "
+            "one for its family."
+        )
     fields = ("in_channels", "depth", "mid_depth", "context_width", "vector_width", "classes", "linear_projection", "cross_only_levels")
     config = replace(own, **{name: getattr(found, name) for name in fields})
     embedding = "controlnet_cond_embedding"

@@ -14,9 +14,9 @@ TOLERANCE = 2  # pixels, in each direction
 
 def edge_f1(found: Image.Image, wanted: Image.Image, tolerance: int = TOLERANCE) -> float:
     """The F1 score in [0, 1] of two edge maps of one size, white on black. Two empty maps agree: 1."""
-    edges = [image.convert("L").point(lambda value: 255 * (value > 127)) for image in (found, wanted)]
-    masks = [np.asarray(image) > 0 for image in edges]
-    near = [np.asarray(image.filter(ImageFilter.MaxFilter(2 * tolerance + 1))) > 0 for image in edges]
+    maps = [image.convert("L") for image in (found, wanted)]
+    masks = [np.asarray(image) > 127 for image in maps]
+    near = [np.asarray(image.filter(ImageFilter.MaxFilter(2 * tolerance + 1))) > 127 for image in maps]
     if not masks[0].any() and not masks[1].any():
         return 1.0
     matched = [masks[0] & near[1], masks[1] & near[0]]

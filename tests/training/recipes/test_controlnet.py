@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from daguerre.errors import DaguerreError
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.images.preprocessors import preprocess
+from daguerre.training.condition_preview import find_examples
 from daguerre.training.config import DiffusionLoss, LoopConfig
-from daguerre.training.datasets.control_maps import control_examples, split_pair, with_control_maps
+from daguerre.training.datasets.control_maps import split_pair, with_control_maps
 from daguerre.training.objectives.controlnet import ControlledModel, ControlNetTask
 from daguerre.training.options.controlnet import ControlNetRecipe
 from daguerre.training.options.images import TrainingImageOptions
@@ -129,7 +131,8 @@ def mean_error(model: LatentDiffusion, controlnet: ControlNetModel, folder: Path
     return loss.item()
 
 
-def test_training_lowers_the_loss_and_leaves_the_model(saved: str, folder: Path, tmp_path: Path):
+def test_training_lowers_the_loss_and_leaves_the_model(saved: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("daguerre.training.recipes.adapters.controlnet.find_examples", partial(find_examples, count=1))
     model = daguerre.load(saved)
     assert isinstance(model, LatentDiffusion)
     before = network_hash(model.unet)
@@ -147,7 +150,7 @@ def test_training_lowers_the_loss_and_leaves_the_model(saved: str, folder: Path,
     assert images[0] != images[1]
     assert network_hash(model.unet) == before
     (sample,) = (tmp_path / "edges" / "samples").rglob("*.png")
-    assert Image.open(sample).height > 3 * 32  # three maps, each with its image
+    assert Image.open(sample).width > 3 * 32  # a map, its image and the original
 
 
 def test_an_interrupted_run_resumes_exactly(saved: str, folder: Path, tmp_path: Path):
@@ -191,10 +194,11 @@ def test_a_map_has_the_crop_of_its_image(folder: Path, tmp_path: Path, from_file
         assert sample.caption == "a blue circle"
 
 
-def test_examples_are_different_images(folder: Path):
-    examples = control_examples(with_control_maps(FolderDataset(folder, 32), "tile"), 8, 0)
-    assert sorted(each.caption for each in examples) == ["a blue circle", "a green circle", "a red circle"]
-    assert all(each.control_map.size == (32, 32) for each in examples)
+def test_examples_are_different_images(folder: Path, make_tiny_model: Callable[..., LatentDiffusion]):
+    controlnet = ControlNetModel.from_unet(make_tiny_model().unet, 8)
+    examples = find_examples(controlnet, with_control_maps(FolderDataset(folder, 32), "tile"))
+    assert sorted(each.prompt for each in examples) == ["a blue circle", "a green circle", "a red circle"]
+    assert all(each.request().control_images[0].pixels.size == (32, 32) for each in examples)
 
 
 def test_unknown_maps_and_models_are_refused(saved: str, folder: Path, tmp_path: Path):

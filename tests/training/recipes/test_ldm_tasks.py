@@ -24,8 +24,8 @@ from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines import generate
 from daguerre.pipelines.capabilities import model_task
 from daguerre.pipelines.tasks import Colorize, Upscale
+from daguerre.training.condition_preview import condition_example, find_examples
 from daguerre.training.datasets.conditions import check_colours, load_image_conditioner, with_clip_normalization, with_condition_image
-from daguerre.training.objectives.condition_preview import condition_example, find_examples
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.recipes.ldm import open_conditioned, run
 from daguerre.weights import load_clip, load_diffusion, save_clip, save_first_stage

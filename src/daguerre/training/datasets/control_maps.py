@@ -1,25 +1,13 @@
 """Images with their condition maps side by side, for training a ControlNet."""
 
-from typing import NamedTuple
-
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from daguerre.atomic_io import expand_user
 from daguerre.data import Dataset
 from daguerre.data.condition_maps import load_condition_maps, with_maps
 from daguerre.data.dataset import Subset
-from daguerre.data.loader import epoch_index
 from daguerre.errors import DaguerreError, nearest
 from daguerre.pipelines.images.preprocessors import PREPROCESSORS
-
-
-class ControlExample(NamedTuple):
-    """A condition map and the caption of its image."""
-
-    control_map: Image.Image
-    caption: str
 
 
 def with_control_maps(source: Dataset, control: str) -> Subset:
@@ -44,10 +32,3 @@ def split_pair(x: Tensor) -> tuple[Tensor, Tensor]:
     """The images (B, 3, H, W) in [−1, 1] and the maps (B, 3, H, W) in [0, 1] of samples x (B, 3, H, 2W)."""
     image, control_map = x.chunk(2, dim=-1)
     return image, (control_map + 1) / 2
-
-
-def control_examples(pairs: Dataset, count: int, seed: int) -> list[ControlExample]:
-    """The maps and captions of `count` different images in the order of a seed, or of all."""
-    chosen = [epoch_index(seed, position, len(pairs)) for position in range(min(count, len(pairs)))]
-    samples = [pairs.sample(index, np.random.default_rng([seed, index])) for index in chosen]
-    return [ControlExample(s.image.crop((s.image.width // 2, 0, *s.image.size)), s.caption) for s in samples]

@@ -20,13 +20,10 @@ from daguerre.adapters.record import AdapterRecord
 from daguerre.data import Batch
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
-from daguerre.pipelines import generate
-from daguerre.pipelines.images.grid import image_table
+from daguerre.training.condition_preview import ConditionExample, example_sheet
 from daguerre.training.config import DiffusionLoss
-from daguerre.training.datasets.control_maps import ControlExample, split_pair
+from daguerre.training.datasets.control_maps import split_pair
 from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
-
-EXAMPLE_STEPS = 20  # of the sampler, for images while training
 
 
 class ControlledModel(AdaptedModel):
@@ -36,7 +33,9 @@ class ControlledModel(AdaptedModel):
         super().__init__(model, cached=True)
         self.controlnet = controlnet
 
-    def forward(self, x: Tensor, t: Tensor, captions: Sequence[str], control_map: Tensor) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a map in addition
+        self, x: Tensor, t: Tensor, captions: Sequence[str], control_map: Tensor
+    ) -> Tensor:
         """The prediction for noisy latents x (B, Z, h, w) with condition maps (B, 3, H, W) in [0, 1]."""
         condition = self.encode(captions, x)
         return self.model.unet(x, t, condition, control=self.controlnet(x, t, condition, control_map))
@@ -52,7 +51,7 @@ class ControlNetTask(AdapterTask):
 
     name = "controlnet"
 
-    def __init__(self, network: ControlledModel, weights: DiffusionLoss, examples: Sequence[ControlExample]):
+    def __init__(self, network: ControlledModel, weights: DiffusionLoss, examples: Sequence[ConditionExample]):
         """examples: of the sample images."""
         super().__init__(network, weights, ())
         self.controlnet, self.examples = network.controlnet, examples
@@ -65,10 +64,6 @@ class ControlNetTask(AdapterTask):
         yield from super().losses(replace(batch, x=x), {"unet": controlled}, generator, step)
 
     def sample(self) -> Image.Image:
-        """The example maps, and next to each the image that it gives with its caption."""
-        model = with_adapters(self.model, [ControlNet(AdapterRecord("controlnet", self.name), self.controlnet)])
-        rows = [
-            [each.control_map, generate(model, each.caption, steps=EXAMPLE_STEPS, seed=0, control_images=[each.control_map])[0].image]
-            for each in self.examples
-        ]
-        return image_table(rows, rows=[each.caption for each in self.examples], columns=("map", "image")).image
+        """The example maps, the image that each gives with its caption, and the original."""
+        controlled = ControlNet(AdapterRecord("controlnet", self.name), self.controlnet)
+        return example_sheet(with_adapters(self.model, [controlled]), self.examples)

@@ -31,6 +31,7 @@ from daguerre.models.clip import CLIPText
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.ldm_bert import LDMBert, LDMBertConfig
 from daguerre.models.unet import UNet
+from daguerre.training.condition_preview import example_sheet, find_examples
 from daguerre.training.datasets.conditions import (
     LAYOUT_LENGTH,
     LAYOUT_VOCABULARY,
@@ -43,7 +44,6 @@ from daguerre.training.datasets.conditions import (
 from daguerre.training.datasets.images import validation_sample
 from daguerre.training.datasets.latents import CachedLatents, one_size_batches
 from daguerre.training.loop import train
-from daguerre.training.objectives.condition_preview import example_sheet, find_examples
 from daguerre.training.objectives.diffusion import PREVIEW_SEEDS, DiffusionTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.ldm import LDMRecipe

@@ -14,7 +14,8 @@ from daguerre.errors import DaguerreError
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.datasets.control_maps import control_examples, with_control_maps
+from daguerre.training.condition_preview import find_examples
+from daguerre.training.datasets.control_maps import with_control_maps
 from daguerre.training.datasets.images import ValidationBatches, open_training_images, validation_sample
 from daguerre.training.loop import train
 from daguerre.training.objectives.controlnet import ControlledModel, ControlNetTask
@@ -26,8 +27,6 @@ from daguerre.training.recipes.stages import trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
 from daguerre.weights.hashing import network_hash
-
-EXAMPLES = 4  # maps of the sample images
 
 
 def run(recipe: ControlNetRecipe) -> Path:
@@ -58,7 +57,7 @@ def run(recipe: ControlNetRecipe) -> Path:
     if held_out is not None:
         held_out = with_control_maps(validation_sample(held_out), recipe.control)
         validation = ValidationBatches(held_out, loop.batch_size, loop.seed)
-    examples = control_examples(source if held_out is None else held_out, EXAMPLES, loop.seed)
+    examples = find_examples(network.controlnet, source if held_out is None else held_out)
     task = ControlNetTask(network, recipe.loss, examples)
     with ExitStack() as stack:
         for each in (network.controlnet, model.unet) if recipe.gradient_checkpointing else ():
@@ -68,7 +67,7 @@ def run(recipe: ControlNetRecipe) -> Path:
     if rank() == 0:
         save_controlnet(network.controlnet, path)
     base = "" if recipe.model is None else f" --model {shlex.quote(recipe.model)}"
-    caption = shlex.quote(example_caption([each.caption for each in examples]))
+    caption = shlex.quote(example_caption([each.prompt for each in examples]))
     announce(f"Try it: daguerre txt2img {caption}{base} --controlnet {shlex.quote(str(path))} --control-image MAP.png")
     return path
 

@@ -9,10 +9,12 @@ from PIL import Image, ImageDraw
 from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner
 from daguerre.data import Dataset
 from daguerre.data.loader import epoch_index
+from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate
 from daguerre.pipelines.images.grid import image_table
-from daguerre.pipelines.tasks import Colorize, ImageVariation, Inpaint, LayoutToImage, MapToImage, Task, Upscale
+from daguerre.pipelines.images.input import InputImage
+from daguerre.pipelines.tasks import Colorize, ImageVariation, Inpaint, LayoutToImage, MapToImage, Task, TextToImage, Upscale
 
 EXAMPLES = 8  # of a sample sheet
 EXAMPLE_STEPS = 20
@@ -21,20 +23,23 @@ BOX_COLOURS = ("red", "blue", "green", "orange", "purple")
 
 @dataclass(frozen=True)
 class ConditionExample:
-    """An image, the task that should give it again, and the condition as an image."""
+    """An image, the task that should give it again, and the condition as an image. control_images: the maps of a ControlNet."""
 
     task: Task
     prompt: str
     shown: Image.Image
     original: Image.Image
+    control_images: tuple[InputImage, ...] = ()
 
     def request(self, seed: int = 0, steps: int = EXAMPLE_STEPS) -> Request:
         """The request of the task."""
-        return Request(self.prompt, task=self.task, seed=seed, steps=steps)
+        return Request(self.prompt, task=self.task, seed=seed, steps=steps, control_images=self.control_images)
 
 
 def find_examples(conditioner: object, source: Dataset, count: int = EXAMPLES, seed: int = 0) -> list[ConditionExample]:
-    """`count` different images of a dataset in the order of a seed, or all. source: the images as the model was trained on them."""
+    """`count` different images of a dataset in the order of a seed, or all. conditioner: of a model, or its ControlNet. source: the images
+    as they were trained on.
+    """
     chosen = [epoch_index(seed, position, len(source)) for position in range(min(count, len(source)))]
     samples = [source.sample(index, np.random.default_rng([seed, index])) for index in chosen]
     return [condition_example(conditioner, sample.image, sample.caption) for sample in samples]
@@ -44,6 +49,8 @@ def condition_example(conditioner: object, image: Image.Image, caption: str = ""
     """The example of one sample: an image with its map or hole on the right, if the condition has one."""
     side = image.height
     original, second = image.crop((0, 0, side, side)), image.crop((side, 0, image.width, side)) if image.width > side else image
+    if isinstance(conditioner, ControlNetModel):
+        return ConditionExample(TextToImage(), caption, second, original, (InputImage.from_any(second),))
     if isinstance(conditioner, ImageConditioner):
         return ConditionExample(ImageVariation(original), "", original, original)  # type: ignore[arg-type]
     if not isinstance(conditioner, ConcatConditioner):
