@@ -45,8 +45,8 @@ GUESS_EXPONENTS = (-1.0, 0.0)  # of 10: the scales of guess mode, from the upper
 UNSUPPORTED_CONTROLS = {
     r"task_embedding$|control_add_embedding\.|transformer_layes\.|spatial_ch_projs\.": "a ControlNet for several kinds of maps (union)",
     r"lllite_": "a ControlNet-LLLite",
-    r"(adapter\.)?body\.\d+\.": "a T2I-Adapter",
-    r"(ip_adapter|image_proj)\.": "an IP-Adapter",
+    r"(adapter\.)?body\.\d+\.": "a T2I-Adapter, which --t2i-adapter takes",
+    r"(ip_adapter|image_proj)\.": "an IP-Adapter, which --ip-adapter takes",
     r".*controlnet_x_embedder\.|double_blocks\.|transformer_blocks\.\d+\.attn\.add_": "a ControlNet for Flux or SD 3",
 }
 
@@ -90,7 +90,7 @@ def load_controlnet(path: str | Path, model: LatentDiffusion) -> ControlNet:
     file = open_tensors(source)
     for pattern, kind in UNSUPPORTED_CONTROLS.items():
         if has_name(file.shapes, pattern):
-            raise DaguerreError(f"'{path}' is {kind}, which is not supported; use a ControlNet for one kind of map.")
+            raise DaguerreError(f"'{path}' is {kind}; give a ControlNet for one kind of map instead.")
     tensors = _canonical_tensors(file)
     if DIFFERENCE in file.shapes or CONTROL_LORA in file.shapes:
         tensors = _with_unet(tensors, model.unet, path)
@@ -203,8 +203,8 @@ def _check_family(tensors: Mapping[str, Tensor], model: LatentDiffusion, path: P
         raise DaguerreError(f"The ControlNet '{path}' is for models with {made_for}, and {model.name!r} has {has}; use one for its family.")
     if found.in_channels != model.latent_channels:
         raise DaguerreError(
-            f"The ControlNet '{path}' takes {found.in_channels} channels, and the latents of {model.name!r} have {model.latent_channels}; use "
-            "one for its family."
+            f"The ControlNet '{path}' takes {found.in_channels} channels, and the latents of {model.name!r} have {model.latent_channels}; "
+            "use one for its family."
         )
     fields = ("in_channels", "depth", "mid_depth", "context_width", "vector_width", "classes", "linear_projection", "cross_only_levels")
     config = replace(own, **{name: getattr(found, name) for name in fields})
