@@ -32,7 +32,7 @@ from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.loop import train
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, new_layers
-from daguerre.training.options.lora import LoraOptions
+from daguerre.training.options.adapters.lora import LoraOptions
 from daguerre.weights import save
 from daguerre.weights.diffusers.load import load_unet
 

@@ -16,8 +16,8 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.datasets.fine_tuning import PriorBatch
 from daguerre.training.objectives.diffusion import DiffusionTask, PriorPreservation
-from daguerre.training.options.dreambooth import DreamBoothRecipe
-from daguerre.training.options.lora import LoraOptions
+from daguerre.training.options.adapters.dreambooth import DreamBoothRecipe
+from daguerre.training.options.adapters.lora import LoraOptions
 from daguerre.training.recipes.adapters.dreambooth import captioned, run
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.hashing import network_hash

@@ -21,8 +21,8 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers, shuffle_caption
+from daguerre.training.options.adapters.lora import LoraOptions, LoraRecipe
 from daguerre.training.options.images import BucketedTrainingImageOptions
-from daguerre.training.options.lora import LoraOptions, LoraRecipe
 from daguerre.training.recipes.adapters.lora import run
 from daguerre.weights import save
 from daguerre.weights.hashing import network_hash

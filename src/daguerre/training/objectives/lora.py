@@ -29,7 +29,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.loop import normal
 from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
-from daguerre.training.options.lora import LoraOptions
+from daguerre.training.options.adapters.lora import LoraOptions
 
 TRAINED_TEXT_LAYERS = re.compile(r"encoder\.layers\.(\d+)\.(self_attn|mlp)\.")
 Base = nn.Linear | nn.Conv2d

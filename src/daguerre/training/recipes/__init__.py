@@ -55,19 +55,21 @@ RECIPES: Mapping[str, Recipe] = {
     "text-to-image": Recipe(
         "fine-tune a model on images with captions", "options.text_to_image:TextToImageRecipe", "recipes.text_to_image:run"
     ),
-    "lora": Recipe("a LoRA: a small file that changes a model", "options.lora:LoraRecipe", "recipes.adapters.lora:run"),
+    "lora": Recipe("a LoRA: a small file that changes a model", "options.adapters.lora:LoraRecipe", "recipes.adapters.lora:run"),
     "dreambooth": Recipe(
         "one thing from a few images, under a new word",
-        "options.dreambooth:DreamBoothRecipe",
+        "options.adapters.dreambooth:DreamBoothRecipe",
         "recipes.adapters.dreambooth:run",
     ),
     "textual-inversion": Recipe(
         "a new word for prompts, with vectors of its own",
-        "options.textual_inversion:TextualInversionRecipe",
+        "options.adapters.textual_inversion:TextualInversionRecipe",
         "recipes.adapters.textual_inversion:run",
     ),
     "controlnet": Recipe(
-        "a ControlNet: images follow edges or another map", "options.controlnet:ControlNetRecipe", "recipes.adapters.controlnet:run"
+        "a ControlNet: images follow edges or another map",
+        "options.adapters.controlnet:ControlNetRecipe",
+        "recipes.adapters.controlnet:run",
     ),
     "caption-variants": Recipe(
         "only the text encoder: other wordings of a caption give the same image",

@@ -19,7 +19,7 @@ from daguerre.training.datasets.control_maps import with_control_maps
 from daguerre.training.datasets.images import ValidationBatches, open_training_images, validation_sample
 from daguerre.training.loop import train
 from daguerre.training.objectives.controlnet import ControlledModel, ControlNetTask
-from daguerre.training.options.controlnet import ControlNetRecipe
+from daguerre.training.options.adapters.controlnet import ControlNetRecipe
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.plan import announce, epoch_images, example_caption, print_plan
 from daguerre.training.processes import rank

@@ -9,7 +9,7 @@ from daguerre.pipelines import Request, generate
 from daguerre.progress import track
 from daguerre.training.datasets.fine_tuning import ClassPrior, open_captioned_images
 from daguerre.training.datasets.images import TrainingImages
-from daguerre.training.options.dreambooth import DreamBoothRecipe, words_of
+from daguerre.training.options.adapters.dreambooth import DreamBoothRecipe, words_of
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.plan import announce

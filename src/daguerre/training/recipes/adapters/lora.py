@@ -21,7 +21,7 @@ from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import with_prior
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers
-from daguerre.training.options.lora import LoraRecipe
+from daguerre.training.options.adapters.lora import LoraRecipe
 from daguerre.training.plan import announce, example_caption, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import trained_parts, with_epochs

@@ -23,7 +23,7 @@ from daguerre.training.objectives.textual_inversion import (
     filled,
     first_vectors,
 )
-from daguerre.training.options.textual_inversion import TextualInversionRecipe
+from daguerre.training.options.adapters.textual_inversion import TextualInversionRecipe
 from daguerre.training.plan import announce, print_plan
 from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import trained_parts, with_epochs

@@ -10,7 +10,7 @@ import tyro
 
 from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig, optional
-from daguerre.training.options.lora import LoraOptions, LoraRecipe
+from daguerre.training.options.adapters.lora import LoraOptions, LoraRecipe
 
 ARTICLES = ("a", "an", "the")
 MAX_FULL_RATE = 5e-4  # a higher learning rate is meant for a LoRA: it destroys a whole UNet
