@@ -1,9 +1,11 @@
 """Load and speed of the server on the embedded model: `python -m benchmarks.server_load [JOBS]`.
 
     overhead    time of a request to its image, relative to the library call, alternating
+    preview     the step that the first preview shows, and how long after the call it arrives, in steps
     load        50 callers submit jobs; none is lost, none runs twice, previews stay with their jobs
     refusals    time of the answer 429 while the queue is full: median and 99th percentile
-    memory      of the process after the load, relative to before; of an idle server, relative to the library alone
+    memory      of the process after the load, relative to before; of an idle server, relative to the library alone, each with the model
+                loaded, before and after one image
 
 The server is a process of its own on a free port of this machine.
 """
@@ -66,6 +68,21 @@ def overhead(address: str, pairs: int = 5) -> dict[str, float]:
     return {"server_seconds": medians[0], "library_seconds": medians[1], "ratio": medians[0] / medians[1]}
 
 
+def first_preview(address: str, steps: int = 20) -> dict[str, float]:
+    """When the first preview of a warm run arrives."""
+    with httpx2.Client(timeout=600) as http:
+        started = time.monotonic()
+        job = http.post(f"{address}/api/jobs", json={"request": {"prompt": "a red apple", "steps": steps, "seed": 1}}).json()["id"]
+        seen: list[tuple[int, float]] = []
+        with http.stream("GET", f"{address}/api/jobs/{job}/events") as stream:
+            for line in stream.iter_lines():
+                event = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if event.get("preview"):
+                    seen.append((event["step"], time.monotonic() - started))
+    one_step = (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
+    return {"first_preview_step": seen[0][0], "first_preview_after_steps": seen[0][1] / one_step}
+
+
 def load(address: str, count: int) -> dict[str, float]:
     """Submit jobs from many callers until all are accepted, and follow all events."""
     refusals: list[float] = []
@@ -123,13 +140,14 @@ def load(address: str, count: int) -> dict[str, float]:
     }
 
 
-def library_memory() -> int:
-    """Memory of a process with the library and the embedded model alone, after one image."""
+def library_memory() -> list[int]:
+    """Memory of a process with the library and the embedded model alone: once it is loaded, and after one image."""
     code = (
-        "import daguerre; model = daguerre.load(); daguerre.generate(model, 'a red apple', steps=2); "
-        "print(open('/proc/self/statm').read().split()[1])"
+        "import daguerre; read = lambda: print(open('/proc/self/statm').read().split()[1]); "
+        "model = daguerre.load(); read(); daguerre.generate(model, 'a red apple', steps=2); read()"
     )
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) * 4096
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return [int(pages) * 4096 for pages in output.split()]
 
 
 def main() -> None:
@@ -137,15 +155,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         process, address = start(folder)
         idle = resident(process.pid)
-        times = overhead(address)
+        httpx2.post(f"{address}/sdapi/v1/txt2img", json={"prompt": "a red apple", "steps": 2}, timeout=600).raise_for_status()
+        idle_after_image = resident(process.pid)
+        times = {**overhead(address), **first_preview(address)}
         before = resident(process.pid)
         result = load(address, count)
         time.sleep(5)
         after = resident(process.pid)
         process.terminate()
         process.wait()
+    library = library_memory()
     memory = {
-        "idle_relative_to_library": idle / library_memory(),
+        "idle_mb": idle / 1e6,
+        "idle_relative_to_library": idle / library[0],
+        "idle_after_an_image_relative_to_library": idle_after_image / library[1],
         "after_load_relative_to_before": after / before,
         "after_load_mb": after / 1e6,
     }

@@ -59,12 +59,12 @@ def test_header_and_shapes(tmp_path: Path):
 
 
 def test_an_ambiguous_choice_is_refused():
-    assert choose_preset([Path("emoji"), Path("ink.safetensors")]) is None
-    assert choose_preset([Path("a.ckpt"), Path("lcm-lora.safetensors")]) == (STEP_PRESETS["lcm"], Path("lcm-lora.safetensors"))
-    with pytest.raises(DaguerreError, match="may be for lightning-2, lightning-4, lightning-8; choose with --preset"):
-        choose_preset([Path("dreamXL_lightning.safetensors")])
+    assert choose_preset([Path("emoji"), Path("ink.safetensors")], "") is None
+    assert choose_preset([Path("a.ckpt"), Path("lcm-lora.safetensors")], "") == (STEP_PRESETS["lcm"], Path("lcm-lora.safetensors"))
+    with pytest.raises(DaguerreError, match="may be for lightning-2, lightning-4, lightning-8; choose one"):
+        choose_preset([Path("dreamXL_lightning.safetensors")], "choose one")
     with pytest.raises(DaguerreError, match="may be for lcm, dmd2"):
-        choose_preset([Path("lcm-lora.safetensors"), Path("dmd2.safetensors")])
+        choose_preset([Path("lcm-lora.safetensors"), Path("dmd2.safetensors")], "choose one")
     with pytest.raises(DaguerreError, match="Did you mean 'dmd2'"):
         find_preset("dmd")
 
@@ -75,17 +75,21 @@ def test_the_settings_exist_and_visit_the_steps_of_the_distillation():
         assert preset.sampler in SAMPLERS
         assert preset.spacing in SPACINGS
         assert Request(**preset.fields).steps == preset.steps
-        preset.check_guidance(preset.guidance_scale)
+        assert preset.guidance_problem(preset.guidance_scale) is None
     wanted = {"dmd2": [999, 749, 499, 249], "lightning-4": [999, 749, 499, 249], "hyper-2": [999, 499], "lcm": [999, 759, 499, 259]}
     for name, steps in wanted.items():
         sigmas = get_sigmas(schedule, STEP_PRESETS[name].steps, STEP_PRESETS[name].spacing)
         assert schedule.sigma_to_t(sigmas[:-1]).round().tolist() == steps
 
 
-def test_guidance_beyond_what_the_file_supports_is_refused():
-    with pytest.raises(DaguerreError, match=r"need 1, without guidance, and it is 7\.5; remove it"):
-        STEP_PRESETS["lightning-4"].check_guidance(7.5)
-    with pytest.raises(DaguerreError, match="a guidance scale up to 8"):
-        STEP_PRESETS["hyper-8-cfg"].check_guidance(9)
-    STEP_PRESETS["hyper-8-cfg"].check_guidance(6)
-    STEP_PRESETS["lcm"].check_guidance(None)
+def test_guidance_beyond_what_the_file_supports_is_named():
+    problem = "Files of the preset lightning-4 need 1, without guidance, and it is 7.5"
+    assert STEP_PRESETS["lightning-4"].guidance_problem(7.5) == problem
+    assert "a guidance scale up to 8" in str(STEP_PRESETS["hyper-8-cfg"].guidance_problem(9))
+    assert STEP_PRESETS["hyper-8-cfg"].guidance_problem(6) is STEP_PRESETS["lcm"].guidance_problem(None) is None
+
+
+def test_what_is_given_wins_over_a_preset_and_a_sampler_comes_with_its_spacing():
+    preset = STEP_PRESETS["lightning-4"]
+    assert preset.fields_without(["steps"]) == {"sampler": "euler", "spacing": "trailing", "guidance_scale": 1.0}
+    assert preset.fields_without(["sampler", "guidance_scale"]) == {"steps": 4}

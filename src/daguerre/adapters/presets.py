@@ -7,7 +7,7 @@ SDXL-Lightning: Lin et al. 2024, arXiv:2402.13929. DMD2: Yin et al. 2024, arXiv:
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,17 @@ class Preset:
         """As fields of a `Request`."""
         return {"sampler": self.sampler, "spacing": self.spacing, "steps": self.steps, "guidance_scale": self.guidance_scale}
 
-    def check_guidance(self, scale: float | None) -> None:
-        """Raise DaguerreError for a guidance scale that the file does not support."""
-        if scale is not None and not 0 <= scale <= self.max_guidance:
-            allowed = "1, without guidance" if self.max_guidance == 1 else f"a guidance scale up to {self.max_guidance:g}"
-            raise DaguerreError(f"Files of the preset {self.name} need {allowed}, and it is {scale:g}; remove it, or give --preset none.")
+    def fields_without(self, given: Collection[str]) -> dict[str, Any]:
+        """The fields that are not given; the name of a sampler may include its spacing, so that is left out with it."""
+        given = {*given, "spacing"} if "sampler" in given else given
+        return {name: value for name, value in self.fields.items() if name not in given}
+
+    def guidance_problem(self, scale: float | None) -> str | None:
+        """What is wrong with a guidance scale that the file does not support; None if it is supported."""
+        if scale is None or 0 <= scale <= self.max_guidance:
+            return None
+        allowed = "1, without guidance" if self.max_guidance == 1 else f"a guidance scale up to {self.max_guidance:g}"
+        return f"Files of the preset {self.name} need {allowed}, and it is {scale:g}"
 
 
 STEP_PRESETS: Mapping[str, Preset] = {
@@ -114,8 +120,11 @@ def presets_of_file(path: Path) -> list[Preset]:
     )
 
 
-def choose_preset(paths: Sequence[Path]) -> tuple[Preset, Path] | None:
+def choose_preset(paths: Sequence[Path], remedy: str) -> tuple[Preset, Path] | None:
     """The preset of the few-step file among the files of a run, and that file; None if there is none.
+
+    Args:
+        remedy: what to do if the files leave it open, for the message.
 
     Raises:
         DaguerreError: a file fits several presets, or two files have different ones; lists them.
@@ -124,7 +133,7 @@ def choose_preset(paths: Sequence[Path]) -> tuple[Preset, Path] | None:
     names = list(dict.fromkeys(preset.name for _, presets in found for preset in presets))
     if len(names) > 1:
         files = " and ".join(f"'{path.name}'" for path, _ in found)
-        raise DaguerreError(f"{files} may be for {', '.join(names)}; choose with --preset, or --preset none for an ordinary file.")
+        raise DaguerreError(f"{files} may be for {', '.join(names)}; {remedy}.")
     return (found[0][1][0], found[0][0]) if found else None
 
 

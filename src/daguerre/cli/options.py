@@ -295,16 +295,17 @@ def with_preset(request: Request, sampling: SamplingOptions, model: str | None) 
         return request
     if sampling.preset is None:
         loras = [record.path for record in request.adapters if record.kind == "lora" and record.scale]
-        chosen = choose_preset([Path(path) for path in (model, *loras) if path is not None])
+        remedy = "choose with --preset, or --preset none for an ordinary file"
+        chosen = choose_preset([Path(path) for path in (model, *loras) if path is not None], remedy)
         if chosen is None:
             return request
         preset, source = chosen[0], f" of '{chosen[1].name}'"
     else:
         preset, source = find_preset(sampling.preset), ""
-    preset.check_guidance(sampling.guidance_scale)
-    given = ("sampler", "spacing") if sampling.sampler is not None else ()  # a sampler's name may include its spacing
-    values = {name: value for name, value in preset.fields.items() if name not in given and getattr(sampling, name) is None}
-    request = replace(request, **values)
+    if problem := preset.guidance_problem(sampling.guidance_scale):
+        raise DaguerreError(f"{problem}; remove it, or give --preset none.")
+    given = [name for name in preset.fields if getattr(sampling, name) is not None]
+    request = replace(request, **preset.fields_without(given))
     guidance = f"guidance scale {request.guidance_scale:g}"
     what = f"sampler {request.sampler}, spacing {request.spacing or 'of the sampler'}, {request.steps} steps, {guidance}"
     print(f"daguerre: preset {preset.name}{source}: {what}.", file=sys.stderr)

@@ -27,6 +27,11 @@ class ModelChoice:
     size: int
     file_name: str
 
+    @property
+    def path(self) -> Path:
+        """Its file or folder, or where one of the hub would be; few-step models are recognised by it."""
+        return catalog.local(self.source) or Path(self.source)
+
 
 @dataclass(frozen=True)
 class ModelFacts:

@@ -2,12 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from secrets import randbelow
 from typing import Any
 
+from daguerre.adapters.presets import Preset, choose_preset
 from daguerre.diffusion import parse_sampler_name, parse_spacing_name
 from daguerre.errors import DaguerreError
+from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.context import resolve_request
 from daguerre.pipelines.request import Request
 from daguerre.server.adapters import AdapterLibrary
 from daguerre.server.config import ServerConfig
@@ -25,6 +30,7 @@ from daguerre.server.storage.store import Store
 
 MODEL_KEY, SPEED_KEY = "server.model", "server.speeds"
 RANDOM = -1  # a seed that stands for any
+PRESET_FIELDS = {"sampler", "spacing", "steps", "guidance_scale"}
 UNOPENED = ("task", "adapters", "control_images")  # fields of a job whose files are opened when it runs
 
 
@@ -100,9 +106,9 @@ class Studio:
         """The name of a model that is in memory."""
         return next((worker.loaded[0] for worker in self.workers if worker.loaded), None)
 
-    def worker_with(self, model: str) -> Worker | None:
-        """A worker that has the model in memory."""
-        return next((worker for worker in self.workers if worker.model_of(model) is not None), None)
+    def model_in_memory(self, name: str) -> LatentDiffusion | None:
+        """A model by its name, if a worker has loaded it."""
+        return next((model for worker in self.workers if (model := worker.model_of(name)) is not None), None)
 
     def seconds_of(self, job: Job) -> float | None:
         """How long a job will take; None if its model has not run yet."""
@@ -113,8 +119,14 @@ class Studio:
         facts = self.models.facts(job.model)
         return self.speeds.seconds(job.model, work_of(request, facts))
 
-    def read_request(self, values: Mapping[str, Any]) -> Request:
+    def read_request(self, values: Mapping[str, Any], *, model: str | None = None, defaults: Mapping[str, Any] | None = None) -> Request:
         """A request from JSON of a caller, checked as far as that is possible before the run.
+
+        A few-step file, the model itself or a LoRA, sets the fields of its preset that are not given.
+
+        Args:
+            model: a name of the list; None is the current model.
+            defaults: fields that neither the caller nor a preset sets.
 
         Raises:
             ApiError: a value is wrong or beyond a limit; names it.
@@ -125,11 +137,30 @@ class Studio:
         if values.get("seed") == RANDOM:
             values = {**values, "seed": randbelow(2**32)}
         try:
-            request = read_request(self.store, self.adapters, values, limits.upload_pixels)
+            request = read_request(self.store, self.adapters, {**(defaults or {}), **values}, limits.upload_pixels)
             check_names(request)
+            if not values.keys() >= PRESET_FIELDS and (chosen := self.preset_of(request, model)):
+                request = replace(request, **chosen[0].fields_without(values))
         except DaguerreError as error:
             raise as_api_error(error) from error
         return request
+
+    def preset_of(self, request: Request, model: str | None) -> tuple[Preset, Path] | None:
+        """The preset of the few-step file among the model and the LoRAs of a request, and that file; None if there is none.
+
+        Raises:
+            DaguerreError: the files leave open which one it is, or one cannot be read.
+        """
+        loras = [Path(record.path) for record in request.adapters if record.kind == "lora" and record.scale and record.path]
+        remedy = f"choose one of them, or give {', '.join(sorted(PRESET_FIELDS))} for an ordinary file"
+        return choose_preset([self.models.find(model or self.model).path, *loras], remedy)
+
+    def preset_problem(self, request: Request, model: str | None) -> str | None:
+        """A warning about a guidance scale that the few-step file of a request does not support."""
+        with suppress(DaguerreError):
+            if (chosen := self.preset_of(request, model)) and (problem := chosen[0].guidance_problem(request.guidance_scale)):
+                return f"{problem}."
+        return None
 
     def submit(
         self,
@@ -153,14 +184,20 @@ class Studio:
         self.check(request, name)
         job = edit(Job(request=public_request(request), model=name))
         notes = [note for note in self.adapters.notes(request.prompts) if note not in job.warnings]
+        notes += filter(None, [self.preset_problem(request, name)])
         job = replace(job, batch_size=max(1, min(job.batch_size, self.config.limits.batch)), warnings=(*job.warnings, *notes))
         return self.queue.submit(job, waiting=waiting)
 
     def check(self, request: Request, model: str) -> None:
-        """Raise ApiError for a request beyond a limit, or one that the model is known not to do."""
+        """Raise ApiError for a request beyond a limit, or one that the model, as far as it is known, does not do."""
         check_names(request)
         facts = self.models.facts(model)
         check_budget(request, facts, self.config.limits)
+        if (loaded := self.model_in_memory(model)) is not None:
+            try:
+                resolve_request(loaded, replace(request, adapters=(), control_images=()))
+            except DaguerreError as error:
+                raise as_api_error(error) from error
         if facts is None:
             return
         if request.task.name not in facts.tasks:

@@ -89,6 +89,18 @@ def test_settings_and_history_survive_a_reload_and_a_link_carries_them(page, ope
     assert values == ["5", "18014398509481985", "3"]
 
 
+def test_a_long_history_is_stored_without_its_oldest_prompts(page, server, until):
+    server.call("/api/settings", {"history": [f"prompt {i} {'x' * 390}" for i in range(120)]})
+    page.reload()
+    page.wait_for_selector(".node")
+    page.fill("#f-prompt", "a pizza")
+    page.fill("#n-steps", "1")
+    page.click("#go")
+    stored = server.wait(lambda: (history := server.call("/api/settings")["history"])[0] == "a pizza" and history)
+    assert 90 < len(stored) < 101
+    assert stored[1].startswith("prompt 0 ")
+
+
 @pytest.mark.parametrize(
     ("text", "selected", "key", "expected"),
     [
@@ -125,6 +137,23 @@ def test_presets_and_undo(page, until):
     page.locator("#image, .welcome").first.click(position={"x": 2, "y": 2})
     page.keyboard.press("Control+z")
     until(page, "document.getElementById('n-steps').value === '8'")
+
+
+def test_few_step_files_set_what_is_empty_and_fast_is_a_setting(page, server, until):
+    (server.folder / "loras").mkdir()
+    (server.folder / "loras" / "lcm_ink.safetensors").write_bytes(b"")  # the name says what it needs
+    page.fill("#f-prompt", "a cat <lora:lcm_ink:1>")
+    page.wait_for_selector("#estimate:has-text('Settings of lcm for lcm_ink.safetensors')")
+    assert (page.input_value("#n-steps"), page.input_value("#n-guidance_scale")) == ("4", "1")
+    page.select_option("#presets", "+lightning-8")
+    until(page, "document.getElementById('n-steps').value === '8'")
+    assert page.input_value("#f-sampler") == "euler"
+    page.click("summary")
+    page.check("#f-fast")
+    page.wait_for_selector("#estimate.warn:has-text('fast needs 10 steps or more')")
+    page.fill("#n-steps", "20")
+    page.press("#n-steps", "Enter")
+    page.wait_for_selector("#estimate:not(.warn):has-text('MB')")
 
 
 def test_a_grid_is_labelled_and_opens_again_from_its_file(page, server, until):

@@ -120,8 +120,7 @@ def image_routes(studio: Studio) -> APIRouter:
             if f"x0.{index}" not in file.keys():  # noqa: SIM118 (it is no mapping)
                 raise not_found("step", str(index))
             latent = file.get_tensor(f"x0.{index}")
-        worker = studio.worker_with(record.model)
-        model = worker.model_of(record.model) if worker else None
+        model = studio.model_in_memory(record.model)
         if model is None:
             raise ApiError(409, f"The model {record.model} is not loaded; select it, then generate an image.", code="model_not_loaded")
         with decoding:

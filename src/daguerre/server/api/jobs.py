@@ -77,13 +77,13 @@ def job_routes(studio: Studio) -> APIRouter:
     @routes.post("/api/jobs", status_code=202)
     def submit(body: JobBody) -> Response:
         job, _ = studio.submit(
-            studio.read_request(body.request), model=body.model, edit=lambda job: replace(job, batch_size=body.batch_size)
+            studio.read_request(body.request, model=body.model), model=body.model, edit=lambda job: replace(job, batch_size=body.batch_size)
         )
         return SafeJSONResponse(queue.to_json(job), 202)
 
     @routes.post("/api/grids", status_code=202)
     def submit_grid(body: GridBody) -> Response:
-        request = studio.read_request({**body.request, "num_images": 1})
+        request = studio.read_request({**body.request, "num_images": 1}, model=body.model)
         options = {"x": body.x.model_dump(), "y": body.y and body.y.model_dump()}
         cells = grid_cells(request, options)
         for cell in cells:

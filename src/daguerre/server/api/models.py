@@ -1,6 +1,7 @@
 """Models, samplers, the words of prompts, the plan of a request, and the page's settings."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -8,9 +9,9 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from daguerre.adapters.presets import STEP_PRESETS
 from daguerre.diffusion import SAMPLERS, SPACINGS
 from daguerre.errors import DaguerreError
-from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.context import DEFAULT_SAMPLER, DEFAULT_SPACING
 from daguerre.pipelines.images.preprocessors import PREPROCESSORS
 from daguerre.pipelines.memory_plan import memory_plan_of
@@ -24,7 +25,7 @@ from daguerre.server.errors import ApiError, SafeJSONResponse
 from daguerre.server.jobs.budget import work_of
 from daguerre.server.messages import for_callers
 from daguerre.server.models import family_of_model, vocabulary_of
-from daguerre.server.studio import Studio
+from daguerre.server.studio import PRESET_FIELDS, Studio
 
 SETTING_KEYS = ("form", "presets", "history", "language", "theme", "layout")
 SUGGESTIONS = ("a red apple", "a cat face", "a blue trophy", "a rocket", "a parrot on a pink background", "a pizza", "a green crab")
@@ -71,7 +72,14 @@ def model_routes(studio: Studio) -> APIRouter:
 
     @routes.get("/api/samplers")
     def samplers() -> Response:
-        return SafeJSONResponse({"samplers": sampler_list(), "spacings": spacing_list(), "default": defaults(studio)})
+        return SafeJSONResponse(
+            {
+                "samplers": sampler_list(),
+                "spacings": spacing_list(),
+                "default": defaults(studio),
+                "presets": {preset.name: preset.fields for preset in STEP_PRESETS.values()},
+            }
+        )
 
     @routes.get("/api/plan")
     def plan(
@@ -91,7 +99,8 @@ def model_routes(studio: Studio) -> APIRouter:
 
     @routes.post("/api/prompt")
     def prompt(body: PromptBody) -> Response:
-        return SafeJSONResponse(prompt_report(_loaded(studio), vocabulary_of(models.find(studio.model)), body.prompt, body.negative_prompt))
+        model, vocabulary = studio.model_in_memory(studio.model), vocabulary_of(models.find(studio.model))
+        return SafeJSONResponse(prompt_report(model, vocabulary, body.prompt, body.negative_prompt))
 
     @routes.get("/api/vocabulary")
     def vocabulary() -> Response:
@@ -121,11 +130,6 @@ def model_routes(studio: Studio) -> APIRouter:
     return routes
 
 
-def _loaded(studio: Studio) -> LatentDiffusion | None:
-    worker = studio.worker_with(studio.model)
-    return worker.model_of(studio.model) if worker else None
-
-
 def sampler_list() -> list[dict[str, Any]]:
     """The samplers that generate images."""
     return [
@@ -149,7 +153,7 @@ def spacing_list() -> list[dict[str, str]]:
 
 def defaults(studio: Studio) -> dict[str, Any]:
     """What a request without settings gets."""
-    model, facts = _loaded(studio), studio.models.facts(studio.model)
+    model, facts = studio.model_in_memory(studio.model), studio.models.facts(studio.model)
     own = model.sampler_config if model else None
     return {
         "sampler": own.sampler.name if own else DEFAULT_SAMPLER,
@@ -163,10 +167,9 @@ def defaults(studio: Studio) -> dict[str, Any]:
 
 def plan_report(studio: Studio, values: dict[str, Any], model_name: str | None) -> dict[str, Any]:
     """The plan of a request: its graph, memory and time. What the request gets wrong is in `error`."""
-    request = studio.read_request(values)
     name = studio.models.find(model_name).name if model_name else studio.model
-    worker = studio.worker_with(name)
-    model = worker.model_of(name) if worker else None
+    request = studio.read_request(values, model=name)
+    model = studio.model_in_memory(name)
     error, size, memory = None, (request.width, request.height), None
     graph = plan_graph(request)
     try:
@@ -185,9 +188,18 @@ def plan_report(studio: Studio, values: dict[str, Any], model_name: str | None) 
         "memory": memory,
         "memory_free": free_memory(),
         "seconds": None if seconds is None else round(seconds, 2),
-        "warnings": size_warnings(size, model.sample_size if model else None),
+        "preset": preset_json(studio, request, values, name),
+        "warnings": [*size_warnings(size, model.sample_size if model else None), *filter(None, [studio.preset_problem(request, name)])],
         "error": error,
     }
+
+
+def preset_json(studio: Studio, request: Request, values: Mapping[str, Any], model: str) -> dict[str, Any] | None:
+    """The preset of the few-step file of a request, its file, and the fields that it sets; None if it sets none."""
+    if values.keys() >= PRESET_FIELDS or not (chosen := studio.preset_of(request, model)):
+        return None
+    preset, file = chosen
+    return {"name": preset.name, "file": file.name, "fields": preset.fields_without(values)}
 
 
 def size_warnings(size: tuple[int | None, int | None], own: int | None) -> list[str]:

@@ -1,6 +1,6 @@
 """OpenAI's image requests as requests of ours (platform.openai.com/docs/api-reference/images, as of openai 3.57).
 
-Extra fields that other servers accept, too: negative_prompt, seed, num_inference_steps, guidance_scale, strength.
+Extra fields that other servers accept, too: negative_prompt, seed, num_inference_steps, guidance_scale, strength, fast.
 """
 
 from collections.abc import Mapping
@@ -49,6 +49,7 @@ class GenerationBody(BaseModel):
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     strength: float | None = None
+    fast: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,16 @@ def read_call(studio: Studio, body: GenerationBody, image: InputImage | None = N
     values = {
         "prompt": body.prompt,
         "negative_prompt": body.negative_prompt or "",
-        "steps": steps,
-        "guidance_scale": body.guidance_scale,
+        **({} if body.guidance_scale is None else {"guidance_scale": body.guidance_scale}),
+        **steps,
         "seed": randbelow(2**32) if body.seed is None else body.seed,
         "num_images": body.n or 1,
         "width": size and size[0],
         "height": size and size[1],
+        "fast": bool(body.fast),
     }
-    request = studio.read_request({**values, "task": _task_json(studio, task)})
+    defaults = {"steps": STEPS_BY_QUALITY["auto"]}
+    request = studio.read_request({**values, "task": _task_json(studio, task)}, model=model, defaults=defaults)
     kind = "image_generation" if image is None else "image_edit"
     quality = {"quality": body.quality} if body.quality in ECHOED_QUALITIES else {}
     return ImageCall(
@@ -179,12 +182,14 @@ def _task_json(studio: Studio, task: Task) -> dict[str, Any]:
     return {"name": task.name, **values, **images}
 
 
-def _steps(body: GenerationBody) -> int:
-    """The sampler's steps: as given, else by the quality."""
+def _steps(body: GenerationBody) -> dict[str, int]:
+    """The sampler's steps: as given, else by the quality; none if the caller leaves both open."""
     if body.quality is not None and body.quality not in STEPS_BY_QUALITY:
         choices = ", ".join(STEPS_BY_QUALITY)
         raise ApiError(400, f"quality is {body.quality!r}; it is one of {choices}.", code="invalid_value", param="quality")
-    return STEPS_BY_QUALITY[body.quality or "auto"] if body.num_inference_steps is None else body.num_inference_steps
+    if body.num_inference_steps is not None:
+        return {"steps": body.num_inference_steps}
+    return {} if body.quality in (None, "auto") else {"steps": STEPS_BY_QUALITY[body.quality]}
 
 
 def _output_format(body: GenerationBody) -> OutputFormat:

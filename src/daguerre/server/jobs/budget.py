@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 
+from daguerre.diffusion import computed_steps
 from daguerre.pipelines.request import Request
 from daguerre.pipelines.tasks import Hires, ImageToImage, Inpaint, Outpaint
 from daguerre.server.config import Limits
@@ -24,9 +25,9 @@ def first_pass_size(request: Request, facts: ModelFacts | None) -> tuple[int, in
 
 
 def work_of(request: Request, facts: ModelFacts | None) -> int:
-    """Width · height · steps · images of all passes."""
+    """Width · height · computed steps · images of all passes."""
     width, height = first_pass_size(request, facts)
-    steps: float = request.steps
+    steps: float = sum(computed_steps(request.steps)) if request.fast else request.steps
     match request.task:
         case Hires(scale=scale, strength=strength):
             steps *= 1 + scale * scale * strength

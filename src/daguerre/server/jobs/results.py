@@ -65,8 +65,10 @@ def _save_steps(store: Store, image_id: str, latents: Sequence[Tensor], sigmas: 
 
 
 def preview_uri(image: Image.Image) -> str:
-    """A small preview as a data URI."""
-    return f"data:image/webp;base64,{base64.b64encode(encode_image(image, 'WEBP', quality=80)).decode()}"
+    """A preview as a data URI, with at most 256 pixels a side; a tiny decoder gives more."""
+    small = image.copy()
+    small.thumbnail((MAX_PREVIEW_SIDE, MAX_PREVIEW_SIDE))
+    return f"data:image/webp;base64,{base64.b64encode(encode_image(small, 'WEBP', quality=80)).decode()}"
 
 
 def thumbnail_of(store: Store, image_id: str) -> bytes:

@@ -67,6 +67,7 @@ UNUSED: Mapping[str, tuple[Any, ...]] = {
 }
 OVERRIDES: Mapping[str, tuple[Any, ...]] = {"sd_vae": (None, "", "Automatic", "None")}  # with the values that ask for nothing
 KEPT_OVERRIDES = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
+WEB_UI_DEFAULTS: Mapping[str, Any] = {"steps": 50, "guidance_scale": 7.0}  # of the web UI, where no few-step file needs others
 AUTOMATIC = ("", "automatic", "none", "use same scheduler")
 SDAPI_RESIZE_MODES = {0: "stretch", 1: "crop", 2: "pad"}  # of the web UI; 3, latent upscaling, is named in the warning
 
@@ -86,12 +87,13 @@ class SdapiBody(BaseModel):
     scheduler: str | None = Field(None, max_length=200)
     batch_size: int | None = Field(1, ge=1, le=64)
     n_iter: int | None = Field(1, ge=1, le=64)
-    steps: int | None = 50
-    cfg_scale: float | None = 7.0
+    steps: int | None = None
+    cfg_scale: float | None = None
     width: int | None = None
     height: int | None = None
     tiling: bool | None = None
     eta: float | None = None
+    fast: bool | None = None
     clip_skip: int | None = None
     override_settings: dict[str, Any] | None = None
     script_name: str | None = Field(None, max_length=200)
@@ -155,11 +157,8 @@ def read_sdapi_call(studio: Studio, body: SdapiBody, current: Mapping[str, Any])
     values: dict[str, Any] = {
         "prompt": body.prompt,
         "negative_prompt": body.negative_prompt or "",
-        "steps": body.steps if body.steps is not None else 50,
-        "sampler": sampler,
-        "spacing": spacing,
         "eta": eta,
-        "guidance_scale": body.cfg_scale if body.cfg_scale is not None else 7.0,
+        "fast": bool(body.fast),
         "seed": _seed(body.seed),
         "num_images": (body.batch_size or 1) * (body.n_iter or 1),
         "width": width,
@@ -177,7 +176,10 @@ def read_sdapi_call(studio: Studio, body: SdapiBody, current: Mapping[str, Any])
         values |= {"width": None, "height": None}
     first = (getattr(body, "init_images", None) or [None])[0]
     units = read_units(studio, body.alwayson_scripts, (width or own, height or own), first)
-    request = studio.read_request({**values, "task": task, "adapters": units.adapters, "control_images": units.images})
+    values |= {"task": task, "adapters": units.adapters, "control_images": units.images}
+    chosen = {"steps": body.steps, "guidance_scale": body.cfg_scale, "sampler": sampler, "spacing": spacing}
+    values |= {name: value for name, value in chosen.items() if value is not None}
+    request = studio.read_request(values, model=model, defaults=WEB_UI_DEFAULTS)
     return SdapiCall(request, model, body.batch_size or 1, (*warnings, *size_notes, *notes, *units.notes), units.parameters)
 
 

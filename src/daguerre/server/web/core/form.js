@@ -1,6 +1,6 @@
 // The settings of the next run: the form, its history for undo, presets, and the conversion to and from a request.
 
-import { api } from "./api.js";
+import { api, writeJson } from "./api.js";
 import { debounce, state, update } from "./state.js";
 
 const HIRES = { on: false, scale: 2, strength: 0.55, upscaler: "lanczos" };
@@ -8,7 +8,7 @@ const HIRES = { on: false, scale: 2, strength: 0.55, upscaler: "lanczos" };
 export const DEFAULTS = Object.freeze({
 	prompt: "", negative_prompt: "", width: null, height: null, num_images: 1, steps: null, guidance_scale: null, sampler: null,
 	spacing: null, seed: "", hires: HIRES, controls: [], variation_seed: "", variation_strength: 0, tiling: "none", clip_skip: null,
-	guidance_rescale: 0, guidance_interval: null, cfg_plus_plus: false, eta: null, refiner_switch_at: 0.8, low_memory: false,
+	guidance_rescale: 0, guidance_interval: null, cfg_plus_plus: false, eta: null, refiner_switch_at: 0.8, fast: false, low_memory: false,
 });
 export const BUILT_IN_PRESETS = {
 	Default: {},
@@ -18,8 +18,11 @@ export const BUILT_IN_PRESETS = {
 	"Four at once": { num_images: 4 },
 };
 const PLAIN = ["num_images", "steps", "guidance_scale", "sampler", "spacing", "tiling", "clip_skip", "guidance_rescale",
-	"guidance_interval", "cfg_plus_plus", "eta", "refiner_switch_at", "low_memory", "width", "height"];
+	"guidance_interval", "cfg_plus_plus", "eta", "refiner_switch_at", "fast", "low_memory", "width", "height"];
 const MAX_UNDO = 200;
+const MAX_HISTORY = 200; // prompts, and all together not more than the server stores in one setting
+const MAX_HISTORY_CHARACTERS = 40_000;
+const MAX_KEEPALIVE = 20_000; // characters; browsers send at most 64 KiB for a page that is gone
 
 export const form = { ...DEFAULTS };
 export const edit = { input: null, mode: "part", strength: { whole: 0.6, part: 1 }, resize_mode: "crop", mask_blur: null, crop: false, margins: { left: 0, top: 0, right: 0, bottom: 0 } };
@@ -85,7 +88,7 @@ function stored() {
 
 // Write settings to the server; losing one write is not worth a message.
 export function store(values) {
-	return api("/api/settings", values, { keepalive: true }).catch(() => {});
+	return api("/api/settings", values, { keepalive: writeJson(values).length < MAX_KEEPALIVE }).catch(() => {});
 }
 
 addEventListener("pagehide", () => save.now());
@@ -106,7 +109,9 @@ export function remember(prompt) {
 	const at = promptHistory.indexOf(prompt);
 	if (at >= 0) promptHistory.splice(at, 1);
 	promptHistory.unshift(prompt);
-	promptHistory.length = Math.min(promptHistory.length, 200);
+	let room = MAX_HISTORY_CHARACTERS;
+	const full = promptHistory.findIndex((text) => (room -= text.length) < 0);
+	promptHistory.length = Math.min(full < 0 ? promptHistory.length : full, MAX_HISTORY);
 	store({ history: promptHistory });
 }
 
@@ -138,6 +143,12 @@ export function applyPreset(name) {
 	if (!values) return;
 	const { prompt, negative_prompt, seed } = form;
 	replaceForm({ prompt, negative_prompt, seed, ...values });
+}
+
+// Take the settings of few-step files: they stay with LoRAs and models whose names do not say what they need.
+export function applyFewStep(name) {
+	const { sampler, spacing, steps, guidance_scale } = state.samplers.presets[name];
+	change({ sampler, spacing, steps, guidance_scale });
 }
 
 // A whole number as a JSON value that keeps all digits; null for "".

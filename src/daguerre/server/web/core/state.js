@@ -6,7 +6,7 @@ export const state = {
 	connected: true,
 	models: [],
 	model: null, // the name of the model that jobs use
-	samplers: { samplers: [], spacings: [], default: { steps: 20, guidance_scale: null, sampler: null, spacing: null, width: null, height: null } },
+	samplers: { samplers: [], spacings: [], presets: {}, default: { steps: 20, guidance_scale: null, sampler: null, spacing: null, width: null, height: null } },
 	adapters: { loras: [], embeddings: [], controlnets: [], preprocessors: [] },
 	suggestions: [],
 	check: null, // what the server found in the prompt: words, unknown, warnings, error

@@ -1,6 +1,6 @@
 // The left pane: prompt, settings, presets, and the button that starts a run.
 
-import { applyPreset, BUILT_IN_PRESETS, canUndo, change, DEFAULTS, deletePreset, form, formSize, presets, savePreset, store, undo } from "../core/form.js";
+import { applyFewStep, applyPreset, BUILT_IN_PRESETS, canUndo, change, DEFAULTS, deletePreset, form, formSize, presets, savePreset, store, undo } from "../core/form.js";
 import { bytes, duration, t } from "../core/language.js";
 import { html, live, nothing } from "../core/lit.js";
 import { cancelEditing, saveEditing, start } from "../core/run.js";
@@ -36,8 +36,12 @@ function sizeField() {
 
 const labelIn = (list, name) => list.find((each) => each.name === name)?.label ?? name;
 
+// What an empty field stands for: the settings of a few-step file, else the model's own.
+const ownSettings = () => ({ ...state.samplers.default, ...state.plan?.preset?.fields });
+
 function samplerField() {
-	const { samplers, spacings, default: own } = state.samplers;
+	const { samplers, spacings } = state.samplers;
+	const own = ownSettings();
 	const spacing = form.spacing ?? (form.sampler === null ? own.spacing : null);
 	const ending = spacing ? ` · ${labelIn(spacings, spacing).toLowerCase()}` : "";
 	const options = [["", own.sampler ? labelIn(samplers, own.sampler) + (form.sampler === null ? ending : "") : t("own")]];
@@ -67,7 +71,8 @@ function presetField() {
 		if (value === "save") askName(t("Save these settings"), savePreset);
 		else if (value.startsWith("-")) toast(t("Deleted the preset {name}.", { name }), { label: t("Undo"), run: deletePreset(name) });
 		else {
-			applyPreset(name);
+			if (value.startsWith("+")) applyFewStep(name);
+			else applyPreset(name);
 			toast(t("Settings: {name}.", { name: t(name) }), { label: t("Undo"), run: undo });
 		}
 	};
@@ -75,6 +80,7 @@ function presetField() {
 		<select class="link" id="presets" aria-label=${t("Presets")} @change=${chosen}>
 			<option value="" selected>${t("Presets")}</option>
 			${names.map(([name, text]) => html`<option value="=${name}">${text}</option>`)}
+			<optgroup label=${t("Few-step files")}>${Object.keys(state.samplers.presets).map((name) => html`<option value="+${name}">${name}</option>`)}</optgroup>
 			<option value="save">${t("Save these settings as …")}</option>
 			${own.map((name) => html`<option value="-${name}">${t("Delete {name}", { name })}</option>`)}
 		</select>
@@ -120,6 +126,7 @@ function more() {
 			${choice("tiling", t("Seamless"), tilings, form.tiling, (tiling) => change({ tiling }))} ${intervalFields()}
 			<div class="row">${number("guidance_rescale", t("Rescale"))} ${number("clip_skip", t("CLIP skip"), { min: 1, max: 24, step: 1 })}</div>
 			<div class="row">${number("eta", "Eta")} ${number("refiner_switch_at", t("Refiner at"))}</div>
+			${checkbox("fast", t("Fast: skip about half of the steps"), form.fast, (on) => change({ fast: on }))}
 			${checkbox("cfg_plus_plus", "CFG++", form.cfg_plus_plus, (on) => change({ cfg_plus_plus: on }))} ${checkbox("low_memory", t("Save memory"), form.low_memory, (on) => change({ low_memory: on }))}
 		</div>
 	</details>`;
@@ -134,7 +141,8 @@ function estimate() {
 	if (!plan) return line("\u00a0");
 	const parts = [plan.seconds && t("About {time}", { time: duration(plan.seconds) }), plan.memory && bytes(plan.memory), plan.width && `${plan.width}×${plan.height}`];
 	const warning = plan.warnings?.[0];
-	return line(html`${parts.filter(Boolean).join(" · ")}${warning ? html`<br><span class="warn">${warning}</span>` : nothing}`);
+	const preset = plan.preset ? html`<br>${t("Settings of {name} for {file}", plan.preset)}` : nothing;
+	return line(html`${parts.filter(Boolean).join(" · ")}${preset}${warning ? html`<br><span class="warn">${warning}</span>` : nothing}`);
 }
 
 function startButton() {
@@ -144,7 +152,7 @@ function startButton() {
 }
 
 export function settingsPane() {
-	const own = state.samplers.default;
+	const own = ownSettings();
 	const guidance = own.guidance_scale ?? currentModel()?.default_guidance ?? 7.5;
 	const set = (name) => (value) => change({ [name]: value });
 	return html`<section class="left" aria-label=${t("Settings")}>
