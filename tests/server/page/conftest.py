@@ -18,7 +18,7 @@ import pytest
 CHROMIUM = shutil.which("chromium")
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
-TIMEOUT = 30_000  # milliseconds, for a loaded machine
+TIMEOUT = 120_000  # milliseconds, for a loaded machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,9 +66,9 @@ class Server:
         raise AssertionError("the server did not get there in time")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server in a thread of this process, with its own empty folder."""
+    """A server in a thread of this process, with its own folder, which all tests share: the model is loaded once."""
     import uvicorn
 
     from daguerre.server.app import create_app

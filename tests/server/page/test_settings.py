@@ -97,7 +97,7 @@ def test_a_long_history_is_stored_without_its_oldest_prompts(page, server, until
     page.fill("#n-steps", "1")
     page.click("#go")
     stored = server.wait(lambda: (history := server.call("/api/settings")["history"])[0] == "a pizza" and history)
-    assert 90 < len(stored) < 101
+    assert 90 < len(stored) < 102  # of about 400 characters each
     assert stored[1].startswith("prompt 0 ")
 
 
