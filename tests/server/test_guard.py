@@ -267,6 +267,15 @@ def test_images_are_sent_with_their_own_type_only(client, run_job):
     assert "text/html" not in client.get(f"/api/images/{image_id}/info").headers["content-type"]
 
 
+def test_ranges_are_not_read(client, run_job):
+    many = "bytes=" + ",".join(f"{i}-{i}" for i in range(5000))
+    for path in ("/web/app.js", f"/api/images/{run_job({'steps': 1})['images'][0]}"):
+        whole = client.get(path)
+        for value in ("bytes=0-3", many):
+            reply = client.get(path, headers={"Range": value})
+            assert (reply.status_code, reply.content) == (200, whole.content)
+
+
 def test_there_is_no_way_to_upload_a_model_or_to_name_a_file(client, tmp_path):
     routes = client.get("/openapi.json").json()["paths"]
     assert not [path for path in routes if re.search("upload|install|train|file", path)]

@@ -90,6 +90,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def apple(server: Server) -> dict[str, Any]:
+    """An image of the gallery, for tests to open."""
+    return server.generate(prompt="a red apple", seed=5)[0]
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -99,28 +105,59 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
-    """Open the page in a fresh browser profile. At the end no script may have failed and nothing may have been blocked."""
-    contexts, problems = [], []
+@pytest.fixture(scope="session")
+def problems() -> list[str]:
+    """What went wrong in the pages of a test: scripts that failed, and what the policy blocked."""
+    return []
 
-    def open_(path: str = "/", **settings: Any) -> Any:
+
+@pytest.fixture(scope="session")
+def new_page(browser: Any, server: Server, problems: list[str]) -> Callable[..., Any]:
+    """Open a page without content in a fresh browser profile."""
+
+    def new(**settings: Any) -> Any:
         context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", "reduced_motion": "reduce", **settings})
-        contexts.append(context)
         context.set_default_timeout(TIMEOUT)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(error.stack or str(error)))
         page.on("console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None)
         allowed = re.compile(rf"{server.url}/|data:|blob:")
         page.on("request", lambda request: None if allowed.match(request.url) else problems.append(request.url))
+        return page
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def desktop(new_page: Callable[..., Any]) -> Any:
+    """A page that many tests use, one after the other: a fresh profile for each would take seconds."""
+    return new_page()
+
+
+@pytest.fixture
+def open_page(new_page: Callable[..., Any], desktop: Any, server: Server, problems: list[str]) -> Iterator[Callable[..., Any]]:
+    """Open the studio with settings as at the first start: on the desktop page, or in a profile with other settings.
+
+    At the end no script may have failed and nothing may have been blocked.
+    """
+    others = []
+
+    def open_(path: str = "/", **settings: Any) -> Any:
+        page = new_page(**settings) if settings else desktop
+        others.extend([page] if settings else [])
         page.goto(server.url + path)
         page.wait_for_selector(".node, .galleryview")
         return page
 
+    desktop.goto(f"{server.url}/healthz")  # leaving the studio stores its settings
+    desktop.evaluate("localStorage.clear()")  # masks
     server.call("/api/settings", dict.fromkeys(("form", "presets", "history", "language", "theme", "layout")))
+    problems.clear()
     yield open_
-    for context in contexts:
-        context.close()
+    desktop.unroute_all()
+    desktop.context.set_offline(False)
+    for page in others:
+        page.context.close()
     assert problems == []
 
 
@@ -137,6 +174,28 @@ def until() -> Callable[[Any, str], Any]:
         raise AssertionError(f"not true in time: {expression}")
 
     return wait
+
+
+@pytest.fixture
+def refused_requests() -> Callable[[Any], list[dict[str, Any]]]:
+    """Refuse the new jobs of a page from now on; the list collects their requests."""
+
+    def refuse(page: Any) -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        def answer(route: Any) -> None:
+            if route.request.method == "POST":
+                sent.append(route.request.post_data_json["request"])
+                route.fulfill(
+                    status=422, json={"error": {"message": "refused", "type": "invalid_request_error", "param": None, "code": "x"}}
+                )
+            else:
+                route.continue_()
+
+        page.route("**/api/jobs", answer)
+        return sent
+
+    return refuse
 
 
 @pytest.fixture

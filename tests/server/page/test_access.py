@@ -25,8 +25,7 @@ def serious(page: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_any_view(open_page, server, scheme):
-    server.generate(prompt="a cat and a pizza", steps=3)
+def test_axe_finds_nothing_serious_in_any_view(apple, open_page, scheme):
     page = open_page(color_scheme=scheme)
     page.locator("#gallery button").first.click()
     page.wait_for_selector("#film")
@@ -132,13 +131,11 @@ def test_every_text_has_a_translation():
         assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", text)), english
 
 
-def test_ten_thousand_images_scroll_with_few_in_the_page(page, server, until):
-    (known,) = server.generate(prompt="a rocket", steps=1)
-
+def test_ten_thousand_images_scroll_with_few_in_the_page(apple, page, until):
     def answer(route: Any) -> None:
         query = dict(part.split("=") for part in route.request.url.split("?")[1].split("&"))
         first, limit = int(query.get("before", 0)), int(query["limit"])
-        images = [{**known, "id": f"{i:016x}-0", "prompt": f"image {i}"} for i in range(first, min(first + limit, 10_000))]
+        images = [{**apple, "id": f"{i:016x}-0", "prompt": f"image {i}"} for i in range(first, min(first + limit, 10_000))]
         route.fulfill(json={"images": images, "total": 10_000, "next": str(first + limit) if first + limit < 10_000 else None})
 
     page.route(re.compile(r"/api/images\?"), answer)

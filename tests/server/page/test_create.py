@@ -106,26 +106,24 @@ def test_search_delete_undo_and_compare(page, server, until):
     assert "seed" in page.locator("table.facts").inner_text()
 
 
-def test_the_film_shows_every_step(page, server, until):
-    (image,) = server.generate(prompt="a pizza", seed=11)
-    page.reload()
-    page.locator("#gallery button").first.click()
+def test_the_film_shows_every_step(apple, page, server, until):
+    page.click(f"#gallery [data-id='{apple['id']}']")
     page.wait_for_selector("#film")
     page.locator("#film").focus()
     page.keyboard.press("Home")
-    until(page, f"document.getElementById('image').getAttribute('src') === '/api/images/{image['id']}/steps/0'")
-    first = Image.open(io.BytesIO(server.fetch(f"/api/images/{image['id']}/steps/0")))
-    last = Image.open(io.BytesIO(server.fetch(image["url"])))
+    until(page, f"document.getElementById('image').getAttribute('src') === '/api/images/{apple['id']}/steps/0'")
+    first = Image.open(io.BytesIO(server.fetch(f"/api/images/{apple['id']}/steps/0")))
+    last = Image.open(io.BytesIO(server.fetch(apple["url"])))
     assert first.size == last.size
     assert np.abs(np.asarray(first.convert("L"), float) - np.asarray(last.convert("L"), float)).mean() > 1
     assert page.get_attribute("#film", "aria-valuetext") == "step 1 of 3"
     page.keyboard.press("End")
-    until(page, f"document.getElementById('image').getAttribute('src') === '{image['url']}'")
+    until(page, f"document.getElementById('image').getAttribute('src') === '{apple['url']}'")
 
 
-def test_a_word_shows_where_it_acted(page, server):
-    server.generate(prompt="a cat and a pizza", seed=21, steps=8)
-    page.reload()
+def test_a_word_shows_where_it_acted(open_page, server):
+    server.generate(prompt="a cat and a pizza", seed=21, steps=5)
+    page = open_page()
     page.locator("#gallery button").first.click()
     page.locator(".words button", has_text="pizza").click()
     page.wait_for_selector("#heat")

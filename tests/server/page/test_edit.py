@@ -9,11 +9,9 @@ from PIL import Image
 
 
 @pytest.fixture
-def editor(page, server) -> Any:
+def editor(apple, page) -> Any:
     """The page's editor with a generated image in it."""
-    server.generate(prompt="a red apple", seed=5)
-    page.reload()
-    page.locator("#gallery button").first.click()
+    page.click(f"#gallery [data-id='{apple['id']}']")
     page.click(".stage >> text=Edit part")
     page.wait_for_selector("#board")
     page.fill("#n-steps", "3")
@@ -42,8 +40,7 @@ def painted(page: Any) -> np.ndarray:
     return np.array(values).reshape(128, 128)
 
 
-def test_a_painted_part_is_generated_and_every_other_byte_stays(editor, server):
-    before = server.images()[0]
+def test_a_painted_part_is_generated_and_every_other_byte_stays(editor, apple, server):
     stroke(editor, (0.3, 0.3), (0.5, 0.3))
     editor.wait_for_timeout(50)
     mask = painted(editor)
@@ -53,7 +50,7 @@ def test_a_painted_part_is_generated_and_every_other_byte_stays(editor, server):
     editor.wait_for_selector("#image[alt='a blue apple']")
     after = server.images()[0]
     assert after["task"] == "inpaint"
-    old, new = pixels(server.fetch(before["url"])), pixels(server.fetch(after["url"]))
+    old, new = pixels(server.fetch(apple["url"])), pixels(server.fetch(after["url"]))
     assert np.array_equal(old[mask == 0], new[mask == 0])
     assert (old[mask == 255] != new[mask == 255]).any()
 
@@ -109,6 +106,17 @@ def test_zoom_keeps_painting_at_the_pointer(editor):
     assert abs(columns.mean() - 63.5) < 1.5
 
 
+def test_the_feather_and_the_painted_part_alone_reach_the_request(editor, refused_requests):
+    sent = refused_requests(editor)
+    stroke(editor, (0.3, 0.3), (0.5, 0.3))
+    editor.fill("#f-mask_blur", "7")
+    editor.check("#f-crop")
+    editor.click("#go")
+    editor.wait_for_selector(".toast.warn:has-text('refused')")
+    task = sent[0]["task"]
+    assert (task["name"], task["mask_blur"], task["crop_padding"] > 0) == ("inpaint", 7, True)
+
+
 def test_image_to_image_starts_from_the_image(editor, server):
     editor.click("text=Whole image")
     editor.fill("#n-strength", "0.5")
@@ -119,8 +127,7 @@ def test_image_to_image_starts_from_the_image(editor, server):
     assert (image["task"], image["request"]["task"]["strength"]) == ("img2img", 0.5)
 
 
-def test_dragging_an_edge_extends_the_image(editor, server):
-    before = server.images()[0]
+def test_dragging_an_edge_extends_the_image(editor, apple, server):
     editor.click("text=Extend")
     handle = editor.locator(".handle.right").bounding_box()
     scale = editor.locator("#frame").bounding_box()["width"] / 128
@@ -135,7 +142,7 @@ def test_dragging_an_edge_extends_the_image(editor, server):
     server.wait(lambda: server.images()[0]["task"] == "outpaint")
     after = server.images()[0]
     assert (after["width"], after["height"]) == (160, 136)
-    assert np.array_equal(pixels(server.fetch(after["url"]))[:128, :128], pixels(server.fetch(before["url"])))
+    assert np.array_equal(pixels(server.fetch(after["url"]))[:128, :128], pixels(server.fetch(apple["url"])))
 
 
 def test_an_edit_without_a_mask_says_what_to_do(editor, server):
@@ -145,10 +152,9 @@ def test_an_edit_without_a_mask_says_what_to_do(editor, server):
     assert len(server.call("/api/jobs")["jobs"]) == count
 
 
-def test_two_fingers_zoom_and_one_paints(open_page, server):
-    server.generate(prompt="a red apple", seed=6)
+def test_two_fingers_zoom_and_one_paints(apple, open_page):
     page = open_page(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
-    page.locator("#gallery button").first.tap()
+    page.locator(f"#gallery [data-id='{apple['id']}']").tap()
     page.locator(".stage >> text=Edit part").tap()
     page.wait_for_selector("#board")
     box = page.locator("#board").bounding_box()
