@@ -12,6 +12,7 @@ from daguerre.server.config import Limits, ServerConfig
 LEFT_OUT = r"/events|/pause|/select"
 NOT_SERVED = (501,)
 EXAMPLES = 20  # of each operation
+SECONDS = 300  # for a call that waits for its images behind the jobs of earlier ones
 SMALL = Limits(side=64, steps=20, images=2, work=100_000, queued=1000)
 
 
@@ -30,7 +31,7 @@ def test_no_request_gives_a_server_error(address: str):
         @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
         @given(case=operation.as_strategy())
         def check(case: schemathesis.Case) -> None:
-            reply = case.call()
+            reply = case.call(timeout=SECONDS)
             if reply.status_code >= 500 and reply.status_code not in NOT_SERVED:
                 errors.append(f"{case.method} {case.path}: {reply.status_code} {reply.text[:200]}")
 

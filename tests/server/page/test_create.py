@@ -58,22 +58,22 @@ def test_cancel_ends_the_running_job_and_leaves_the_next(page, server):
 def test_the_queue_is_paused_reordered_edited_and_survives_a_reload(page, server, until):
     page.click("text=pause")
     page.wait_for_selector("text=Paused.")
-    for prompt in ("a pizza", "a rocket", "a parrot"):
+    for prompt in ("a purple pizza", "a rocket", "a parrot"):
         generate(page, prompt)
         page.wait_for_selector(f".job:has-text('{prompt}')")
 
     def order() -> list[str]:
         return page.locator(".job .name").all_inner_texts()
 
-    assert order() == ["a pizza", "a rocket", "a parrot"]
+    assert order() == ["a purple pizza", "a rocket", "a parrot"]
     page.reload()
     page.wait_for_selector(".job")
-    assert order() == ["a pizza", "a rocket", "a parrot"]
+    assert order() == ["a purple pizza", "a rocket", "a parrot"]
     page.locator(".job").nth(2).hover()
     page.locator("[aria-label='Earlier: a parrot']").click()
     until(page, "document.querySelectorAll('.job .name')[1]?.innerText === 'a parrot'")
     page.locator(".job").nth(0).hover()
-    page.locator("[aria-label='Edit a pizza']").click()
+    page.locator("[aria-label='Edit a purple pizza']").click()
     page.fill("#f-prompt", "a blue trophy")
     page.click("text=Change the job")
     until(page, "document.querySelectorAll('.job .name')[0]?.innerText === 'a blue trophy'")
@@ -83,7 +83,7 @@ def test_the_queue_is_paused_reordered_edited_and_survives_a_reload(page, server
     until(page, "document.querySelectorAll('.job').length === 0")
     prompts = [image["prompt"] for image in server.images()]
     assert prompts[:2] == ["a parrot", "a blue trophy"]
-    assert "a pizza" not in prompts
+    assert "a purple pizza" not in prompts
 
 
 def test_search_delete_undo_and_compare(page, server, until):
