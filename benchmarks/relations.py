@@ -1,10 +1,10 @@
-"""Relations that the papers report, on the shipped model of pixels: `python -m benchmarks.relations`, about an hour on one core.
+"""Relations that the papers report, on a shipped model of faces: `python -m benchmarks.relations [--model ldm]`.
 
     steps      Fréchet distance against steps, for DDIM at several η and for DDPM (Song et al. 2021, arXiv:2010.02502, table 1)
     guidance   fidelity and diversity against the guidance scale (Ho and Salimans 2022, arXiv:2207.12598, figure 4 and table 1)
 
-Every setting starts from the same seeds. Features are those of the CLIP in `benchmarks/clip-scorer`. The features of a setting are kept in
-`--out`, so an interrupted run resumes. Writes benchmarks/relations.md and .png.
+Every setting starts from the same seeds. Features are those of the embedded CLIP. The features of a setting are kept in `--out`, so an
+interrupted run resumes. Writes benchmarks/relations.md and .png. Minutes for the latent model, more than an hour for the one of pixels.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from daguerre.metrics.intervals import Interval
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request
 
-SCORER = Path(__file__).parent / "clip-scorer"
 PAGE = Path(__file__).with_suffix(".md")
 STEPS = (5, 10, 20, 50)
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -79,11 +78,11 @@ def resampled(statistic, count: int) -> Interval:
 class Runs:
     """Samples of the model under each setting, embedded and kept in a folder."""
 
-    def __init__(self, out: Path, rounds: int) -> None:
-        model = daguerre.load("ddpm")
+    def __init__(self, name: str, out: Path, rounds: int) -> None:
+        model = daguerre.load(name)
         assert isinstance(model, LatentDiffusion)
         assert isinstance(model.conditioner, LabelConditioner)
-        self.model, self.scorer, self.out, self.rounds = model, load_clip_scorer(SCORER), out, rounds
+        self.model, self.scorer, self.out, self.rounds = model, load_clip_scorer(), out, rounds
         self.names = model.conditioner.names
         self.texts = self.scorer.embed_texts([f"a {name}" for name in self.names])
         out.mkdir(parents=True, exist_ok=True)
@@ -117,11 +116,12 @@ def embed(scorer: ClipScorer, x: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("ldm", "ddpm"), default="ldm")
     parser.add_argument("--out", type=Path, default=Path("out/relations"))
     parser.add_argument("--rounds", type=int, default=6, help="images of each class and setting")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
-    runs, seeds = Runs(options.out, options.rounds), range(options.seeds)
+    runs, seeds = Runs(options.model, options.out / options.model, options.rounds), range(options.seeds)
     true = runs.true(2048, 1)
     others = Features(runs.true(options.rounds * len(runs.names), 2), len(runs.names)).distance(true)
 
@@ -138,18 +138,18 @@ def main() -> None:
         [f"{scale:g}", str(seed), str(each.recall(runs.texts)), str(each.diversity()), str(each.distance(true))]
         for (scale, seed), each in sorted(guided.items())
     ]
-    PAGE.write_text("\n".join(page(rows, guidance, others, options.rounds * len(runs.names))), encoding="utf-8")
+    PAGE.write_text("\n".join(page(options.model, rows, guidance, others, options.rounds * len(runs.names))), encoding="utf-8")
     plot(distances, {key: (each.recall(runs.texts), each.diversity()) for key, each in guided.items()}, others, seeds)
     print(PAGE)
 
 
-def page(rows: list[list[str]], guidance: list[list[str]], others: Interval, count: int) -> list[str]:
+def page(model: str, rows: list[list[str]], guidance: list[list[str]], others: Interval, count: int) -> list[str]:
     """The lines of the page."""
     return [
-        "# Relations of the papers, on the shipped model of pixels",
+        f"# Relations of the papers, on the shipped model `{model}`",
         "",
-        f"`python -m benchmarks.relations`. {count} images for each setting and seed, the same seeds for all settings; Fréchet distance on "
-        "the features of `benchmarks/clip-scorer` to 2048 images of the dataset. As many other images of the dataset are "
+        f"`python -m benchmarks.relations --model {model}`. {count} images for each setting and seed, the same seeds for all settings; Fréchet distance on "
+        "the features of the embedded CLIP to 2048 images of the dataset. As many other images of the dataset are "
         f"{others} away. Brackets are 95 % intervals over the images.",
         "",
         "## Steps, DDIM and DDPM",
