@@ -27,7 +27,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import daguerre
 from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner
 from daguerre.data import Dataset, EmojiDataset, EmojiMix, to_tensor
 from daguerre.data.catalog import open_dataset
@@ -43,6 +42,7 @@ from daguerre.pipelines.tasks import Inpaint
 from daguerre.training.condition_preview import ConditionExample, find_examples
 from daguerre.training.datasets.conditions import with_condition_image
 from daguerre.training.options.ldm import LDMRecipe
+from daguerre.weights import load_diffusion
 
 SIDE, SAMPLES_EACH = 64, 4
 SHEET_ROWS = 8
@@ -116,7 +116,7 @@ def pixel_error(example: ConditionExample, image: Image.Image, *, colours: bool)
 
 def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: Path | None) -> None:
     """Print the table of one model, and write a sheet of some images: condition, baseline, model, original."""
-    model, scorer = daguerre.load_diffusion(folder), load_clip_scorer()
+    model, scorer = load_diffusion(folder), load_clip_scorer()
     conditioner = model.conditioner
     train, test = (open_dataset(str(data / part), model.sample_size, crop="center") for part in ("train", "test"))
     source = test
