@@ -1,8 +1,8 @@
 """How well images follow edges of things that the training of a ControlNet never had, with and without it.
 
     python -m benchmarks.controlnet_edges images scenes                  # 2000 training images of 9 in 10 things, with captions
-    daguerre train controlnet --data scenes --control canny --out runs/edges --max-train-steps 600 --batch-size 16 --learning-rate 3e-4 \\
-        --shift 3 --lr-scheduler warmup_stable_decay --checkpoint-every 50
+    daguerre train controlnet --data scenes --control canny --out runs/edges --max-train-steps 800 --batch-size 4 --learning-rate 5e-4 \\
+        --lr-warmup-steps 20 --lr-scheduler warmup_stable_decay --shift 3 --checkpoint-every 50
     python -m benchmarks.controlnet_edges measure runs/edges/edges edges.webp
 """
 
