@@ -24,6 +24,7 @@ import torch
 import daguerre
 from daguerre.data import Batch
 from daguerre.models.unet import UNet
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask
 from daguerre.weights import load_diffusion
 from daguerre.weights.catalog import find
@@ -126,12 +127,12 @@ def training(folder: Path, runs: int) -> list[tuple[str, float, float | None, st
         z = model.autoencoder.encode(x)
     stage = DiffusionTask(replace(model, unet=UNet(model.unet.config)), DiffusionLoss(), model.conditioner.encode_captions, captions[:1])
     our_optimizer = torch.optim.AdamW(stage.networks["unet"].parameters(), lr=1e-4, fused=True)
-    draw = torch.Generator().manual_seed(0)
+    random = BatchRandom(torch.Generator().manual_seed(0), len(captions))
 
     def ours() -> None:
         for _ in range(TRAINING_STEPS):
             with torch.autocast("cpu", torch.bfloat16):
-                ((_, loss, _),) = stage.losses(Batch(z, captions, latent=True), stage.networks, draw, step=0)
+                ((_, loss, _),) = stage.losses(Batch(z, captions, latent=True), stage.networks, random, step=0)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(stage.networks["unet"].parameters(), 1.0)
             our_optimizer.step()

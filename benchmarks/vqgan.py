@@ -43,6 +43,7 @@ from daguerre.models.transformer_prior import TransformerPrior, TransformerPrior
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.pipelines.images.grid import labelled_grid
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import AutoencoderLoss
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
 from daguerre.training.objectives.vae_vq import QuantizedTask
@@ -128,7 +129,8 @@ def fit(stage: Any, batches: Any, rate: float, *, seconds: float | None = None, 
         network.train()
     begun, step, done = time.process_time(), 0, 0.0
     while done < 1:
-        for name, loss, _ in stage.losses(batches.batch(step), stage.networks, torch.Generator().manual_seed(step), step):
+        batch = batches.batch(step)
+        for name, loss, _ in stage.losses(batch, stage.networks, BatchRandom(torch.Generator().manual_seed(step), len(batch)), step):
             for group in optimizers[name].param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 20, (1 - done) / 0.25)
             optimizers[name].zero_grad()
@@ -165,8 +167,8 @@ class ClassifierTask:
     def __init__(self, classifier: Classifier):
         self.classifier, self.networks = classifier, {"classifier": classifier}
 
-    def losses(self, batch: Shapes, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
-        x = batch.x + 0.05 * torch.randn(batch.x.shape, generator=generator)
+    def losses(self, batch: Shapes, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
+        x = batch.x + 0.05 * random.normal(batch.x.shape[1:])
         shape, colour = self.classifier.predict(x)
         yield "classifier", F.cross_entropy(shape, batch.shape) + F.cross_entropy(colour, batch.colour), {}
 

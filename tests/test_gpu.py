@@ -7,7 +7,7 @@ import torch
 import daguerre
 from daguerre.models.autoencoder_kl import VAE_SD, AutoencoderKL
 from daguerre.nn.norm import GroupNorm
-from daguerre.training.loop import normal
+from daguerre.training.batch_random import BatchRandom
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, which CI does not have")
 CUDA = torch.device("cuda")
@@ -49,7 +49,7 @@ def test_group_norm_under_autocast_keeps_bfloat16_and_is_right():
 
 
 def test_training_noise_comes_from_the_generator_of_the_step():
-    a, b, c = (normal((4, 16), torch.Generator().manual_seed(seed), CUDA) for seed in (1, 1, 2))
+    a, b, c = (BatchRandom(torch.Generator().manual_seed(seed), 4).normal((16,), CUDA) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    assert abs(float(normal((1000, 1000), torch.Generator(), CUDA).std()) - 1) < 0.01
+    assert abs(float(BatchRandom(torch.Generator(), 1000).normal((1000,), CUDA).std()) - 1) < 0.01

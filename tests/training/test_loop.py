@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from daguerre.errors import DaguerreError
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.config import LoopConfig
 from daguerre.training.loop import Interrupted, train
@@ -65,11 +66,11 @@ class TwoNetworks:
 
     def to(self, device: torch.device) -> None: ...
 
-    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
         if step == self.stop_at:
             self.stop_at = None  # a second signal would kill the process
             os.kill(os.getpid(), signal.SIGTERM)
-        y = networks["first"](batch.x + 0.1 * torch.randn(batch.x.shape, generator=generator))
+        y = networks["first"](batch.x + 0.1 * random.normal(batch.x.shape[1:]))
         yield "first", (y - batch.x).square().mean(), {}
         yield "second", (networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
 
@@ -135,7 +136,7 @@ def without_dropout(folder: Path, accumulate: int) -> list[torch.Tensor]:
     first = task.networks["first"]
     assert isinstance(first, nn.Sequential)
     task.networks = {"first": nn.Sequential(first[0], *first[2:])}
-    task.losses = lambda batch, networks, generator, step: iter([("first", (networks["first"](batch.x) - batch.x).square().mean(), {})])
+    task.losses = lambda batch, networks, random, step: iter([("first", (networks["first"](batch.x) - batch.x).square().mean(), {})])
     train(task, NumberBatches(), replace(CONFIG, gradient_accumulation_steps=accumulate, ema_decay=0), folder)
     return weights(task)
 
@@ -151,7 +152,7 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_checkpoints(tmp_path):
     task = TwoNetworks()
     task.networks = {"first": nn.Linear(4, 4)}
 
-    def losses(batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+    def losses(batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
         yield "first", 1 + 0.5 * max(0, step - 30) + 0 * networks["first"](batch.x).mean(), {}  # 1 for 30 steps, then it rises
 
     task.losses = losses
@@ -342,7 +343,7 @@ def with_infinite_gradients(steps: range) -> TwoNetworks:
     first = task.networks["first"]
     task.networks = {"first": first}
 
-    def losses(batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+    def losses(batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
         y = networks["first"](batch.x)
         yield "first", (y * 0).sum().sqrt() if step in steps else y.square().mean(), {}
 
@@ -418,11 +419,11 @@ class Constants:
 
     def to(self, device: torch.device) -> None: ...
 
-    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
         (weight,) = networks["one"].parameters()
         network = self.networks["one"]
         value = torch.tensor(float(step + 1)) if network.training else batch.x.mean()
-        yield "one", value + 3 * (weight - weight.detach()).sum(), {"noise": torch.rand((), generator=generator)}
+        yield "one", value + 3 * (weight - weight.detach()).sum(), {"noise": random.uniform().mean()}
 
     def sample(self) -> None:
         return None

@@ -26,7 +26,7 @@ class Large:
 
     def to(self, device: torch.device) -> None: ...
 
-    def losses(self, batch, networks, generator, step):
+    def losses(self, batch, networks, random, step):
         yield "large", networks["large"](batch).square().mean(), {}
 
     def sample(self) -> None:

@@ -20,6 +20,7 @@ from daguerre.data import BatchLoader, ShapesDataset
 from daguerre.diffusion import Conditioning
 from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 from daguerre.training.loop import train
@@ -45,7 +46,7 @@ def deterministic_task() -> TwoNetworks:
     assert isinstance(first, nn.Sequential)
     task.networks["first"] = nn.Sequential(first[0], *first[2:])
 
-    def losses(batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
+    def losses(batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
         y = networks["first"](batch.x)
         yield "first", (y - batch.x).square().mean(), {}
         yield "second", (networks["second"](y.detach()) - batch.x.sum(1, keepdim=True)).square().mean(), {}
@@ -55,20 +56,43 @@ def deterministic_task() -> TwoNetworks:
 
 
 class NoisyTask(TwoNetworks):
-    """Noise, dropout and weights of the samples, as in a diffusion loss with min-SNR: the run depends on which sample has which noise."""
+    """Noise and weights of the samples, as in a diffusion loss with min-SNR: the run depends on which sample has which noise."""
 
-    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int):
-        noise, weight = torch.randn(batch.x.shape, generator=generator), torch.rand(len(batch.x), generator=generator)
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = deterministic_task().networks
+
+    def losses(self, batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
+        noise, weight = random.normal(batch.x.shape[1:]), random.uniform()
         y = networks["first"](batch.x + noise)
         yield "first", (weight * (y - batch.x).square().mean(1)).mean(), {}
         yield "second", (networks["second"](y.detach()) - noise.sum(1, keepdim=True)).square().mean(), {}
 
 
-def noisy_weights(out: Path, parts_each: int) -> list[list[float]]:
+def noisy_weights(out: Path, parts_each: int = 1) -> list[list[float]]:
     """The weights after a run with noise, in which each process computes so many parts of a batch."""
     task = NoisyTask()
     train(task, NumberBatches(), replace(CONFIG, gradient_accumulation_steps=parts_each), out)
+    return weights_of(task)
+
+
+def weights_of(task: TwoNetworks) -> list[list[float]]:
     return [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
+
+
+def killed_once(out: Path) -> None:
+    """A run whose second process is killed between two checkpoints, unless it started again after that."""
+    task, losses, started_again = NoisyTask(), NoisyTask.losses, os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+
+    def losses_until_killed(batch: Numbers, networks: Mapping[str, nn.Module], random: BatchRandom, step: int):
+        if step == 6 and rank() == 1 and not started_again:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses(task, batch, networks, random, step)
+
+    task.losses = losses_until_killed
+    train(task, NumberBatches(), CONFIG, out)
+    (out / f"report-{rank()}.json").write_text(json.dumps({"noisy": weights_of(task), "started again": started_again}))
+    state().destroy_process_group()
 
 
 def everything(out: Path) -> None:
@@ -77,14 +101,14 @@ def everything(out: Path) -> None:
     latents, captions = cached(out)
     task = deterministic_task()
     train(task, NumberBatches(), CONFIG, out / "train")
-    weights = [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
+    weights = weights_of(task)
     report = {
         "world": world(),
         "latents": len(latents),
         "captions": captions,
         "marks": marks,
         "weights": weights,
-        "noisy": noisy_weights(out / "noisy", 1),
+        "noisy": noisy_weights(out / "noisy"),
     }
     (out / f"report-{rank()}.json").write_text(json.dumps(report))
     with pytest.raises(DaguerreError, match="batch_size 3 is not a multiple of gradient_accumulation_steps 1 times 2 processes"):
@@ -138,7 +162,7 @@ def test_two_processes_train_like_one(two: Path, tmp_path: Path):
     """The same global batch gives the same gradient up to the order of sums, so weights around 1 differ by a few roundings per step."""
     task = deterministic_task()
     train(task, NumberBatches(), CONFIG, tmp_path)
-    alone = [value.flatten().tolist() for network in task.networks.values() for value in network.parameters()]
+    alone = weights_of(task)
     first, second = (report["weights"] for report in reports(two))
     assert first == second
     bound = CONFIG.max_train_steps * 8 * torch.finfo(torch.float32).eps
@@ -149,11 +173,42 @@ def test_two_processes_train_like_one(two: Path, tmp_path: Path):
 
 @needs_two_cores
 def test_each_sample_has_the_same_noise_in_one_process_as_in_two(two: Path, tmp_path: Path):
-    """One process with two parts a batch, two with one each: equal up to the order of sums. Other noise would change more."""
-    alone = noisy_weights(tmp_path, 2)
+    """One process with one or four parts a batch, two with one each: equal up to the order of sums. Other noise would change more."""
     bound = CONFIG.max_train_steps * 32 * torch.finfo(torch.float32).eps
-    for report in reports(two):
-        assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, report["noisy"], strict=True))
+    for parts in (1, 4):
+        alone = noisy_weights(tmp_path / str(parts), parts)
+        for report in reports(two):
+            assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, report["noisy"], strict=True))
+
+
+@needs_two_cores
+@pytest.mark.long
+def test_torchrun_continues_after_a_process_was_killed(two: Path, tmp_path: Path):
+    program = "from pathlib import Path\nfrom tests.training.test_processes import killed_once\nkilled_once(Path('out'))\n"
+    (tmp_path / "program.py").write_text(program)
+    line = [*TORCHRUN, "--max-restarts=1", "program.py"]
+    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 4" in done.stdout + done.stderr
+    for killed, whole in zip(reports(tmp_path / "out"), reports(two), strict=True):
+        assert killed["started again"]
+        assert killed["noisy"] == whole["noisy"]
+
+
+@needs_two_cores
+@pytest.mark.long
+def test_four_processes_train_like_one(tmp_path: Path):
+    """Four processes on few cores are slow, but compute what one does."""
+    program = "import json\nfrom pathlib import Path\nfrom tests.training.test_processes import noisy_weights, rank, state\n"
+    program += (
+        "Path(f'report-{rank()}.json').write_text(json.dumps({'noisy': noisy_weights(Path('out'))}))\nstate().destroy_process_group()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    line = [*TORCHRUN[:-1], "--nproc-per-node=4", "program.py"]
+    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    alone, bound = noisy_weights(tmp_path / "alone"), CONFIG.max_train_steps * 32 * torch.finfo(torch.float32).eps
+    assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, reports(tmp_path)[0]["noisy"], strict=True))
 
 
 @needs_two_cores

@@ -2,16 +2,15 @@
 
     for each step:  batch = batches(seed, step);  for each loss of the task:  backward, clip, optimizer step;  update the EMA
 
-The random numbers and the batch of step n depend only on (seed, n) and on the number of parts that all processes split the batch into, and
-the learning rate only on n. So a checkpoint holds weights,
-optimizer state, EMA and loss scale, and a resumed run gives the same bits as an uninterrupted one.
+The batch of step n depends only on (seed, n), the random numbers of a sample only on (seed, n) and its index in the batch, and the
+learning rate only on n. So a checkpoint holds weights, optimizer state, EMA and loss scale, and a resumed run gives the same bits as an
+uninterrupted one.
 """
 
-import hashlib
 import math
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
 from daguerre.runtime.dtype import has_native_bfloat16
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.checkpoint import TrainState, checkpoints, restore_checkpoint, save_checkpoint
 from daguerre.training.config import LoopConfig
 from daguerre.training.ema import EMA
@@ -70,14 +70,14 @@ class TrainingTask(Protocol):
         ...
 
     def losses(
-        self, batch: Any, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Any, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         """Yield (name of the network to update, loss, values to log). The loop updates that network before it asks for the next loss.
 
         Args:
             batch: what the batch stream yields.
             networks: `self.networks`, wrapped for distributed training; call these.
-            generator: on the CPU, the source of all random numbers.
+            random: the source of all random numbers of the batch.
             step: counts from 0.
         """
         ...
@@ -184,11 +184,10 @@ class _Run:
         networks = {name: network for name, (network, _) in self.prepared.items()}
         share = len(batch) // (config.gradient_accumulation_steps * world)
         for part in range(config.gradient_accumulation_steps):
-            index = part * world + rank  # of this part among all parts of the batch, which decides its images and its noise
-            first = index * share
-            generator = _seed_step(config.seed, step, index)
+            first = (part * world + rank) * share
+            random = BatchRandom.of_step(config.seed, step, len(batch), first, first + share)
             with self.accelerator.autocast():
-                for name, loss, values in self.task.losses(batch[first : first + share], networks, generator, step):
+                for name, loss, values in self.task.losses(batch[first : first + share], networks, random, step):
                     self.means.add({name: self._finite(loss, name, step), **values})
                     with torch.autocast(self.accelerator.device.type, enabled=False):
                         self.accelerator.backward(loss / config.gradient_accumulation_steps)
@@ -270,9 +269,9 @@ class _Run:
         means = Means()
         with self._evaluation():
             for number, batch in enumerate(self.validation):
-                generator = _seed_step(self.config.seed, VALIDATION_STEP, number)
+                random = BatchRandom.of_step(self.config.seed + number, VALIDATION_STEP, len(batch), 0, len(batch))
                 with self.accelerator.autocast():
-                    for name, loss, values in self.task.losses(batch, self.state.networks, generator, done):
+                    for name, loss, values in self.task.losses(batch, self.state.networks, random, done):
                         means.add({name: loss, **values}, weight=len(batch))
         return {f"validation {name}": value for name, value in means.take().items()}
 
@@ -320,29 +319,6 @@ def _any_rank(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
-
-
-def _seed_step(seed: int, step: int, part: int) -> torch.Generator:
-    """The generator of one part of one step, on the CPU. Also seeds torch's global generator, because dropout has no other.
-
-    It depends on the part of the batch, not on the process that computes it: a batch in four parts has the same noise in one process with
-    four accumulation steps, in two with two, and in four with one.
-    """
-    # The last number keeps the noise of runs in one process as it was when the rank was there, so that they still resume with equal bits.
-    mixed = int.from_bytes(hashlib.blake2b(f"{seed} {step} {part} 0".encode(), digest_size=8).digest(), "little") >> 1
-    torch.manual_seed(mixed)
-    return torch.Generator().manual_seed(mixed)
-
-
-def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Standard normal noise on `device`, determined by the state of `generator`, which is on the CPU.
-
-    A GPU generates its own noise from a seed that `generator` gives: the CPU would need longer than the GPU needs for the rest of the step.
-    """
-    if device.type == "cpu":
-        return torch.randn(*shape, generator=generator)
-    seed = int(torch.randint(1 << 62, (), generator=generator))
-    return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from typing import TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -40,4 +43,15 @@ def main_process_first(function: Callable[[], T]) -> T:
 
 def state() -> PartialState:
     """Accelerate's process group. Without `cpu=True`, Accelerate would ignore the other processes on a machine without a GPU."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if is_distributed() and not distributed.is_initialized():
+        _join("gloo" if cpu else None)
+    return PartialState(cpu=cpu)
+
+
+def _join(backend: str | None) -> None:
+    """Join the process group. After a restart torchrun still has the store of the processes that died, with their addresses, on which
+    the new ones would wait; so each attempt has its own keys."""
+    store, rank, world = next(rendezvous("env://"))
+    attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=world)

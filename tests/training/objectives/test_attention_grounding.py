@@ -14,6 +14,7 @@ from daguerre.data.shapes import SHAPES
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.attention import TransformerBlock
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.datasets.latents import CachedLatents
 from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding, coverage, off_object_attention
 from daguerre.training.objectives.diffusion import DiffusionLoss, DiffusionTask
@@ -76,8 +77,8 @@ def test_grounding_adds_its_loss_to_an_unchanged_diffusion_loss(tiny_model: Late
     batch = Batch(torch.randn(3, 6, 8, 8, generator=seeded(1)), ["a green circle"] * 3, latent=True, coverage=covered)
     plain = DiffusionTask(model, DiffusionLoss(caption_dropout=0), model.conditioner.encode_captions, ["x"])
     grounded = DiffusionTask(model, DiffusionLoss(caption_dropout=0), model.conditioner.encode_captions, ["x"], grounding=grounding)
-    ((_, before, _),) = plain.losses(batch, plain.networks, seeded(), step=0)
-    ((_, after, logged),) = grounded.losses(batch, grounded.networks, seeded(), step=0)
+    ((_, before, _),) = plain.losses(batch, plain.networks, BatchRandom(seeded(), len(batch)), step=0)
+    ((_, after, logged),) = grounded.losses(batch, grounded.networks, BatchRandom(seeded(), len(batch)), step=0)
     assert torch.equal(logged["mse"], before)
     assert 0 < logged["grounding"] < 1
     torch.testing.assert_close(after, before + 0.5 * logged["grounding"])
@@ -85,7 +86,7 @@ def test_grounding_adds_its_loss_to_an_unchanged_diffusion_loss(tiny_model: Late
     moved = torch.autograd.grad(after - before, keys)
     assert all(gradient.abs().max() > 0 for gradient in moved)
     unknown = replace(batch, coverage=None)  # a dataset without positions
-    ((_, without, logged),) = grounded.losses(unknown, grounded.networks, seeded(), step=0)
+    ((_, without, logged),) = grounded.losses(unknown, grounded.networks, BatchRandom(seeded(), len(unknown)), step=0)
     assert torch.equal(without, before)
     assert not logged
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import daguerre
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import LoopConfig
 from daguerre.training.objectives.caption_variants import CaptionVariantTask, record_cross_attention_inputs
 from daguerre.training.options.caption_variants import CaptionVariantsRecipe
@@ -71,7 +72,7 @@ def test_the_loss_of_a_batch_falls(task):
     optimizer = torch.optim.AdamW(task.networks["text_encoder"].parameters(), 1e-3)
     losses = []
     for step in range(15):
-        ((name, loss, _),) = task.losses(batch, task.networks, torch.Generator().manual_seed(0), step)
+        ((name, loss, _),) = task.losses(batch, task.networks, BatchRandom(torch.Generator().manual_seed(0), len(batch)), step)
         assert name == "text_encoder"
         optimizer.zero_grad()
         loss.backward()

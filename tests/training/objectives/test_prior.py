@@ -13,6 +13,7 @@ from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.loop import LoopConfig, train
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, corrupt
 
@@ -62,7 +63,7 @@ def test_training_learns_the_sequence_and_the_class(kind: str, tmp_path: Path):
 
 def test_the_loss_is_the_exact_code_length():
     task, (codes, label) = build_task("transformer"), data(8)
-    ((name, loss, logged),) = task.losses(CodeBatch(codes, label), task.networks, seeded(), step=0)
+    ((name, loss, logged),) = task.losses(CodeBatch(codes, label), task.networks, BatchRandom(seeded(), len(codes)), step=0)
     assert name == "prior"
     expected = bits_per_code(task.prior(codes, label), codes).mean().item()
     assert logged["bits/code"].item() == pytest.approx(expected, rel=1e-5)
@@ -71,14 +72,14 @@ def test_the_loss_is_the_exact_code_length():
 
 def test_corrupted_codes_are_inputs_but_not_targets():
     codes = torch.zeros(200, 10, 10, dtype=torch.long)
-    inputs = corrupt(codes, 0.75, 4, seeded())
+    inputs = corrupt(codes, 0.75, 4, BatchRandom(seeded(), len(codes)))
     # A replaced code is the same one again with probability 1/4.
     assert (inputs != codes).float().mean().item() == pytest.approx(0.25 * 0.75, abs=0.01)
-    assert corrupt(codes, 1.0, 4, seeded()) is codes
+    assert corrupt(codes, 1.0, 4, BatchRandom(seeded(), len(codes))) is codes
     inputs_seen: list[torch.Tensor] = []
     task, (codes, label) = build_task("transformer", pkeep=0.5), data(32)
     task.prior.register_forward_pre_hook(lambda module, arguments: inputs_seen.append(arguments[0]))
-    ((_, loss, _),) = task.losses(CodeBatch(codes, label), task.networks, seeded(), step=0)
+    ((_, loss, _),) = task.losses(CodeBatch(codes, label), task.networks, BatchRandom(seeded(), len(codes)), step=0)
     assert not torch.equal(inputs_seen[0], codes)
     expected = bits_per_code(task.prior(inputs_seen[0], label), codes).mean().item() * math.log(2)
     assert loss.item() == pytest.approx(expected, rel=1e-5)

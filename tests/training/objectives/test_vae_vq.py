@@ -16,6 +16,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, D
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from daguerre.models.vector_quantizer import GumbelQuantizer, QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import AutoencoderLoss, LoopConfig
 from daguerre.training.loop import train
 from daguerre.training.objectives.vae_vq import (
@@ -89,7 +90,7 @@ def test_a_certain_image_costs_only_the_bits_of_its_latent():
 def test_the_variational_task_yields_the_lower_bound_in_bits():
     torch.manual_seed(0)
     task = VariationalTask(AutoencoderKL(KL), PREVIEW)
-    (name, loss, logged), *rest = task.losses(images(), task.networks, seeded(), step=0)
+    (name, loss, logged), *rest = task.losses(images(), task.networks, BatchRandom(seeded(), len(images())), step=0)
     assert (name, rest) == ("autoencoder", [])
     assert 0 < logged["kl bits/dim"] < logged["bits/dim"] == loss.item() < 12  # untrained, about the 8 bits of a byte
     loss.backward()
@@ -105,16 +106,16 @@ def test_values_beyond_white_do_not_raise_the_standard_deviation_of_the_likeliho
     costs = []
     for level in (0.9, 5.0):
         networks = {"autoencoder": lambda x, _noise, level=level: (torch.full_like(x, level), posterior)}
-        costs.append(next(task.losses(white, networks, seeded(), step=0))[1].item())
+        costs.append(next(task.losses(white, networks, BatchRandom(seeded(), len(white)), step=0))[1].item())
     assert costs[1] < 1e-3 < costs[0]
 
 
 def test_the_plain_task_is_deterministic():
     torch.manual_seed(0)
     task = PlainAutoencoderTask(AutoencoderKL(KL), AutoencoderLoss(kl_weight=1.0), PREVIEW)
-    losses = [next(task.losses(images(), task.networks, seeded(n), step=0))[1].item() for n in range(2)]
+    losses = [next(task.losses(images(), task.networks, BatchRandom(seeded(n), len(images())), step=0))[1].item() for n in range(2)]
     assert losses[0] == losses[1]
-    assert "kl" not in next(task.losses(images(), task.networks, seeded(), step=0))[2]
+    assert "kl" not in next(task.losses(images(), task.networks, BatchRandom(seeded(), len(images())), step=0))[2]
 
 
 def test_each_loss_of_a_vqgan_updates_only_its_own_network():
@@ -122,7 +123,7 @@ def test_each_loss_of_a_vqgan_updates_only_its_own_network():
     discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
     weights = AutoencoderLoss(adversarial_weight=1.0, adversarial_start=0, adversarial_ramp=1)
     task = QuantizedTask(VQModel(VQ), weights, PREVIEW, discriminator=discriminator)
-    yielded = task.losses(images(), task.networks, seeded(), step=5)
+    yielded = task.losses(images(), task.networks, BatchRandom(seeded(), len(images())), step=5)
     name, loss, logged = next(yielded)
     assert name == "autoencoder"
     assert {"codebook", "perplexity", "use", "lambda", "g"} <= logged.keys()
@@ -176,7 +177,7 @@ def test_the_gumbel_temperature_falls():
     task = QuantizedTask(VQModel(config), AutoencoderLoss(), PREVIEW, temperature=cosine_anneal(100))
     temperatures = []
     for step in (0, 50, 100, 500):
-        next(task.losses(images(), task.networks, seeded(), step))
+        next(task.losses(images(), task.networks, BatchRandom(seeded(), len(images())), step))
         assert isinstance(task.quantizer, GumbelQuantizer)
         temperatures.append(task.quantizer.temperature)
     assert temperatures == pytest.approx([1.0, (1 + 1 / 16) / 2, 1 / 16, 1 / 16])
@@ -187,12 +188,12 @@ def test_the_codebook_is_initialised_from_latents(kind: str):
     torch.manual_seed(0)
     task = QuantizedTask(VQModel(replace(VQ, quantizer=replace(VQ.quantizer, kind=kind))), AutoencoderLoss(), PREVIEW, codebook_start=3)
     book = task.autoencoder.quantize.get_parameter("embedding.weight")
-    _, loss, logged = next(task.losses(images(), task.networks, seeded(), step=2))
+    _, loss, logged = next(task.losses(images(), task.networks, BatchRandom(seeded(), len(images())), step=2))
     assert logged["codebook"] == 0
     loss.backward()
     assert book.grad is None or not book.grad.any()
     before = book.detach().clone()
-    _, _, logged = next(task.losses(images(), task.networks, seeded(), step=3))
+    _, _, logged = next(task.losses(images(), task.networks, BatchRandom(seeded(), len(images())), step=3))
     assert logged["codebook"] > 0
     assert not torch.equal(book, before)
     with torch.no_grad():

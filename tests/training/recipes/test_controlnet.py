@@ -22,6 +22,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines.images.preprocessors import preprocess
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.condition_preview import find_examples
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.datasets.control_maps import split_pair, with_control_maps
@@ -84,7 +85,7 @@ def test_one_step_equals_diffusers(peer: Any, tmp_path: Path):
     task = ControlNetTask(network, loss, ())
     pairs = with_control_maps(ShapesDataset(32), "canny")
     batch = BatchLoader(pairs, 2, 0).batch(0)
-    ((name, value, _),) = task.losses(batch, task.networks, torch.Generator().manual_seed(0), 0)
+    ((name, value, _),) = task.losses(batch, task.networks, BatchRandom(torch.Generator().manual_seed(0), len(batch)), 0)
     assert name == "unet"
     value.backward()
 
@@ -127,7 +128,7 @@ def mean_error(model: LatentDiffusion, controlnet: ControlNetModel, folder: Path
     """The mean squared error on the folder's images with their edges, with the same noise each time."""
     task = ControlNetTask(ControlledModel(model, controlnet), DiffusionLoss(caption_dropout=0), ())
     batch = BatchLoader(with_control_maps(FolderDataset(folder, 32), "canny"), 16, 0).batch(0)
-    ((_, loss, _),) = task.losses(batch, task.networks, torch.Generator().manual_seed(0), 0)
+    ((_, loss, _),) = task.losses(batch, task.networks, BatchRandom(torch.Generator().manual_seed(0), len(batch)), 0)
     return loss.item()
 
 

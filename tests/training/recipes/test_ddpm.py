@@ -14,6 +14,7 @@ from daguerre.conditioning.class_map_image import LabelConditioner, Unconditiona
 from daguerre.data import BatchLoader
 from daguerre.errors import DaguerreError
 from daguerre.pipelines import generate
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.datasets.classes import open_labelled
 from daguerre.training.objectives.diffusion import DiffusionTask
@@ -97,7 +98,7 @@ def test_the_variational_bound_trains_only_the_variance(tmp_path: Path):
     gradients = []
     for each in (model, simple):
         task = DiffusionTask(each, DiffusionLoss(), encoder_of(each), ())
-        ((_, loss, _),) = task.losses(batch, task.networks, torch.Generator().manual_seed(0), 0)
+        ((_, loss, _),) = task.losses(batch, task.networks, BatchRandom(torch.Generator().manual_seed(0), len(batch)), 0)
         loss.backward()
         gradients.append(each.unet.conv_out.weight.grad)
     both, mean = gradients

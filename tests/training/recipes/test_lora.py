@@ -19,6 +19,7 @@ from daguerre.adapters.lora.write import save_lora
 from daguerre.data import BatchLoader, FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers, shuffle_caption
 from daguerre.training.options.adapters.lora import LoraOptions, LoraRecipe
@@ -123,7 +124,7 @@ def mean_error(network: LoraNetwork, folder: Path) -> float:
     task = LoraTask(network, DiffusionLoss(caption_dropout=0), LoraOptions(), ())
     batch = BatchLoader(FolderDataset(folder, 32), 16, 0, 32).batch(0)
     with network.attached():
-        ((_, loss, _),) = task.losses(batch, task.networks, torch.Generator().manual_seed(0), 0)
+        ((_, loss, _),) = task.losses(batch, task.networks, BatchRandom(torch.Generator().manual_seed(0), len(batch)), 0)
     return loss.item()
 
 
@@ -231,7 +232,8 @@ def test_the_noise_offset_is_one_value_per_channel(make_tiny_model: Callable[...
     model = make_tiny_model()
     network = LoraNetwork(model, new_layers(model, LoraOptions()))
     plain, offset = (LoraTask(network, DiffusionLoss(), LoraOptions(noise_offset=share), ()) for share in (0.0, 0.5))
-    first, second = (task.noise((2, 6, 4, 4), torch.Generator().manual_seed(0), torch.device("cpu")) for task in (plain, offset))
+    randoms = (BatchRandom(torch.Generator().manual_seed(0), 2) for _ in range(2))
+    first, second = (task.noise((6, 4, 4), random, torch.device("cpu")) for task, random in zip((plain, offset), randoms, strict=True))
     shift = second - first
     assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
     assert len(shift[..., 0, 0].unique()) == 12

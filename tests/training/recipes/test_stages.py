@@ -12,6 +12,7 @@ from daguerre.diffusion import Conditioning, Schedule, ScheduleConfig
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import AutoencoderLoss, DiffusionLoss
 from daguerre.training.ema import EMA
 from daguerre.training.objectives.autoencoder import AutoencoderTask, adaptive_weight, gradient_distance, random_transform
@@ -39,7 +40,7 @@ def test_each_adversarial_loss_updates_only_its_own_network():
     discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
     task = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=discriminator)
     batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
-    yielded = task.losses(batch, task.networks, seeded(), step=5)
+    yielded = task.losses(batch, task.networks, BatchRandom(seeded(), len(batch)), step=5)
     name, loss, logged = next(yielded)
     assert name == "autoencoder"
     assert logged["lambda"].item() > 0
@@ -60,7 +61,7 @@ def test_the_autoencoders_gradient_equals_that_of_the_full_loss():
     discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
     task = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=discriminator)
     batch = Batch(torch.rand(4, 3, 16, 16) * 2 - 1, [""] * 4)
-    _, loss, logged = next(task.losses(batch, task.networks, seeded(), step=5))
+    _, loss, logged = next(task.losses(batch, task.networks, BatchRandom(seeded(), len(batch)), step=5))
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in task.autoencoder.named_parameters()}
     task.autoencoder.zero_grad()
@@ -81,8 +82,11 @@ def test_the_discriminator_starts_late():
     discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8, layers=1))
     task = AutoencoderTask(AutoencoderKL(TINY), weights, torch.zeros(2, 3, 16, 16), discriminator=discriminator)
     batch = Batch(torch.zeros(2, 3, 16, 16), [""] * 2)
-    assert [name for name, _, _ in task.losses(batch, task.networks, seeded(), step=9)] == ["autoencoder"]
-    assert [name for name, _, _ in task.losses(batch, task.networks, seeded(), step=10)] == ["autoencoder", "discriminator"]
+    assert [name for name, _, _ in task.losses(batch, task.networks, BatchRandom(seeded(), len(batch)), step=9)] == ["autoencoder"]
+    assert [name for name, _, _ in task.losses(batch, task.networks, BatchRandom(seeded(), len(batch)), step=10)] == [
+        "autoencoder",
+        "discriminator",
+    ]
 
 
 def test_gradient_distance_by_hand():
@@ -142,12 +146,12 @@ def test_the_diffusion_loss_of_a_perfect_network_is_zero(loss):
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
     task = DiffusionTask(model, loss, lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
     batch = Batch(x0.expand(64, -1, -1, -1), ["abc"] * 64, latent=True)
-    (name, value, values), *rest = task.losses(batch, task.networks, seeded(3), step=0)
+    (name, value, values), *rest = task.losses(batch, task.networks, BatchRandom(seeded(3), len(batch)), step=0)
     assert (name, rest) == ("unet", [])
     assert ("mse" in values) == (loss.snr_gamma is not None)  # otherwise it equals the loss
     assert value.item() < 1e-6
     network.x0 = x0 + 1.0
-    assert next(task.losses(batch, task.networks, seeded(3), step=0))[1].item() > 1e-2
+    assert next(task.losses(batch, task.networks, BatchRandom(seeded(3), len(batch)), step=0))[1].item() > 1e-2
 
 
 def test_a_tenth_of_the_captions_is_dropped():
@@ -155,13 +159,13 @@ def test_a_tenth_of_the_captions_is_dropped():
     network = Perfect(torch.zeros(1, 4, 8, 8), schedule)
     model = LatentDiffusion(network, AutoencoderKL(TINY), lambda prompts: Conditioning(), schedule, "v", "perfect", 16)  # pyright: ignore
     task = DiffusionTask(model, DiffusionLoss(), lambda captions: Conditioning(label=torch.tensor([len(c) for c in captions])), ["x"])
-    list(task.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), task.networks, seeded(), step=0))
+    list(task.losses(Batch(torch.zeros(4000, 4, 8, 8), ["abc"] * 4000, latent=True), task.networks, BatchRandom(seeded(), 4000), step=0))
     assert (network.labels[0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.015)
 
 
 def test_timesteps_cover_the_schedule():
     uniform, normal, shifted = (
-        sample_timesteps(20_000, 1000, loss, seeded())
+        sample_timesteps(1000, loss, BatchRandom(seeded(), 20_000))
         for loss in (DiffusionLoss(), DiffusionLoss(timestep_sampling="logit_normal"), DiffusionLoss(shift=4.0))
     )
     assert (uniform.min(), uniform.max()) == (0, 999)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 import daguerre
 from daguerre.data import BatchLoader, FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.options.text_to_image import TextToImageRecipe
@@ -35,7 +36,7 @@ def mean_error(model: LatentDiffusion, folder: Path) -> float:
     """The mean squared error on the folder's images with their captions, with the same noise each time."""
     task = DiffusionTask(model, DiffusionLoss(caption_dropout=0), model.conditioner.encode_captions, ["x"])  # pyright: ignore
     batch = BatchLoader(FolderDataset(folder, model.sample_size), 16, 0, model.sample_size).batch(0)
-    ((_, loss, _),) = task.losses(batch, task.networks, torch.Generator().manual_seed(0), 0)
+    ((_, loss, _),) = task.losses(batch, task.networks, BatchRandom(torch.Generator().manual_seed(0), len(batch)), 0)
     return loss.item()
 
 

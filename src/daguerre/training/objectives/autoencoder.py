@@ -22,8 +22,8 @@ from daguerre.metrics import psnr
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.images.grid import labelled_grid
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import AutoencoderLoss
-from daguerre.training.loop import normal
 
 
 class AutoencoderTask:
@@ -58,9 +58,9 @@ class AutoencoderTask:
             self.perceptual.to(device)
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
-        x, reconstruction, regularizer, values = self.reconstruct(batch.x.to(self.preview.device), networks, generator, step)
+        x, reconstruction, regularizer, values = self.reconstruct(batch.x.to(self.preview.device), networks, random, step)
         reconstruction = reconstruction.float()
         logged = {"l1": (x - reconstruction).abs().mean(), "psnr": psnr(x, reconstruction.clamp(-1, 1)).mean(), **values}
         rec = self.reconstruction_loss(x, reconstruction)
@@ -82,19 +82,19 @@ class AutoencoderTask:
             yield "discriminator", d, {"logits real": real.detach().mean(), "logits fake": fake.detach().mean()}
 
     def reconstruct(
-        self, x: Tensor, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, x: Tensor, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The target for images x, its reconstruction, the loss of the latent, and values to log."""
-        transform = random_transform(generator) if torch.rand((), generator=generator) < self.weights.equivariance else None
-        noise = normal(self.latent_shape(x), generator, x.device)
+        transform = random_transform(random.generator) if torch.rand((), generator=random.generator) < self.weights.equivariance else None
+        noise = random.normal(self.latent_shape(x), x.device)
         reconstruction, posterior = networks["autoencoder"](x, noise, transform)
         kl = posterior.kl().mean() / noise[0].numel()
         return transform(x) if transform else x, reconstruction, self.weights.kl_weight * kl, {"kl": kl}
 
-    def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
-        """(B, Z, h, w) of the latents of images x (B, 3, H, W)."""
+    def latent_shape(self, x: Tensor) -> tuple[int, int, int]:
+        """(Z, h, w) of the latents of images x (B, 3, H, W)."""
         f = self.autoencoder.downsample_factor
-        return len(x), self.autoencoder.config.latent_channels, x.shape[2] // f, x.shape[3] // f
+        return self.autoencoder.config.latent_channels, x.shape[2] // f, x.shape[3] // f
 
     def sample(self) -> Image.Image:
         """The preview images above their reconstructions, labelled with the PSNR."""

@@ -22,6 +22,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.attention import Attention, SpatialTransformer
 from daguerre.nn.attention_hooks import cross_attentions
 from daguerre.pipelines import Request, generate
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.datasets.caption_variants import CaptionBatch
 
 CAPTION_DROPOUT = 0.05  # share of captions replaced by the empty one, whose states must not change: classifier-free guidance needs them
@@ -67,16 +68,16 @@ class CaptionVariantTask:
         self.inputs = [(layer, h.to(device)) for layer, h in self.inputs]
 
     def losses(
-        self, batch: CaptionBatch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: CaptionBatch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
-        kept = (torch.rand(len(batch), generator=generator) >= CAPTION_DROPOUT).tolist()
+        kept = (random.uniform() >= CAPTION_DROPOUT).tolist()
         captions, variants = (
             [text if keep else "" for text, keep in zip(texts, kept, strict=True)] for texts in (batch.captions, batch.variants)
         )
         with torch.no_grad():
             target = self.original(captions)
         context = networks["text_encoder"](variants)
-        yield "text_encoder", self.lost_variance(context, target, generator), {}
+        yield "text_encoder", self.lost_variance(context, target, random.generator), {}
 
     def lost_variance(self, context: Tensor, target: Tensor, generator: torch.Generator, positions: int = 32) -> Tensor:
         """L () of states (B, L, D), with `positions` random inputs of each layer."""

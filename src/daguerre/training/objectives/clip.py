@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from daguerre.conditioning import Tokenizer
 from daguerre.data import Batch
 from daguerre.models.clip import CLIP
+from daguerre.training.batch_random import BatchRandom
 
 MAX_LOGIT_SCALE = math.log(100)  # as in the paper
 
@@ -36,7 +37,7 @@ class ContrastiveTask:
         """Nothing to move: both towers are trained."""
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         scale = self.clip.logit_scale
         ids = self.tokenizer([*batch.captions, *filter(None, batch.hard_negatives)]).to(scale.device)

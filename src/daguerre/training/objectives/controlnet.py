@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from daguerre.adapters.record import AdapterRecord
 from daguerre.data import Batch
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.condition_preview import ConditionExample, example_sheet
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.datasets.control_maps import split_pair
@@ -57,11 +57,11 @@ class ControlNetTask(AdapterTask):
         self.controlnet, self.examples = network.controlnet, examples
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         x, control_map = split_pair(batch.x.to(self.model.device))
         controlled: Any = partial(networks["unet"], control_map=control_map)
-        yield from super().losses(replace(batch, x=x), {"unet": controlled}, generator, step)
+        yield from super().losses(replace(batch, x=x), {"unet": controlled}, random, step)
 
     def sample(self) -> Image.Image:
         """The example maps, the image that each gives with its caption, and the original."""

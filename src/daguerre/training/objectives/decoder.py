@@ -21,6 +21,7 @@ from daguerre.metrics import psnr
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.tiny_autoencoder import TinyDecoder
 from daguerre.models.vq_model import VQModel
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import AutoencoderLoss
 from daguerre.training.objectives.autoencoder import AutoencoderTask, paired_grid
 
@@ -46,7 +47,7 @@ class DecoderTask(AutoencoderTask):
         self.autoencoder.to(device)
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         x = batch.x.to(self.preview.device)
         reconstruction = networks["decoder"](decoder_input(self.autoencoder, x)).float()
@@ -77,7 +78,7 @@ class TinyDecoderTask(AutoencoderTask):
         self.autoencoder.to(device)
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         z, target = self.teach(batch.x.to(self.preview.device))
         decoded = networks["decoder"](z).float()

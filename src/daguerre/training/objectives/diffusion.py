@@ -27,9 +27,9 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.attention_hooks import capture_cross_attention
 from daguerre.pipelines import Request, generate
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.datasets.fine_tuning import ClassPrior, PriorBatch
-from daguerre.training.loop import normal
 from daguerre.training.objectives.attention_grounding import AttentionMaps, Grounding
 
 BOUND_WEIGHT = 1e-3  # λ of a learned variance, as in the paper
@@ -92,20 +92,20 @@ class DiffusionTask:
         self.model.to(device)
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         device = self.model.device
         with torch.no_grad():
             x0 = batch.x.to(device)
             if not batch.latent:
                 x0 = self.model.autoencoder.encode(x0)
-            dropped = torch.rand(len(batch), generator=generator) < self.weights.caption_dropout
+            dropped = random.uniform() < self.weights.caption_dropout
             captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)]
             condition = self.encode_text(captions) if batch.condition is None else _without_dropped(batch.condition.to(device), dropped)
         x0, prediction = x0.float(), self.model.prediction
-        t = sample_timesteps(len(batch), len(self.model.schedule.alphas_cumprod), self.weights, generator)
+        t = sample_timesteps(len(self.model.schedule.alphas_cumprod), self.weights, random)
         alpha_bar = self.model.schedule.alphas_cumprod[t].float().to(device)  # (B,)
-        eps = self.noise(x0.shape, generator, device)
+        eps = self.noise(x0.shape[1:], random, device)
         x_t, target = training_pair(prediction, x0, eps, alpha_bar)
         attention_maps = None if self.grounding is None or batch.coverage is None else AttentionMaps()
         with nullcontext() if attention_maps is None else capture_cross_attention(self.model.unet, attention_maps.add):
@@ -129,9 +129,9 @@ class DiffusionTask:
         log_variance = self.posterior.log_variance(t, "learned", x0, fraction)
         return len(self.model.schedule) * self.posterior.bound_terms(t, x0, predicted, log_variance).mean()
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-        """The noise of a batch of latents."""
-        return normal(shape, generator, device)
+    def noise(self, shape: Sequence[int], random: BatchRandom, device: torch.device) -> Tensor:
+        """The noise (B, *shape) of latents."""
+        return random.normal(shape, device)
 
     def sample(self) -> Image.Image:
         """Images of the preview prompts, or without prompts of several seeds, with the current weights and the model's default guidance."""
@@ -155,12 +155,12 @@ class PriorPreservation:
         self.task.to(device)
 
     def losses(
-        self, batch: PriorBatch | Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: PriorBatch | Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         if isinstance(batch, Batch):
-            yield from self.task.losses(batch, networks, generator, step)
+            yield from self.task.losses(batch, networks, random, step)
             return
-        parts = [self.task.losses(part, networks, generator, step) for part in (batch.instance, batch.prior)]
+        parts = [self.task.losses(part, networks, random, step) for part in (batch.instance, batch.prior)]
         for (name, instance, logged), (_, prior, _) in zip(*parts, strict=True):
             yield name, instance + self.weight * prior, {**logged, "instance": instance.detach(), "prior": prior.detach()}
 
@@ -181,10 +181,10 @@ def _without_dropped(condition: Conditioning, dropped: Tensor) -> Conditioning:
     return replace(condition, context=condition.context * ~dropped[:, None, None].to(condition.context.device))
 
 
-def sample_timesteps(count: int, timesteps: int, weights: DiffusionLoss, generator: torch.Generator) -> Tensor:
-    """`count` integer timesteps in [0, timesteps)."""
+def sample_timesteps(timesteps: int, weights: DiffusionLoss, random: BatchRandom) -> Tensor:
+    """Integer timesteps (B,) in [0, timesteps)."""
     if weights.timestep_sampling == "uniform":
-        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        u = random.uniform(dtype=torch.float64)
     else:
-        u = torch.randn(count, generator=generator, dtype=torch.float64).sigmoid()
+        u = random.normal(dtype=torch.float64).sigmoid()
     return (weights.shift * u / (1 + (weights.shift - 1) * u) * timesteps).long().clamp(max=timesteps - 1)

@@ -12,6 +12,7 @@ from daguerre.conditioning import Conditioner
 from daguerre.data import Batch
 from daguerre.diffusion import Conditioning
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.datasets.latents import CachedCaptions
 from daguerre.training.objectives.diffusion import DiffusionTask
@@ -68,15 +69,15 @@ class AdapterTask(DiffusionTask):
         if device.type == "cpu":
             self.model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # faster convolutions
 
-    def caption(self, caption: str, generator: torch.Generator) -> str:
-        """The caption that one step uses for an image."""
-        return caption
+    def captions(self, captions: list[str], random: BatchRandom) -> list[str]:
+        """The captions that one step uses for the images."""
+        return captions
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
-        captions = [self.caption(text, generator) for text in batch.captions]
-        yield from super().losses(replace(batch, captions=captions), networks, generator, step)
+        captions = self.captions(batch.captions, random)
+        yield from super().losses(replace(batch, captions=captions), networks, random, step)
 
 
 def _as_texts(captions: Sequence[str]) -> Any:

@@ -26,8 +26,8 @@ from daguerre.adapters.record import AdapterRecord
 from daguerre.conditioning import SDXLConditioner, TextConditioner
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
-from daguerre.training.loop import normal
 from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
 from daguerre.training.options.adapters.lora import LoraOptions
 
@@ -212,13 +212,16 @@ class LoraTask(AdapterTask):
         super().__init__(network, weights, preview_prompts)
         self.options = options
 
-    def caption(self, caption: str, generator: torch.Generator) -> str:
-        return shuffle_caption(caption, self.options.keep_tokens, generator) if self.options.shuffle_captions else caption
+    def captions(self, captions: list[str], random: BatchRandom) -> list[str]:
+        if not self.options.shuffle_captions:
+            return captions
+        pairs = zip(captions, random.generators(), strict=True)
+        return [shuffle_caption(caption, self.options.keep_tokens, generator) for caption, generator in pairs]
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-        eps = super().noise(shape, generator, device)
+    def noise(self, shape: Sequence[int], random: BatchRandom, device: torch.device) -> Tensor:
+        eps = super().noise(shape, random, device)
         if self.options.noise_offset:
-            eps = eps + self.options.noise_offset * normal((*shape[:2], 1, 1), generator, device)
+            eps = eps + self.options.noise_offset * random.normal((shape[0], 1, 1), device)
         return eps
 
 

@@ -20,6 +20,7 @@ from daguerre.models.autoregressive import DEFAULT_SAMPLING, Sampling, bits_per_
 from daguerre.models.latent_prior import Prior
 from daguerre.models.vq_model import VQModel
 from daguerre.pipelines.images.grid import labelled_grid
+from daguerre.training.batch_random import BatchRandom
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ class PriorTask:
         self.first_stage.to(device)
 
     def losses(
-        self, batch: CodeBatch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: CodeBatch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         condition = None if batch.condition is None else batch.condition.to(self.device)
-        inputs = corrupt(batch.codes, self.pkeep, self.prior.config.codes, generator).to(self.device)
+        inputs = corrupt(batch.codes, self.pkeep, self.prior.config.codes, random).to(self.device)
         logits = networks["prior"](inputs, condition)  # (B, h, w, K)
         loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.codes.flatten().to(self.device))
         bits = loss.detach() / math.log(2)
@@ -128,9 +129,9 @@ def code_lengths(prior: Prior, data: CodeBatch, batch_size: int = 64) -> Tensor:
     return torch.cat(lengths)
 
 
-def corrupt(codes: Tensor, pkeep: float, codebook_size: int, generator: torch.Generator) -> Tensor:
+def corrupt(codes: Tensor, pkeep: float, codebook_size: int, random: BatchRandom) -> Tensor:
     """Codes (B, h, w) in which each one is replaced by a uniformly random code with probability 1 − pkeep."""
     if pkeep == 1:
         return codes
-    others = torch.randint(codebook_size, codes.shape, generator=generator)
-    return torch.where(torch.rand(codes.shape, generator=generator) < pkeep, codes, others)
+    others = random.integers(codebook_size, codes.shape[1:])
+    return torch.where(random.uniform(codes.shape[1:]) < pkeep, codes, others)

@@ -18,6 +18,7 @@ from daguerre.adapters.embedding import Embedding, embedding_of
 from daguerre.conditioning import SDXLConditioner, TextConditioner
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
 
@@ -103,9 +104,9 @@ class TextualInversionTask(AdapterTask):
         self.word, self.templates = network.word, tuple(templates)
         super().__init__(network, weights, [filled(template, self.word, "") for template in self.templates[:8]])
 
-    def caption(self, caption: str, generator: torch.Generator) -> str:
-        template = self.templates[int(torch.randint(len(self.templates), (), generator=generator))]
-        return filled(template, self.word, caption)
+    def captions(self, captions: list[str], random: BatchRandom) -> list[str]:
+        chosen = random.integers(len(self.templates)).tolist()
+        return [filled(self.templates[index], self.word, caption) for index, caption in zip(chosen, captions, strict=True)]
 
 
 def filled(template: str, word: str, caption: str) -> str:

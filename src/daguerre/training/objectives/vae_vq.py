@@ -21,8 +21,8 @@ from daguerre.metrics import psnr
 from daguerre.models.autoencoder_kl import AutoencoderKL, DiagonalGaussian
 from daguerre.models.vector_quantizer import GumbelQuantizer, code_use
 from daguerre.models.vq_model import VQModel
+from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import AutoencoderLoss
-from daguerre.training.loop import normal
 from daguerre.training.objectives.autoencoder import AutoencoderTask, paired_grid
 
 BIN = 2 / 255  # from one value of a byte to the next, for pixels in [−1, 1]
@@ -32,7 +32,7 @@ class PlainAutoencoderTask(AutoencoderTask):
     """Trains an AutoencoderKL as a plain autoencoder: the latent is the mean, without noise and without regularisation."""
 
     def reconstruct(
-        self, x: Tensor, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, x: Tensor, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         reconstruction, _ = networks["autoencoder"](x)
         return x, reconstruction, reconstruction.new_zeros(()), {}
@@ -45,10 +45,10 @@ class VariationalTask(AutoencoderTask):
         super().__init__(autoencoder, AutoencoderLoss(), preview)
 
     def losses(
-        self, batch: Batch, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         x = batch.x.to(self.preview.device)
-        reconstruction, posterior = networks["autoencoder"](x, normal(self.latent_shape(x), generator, x.device))
+        reconstruction, posterior = networks["autoencoder"](x, random.normal(self.latent_shape(x), x.device))
         reconstruction = reconstruction.float()
         # The tails of the likelihood reward values beyond white and black, so σ is that of the clamped image; else both grow without end.
         deviation = (x - reconstruction.detach().clamp(-1, 1)).square().mean().sqrt()
@@ -107,13 +107,13 @@ class QuantizedTask(AutoencoderTask):
         self.quantizer, self.temperature, self.codebook_start = autoencoder.quantize, temperature, codebook_start
 
     def reconstruct(
-        self, x: Tensor, networks: Mapping[str, nn.Module], generator: torch.Generator, step: int
+        self, x: Tensor, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         if isinstance(self.quantizer, GumbelQuantizer):
             self.quantizer.temperature = self.temperature(step)
         elif step == self.codebook_start and self.autoencoder.training:
             with torch.no_grad():
-                self.quantizer.init_codebook_from(self.autoencoder.encode(x) / self.autoencoder.config.scaling_factor, generator)
+                self.quantizer.init_codebook_from(self.autoencoder.encode(x) / self.autoencoder.config.scaling_factor, random.generator)
         reconstruction, codes, loss = networks["autoencoder"](x, quantized=step >= (self.codebook_start or 0))
         use = code_use(codes, self.quantizer.config.codes)
         return x, reconstruction, loss, {"codebook": loss, "perplexity": use.perplexity, "use": use.share}
