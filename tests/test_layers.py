@@ -13,6 +13,7 @@ PACKAGE = Path(daguerre.__file__).parent
 LAYERS = {
     "errors": 0,
     "limits": 0,
+    "share": 0,
     "atomic_io": 0,
     "cpu_threads": 0,
     "version": 0,

@@ -14,10 +14,11 @@ from PIL import Image
 import daguerre
 from daguerre.cli.fleet import Fleet
 from daguerre.cli.options import PipelineOptions
-from daguerre.cli.rows import parse_shard, read_table
+from daguerre.cli.rows import read_table
 from daguerre.errors import DaguerreError
 from daguerre.pipelines import Request
 from daguerre.pipelines.metadata.write import read_provenance
+from daguerre.share import parse_shard
 
 BASE = ("--out=results", "--steps=1", "--size=32", "--threads=1")
 PROMPTS = ["a red apple", "a blue cube, glossy", "a cat", ""]

@@ -14,7 +14,7 @@ from daguerre.errors import DaguerreError
 from daguerre.evaluation import folders, held_out
 from daguerre.evaluation.clip_scorer import load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
-from daguerre.evaluation.folders import InceptionEmbedder, compare_folders, run_folders, score_captions
+from daguerre.evaluation.folders import BlockStore, FolderComparison, InceptionEmbedder, compare_features, run_folders, score_captions
 from daguerre.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.weights import save_clip
@@ -32,6 +32,13 @@ def write(folder: Path, colours: list[tuple[int, int, int]], captions: bool = Fa
 class MeanColour(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean(dim=(2, 3))
+
+    def class_logits(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def compare_folders(embed: InceptionEmbedder, x: FolderDataset, y: FolderDataset) -> FolderComparison:
+    return compare_features(embed, *(folders._embed(embed, source, BlockStore()) for source in (x, y)))
 
 
 def test_the_distance_of_two_folders_has_the_known_value(tmp_path: Path):
@@ -67,6 +74,45 @@ def test_the_report_names_what_was_compared(tmp_path: Path, monkeypatch: pytest.
             EvaluateConfig(**wrong)
 
 
+def test_shares_of_a_cache_give_the_report_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also after a process was killed in the middle: what exists is not computed again."""
+    colours = np.random.default_rng(0).integers(0, 256, (11, 3)).tolist()
+    one, other = (write(tmp_path / name, [tuple(c) for c in part], captions=True) for name, part in (("a", colours), ("b", colours[::-1])))
+    monkeypatch.setattr(folders, "load_inception", lambda _file: MeanColour())
+    monkeypatch.setattr(folders, "BLOCK", 4)
+    options = {"images": one, "data": str(other), "features": tmp_path / "weights.pth"}
+    whole = run_folders(EvaluateConfig(**options, out=tmp_path / "whole"))
+    assert whole is not None
+    cache = {"cache": tmp_path / "cache", "out": tmp_path / "parts"}
+    assert run_folders(EvaluateConfig(**options, **cache, shard="1/2")) is None
+    assert not (tmp_path / "parts").exists()
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # block 1 of the 3 of each folder
+    assert run_folders(EvaluateConfig(**options, **cache, shard="0/2")) == whole
+    monkeypatch.setattr(MeanColour, "forward", lambda *_: pytest.fail("computed again"))
+    assert run_folders(EvaluateConfig(**options, **cache)) == whole
+    (one / "000.png").write_bytes((other / "001.png").read_bytes())
+    with pytest.raises(pytest.fail.Exception):
+        run_folders(EvaluateConfig(**options, **cache))
+
+
+def test_statistics_of_other_tools_are_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = write(tmp_path / "images", [(9 * i, 5 * i, 200 - i * i) for i in range(9)])
+    monkeypatch.setattr(folders, "load_inception", lambda _file: MeanColour())
+    features = np.array([[9 * i, 5 * i, 200 - i * i] for i in range(9)]) / 127.5 - 1
+    np.savez(tmp_path / "reference.npz", mu=features.mean(0) + np.array([0.5, 0, 0]), sigma=np.cov(features, rowvar=False))
+    config = EvaluateConfig(images=images, data=str(tmp_path / "reference.npz"), features=tmp_path / "w.pth", out=tmp_path / "out")
+    report = run_folders(config)
+    assert report is not None
+    assert report.comparison is not None
+    assert (report.comparison.reference, report.comparison.kid) == (None, None)
+    assert report.comparison.frechet == pytest.approx(0.25, abs=1e-5)
+    with np.load(tmp_path / "out" / "statistics.npz") as written:
+        assert np.allclose(written["sigma"], np.cov(features, rowvar=False), atol=1e-6)
+    np.savez(tmp_path / "other.npz", mean=features)
+    with pytest.raises(DaguerreError, match="the arrays mu and sigma"):
+        run_folders(EvaluateConfig(images=images, data=str(tmp_path / "other.npz"), features=tmp_path / "w.pth", out=tmp_path / "out"))
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
@@ -81,7 +127,7 @@ def test_captions_are_scored_by_the_cosine(clip: Path, tmp_path: Path):
     scorer = load_clip_scorer(clip)
     x = torch.stack([to_tensor(Image.new("RGB", (16, 16), (10 * i, 99, 7))) for i in range(20)])
     cosines = torch.nn.functional.cosine_similarity(scorer.embed_images(x), scorer.embed_texts([f"colour {i}" for i in range(20)]))
-    assert torch.allclose(score_captions(scorer, source).float(), 2.5 * cosines.clamp(min=0), atol=1e-5)
+    assert torch.allclose(torch.cat([*score_captions(scorer, source, BlockStore()).parts()]).float(), 2.5 * cosines.clamp(min=0), atol=1e-5)
     report = run_folders(EvaluateConfig(images=tmp_path / "images", scorer=clip, out=tmp_path / "out"))
     assert report.captioned == 20
     assert "CLIP score of 20 images" in report.markdown()

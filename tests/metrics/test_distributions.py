@@ -6,9 +6,12 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from daguerre.errors import DaguerreError
-from daguerre.metrics import Gaussian, frechet, frechet_distance, kernel_distance, squared_mmd
+from daguerre.metrics import ClassSums, Gaussian, Moments, frechet, frechet_distance, kernel_distance, squared_mmd
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -121,3 +124,37 @@ def test_invalid_features_raise(x: torch.Tensor, message: str):
 def test_features_of_different_widths_raise():
     with pytest.raises(DaguerreError, match="4 and 5 dimensions"):
         frechet_distance(normal(9, 4), normal(9, 5))
+
+
+class Identity(torch.nn.Module):
+    """Features of their own, for torchmetrics."""
+
+    num_features = 16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_distances_of_sums_equal_torchmetrics():
+    """In float64. KID of all features at once, and the Inception score in one split."""
+    x, y = normal(300, 16), 1.2 * normal(260, 16, seed=1) + 0.3
+    fid = FrechetInceptionDistance(feature=Identity()).set_dtype(torch.float64)
+    fid.update(x, real=False)
+    fid.update(y, real=True)
+    parts = [Moments.of_features(x[:100]) + Moments.of_features(x[100:]), Moments.of_features(y)]
+    assert frechet(*map(Gaussian.of, parts)) == pytest.approx(float(fid.compute()), rel=1e-6)
+    assert frechet(*map(Gaussian.of, parts)) == pytest.approx(frechet_distance(x, y), rel=1e-9)
+    kid = KernelInceptionDistance(feature=Identity(), subsets=1, subset_size=260).set_dtype(torch.float64)
+    kid.update(x[:260], real=False)
+    kid.update(y, real=True)
+    assert kernel_distance(x[:260], y).mean == pytest.approx(float(kid.compute()[0]), rel=1e-6)
+    score = InceptionScore(feature=Identity(), splits=1).set_dtype(torch.float64)
+    score.update(x)
+    sums = ClassSums.of_logits(x[:17]) + ClassSums.of_logits(x[17:])
+    assert sums.inception_score() == pytest.approx(float(score.compute()[0]), rel=1e-6)
+
+
+def test_sums_of_one_image_or_of_nan_are_an_error():
+    for features in (normal(1, 3), normal(4, 3) * float("nan")):
+        with pytest.raises(DaguerreError, match="two or more images"):
+            _ = Moments.of_features(features).covariance

@@ -5,7 +5,7 @@ import scipy.stats
 import torch
 
 from daguerre.errors import DaguerreError
-from daguerre.metrics import copying, nearest_neighbours
+from daguerre.metrics import copying, nearest_neighbours, precision_recall
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -71,3 +71,15 @@ def test_invalid_search_raises():
         nearest_neighbours(torch.zeros(1, 4), torch.zeros(2, 4), k=3)
     with pytest.raises(DaguerreError, match="in a corpus"):
         nearest_neighbours(torch.zeros(1, 4), torch.zeros(2, 5))
+
+
+def test_precision_and_recall_by_their_definition():
+    generated, real = normal(40, 5) * 1.3, normal(50, 5, seed=1)
+
+    def covered(queries: torch.Tensor, corpus: torch.Tensor) -> float:
+        radius = torch.cdist(corpus, corpus).sort(1).values[:, 3]
+        return float((torch.cdist(queries, corpus) <= radius).any(1).double().mean())
+
+    assert precision_recall(generated, real) == (covered(generated, real), covered(real, generated))
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, real + 100) == (0, 0)

@@ -22,13 +22,14 @@ import torch
 from daguerre.atomic_io import atomic_write, numbered_paths
 from daguerre.cli.generation import open_pipeline
 from daguerre.cli.options import PipelineOptions
-from daguerre.cli.rows import TableRow, in_shard, row_request
+from daguerre.cli.rows import TableRow, row_request
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.latent_prior import LatentPrior
 from daguerre.pipelines import Request, generate
 from daguerre.pipelines.context import resolve_adapters
 from daguerre.progress import track
+from daguerre.share import in_shard
 from daguerre.weights.hashing import identity
 
 NAME_LENGTH = 32  # hex digits: 128 bits
@@ -118,7 +119,7 @@ def run_shard(fleet: Fleet, rows: Sequence[TableRow], shard: tuple[int, int]) ->
     """
     _ = fleet.model  # what is wrong with it must not count as what is wrong with each row
     existing = _existing(fleet.out)
-    mine = [row for row in rows if in_shard(row, shard)]
+    mine = [row for row in rows if in_shard(row.number - 1, shard)]
     missing = [row for row in mine if (files := _files(fleet, row)) is None or not existing.issuperset(files)]
     outcomes = [fleet.generate(row) for row in track(missing, "rows")]
     failed = [outcome for outcome in outcomes if outcome.error is not None]

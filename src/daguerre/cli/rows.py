@@ -84,24 +84,6 @@ def row_request(row: TableRow, defaults: Request) -> Request:
     return with_fields(defaults, {name: _value(name, cell) for name, cell in row.values.items() if name != "id"})
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """(index, count) of `--shard INDEX/COUNT`, with indices from 0; (0, 1) if it is not given.
-
-    Raises:
-        DaguerreError: the text is no share.
-    """
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", "0/1" if text is None else text.strip())
-    if match is None or int(match[1]) >= int(match[2]):
-        raise DaguerreError(f"--shard is {text!r}; it is INDEX/COUNT with indices from 0, such as 0/4, 1/4, 2/4 and 3/4 for four shares.")
-    return int(match[1]), int(match[2])
-
-
-def in_shard(row: TableRow, shard: tuple[int, int]) -> bool:
-    """Whether a row belongs to the share (index, count): each share takes every count-th row."""
-    index, count = shard
-    return (row.number - 1) % count == index
-
-
 def _row(number: int, cells: Mapping[str, Any] | str) -> TableRow:
     if isinstance(cells, str):
         return TableRow(number, str(number), {}, f"The row is {cells}.")

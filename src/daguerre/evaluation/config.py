@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from daguerre.errors import DaguerreError
+from daguerre.share import parse_shard
 
 RENDERED = ("emoji", "shapes")
 RENDERED_IMAGES = (*RENDERED, "emoji-faces")  # also those without prompts
@@ -26,7 +27,7 @@ class EvaluateConfig:
     scorer: Annotated[Path | None, tyro.conf.arg(aliases=["--clip"], help_behavior_hint="")] = None
     out: Path = Path("runs/evaluation")  # Directory for report.json, report.md and image sheets.
     # Dataset that the model was trained on: emoji, scored by CLIP, or shapes, measured; or a directory of images with captions that it was
-    # not trained on. Default: emoji.
+    # not trained on. With --images also an .npz file of statistics. Default: emoji.
     data: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
     # Measure the variational bound of a diffusion model of pixels in bits per dimension, on a directory of images or built-in ones: emoji,
     # emoji-faces, shapes. Each image takes as many calls of the network as the model has steps.
@@ -36,6 +37,10 @@ class EvaluateConfig:
     # Default: the encoder of the embedded model.
     features: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     resolution: int = 64  # With --images: side in pixels for the encoder of the embedded model.
+    # With --images: folder that keeps what the network computes. A measurement that was killed continues from it.
+    cache: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    # With --cache: compute only this share of it, such as 0/4; the process that finishes last writes the report.
+    shard: Annotated[str | None, tyro.conf.arg(metavar="INDEX/COUNT", help_behavior_hint="")] = None
     skip_bad: bool = False  # Skip unreadable images instead of stopping.
     num_images: int = 125  # Number of prompts of each kind, or with --bits-per-dim of images.
     steps: int = 20  # Number of sampling steps.
@@ -56,6 +61,11 @@ class EvaluateConfig:
             raise DaguerreError(f"--images are compared with a directory of images, not with {self.data}; give --data a directory.")
         if self.bits_per_dim and (self.images is not None or self.data is None):
             raise DaguerreError("--bits-per-dim measures a model on the images of --data; give --data, and leave out --images.")
+        if self.cache is not None and self.images is None:
+            raise DaguerreError("--cache keeps the features of --images; give --images, or leave out --cache.")
+        if self.shard is not None and self.cache is None:
+            raise DaguerreError("--shard computes a share of --cache; give both.")
+        parse_shard(self.shard)
         if self.images is None and self.features is not None:
             raise DaguerreError("--features compares the directories of --images and --data; give both.")
 

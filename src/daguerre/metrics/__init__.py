@@ -4,13 +4,14 @@
 `codecs` compresses images with JPEG and WebP as a baseline; `intervals` gives confidence intervals.
 """
 
-from daguerre.metrics.distributions import KID, Gaussian, frechet, frechet_distance, kernel_distance, squared_mmd
+from daguerre.metrics.distributions import KID, ClassSums, Gaussian, Moments, frechet, frechet_distance, kernel_distance, squared_mmd
 from daguerre.metrics.images import psnr, ssim
 from daguerre.metrics.intervals import Interval, bootstrap, proportion
-from daguerre.metrics.neighbours import Copying, Neighbours, copying, nearest_neighbours
+from daguerre.metrics.neighbours import Copying, Neighbours, copying, nearest_neighbours, precision_recall
 from daguerre.metrics.retrieval import clip_score, cosine, ranks, recall_at
 
 __all__ = [
-    "KID", "Copying", "Gaussian", "Interval", "Neighbours", "bootstrap", "clip_score", "copying", "cosine", "frechet",
-    "frechet_distance", "kernel_distance", "nearest_neighbours", "proportion", "psnr", "ranks", "recall_at", "squared_mmd", "ssim",
+    "KID", "ClassSums", "Copying", "Gaussian", "Interval", "Moments", "Neighbours", "bootstrap", "clip_score", "copying", "cosine",
+    "frechet", "frechet_distance", "kernel_distance", "nearest_neighbours", "precision_recall", "proportion", "psnr", "ranks",
+    "recall_at", "squared_mmd", "ssim",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ KID = squared maximum mean discrepancy under k(x, y) = (x·y/D + 1)³, unbiased 
 Gretton et al. 2012, eq. 3).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,71 @@ class Gaussian:
         return cls(mean, torch.linalg.qr((x - mean) / (len(x) - 1) ** 0.5, mode="r").R)  # root (min(N, D), D)
 
     @classmethod
+    def of(cls, moments: "Moments") -> "Gaussian":
+        """Fit features by their sums."""
+        return cls.of_moments(moments.mean, moments.covariance)
+
+    @classmethod
     def of_moments(cls, mean: Tensor, covariance: Tensor) -> "Gaussian":
         """From a mean (D,) and a symmetric covariance (D, D), such as the reference statistics of FID tools. Negative eigenvalues
         (rounding errors) count as 0."""
         values, vectors = torch.linalg.eigh(covariance.double())
         return cls(mean.double(), values.clamp(min=0).sqrt()[:, None] * vectors.T)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over N features: enough for a normal distribution. The sums of parts add up, in any order up to the rounding of float64."""
+
+    count: int
+    total: Tensor  # (D,)
+    products: Tensor  # (D, D), of xᵀ·x
+
+    @classmethod
+    def of_features(cls, features: Tensor) -> "Moments":
+        """The sums over features (N, D)."""
+        x = features.double()
+        return cls(len(x), x.sum(0), x.T @ x)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,) float64."""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """The sample covariance (D, D) float64, divided by N − 1. Raises DaguerreError for fewer than two features or NaN."""
+        if self.count < 2 or not self.total.isfinite().all():
+            raise DaguerreError("A distance needs two or more images, and features without NaN or infinity; check images and network.")
+        return (self.products - self.count * torch.outer(self.mean, self.mean)) / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums over N images of their class probabilities p (K,) and of Σ p·ln p, for the Inception score; those of parts add up."""
+
+    count: int
+    probabilities: Tensor  # (K,) float64
+    negative_entropy: float
+
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> "ClassSums":
+        """The sums over logits (N, K)."""
+        log_p = logits.double().log_softmax(1)
+        p = log_p.exp()
+        return cls(len(p), p.sum(0), float((p * log_p).sum()))
+
+    def __add__(self, other: "ClassSums") -> "ClassSums":
+        probabilities = self.probabilities + other.probabilities
+        return ClassSums(self.count + other.count, probabilities, self.negative_entropy + other.negative_entropy)
+
+    def inception_score(self) -> float:
+        """exp E[KL(p(y|x) ‖ p(y))] ≥ 1 over all images, in one split (Salimans et al. 2016, arXiv:1606.03498, section 4)."""
+        marginal = self.probabilities / self.count
+        return math.exp(self.negative_entropy / self.count - float(torch.special.xlogy(marginal, marginal).sum()))
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:

@@ -37,13 +37,36 @@ def nearest_neighbours(queries: Tensor, corpus: Tensor, k: int = 1, *, chunk: in
     index = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
     for start in range(0, len(corpus), chunk):
         part = corpus[start : start + chunk].flatten(1).double()
-        # |x|² + |y|² − 2·x·y in float64: one matrix product, exact to about 1e-7 even for copies.
-        squared = (x.square().sum(1, keepdim=True) + part.square().sum(1) - 2 * x @ part.T).clamp(min=0)
+        squared = _squared_distances(x, part)
         best = torch.cat([best, squared], 1)
         index = torch.cat([index, torch.arange(start, start + len(part), device=x.device).expand(len(x), -1)], 1)
         best, order = best.sort(dim=1, stable=True)
         best, index = best[:, :k], index.gather(1, order[:, :k])
     return Neighbours((best / x.shape[1]).sqrt(), index)
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(N, M) of vectors (N, D) and (M, D). |x|² + |y|² − 2·x·y in float64: one matrix product, exact to about 1e-7 even for copies."""
+    return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
+
+
+def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
+    """The share of generated features (N, D) among the real ones (M, D), and the reverse.
+
+    A feature is among others if it is no farther from one of them than that one's k-th neighbour (Kynkäänniemi et al. 2019,
+    arXiv:1904.06991, equations 1 and 2).
+    """
+    return _covered(generated, real, k), _covered(real, generated, k)
+
+
+def _covered(queries: Tensor, corpus: Tensor, k: int, chunk: int = 1024) -> float:
+    k = min(k, len(corpus) - 1)
+    radius = nearest_neighbours(corpus, corpus, k + 1).distance[:, k].square() * corpus.shape[1]  # the nearest is the feature itself
+    x, covered = queries.double(), torch.zeros(len(queries), dtype=torch.bool)
+    for start in range(0, len(corpus), chunk):
+        part = slice(start, start + chunk)
+        covered |= (_squared_distances(x, corpus[part].double()) <= radius[part]).any(1)
+    return covered.double().mean().item()
 
 
 @dataclass(frozen=True)

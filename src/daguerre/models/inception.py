@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INCEPTION_SIDE = 299  # pixels
+INCEPTION_CLASSES = 1008
 BATCH_NORM_EPS = 1e-3  # of the batch norms
 
 
@@ -157,6 +158,11 @@ class Inception(nn.Module):
             block = InceptionBlock(channels, config)
             self.add_module(name, block)
             channels = block.width
+        self.fc = nn.Linear(channels, INCEPTION_CLASSES, bias=False)
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """The logits (B, 1008) of features (B, 2048), without the bias, as the Inception score has them."""
+        return self.fc(features)
 
     def forward(self, x: Tensor) -> Tensor:
         x = (resize_like_tensorflow(x, INCEPTION_SIDE) + 1) * (255 / 256) - 1  # the graph divides bytes by 128 and subtracts 1

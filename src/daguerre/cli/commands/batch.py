@@ -23,9 +23,10 @@ from daguerre.cli.options import (
     with_preset,
 )
 from daguerre.cli.parsing import parse_options, usage_errors
-from daguerre.cli.rows import Table, parse_shard, read_table
+from daguerre.cli.rows import Table, read_table
 from daguerre.errors import DaguerreError, join_names
 from daguerre.pipelines.request import Request
+from daguerre.share import parse_shard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """`daguerre evaluate`: measure how well a model follows its prompts, its loss on a directory of images, or two directories of images."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str]) -> None:
     rendered = RENDERED_IMAGES if config.bits_per_dim else RENDERED
     folders = [folder for folder in (config.images, None if config.data in rendered else config.data) if folder is not None]
     for folder in folders:
+        if config.images is not None and str(folder).endswith(".npz") and expand_user(folder).is_file():
+            continue
         if not expand_user(folder).is_dir():
             raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
     if config.data is not None and config.data not in rendered:
@@ -31,5 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         from daguerre.evaluation.evaluate import run
 
-    print(run(config).markdown())
+    report = run(config)
+    if report is None:
+        print("daguerre: this share is computed; the process that finishes last writes the report.", file=sys.stderr)
+        return
+    print(report.markdown())
     print(config.out)
