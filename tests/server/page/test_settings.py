@@ -154,6 +154,16 @@ def test_every_setting_reaches_the_request(page, refused_requests):
     ]
 
 
+def test_a_prompt_of_a_megabyte_is_cut_and_named(page, until):
+    page.fill("#f-prompt", "x" * 1_000_000)
+    page.wait_for_selector("#prompt-hint:has-text('A prompt has at most 32,000 characters')")
+    assert len(page.input_value("#f-prompt")) == 32_000
+    page.click("summary")
+    until(page, "document.querySelector('details').open")
+    page.click("summary")
+    until(page, "!document.querySelector('details').open")
+
+
 def test_weights_by_key(page):
     for text, selected, key, expected in (
         ("a red cat", [7, 7], "ArrowUp", "a red (cat:1.1)"),

@@ -91,6 +91,12 @@ export function store(values) {
 	return api("/api/settings", values, { keepalive: writeJson(values).length < MAX_KEEPALIVE }).catch(() => {});
 }
 
+// Open or close the settings under "More"; the page remembers it.
+export function showMore(open) {
+	update({ layout: { ...state.layout, more: open } });
+	store({ layout: state.layout });
+}
+
 addEventListener("pagehide", () => save.now());
 
 // Take over what the server has stored.

@@ -1,6 +1,6 @@
 // The plan strip: how the image is made, as a small graph. A node leads to its settings and lights up while it works.
 
-import { form } from "../core/form.js";
+import { form, showMore } from "../core/form.js";
 import { t } from "../core/language.js";
 import { html, nothing, repeat, svg } from "../core/lit.js";
 import { runningJob, state, update } from "../core/state.js";
@@ -49,7 +49,11 @@ function reveal(node) {
 	const find = () => names.map((name) => document.getElementById(ids[name] ?? `f-${name}`)).find(Boolean);
 	const focus = () => {
 		const field = find();
-		field?.closest("details")?.setAttribute("open", "");
+		const more = field?.closest("details");
+		if (more) {
+			more.open = true;
+			showMore(true);
+		}
 		field?.scrollIntoView({ block: "center" });
 		field?.focus();
 	};

@@ -2,12 +2,13 @@
 
 import { api } from "../core/api.js";
 import { change, form, promptHistory } from "../core/form.js";
-import { t } from "../core/language.js";
+import { number, t } from "../core/language.js";
 import { html, live, nothing } from "../core/lit.js";
 import { debounce, state, update } from "../core/state.js";
 
 const WEIGHT_STEP = 0.1;
 const SHOWN_HISTORY = 30;
+const MAX_PROMPT = 32_000; // characters, as the server takes
 let historyOpen = false;
 let recalled = -1; // position in the history that Alt+↑ shows; −1 is the text being written
 let draft = "";
@@ -111,6 +112,7 @@ function unknownSentence({ unknown }) {
 
 function hints() {
 	const { check } = state;
+	if (form.prompt.length >= MAX_PROMPT) return html`<p class="hint warn" id="prompt-hint" role="status">${t("A prompt has at most {n} characters; the rest was left out.", { n: number(MAX_PROMPT) })}</p>`;
 	const current = check?.prompt === form.prompt ? check : null;
 	if (current?.error) return html`<p class="hint warn" id="prompt-hint" role="status">${current.error.message}</p>`;
 	if (current?.unknown?.length) return html`<p class="hint" id="prompt-hint" role="status">${unknownSentence(current)}</p>`;
@@ -163,7 +165,7 @@ export function promptFields() {
 			${history()}
 			<div class="marked">
 				<div class="marks" aria-hidden="true">${marked(state.check)}</div>
-				<textarea id="f-prompt" rows="3" maxlength="32000" spellcheck="false" autocapitalize="none" aria-describedby=${described}
+				<textarea id="f-prompt" rows="3" maxlength=${MAX_PROMPT} spellcheck="false" autocapitalize="none" aria-describedby=${described}
 					placeholder=${t("What the image shows")} .value=${live(form.prompt)} @scroll=${scrolled} @keydown=${promptKeys}
 					@input=${(event) => typed("prompt", event.target.value)}></textarea>
 			</div>
@@ -171,7 +173,7 @@ export function promptFields() {
 		</div>
 		<div class="labelled">
 			<label for="f-negative_prompt">${t("Negative prompt")}</label>
-			<textarea id="f-negative_prompt" rows="1" maxlength="32000" spellcheck="false" .value=${live(form.negative_prompt)} @keydown=${promptKeys}
+			<textarea id="f-negative_prompt" rows="1" maxlength=${MAX_PROMPT} spellcheck="false" .value=${live(form.negative_prompt)} @keydown=${promptKeys}
 				@input=${(event) => typed("negative_prompt", event.target.value)}></textarea>
 		</div>`;
 }

@@ -1,10 +1,10 @@
 // The left pane: prompt, settings, presets, and the button that starts a run.
 
-import { applyFewStep, applyPreset, BUILT_IN_PRESETS, canUndo, change, DEFAULTS, deletePreset, form, formSize, presets, savePreset, store, undo } from "../core/form.js";
+import { applyFewStep, applyPreset, BUILT_IN_PRESETS, canUndo, change, DEFAULTS, deletePreset, form, formSize, presets, savePreset, showMore, undo } from "../core/form.js";
 import { bytes, duration, t } from "../core/language.js";
 import { html, live, nothing } from "../core/lit.js";
 import { cancelEditing, saveEditing, start } from "../core/run.js";
-import { currentModel, state, update } from "../core/state.js";
+import { currentModel, state } from "../core/state.js";
 import { editFields } from "../edit/editor.js";
 import { adapterFields } from "../parts/adapters.js";
 import { button, checkbox, choice, held, left, numberField, slider, textField } from "../parts/controls.js";
@@ -110,13 +110,13 @@ function intervalFields() {
 function more() {
 	const spacings = [["", t("the sampler’s own")], ...state.samplers.spacings.map((each) => [each.name, each.label])];
 	const tilings = [["none", t("none")], ["both", t("both axes")], ["x", t("across")], ["y", t("down")]];
-	const toggled = (event) => {
-		if (event.target.open === (state.layout?.more ?? false)) return;
-		update({ layout: { ...state.layout, more: event.target.open } });
-		store({ layout: state.layout });
+	const open = state.layout?.more ?? false;
+	const toggle = (event) => {
+		event.preventDefault(); // what is open follows from the state alone, however often the page is rendered meanwhile
+		showMore(!open);
 	};
-	return html`<details .open=${live(state.layout?.more ?? false)} @toggle=${toggled}>
-		<summary>${t("More: spacing, hires fix, variation, tiling …")}</summary>
+	return html`<details .open=${live(open)}>
+		<summary @click=${toggle}>${t("More: spacing, hires fix, variation, tiling …")}</summary>
 		<div class="stack">
 			${choice("spacing", t("Spacing"), spacings, form.spacing ?? "", (value) => change({ spacing: value || null }))}
 			${state.view === "edit" ? nothing : hiresFields()} ${adapterFields()}
