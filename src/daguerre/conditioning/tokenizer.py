@@ -8,6 +8,7 @@ vocabulary is 256 bytes, 256 final bytes, one entry per merge and two special to
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from itertools import count, islice, takewhile
 from pathlib import Path
@@ -201,7 +202,7 @@ class Tokenizer:
         skipped = {self.bos, self.eos, self.pad} | self._tails
         names = (self._names[number] for number in ids if number not in skipped)
         text = "".join(f"{name} " if name in self.added else name for name in names).replace(SUFFIX, " ")
-        to_byte = {character: byte for byte, character in byte_characters().items()}
+        to_byte = character_bytes()
         raw = b"".join(bytes([to_byte[c]]) if c in to_byte else c.encode() for c in text)
         return raw.decode("utf-8", errors="replace").strip()
 
@@ -247,6 +248,12 @@ def clip_vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     letters = list(byte_characters().values())
     tokens = [*letters, *(letter + SUFFIX for letter in letters), *("".join(pair) for pair in merges), BOS, EOS]
     return {token: number for number, token in enumerate(tokens)}
+
+
+@cache
+def character_bytes() -> Mapping[str, int]:
+    """The byte of each of the characters of `byte_characters`."""
+    return {character: byte for byte, character in byte_characters().items()}
 
 
 def byte_characters() -> dict[int, str]:
