@@ -147,6 +147,7 @@ def test_an_edit_without_a_mask_says_what_to_do(editor, server):
 def test_two_fingers_zoom_and_one_paints(apple, open_page):
     page = open_page(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     page.locator(f"#gallery [data-id='{apple['id']}']").tap()
+    assert page.evaluate("scrollY") == 0  # the image is in view
     page.locator(".stage >> text=Edit part").tap()
     page.wait_for_selector("#board")
     box = page.locator("#board").bounding_box()

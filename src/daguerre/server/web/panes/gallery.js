@@ -8,6 +8,7 @@ import { attempt, failed, toast } from "../parts/toasts.js";
 
 const PAGE = 200; // images in one answer
 const GAP = 6;
+const NARROW = 760; // pixels; one column
 const SPARE_ROWS = 3; // rendered above and below the visible ones
 const FILTERS = [["", "All images"], ["deleted=1", "Deleted"]];
 const CELL = { sidebar: 80, full: 150 }; // least width in pixels
@@ -117,6 +118,7 @@ export function open(image) {
 	if (list.filter === "deleted=1") return restore([image.id]);
 	if (state.compare) return update({ compare: { ...state.compare, b: image } });
 	update({ shown: image, shownJob: null, following: false });
+	if (innerWidth <= NARROW) scrollTo(0, 0); // the image is above the gallery
 	if (state.view === "gallery" || state.view === "edit") location.hash = "#create";
 }
 
