@@ -148,8 +148,8 @@ def page(model: str, rows: list[list[str]], guidance: list[list[str]], others: I
     return [
         f"# Relations of the papers, on the shipped model `{model}`",
         "",
-        f"`python -m benchmarks.relations --model {model}`. {count} images for each setting and seed, the same seeds for all settings; Fréchet distance on "
-        "the features of the embedded CLIP to 2048 images of the dataset. As many other images of the dataset are "
+        f"`python -m benchmarks.relations --model {model}`. {count} images for each setting and seed, the same seeds for all settings; "
+        "Fréchet distance on the features of the embedded CLIP to 2048 images of the dataset. As many other images of the dataset are "
         f"{others} away. Brackets are 95 % intervals over the images.",
         "",
         "## Steps, DDIM and DDPM",
