@@ -208,6 +208,8 @@ def test_unknown_maps_and_models_are_refused(saved: str, folder: Path, tmp_path:
     (tmp_path / "maps").mkdir()
     with pytest.raises(DaguerreError, match="There is no map"):
         run(ControlNetRecipe(str(folder), str(tmp_path / "maps"), tmp_path / "x", saved))
+    with pytest.raises(DaguerreError, match="There is no file"):
+        run(ControlNetRecipe(str(folder), "canny", tmp_path / "x", saved, init_controlnet=tmp_path / "maps"))
     assert not (tmp_path / "x").exists()
     with pytest.raises(DaguerreError, match="not 1/1"):
         ControlNetModel.from_unet(daguerre.load(saved).unet, 1)  # pyright: ignore[reportAttributeAccessIssue]

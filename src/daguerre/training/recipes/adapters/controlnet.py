@@ -46,10 +46,10 @@ def run(recipe: ControlNetRecipe) -> Path:
     source = with_control_maps(trained, recipe.control)
     recipe = with_epochs(recipe, source)
     loop = recipe.loop
-    record_run(recipe.out, "ControlNetRecipe", source.key, size=size, seed=loop.seed, base=recipe.model, threads=recipe.machine.threads)
     torch.manual_seed(loop.seed)
     model = replace(model, unet=model.unet.float(), conditioner=conditioner.float(), sample_size=size)
     network = ControlledModel(model, new_controlnet(recipe, model))
+    record_run(recipe.out, "ControlNetRecipe", source.key, size=size, seed=loop.seed, base=recipe.model, threads=recipe.machine.threads)
     print_plan({"ControlNet": network}, loop, recipe.out, images=epoch_images(source))
     identity = {"data": source.key, "size": size, "model": recipe.model, "unet": network_hash(model.unet), "loss": asdict(recipe.loss)}
     identity |= {"autoencoder": network_hash(autoencoder), "text": network_hash(conditioner), "start": network_hash(network.controlnet)}
