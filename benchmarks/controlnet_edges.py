@@ -7,24 +7,23 @@
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 import daguerre
 from daguerre.adapters import load_controlnet, with_adapters
 from daguerre.data import EmojiDataset, EmojiMix, Sample
 from daguerre.metrics.edges import edge_f1
 from daguerre.models.latent_diffusion import LatentDiffusion
+from daguerre.pipelines.images.grid import image_table
 from daguerre.pipelines.images.preprocessors import preprocess
 
 SIZE = 128
 COUNT = 2000  # training images
 HELD_OUT_EVERY = 10  # of the things; training has no image of them
-MEASURED, SHOWN = 64, 6
+MEASURED, SHOWN = 40, 6
 MIX = EmojiMix(recoloured=0.4, background=0.2, pair=0, centred=0.2, mirrored=0.5)
 
 
@@ -58,20 +57,8 @@ def measure(controlnet: Path, out: Path) -> None:
     for name, images in {"without": plain, "with": followed, "other map": [*followed[1:], followed[0]]}.items():
         scores = [edge_f1(preprocess(image, "canny"), edges) for image, edges in zip(images, maps, strict=True)]
         print(f"{name}: edge F1 {np.mean(scores):.3f} ± {np.std(scores) / len(scores) ** 0.5:.3f}")
-    save_sheet([maps, plain, followed], [sample.caption for sample in found], out)
-
-
-def save_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], out: Path) -> None:
-    """Maps, images without and images with the ControlNet below each other."""
-    sheet = Image.new("RGB", (60 + SIZE * SHOWN, 14 + SIZE * len(rows)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for x, caption in enumerate(captions[:SHOWN]):
-        canvas.text((60 + SIZE * x, 1), caption[:24], fill="black")
-    for y, (label, images) in enumerate(zip(("map", "without", "with"), rows, strict=True)):
-        canvas.text((2, 14 + SIZE * y + SIZE // 2), label, fill="black")
-        for x, image in enumerate(images[:SHOWN]):
-            sheet.paste(image, (60 + SIZE * x, 14 + SIZE * y))
-    sheet.save(out, quality=85)
+    rows, captions = [maps, plain, followed], [sample.caption for sample in found]
+    image_table([row[:SHOWN] for row in rows], rows=("map", "without", "with"), columns=captions[:SHOWN]).image.save(out, quality=90)
 
 
 if __name__ == "__main__":
