@@ -1,5 +1,6 @@
 """The queue: jobs in order, one taken by each free worker. It survives a restart, and can be paused, reordered and edited."""
 
+import gc
 import math
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from daguerre.runtime.allocator import trim_heap
 from daguerre.server.errors import ApiError, not_found
 from daguerre.server.events import EventLog
 from daguerre.server.jobs.job import FINISHED, Job, JobState, Progress
@@ -20,6 +22,7 @@ LISTED_JOBS = 50  # finished jobs that a listing shows
 MAX_RETRY_SECONDS = 120
 JOB_SECONDS = 10.0  # assumed for a job of a model that has not run yet
 PAUSED_KEY = "queue.paused"
+TRIM_AFTER = 2.0  # seconds without a job before freed memory goes back to the system
 
 
 @dataclass
@@ -196,14 +199,18 @@ class JobQueue:
     # what workers ask
 
     def take(self) -> Job | None:
-        """The next job, once there is one; None when the server stops."""
+        """The next job, once there is one; None when the server stops. An empty queue returns unused memory to the system."""
+        trim_after: float | None = TRIM_AFTER
         with self._changed:
             while not self.draining:
                 if not self.paused and (queued := self._queued()):
                     job = replace(queued[0], state="running", started=time.time(), progress=Progress(stage="loading"))
                     self._jobs[job.id] = job
                     break
-                self._changed.wait()
+                if not self._changed.wait(trim_after):
+                    gc.collect()  # reference cycles hold the tensors of finished runs
+                    trim_heap()
+                    trim_after = None
             else:
                 return None
         self._publish_job(job)
