@@ -51,7 +51,7 @@ def measure(controlnet: Path, out: Path) -> None:
     maps = [preprocess(sample.image, "canny") for sample in found]
     plain = [daguerre.generate(base, sample.caption, seed=seed)[0].image for seed, sample in enumerate(found)]
     followed = [
-        daguerre.generate(controlled, sample.caption, seed=seed, control_images=[edges])[0].image
+        daguerre.generate(controlled, sample.caption, seed=seed, control_images=(edges,))[0].image
         for seed, (sample, edges) in enumerate(zip(found, maps, strict=True))
     ]
     for name, images in {"without": plain, "with": followed, "other map": [*followed[1:], followed[0]]}.items():
