@@ -4,7 +4,7 @@
     guidance   fidelity and diversity against the guidance scale (Ho and Salimans 2022, arXiv:2207.12598, figure 4 and table 1)
 
 Every setting starts from the same seeds. Features are those of the embedded CLIP. The features of a setting are kept in `--out`, so an
-interrupted run resumes. Writes benchmarks/relations.md and .png. Minutes for the latent model, more than an hour for the one of pixels.
+interrupted run resumes. Writes benchmarks/relations.md and .png. A step of the latent model costs much less than one of pixels.
 """
 
 import argparse

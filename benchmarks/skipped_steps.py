@@ -3,7 +3,7 @@
     python -m benchmarks.skipped_steps [--images 8] [--out benchmarks/skipped_steps]
 
 A method that skips steps has to be better than the obvious one, to take fewer steps: the page has the PSNR of both at the same number of
-evaluations, for `daguerre txt2img --fast` and for what was tried beside it. DeepCache runs its cheap passes at the share of a full pass
+evaluations, for `daguerre txt2img --fast` and for what else was tried. DeepCache runs its cheap passes at the share of a full pass
 that is measured here; its evaluations count that share.
 """
 
@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from benchmarks.samplers import PROMPTS
 from daguerre.data.images import to_tensor
 from daguerre.diffusion import Conditioning, computed_steps
 from daguerre.metrics import psnr
@@ -27,16 +28,6 @@ from daguerre.nn.cpu.prepack import shallow_copy
 from daguerre.pipelines import Request, generate, generation
 from daguerre.weights import load
 
-PROMPTS = (
-    "a red apple",
-    "a blue cat",
-    "a pizza",
-    "a green heart on a yellow background",
-    "a dog to the left of a tree",
-    "a smiling face",
-    "an orange car",
-    "a purple flower on a white background",
-)
 EVERY = (2, 3, 4)
 
 

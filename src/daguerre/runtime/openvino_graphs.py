@@ -76,7 +76,7 @@ class _FlatUNet(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         x, t, *rest = tensors
         count, controls = len(self.signature.fields), self.signature.controls
-        fields: dict[str, Any] = dict(zip(self.signature.fields, rest, strict=False))
+        fields: dict[str, Any] = dict(zip(self.signature.fields, rest[:count], strict=True))
         cond = Conditioning(**fields, num_conditions=self.signature.num_conditions)
         return self.unet(x, t, cond, control=rest[count:][:controls] or None, features=rest[count + controls :])
 
