@@ -1,6 +1,7 @@
 """Jobs: the images are those of the library, whatever way they come; the queue can be cancelled, moved, edited and paused."""
 
 import json
+import threading
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from starlette.testclient import TestClient
 
 import daguerre
 from daguerre.pipelines.metadata.write import read_provenance
+from daguerre.server.jobs import job_queue
 from daguerre.server.studio import Studio
 from tests.server.conftest import base64_png, finished, opened, sample_image
 
@@ -229,3 +231,13 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(client, run_job):
     assert job["state"] == "failed"
     assert "64×16" in job["error"]["message"]
     assert run_job()["state"] == "done"
+
+
+def test_an_empty_queue_collects_and_returns_the_memory_of_finished_runs(run_job, monkeypatch: pytest.MonkeyPatch):
+    done, calls = threading.Event(), []
+    monkeypatch.setattr(job_queue, "TRIM_AFTER", 0.01)
+    monkeypatch.setattr(job_queue.gc, "collect", lambda *_: calls.append("collect"))
+    monkeypatch.setattr(job_queue, "trim_heap", lambda: (calls.append("trim"), done.set()))
+    run_job()
+    assert done.wait(30)
+    assert calls[-2:] == ["collect", "trim"]

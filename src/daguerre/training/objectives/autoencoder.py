@@ -53,6 +53,7 @@ class AutoencoderTask:
         self.autoencoder, self.weights, self.preview, self.perceptual = autoencoder, weights, preview, perceptual
 
     def to(self, device: torch.device) -> None:
+        self.autoencoder.to(device)  # tasks that train only a decoder leave the rest out of `networks`
         self.preview = self.preview.to(device)
         if isinstance(self.perceptual, nn.Module):
             self.perceptual.to(device)

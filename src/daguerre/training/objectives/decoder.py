@@ -42,10 +42,6 @@ class DecoderTask(AutoencoderTask):
         )
         self.networks = {"decoder": first_stage.decoder}
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.autoencoder.to(device)
-
     def losses(
         self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
@@ -72,10 +68,6 @@ class TinyDecoderTask(AutoencoderTask):
         super().__init__(first_stage, replace(TINY_LOSS, perceptual_weight=weight if perceptual else 0.0), preview, perceptual=perceptual)
         self.decoder = decoder
         self.networks = {"decoder": decoder}
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.autoencoder.to(device)
 
     def losses(
         self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
