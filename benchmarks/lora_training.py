@@ -31,7 +31,7 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.loop import train
-from daguerre.training.objectives.lora import LoraNetwork, LoraTask, new_layers
+from daguerre.training.objectives.adapters.lora import LoraNetwork, LoraTask, new_layers
 from daguerre.training.options.adapters.lora import LoraOptions
 from daguerre.weights import save
 from daguerre.weights.diffusers.load import load_unet

@@ -15,6 +15,7 @@ from typing import Any
 from daguerre.errors import DaguerreError, nearest
 
 UNNAMED_FILES = ("pytorch_lora_weights", "adapter_model", "diffusion_pytorch_model", "model")  # the folder has the name
+PRESET_KEY = "daguerre.preset"  # of a header: the name of the preset
 TITLE_KEYS = ("modelspec.title", "ss_output_name", "ss_sd_model_name", "name")  # of a file, in which trainers write its name
 
 
@@ -98,7 +99,7 @@ def possible_presets(name: str) -> list[Preset]:
 
 
 def presets_of_file(path: Path) -> list[Preset]:
-    """The presets that a file allows: by its name or that of its folder, by the name in its header, or by its shapes.
+    """The presets that a file allows: by its name or that of its folder, by the preset or the name in its header, or by its shapes.
 
     Raises:
         DaguerreError: the file cannot be read.
@@ -110,6 +111,8 @@ def presets_of_file(path: Path) -> list[Preset]:
     from daguerre.weights.tensors.reader import open_tensors  # imported here, because it imports torch
 
     file = open_tensors(path)
+    if (named := file.metadata.get(PRESET_KEY, "")) in STEP_PRESETS:
+        return [STEP_PRESETS[named]]
     for key in TITLE_KEYS:
         if found := possible_presets(file.metadata.get(key, "")):
             return found

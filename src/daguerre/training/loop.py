@@ -50,7 +50,7 @@ class TrainingTask(Protocol):
     """A model with its loss.
 
     `networks` are the trained networks by name, each with its own optimizer. A task may have an attribute `no_decay` with parameters that
-    are exempt from weight decay.
+    are exempt from weight decay, and a method `use_average(ema)` that gets the moving average, if there is one.
     """
 
     networks: dict[str, nn.Module]
@@ -125,6 +125,8 @@ def train(
     no_decay = getattr(task, "no_decay", ())
     optimizers = {name: make_optimizer(network, config, no_decay) for name, network in networks.items()}
     ema = EMA({name: networks[name] for name in task.ema_networks}, config.ema_decay) if config.ema_decay else None
+    if ema is not None and hasattr(task, "use_average"):
+        task.use_average(ema)  # pyright: ignore[reportAttributeAccessIssue]
     identity = {"task": task.name, **{name: getattr(config, name) for name in IDENTITY_FIELDS}, "recipe": recipe}
     state = TrainState(networks, optimizers, ema, identity, accelerator.scaler)
     start, total = restore_checkpoint(out / "checkpoints", state, shown=accelerator.is_main_process), config.max_train_steps

@@ -26,7 +26,7 @@ from daguerre.training.batch_random import BatchRandom
 from daguerre.training.condition_preview import find_examples
 from daguerre.training.config import DiffusionLoss, LoopConfig
 from daguerre.training.datasets.control_maps import split_pair, with_control_maps
-from daguerre.training.objectives.controlnet import ControlledModel, ControlNetTask
+from daguerre.training.objectives.adapters.controlnet import ControlledModel, ControlNetTask
 from daguerre.training.options.adapters.controlnet import ControlNetRecipe
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.recipes.adapters.controlnet import run

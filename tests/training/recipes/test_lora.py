@@ -21,7 +21,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss, LoopConfig
-from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers, shuffle_caption
+from daguerre.training.objectives.adapters.lora import LoraNetwork, LoraTask, layers_of, new_layers, shuffle_caption
 from daguerre.training.options.adapters.lora import LoraOptions, LoraRecipe
 from daguerre.training.options.images import BucketedTrainingImageOptions
 from daguerre.training.recipes.adapters.lora import run

@@ -16,7 +16,7 @@ from daguerre.adapters.embedding import save_embedding
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import LoopConfig
-from daguerre.training.objectives.textual_inversion import WordVectors, filled, first_vectors
+from daguerre.training.objectives.adapters.textual_inversion import WordVectors, filled, first_vectors
 from daguerre.training.options.adapters.textual_inversion import TextualInversionRecipe
 from daguerre.training.recipes.adapters.textual_inversion import run
 from daguerre.weights.hashing import network_hash

@@ -95,14 +95,12 @@ class DiffusionTask:
         self, batch: Batch, networks: Mapping[str, nn.Module], random: BatchRandom, step: int
     ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
         device = self.model.device
+        x0 = self.latents(batch)
         with torch.no_grad():
-            x0 = batch.x.to(device)
-            if not batch.latent:
-                x0 = self.model.autoencoder.encode(x0)
             dropped = random.uniform() < self.weights.caption_dropout
             captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch.captions, strict=True)]
             condition = self.encode_text(captions) if batch.condition is None else _without_dropped(batch.condition.to(device), dropped)
-        x0, prediction = x0.float(), self.model.prediction
+        prediction = self.model.prediction
         t = sample_timesteps(len(self.model.schedule.alphas_cumprod), self.weights, random)
         alpha_bar = self.model.schedule.alphas_cumprod[t].float().to(device)  # (B,)
         eps = self.noise(x0.shape[1:], random, device)
@@ -128,6 +126,12 @@ class DiffusionTask:
         """An estimate of the variational bound in bits per dimension, (): T times the mean of the terms of steps t (B,)."""
         log_variance = self.posterior.log_variance(t, "learned", x0, fraction)
         return len(self.model.schedule) * self.posterior.bound_terms(t, x0, predicted, log_variance).mean()
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """The clean latents of a batch (B, Z, h, w), float32."""
+        x = batch.x.to(self.model.device)
+        return (x if batch.latent else self.model.autoencoder.encode(x)).float()
 
     def noise(self, shape: Sequence[int], random: BatchRandom, device: torch.device) -> Tensor:
         """The noise (B, *shape) of latents."""

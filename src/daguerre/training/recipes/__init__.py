@@ -66,6 +66,11 @@ RECIPES: Mapping[str, Recipe] = {
         "options.adapters.textual_inversion:TextualInversionRecipe",
         "recipes.adapters.textual_inversion:run",
     ),
+    "lcm": Recipe(
+        "a LoRA with which a model needs only 4 steps: consistency distillation",
+        "options.adapters.lcm:LCMRecipe",
+        "recipes.adapters.lcm:run",
+    ),
     "controlnet": Recipe(
         "a ControlNet: images follow edges or another map",
         "options.adapters.controlnet:ControlNetRecipe",

@@ -220,6 +220,12 @@ def trained_parts(model: LatentDiffusion) -> tuple[AutoencoderKL, Conditioner]:
     return autoencoder.requires_grad_(False), conditioner.requires_grad_(False)
 
 
+def require_text_to_image(model: LatentDiffusion, purpose: str) -> None:
+    """Raise DaguerreError if the UNet has inputs besides latents and text. purpose: what to do with another model, for the message."""
+    if model.unet.config.in_channels != model.latent_channels:
+        raise DaguerreError(f"{model.name} has more inputs than text; {purpose} the text-to-image model of its family.")
+
+
 def tiny_text(vocab_size: int, width: int, layers: int, length: int = 32) -> CLIPTextConfig:
     """A text tower with heads of 64 channels and a projection to its own width."""
     return CLIPTextConfig(vocab_size, length, width, layers, width // 64, 4 * width, "gelu", projection=width)

@@ -15,7 +15,7 @@ from daguerre.training.options.machine import MachineOptions
 
 
 @dataclass(frozen=True)
-class LoraOptions:
+class LoraLayerOptions:
     """Which layers a LoRA changes, and how."""
 
     rank: int = 8  # Rank of each layer's change: more can learn more, and gives a larger file.
@@ -24,29 +24,38 @@ class LoraOptions:
     modules: str = "attentions"
     # Precision of the model, which is not trained; the LoRA itself is float32. Half precision needs half the memory.
     base_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    train_text_encoder: bool = False  # Train the linear layers of the text encoders, too.
     dora: bool = False  # Learn the size of each layer's weights apart from their direction (DoRA).
     init_lora: Annotated[Path | None, optional("FILE")] = None  # Continue from this LoRA, with its layers, rank and alpha.
-    noise_offset: float = 0.0  # Adds one random value per channel, times this, to the noise, for very dark or bright images; 0.05 is usual.
-    shuffle_captions: bool = False  # Shuffle the parts of a caption that commas separate, in another order in each step.
-    keep_tokens: int = 0  # With --shuffle-captions: number of first parts that stay where they are.
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise DaguerreError(f"rank is {self.rank}; it must be 1 or more.")
         if self.alpha is not None and not 0 < self.alpha < inf:
             raise DaguerreError(f"alpha is {self.alpha}; it must be above 0, such as {self.rank}.")
-        if not 0 <= self.noise_offset <= 1:
-            raise DaguerreError(f"noise_offset is {self.noise_offset}; it must be between 0 and 1.")
-        if self.keep_tokens < 0:
-            raise DaguerreError(f"keep_tokens is {self.keep_tokens}; it must be 0 or more.")
         try:
             re.compile(self.modules)
         except re.error as error:
             raise DaguerreError(f"modules is {self.modules!r}, which is no regular expression ({error}); an example is 'attn'.") from error
 
 
-def require_loss_scaling(lora: LoraOptions, loop: LoopConfig) -> None:
+@dataclass(frozen=True)
+class LoraOptions(LoraLayerOptions):
+    """Which layers a LoRA changes, and how it is trained on images."""
+
+    train_text_encoder: bool = False  # Train the linear layers of the text encoders, too.
+    noise_offset: float = 0.0  # Adds one random value per channel, times this, to the noise, for very dark or bright images; 0.05 is usual.
+    shuffle_captions: bool = False  # Shuffle the parts of a caption that commas separate, in another order in each step.
+    keep_tokens: int = 0  # With --shuffle-captions: number of first parts that stay where they are.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.noise_offset <= 1:
+            raise DaguerreError(f"noise_offset is {self.noise_offset}; it must be between 0 and 1.")
+        if self.keep_tokens < 0:
+            raise DaguerreError(f"keep_tokens is {self.keep_tokens}; it must be 0 or more.")
+
+
+def require_loss_scaling(lora: LoraLayerOptions, loop: LoopConfig) -> None:
     """Raise DaguerreError if gradients pass through a float16 model without loss scaling: small ones would become 0."""
     if lora.base_dtype == "float16" and loop.mixed_precision != "fp16":
         raise DaguerreError(

@@ -10,7 +10,6 @@ import torch
 from daguerre.adapters import load_controlnet
 from daguerre.adapters.controlnet import save_controlnet
 from daguerre.data import BatchLoader
-from daguerre.errors import DaguerreError
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
@@ -18,12 +17,12 @@ from daguerre.training.condition_preview import find_examples
 from daguerre.training.datasets.control_maps import with_control_maps
 from daguerre.training.datasets.images import ValidationBatches, open_training_images, validation_sample
 from daguerre.training.loop import train
-from daguerre.training.objectives.controlnet import ControlledModel, ControlNetTask
+from daguerre.training.objectives.adapters.controlnet import ControlledModel, ControlNetTask
 from daguerre.training.options.adapters.controlnet import ControlNetRecipe
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.plan import announce, epoch_images, example_caption, print_plan
 from daguerre.training.processes import rank
-from daguerre.training.recipes.stages import trained_parts, with_epochs
+from daguerre.training.recipes.stages import require_text_to_image, trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
 from daguerre.weights.hashing import network_hash
@@ -38,8 +37,7 @@ def run(recipe: ControlNetRecipe) -> Path:
     """
     model = load_diffusion(recipe.model)
     autoencoder, conditioner = trained_parts(model)
-    if model.unet.config.in_channels != autoencoder.config.latent_channels:
-        raise DaguerreError(f"{model.name} has more inputs than text; train the ControlNet on the text-to-image model of its family.")
+    require_text_to_image(model, "train the ControlNet on")
     size = model.sample_size if recipe.resolution is None else recipe.resolution
     require_multiple(size, autoencoder.downsample_factor, model.name)
     trained, held_out = open_training_images(recipe.data, size, recipe.images, captioned=True, repeats=True)

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.loop import train
+from daguerre.training.objectives.adapters.lora import LoraNetwork, LoraTask, layers_of, new_layers
 from daguerre.training.objectives.diffusion import with_prior
-from daguerre.training.objectives.lora import LoraNetwork, LoraTask, layers_of, new_layers
+from daguerre.training.options.adapters.lcm import LCMRecipe
 from daguerre.training.options.adapters.lora import LoraRecipe
 from daguerre.training.plan import announce, example_caption, print_plan
 from daguerre.training.processes import rank
@@ -76,21 +78,40 @@ def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImage
         if recipe.gradient_checkpointing:
             stack.enter_context(checkpointed(model.unet))
         train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
+    return write_lora(network, recipe, header(recipe, model, source), [item.caption for item in source.items])
+
+
+def write_lora(network: LoraNetwork, recipe: LoraRecipe | LCMRecipe, header: Mapping[str, str], captions: Sequence[str]) -> Path:
+    """Write a trained LoRA in both namings, print a command that uses it, and return the file in kohya's naming."""
     name = recipe.out.absolute().name
     path = recipe.out / f"{name}.safetensors"
     if rank() == 0:
-        lora, networks = network.cpu().value(name, header(recipe, model, source) | network.sizes), adapted_networks(model)
+        lora, networks = network.cpu().value(name, {**header, **network.sizes}), adapted_networks(network.model)
         save_lora(lora, path, networks)
         save_lora(lora, recipe.out / f"{name}-peft.safetensors", networks, naming="peft")
     base = "" if recipe.model is None else f" --model {shlex.quote(recipe.model)}"
-    caption = example_caption([item.caption for item in source.items])
-    announce(f"Try it: daguerre txt2img {shlex.quote(caption)}{base} --lora {shlex.quote(str(path))}")
+    announce(f"Try it: daguerre txt2img {shlex.quote(example_caption(captions))}{base} --lora {shlex.quote(str(path))}")
     return path
 
 
 def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) -> dict[str, str]:
-    """What other programs read from the header of a trained LoRA, by kohya's and modelspec's names."""
+    """What other programs read from the header of a LoRA that is trained on a folder of images."""
     tags = Counter(part.strip() for item in source.items for part in item.caption.split(",") if part.strip())
+    values = {
+        "ss_num_train_images": len(source),
+        "ss_enable_bucket": recipe.images.crop == "bucket",
+        "ss_caption_dropout_rate": recipe.loss.caption_dropout,
+        "ss_min_snr_gamma": recipe.loss.snr_gamma,
+        "ss_noise_offset": recipe.lora.noise_offset or None,
+        "ss_shuffle_caption": recipe.lora.shuffle_captions,
+        "ss_keep_tokens": recipe.lora.keep_tokens,
+        "ss_tag_frequency": json.dumps({source.folder.absolute().name: dict(tags)}, ensure_ascii=False),
+    }
+    return common_header(recipe, model) | {name: str(value) for name, value in values.items()}
+
+
+def common_header(recipe: LoraRecipe | LCMRecipe, model: LatentDiffusion) -> dict[str, str]:
+    """What other programs read from the header of a trained LoRA, by kohya's and modelspec's names."""
     family = CONTEXT_FAMILIES.get(model.unet.config.context_width or 0, "")
     has_v = family == "sd2" and model.prediction == "v"
     values: dict[str, object] = {
@@ -102,14 +123,6 @@ def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) ->
         "ss_total_batch_size": recipe.loop.batch_size,
         "ss_seed": recipe.loop.seed,
         "ss_resolution": f"({model.sample_size}, {model.sample_size})",
-        "ss_num_train_images": len(source),
-        "ss_enable_bucket": recipe.images.crop == "bucket",
-        "ss_caption_dropout_rate": recipe.loss.caption_dropout,
-        "ss_min_snr_gamma": recipe.loss.snr_gamma,
-        "ss_noise_offset": recipe.lora.noise_offset or None,
-        "ss_shuffle_caption": recipe.lora.shuffle_captions,
-        "ss_keep_tokens": recipe.lora.keep_tokens,
-        "ss_tag_frequency": json.dumps({source.folder.absolute().name: dict(tags)}, ensure_ascii=False),
         "modelspec.title": recipe.out.absolute().name,
         "modelspec.prediction_type": model.prediction,
         "modelspec.resolution": f"{model.sample_size}x{model.sample_size}",

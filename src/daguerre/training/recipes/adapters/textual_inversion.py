@@ -13,7 +13,7 @@ from daguerre.errors import DaguerreError
 from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.datasets.fine_tuning import latent_batches, open_captioned_images
 from daguerre.training.loop import train
-from daguerre.training.objectives.textual_inversion import (
+from daguerre.training.objectives.adapters.textual_inversion import (
     CAPTION,
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,

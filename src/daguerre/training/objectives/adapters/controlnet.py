@@ -23,7 +23,7 @@ from daguerre.training.batch_random import BatchRandom
 from daguerre.training.condition_preview import ConditionExample, example_sheet
 from daguerre.training.config import DiffusionLoss
 from daguerre.training.datasets.control_maps import split_pair
-from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
+from daguerre.training.objectives.adapters.frozen_model import AdaptedModel, AdapterTask
 
 
 class ControlledModel(AdaptedModel):

@@ -20,7 +20,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
-from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
+from daguerre.training.objectives.adapters.frozen_model import AdaptedModel, AdapterTask
 
 WORD, CAPTION = "{}", "[filewords]"  # in templates: the new word, and the image's caption
 # Captions of the paper's code, for things and for styles.

@@ -28,8 +28,8 @@ from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
-from daguerre.training.objectives.frozen_model import AdaptedModel, AdapterTask
-from daguerre.training.options.adapters.lora import LoraOptions
+from daguerre.training.objectives.adapters.frozen_model import AdaptedModel, AdapterTask
+from daguerre.training.options.adapters.lora import LoraLayerOptions, LoraOptions
 
 TRAINED_TEXT_LAYERS = re.compile(r"encoder\.layers\.(\d+)\.(self_attn|mlp)\.")
 Base = nn.Linear | nn.Conv2d
@@ -89,15 +89,28 @@ class LoraNetwork(AdaptedModel):
         super().__init__(model, cached=cached and all(role == "unet" for role, _ in layers))
         self.paths = tuple(layers)
         self.layers = nn.ModuleList(layers.values())
+        self._suspended = False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         networks = adapted_networks(self.model)
         with ExitStack() as stack:
             for (role, path), layer in zip(self.paths, self.layers, strict=True):
-                hook = partial(_with_change, layer)
+                hook = partial(self._with_change, layer)
                 stack.callback(networks[role].get_submodule(path).register_forward_hook(hook).remove)
             yield
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside the block the model computes without the changes, also inside `attached()`."""
+        self._suspended = True
+        try:
+            yield
+        finally:
+            self._suspended = False
+
+    def _with_change(self, layer: nn.Module, base: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output if self._suspended else layer(base, inputs[0], output)
 
     def value(self, name: str, metadata: Mapping[str, str]) -> Lora:
         """The LoRA as it is now, on the same memory."""
@@ -114,11 +127,7 @@ class LoraNetwork(AdaptedModel):
         return {"ss_network_dim": str(max(found)[0]), "ss_network_alpha": str(max(found)[1])}
 
 
-def _with_change(layer: nn.Module, base: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return layer(base, inputs[0], output)
-
-
-def new_layers(model: LatentDiffusion, options: LoraOptions) -> dict[LayerPath, LowRankLayer]:
+def new_layers(model: LatentDiffusion, options: LoraLayerOptions) -> dict[LayerPath, LowRankLayer]:
     """Layers of a new LoRA that changes nothing yet. Uses torch's global generator.
 
     Raises:
@@ -131,7 +140,7 @@ def new_layers(model: LatentDiffusion, options: LoraOptions) -> dict[LayerPath, 
             f"No layer of the UNet matches --modules {options.modules!r}. Its layers have paths such as {next(iter(candidates))[1]}; "
             "an example is --modules attn."
         )
-    if options.train_text_encoder:
+    if isinstance(options, LoraOptions) and options.train_text_encoder:
         text = _text_layers(model)
         if not text:
             raise DaguerreError(f"{model.name} has no CLIP text encoder to train; remove --train-text-encoder.")
@@ -176,7 +185,7 @@ def _shaped_like(delta: LowRank, base: nn.Module, name: str, path: str) -> LowRa
     return replace(delta, down=delta.down.reshape(-1, *kernel), up=delta.up.reshape(len(delta.up), -1, *[1] * (len(kernel) - 1)))
 
 
-def _new_layer(base: Base, options: LoraOptions) -> LowRankLayer:
+def _new_layer(base: Base, options: LoraLayerOptions) -> LowRankLayer:
     kernel = base.weight.shape[1:]
     down, up = torch.empty(options.rank, *kernel), torch.zeros(len(base.weight), options.rank, *[1] * (len(kernel) - 1))
     nn.init.kaiming_uniform_(down, a=sqrt(5))
