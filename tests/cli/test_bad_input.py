@@ -30,6 +30,7 @@ BASES = {
     "score": ["cat.png", "a cat"],
     "compare": ["a cat", "a dog"],
     "batch": ["table.csv", "--out=results"],
+    "shard": ["images", "--out=results"],
     "models": [],
     "lineage": [],
     "evaluate": [],
@@ -106,6 +107,8 @@ WRONG: dict[str, tuple[str | None, str]] = {
     "--sampler": ("eulr_a", "Did you mean"),
     "--seed": ("-7", "seed is -7"),
     "--self": ("40", "--self is '40'; it is X,Y"),
+    "--samples": ("0", "--samples is 0"),
+    "--shard-size": ("nan", "--shard-size is nan"),
     "--shard": ("4/4", "--shard is '4/4'"),
     "--size": ("big", "--size is 'big'"),
     "--spacing": ("traling", "Did you mean 'trailing'"),
@@ -128,6 +131,7 @@ WRONG: dict[str, tuple[str | None, str]] = {
 # Options with a different check in one command.
 OWN: dict[tuple[str, str], tuple[str | None, str]] = {
     ("batch", "--out"): ("mask.png", "is a file"),
+    ("shard", "--out"): ("mask.png", "is a file"),
     ("layout", "--map"): ("mask.png", "give one of the two"),
     ("evaluate", "--model"): ("tinny", "tinny"),
     ("evaluate", "--num-images"): ("0", "num_images is 0"),

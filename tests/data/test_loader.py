@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from daguerre.data import BatchLoader, Sample, ShapesDataset
-from daguerre.data.loader import BatchOrder
+from daguerre.data.order import BatchOrder
 from daguerre.errors import DaguerreError
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "generate a labelled table over one or two settings",
     "batch": "generate images for each row of a table of prompts",
     "models": "list models, samplers and spacings",
+    "shard": "write a folder of images as shards for training",
     "train": "train a model by a recipe",
     "score": "measure how well texts match an image, by CLIP",
     "evaluate": "measure how well a model follows its prompts",

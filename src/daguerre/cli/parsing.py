@@ -1,5 +1,6 @@
 """From command-line arguments to an option dataclass, and every usage error as one sentence with exit code 2."""
 
+import glob
 import io
 import re
 import shlex
@@ -50,6 +51,12 @@ def parse_options(kind: type[T], arguments: Sequence[str], command: str) -> T:
         if stop.code in (None, 0):
             raise
         raise UsageError(f"{_sentence(box.getvalue())}{_dash_hint(box.getvalue(), arguments)} `{prog} --help` lists all options.") from None
+
+
+def is_image_source(data: str | Path) -> bool:
+    """Whether there is such a directory, or there are shards of such a pattern, as `data.catalog.open_image_files` takes them."""
+    path = expand_user(data)
+    return path.is_dir() or (path.suffix == ".tar" and any(glob.iglob(str(path))))
 
 
 @REGISTRY.primitive_rule

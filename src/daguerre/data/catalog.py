@@ -1,7 +1,8 @@
-"""Datasets by name: the built-in ones, or a directory of images."""
+"""Datasets by name: the built-in ones, a directory of images, or shards."""
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from daguerre.atomic_io import expand_user
@@ -9,8 +10,10 @@ from daguerre.data.dataset import Dataset
 from daguerre.data.emoji.dataset import EmojiDataset
 from daguerre.data.emoji.faces import emoji_faces
 from daguerre.data.fitting import CropMode
-from daguerre.data.folder import FolderDataset
+from daguerre.data.folders.dataset import FolderDataset
 from daguerre.data.shapes import ShapesDataset
+from daguerre.data.shards.dataset import ShardDataset
+from daguerre.data.shards.index import shard_files
 from daguerre.errors import DaguerreError
 
 
@@ -28,17 +31,23 @@ BUILT_IN_DATASETS: Mapping[str, Callable[[int], Dataset]] = {"shapes": ShapesDat
 
 
 def open_dataset(data: str, size: int, *, captioned: bool = False, **options: Unpack[FolderOptions]) -> Dataset:
-    """Images of `size` × `size` pixels, from a built-in dataset or a directory; the `options` apply to a directory.
+    """Images of `size` × `size` pixels, from a built-in dataset or as `open_image_files`; the `options` apply only to the latter.
 
     Raises:
         DaguerreError: there is no such directory, it has no images, or, if `captioned`, an image has no caption.
     """
     if data in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[data](size)
-    folder = expand_user(data)
-    if not folder.is_dir():
+    if not expand_user(data).is_dir() and not shard_files(data):
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
-    return FolderDataset(folder, size, captioned=captioned, **options)
+    return open_image_files(data, size, captioned=captioned, **options)
+
+
+def open_image_files(data: str | Path, size: int, *, captioned: bool = False, **options: Unpack[FolderOptions]) -> FolderDataset:
+    """The images of a directory, or of the shards that a directory or a pattern names. Errors as in `FolderDataset` and `ShardDataset`."""
+    if shard_files(data):
+        return ShardDataset(data, size, captioned=captioned, **options)
+    return FolderDataset(expand_user(data), size, captioned=captioned, **options)
 
 
 def print_summary(source: FolderDataset) -> None:

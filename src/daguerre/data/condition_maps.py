@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from daguerre.data.captions import plural
 from daguerre.data.dataset import Dataset, Sample, Subset
-from daguerre.data.folder import FolderDataset
-from daguerre.data.folder_files import file_digest
-from daguerre.data.images import image_size, open_image
+from daguerre.data.folders.dataset import FolderDataset
+from daguerre.data.folders.files import file_digest
+from daguerre.data.images import open_image
 from daguerre.data.shapes import SHAPES, ShapesDataset, ShapesScene
 from daguerre.errors import DaguerreError
 
@@ -128,13 +128,13 @@ def _from_folder(source: FolderDataset, kind: str, folder: Path) -> ConditionMap
     """Read maps from files: `folder/a/b.png` belongs to the image `a/b.jpg`."""
     if kind == "semantic" and source.crop == "pad":
         raise DaguerreError("Semantic maps cannot be padded, because their colours are classes; use another --crop.")
-    paths = [folder / item.path.relative_to(source.folder).with_suffix(".png") for item in source.items]
+    paths = [folder / source.relative_path(item).with_suffix(".png") for item in source.items]
     colours: set[RGBColour] = set()
     for path, item in zip(paths, source.items, strict=True):
         if not path.is_file():
             raise DaguerreError(f"There is no map '{path}' for the image '{item.path}'; each image needs a PNG map of the same name.")
         condition_map = open_image(path)
-        if condition_map.size != image_size(item.path)[::-1]:
+        if condition_map.size != item.original_size()[::-1]:
             raise DaguerreError(
                 f"'{path}' has {condition_map.width}×{condition_map.height} pixels; it must have the size of its image '{item.path}'."
             )

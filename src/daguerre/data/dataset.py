@@ -61,13 +61,14 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Subset:
-    """A dataset derived from some indices of another one: sample n is `sample_item(indices[n], rng)`."""
+    """A dataset derived from some indices of another one: sample n is `sample_item(indices[n], rng)`. shards: see `FolderDataset`."""
 
     size: int
     key: str
     sample_item: Callable[[int, np.random.Generator], Sample]
     indices: Sequence[int]
     rendered: bool = True
+    shards: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

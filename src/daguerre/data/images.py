@@ -79,14 +79,14 @@ def decode_image(
         raise DaguerreError(f"{name} is damaged or incomplete ({error}); replace or remove it.") from error
 
 
-def image_size(file: Path) -> tuple[int, int]:
+def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
     """(height, width) of an upright image, from the file's header. Errors as in `open_image`, which checks the rest of the file."""
     try:
         with Image.open(file, formats=READABLE_FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except _DECODE_ERRORS as error:
-        raise DaguerreError(f"{file} is damaged or incomplete ({error}); replace or remove it.") from error
+        raise DaguerreError(f"{name or file} is damaged or incomplete ({error}); replace or remove it.") from error
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:

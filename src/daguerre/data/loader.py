@@ -1,17 +1,13 @@
 """Batches that are a pure function of (dataset, seed, step), so that a resumed run continues exactly as without interruption.
 
-Position p of the endless sequence of samples belongs to epoch p // N. Each epoch has its own permutation of the N indices, and each sample
-its own generator with seed (seed, epoch, index). Which worker loads it, and when, does not matter.
-
-With aspect-ratio buckets each bucket of n images has such a sequence, and a batch takes B samples of one of them. Of N successive steps, n
-have this bucket, in an order of the seed: so every image is used B times in N steps, and all batches are full.
+`order` says which samples a batch has. Each sample has its own generator with seed (seed, epoch, index). Which worker loads it, and when,
+does not matter.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
 from itertools import count
 
 import numpy as np
@@ -23,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from daguerre.data.dataset import Dataset, Sample
 from daguerre.data.images import to_tensor
+from daguerre.data.order import BatchOrder
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
 
@@ -55,46 +52,6 @@ class Batch:
         return Batch(self.x[part], *texts, coverage, self.condition and self.condition[part])
 
 
-@lru_cache(maxsize=64)  # each bucket has its own orders
-def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(length)
-
-
-def epoch_index(seed: int, position: int, length: int) -> int:
-    """The sample at a position of the endless sequence: each epoch visits all indices 0 … length − 1 once, in its own order."""
-    return int(_epoch_order(seed, position // length, length)[position % length])
-
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """Which samples each batch has. buckets: the bucket of each sample, if the samples of a batch must have the same one."""
-
-    length: int
-    batch_size: int
-    seed: int
-    buckets: Sequence[int] = ()
-
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, index) of the samples of one step."""
-        members, turn = self._members(step)
-        positions = range(turn * self.batch_size, (turn + 1) * self.batch_size)
-        return [(p // len(members), int(members[epoch_index(self.seed, p, len(members))])) for p in positions]
-
-    @cached_property
-    def _buckets(self) -> np.ndarray | None:
-        return np.asarray(self.buckets) if len(set(self.buckets)) > 1 else None
-
-    def _members(self, step: int) -> tuple[Sequence[int] | np.ndarray, int]:
-        """The samples of the step's bucket, and how many earlier batches this bucket had."""
-        buckets = self._buckets
-        if buckets is None:
-            return range(self.length), step
-        cycle, place = divmod(step, self.length)
-        order = buckets[_epoch_order(self.seed, cycle, self.length)]
-        members = np.flatnonzero(buckets == order[place])
-        return members, cycle * len(members) + int((order[:place] == order[place]).sum())
-
-
 def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int) -> Iterator[Batch]:
     """Yield `batch(start)`, `batch(start + 1)`, … without end; threads compute up to `ahead` of them in advance."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
@@ -114,7 +71,14 @@ class BatchLoader(TorchDataset[Batch]):
     """Batches of a dataset. With `repeats` > 1 each index gives that many adjacent samples with different generators."""
 
     def __init__(
-        self, source: Dataset, batch_size: int, seed: int, size: int | None = None, *, repeats: int = 1, buckets: Sequence[int] = ()
+        self,
+        source: Dataset,
+        batch_size: int,
+        seed: int,
+        size: int | None = None,
+        *,
+        repeats: int = 1,
+        buckets: Sequence[int] | np.ndarray = (),
     ):
         """Images of another side than `size` pixels are resized. buckets: see `BatchOrder`.
 
@@ -128,7 +92,7 @@ class BatchLoader(TorchDataset[Batch]):
             raise DaguerreError(f"seed is {seed}; it must be 0 or more.")
         self.source, self.batch_size, self.seed, self.repeats = source, batch_size, seed, repeats
         self.size = size
-        self.order = BatchOrder(len(source), batch_size // repeats, seed, buckets)
+        self.order = BatchOrder(len(source), batch_size // repeats, seed, buckets, getattr(source, "shards", None))
 
     def __getitem__(self, step: int) -> Batch:
         return self.batch(step)

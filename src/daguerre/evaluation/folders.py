@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from daguerre.atomic_io import atomic_path
-from daguerre.data import FolderDataset, open_image, to_tensor
-from daguerre.data.catalog import print_summary
+from daguerre.data import FolderDataset, to_tensor
+from daguerre.data.catalog import open_image_files, print_summary
 from daguerre.data.fitting import fit_image
-from daguerre.data.folder import FolderItem
+from daguerre.data.folders.items import FolderItem
 from daguerre.errors import DaguerreError
 from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.evaluation.config import EvaluateConfig
@@ -235,7 +235,7 @@ class BlockStore:
     def _file(self, items: Sequence[FolderItem], key: Sequence[str]) -> Path | None:
         if self.cache is None:
             return None
-        states = [(item.path.name, item.caption, (state := item.path.stat()).st_size, state.st_mtime_ns) for item in items]
+        states = [(item.path.name, item.caption, *item.version) for item in items]
         return self.cache / f"{fingerprint(key, states)}.safetensors"
 
 
@@ -278,7 +278,7 @@ def score_captions(scorer: ClipScorer, source: FolderDataset, blocks: BlockStore
     side = scorer.clip.config.vision.size
 
     def scores(items: Sequence[FolderItem]) -> Tensor:
-        x = torch.stack([to_tensor(fit_image(open_image(item.path, min_side=side), (side, side), "center")) for item in items])
+        x = torch.stack([to_tensor(fit_image(item.open(min_side=side), (side, side), "center")) for item in items])
         return clip_score(cosine(scorer.embed_images(x)[:, None], scorer.embed_texts([item.caption for item in items])[:, None])[:, 0, 0])
 
     return blocks.compute(source, ("CLIP score", network_hash(scorer.clip)), scores)
@@ -335,7 +335,7 @@ def _embed(embed: Embedder, source: FolderDataset, blocks: BlockStore) -> Blocks
     """The features (N, D) of all images."""
 
     def features(items: Sequence[FolderItem]) -> Tensor:
-        images = [open_image(item.path) for item in items]
+        images = [item.open() for item in items]
         if embed.size is None:
             x = [resize_like_tensorflow(to_tensor(image)[None], INCEPTION_SIDE)[0] for image in images]
         else:
@@ -348,7 +348,7 @@ def _embed(embed: Embedder, source: FolderDataset, blocks: BlockStore) -> Blocks
 def _open(folder: str | Path | None, config: EvaluateConfig) -> FolderDataset | None:
     if folder is None:
         return None
-    source = FolderDataset(Path(folder), config.resolution, captioned=False, crop="center", skip_bad=config.skip_bad)
+    source = open_image_files(folder, config.resolution, crop="center", skip_bad=config.skip_bad)
     print_summary(source)
     return source
 

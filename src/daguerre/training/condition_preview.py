@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner
 from daguerre.data import Dataset
-from daguerre.data.loader import epoch_index
+from daguerre.data.order import epoch_index
 from daguerre.models.controlnet import ControlNetModel
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.pipelines import Request, generate

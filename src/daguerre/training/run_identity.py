@@ -9,7 +9,7 @@ from typing import Any
 
 from daguerre.atomic_io import atomic_write
 from daguerre.cpu_threads import set_threads
-from daguerre.errors import DaguerreError
+from daguerre.errors import DaguerreError, join_names
 from daguerre.weights.tensors.safetensors import read_json
 
 MAX_SHOWN = 80  # characters of a value in a message
@@ -65,6 +65,10 @@ def _differences(before: Any, now: Any, name: str) -> list[str]:
         return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and any(isinstance(item, dict) for item in before):
         return [line for index, pair in enumerate(zip(before, now, strict=True)) for line in _differences(*pair, f"{name}.{index}")]
+    if before != now and isinstance(before, str) and isinstance(now, str) and "\n" in before:  # a list of shards
+        old, new = before.splitlines(), now.splitlines()
+        gone, added = (join_names(set(one) - {*other}) or "nothing more" for one, other in ((old, new), (new, old)))
+        return [f"{name} {gone}, not {added}"]
     return [] if before == now else [f"{name} {_shorten(before)}, not {_shorten(now)}"]
 
 

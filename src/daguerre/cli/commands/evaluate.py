@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import check_model_name, choose_threads
-from daguerre.cli.parsing import UsageError, parse_options
+from daguerre.cli.parsing import UsageError, is_image_source, parse_options
 from daguerre.evaluation.config import RENDERED, RENDERED_IMAGES, EvaluateConfig
 
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     for folder in folders:
         if config.images is not None and str(folder).endswith(".npz") and expand_user(folder).is_file():
             continue
-        if not expand_user(folder).is_dir():
+        if not is_image_source(folder):
             raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
     if config.data is not None and config.data not in rendered:
         config = replace(config, data=str(expand_user(config.data)))

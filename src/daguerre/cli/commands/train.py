@@ -4,9 +4,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from daguerre.atomic_io import expand_user
 from daguerre.cli.model_loading import choose_threads
-from daguerre.cli.parsing import UsageError, parse_options, usage_errors
+from daguerre.cli.parsing import UsageError, is_image_source, parse_options, usage_errors
 from daguerre.errors import nearest
 from daguerre.runtime.allocator import tune_malloc
 from daguerre.training.recipes import RECIPES
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     recipe = RECIPES[name]
     options = parse_options(recipe.options, rest, f"train {name}")
     data = getattr(options, "data", None)
-    if data is not None and str(data) not in BUILT_IN_DATA and not expand_user(data).is_dir():
+    if data is not None and str(data) not in BUILT_IN_DATA and not is_image_source(data):
         raise UsageError(f"There is no directory '{data}'; give --data a directory of images, or {' or '.join(BUILT_IN_DATA)}.")
 
     with usage_errors():

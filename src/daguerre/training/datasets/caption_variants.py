@@ -7,7 +7,7 @@ from itertools import count
 import numpy as np
 
 from daguerre.data.caption_variants import vary_caption
-from daguerre.data.loader import epoch_index
+from daguerre.data.order import epoch_index
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Images with the name of their class as caption: folders with a subfolder per class, and the built-in datasets by kind."""
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -47,7 +46,7 @@ def open_labelled(data: str, size: int, options: TrainingImageOptions, **more: A
 
 def check_classes(data: str, images: FolderDataset) -> None:
     """Raise DaguerreError if an image has no class, or a class has a single image."""
-    counts = Counter(item.label for item in images.items)
+    counts = images.label_counts
     if missing := counts.pop("", 0):
         raise DaguerreError(
             f"{missing} of the {len(images)} images in '{data}' have no class: put those of each class into a subfolder with its name, "
@@ -67,7 +66,7 @@ def _labelled(images: FolderDataset) -> Subset:
         found = images.sample(index, rng)
         return replace(found, caption=found.label)
 
-    return Subset(images.size, f"classes of {images.key} {[item.label for item in images.items]}", sample, range(len(images)), False)
+    return Subset(images.size, f"classes of {images.key}{images.label_key}", sample, range(len(images)), False, images.shards)
 
 
 def _emoji_by_subgroup(size: int) -> LabelledImages:

@@ -206,7 +206,7 @@ def layout_texts(folder: Path, images: FolderDataset) -> list[str]:
     """
     found = []
     for item in images.items:
-        path = folder / item.path.relative_to(images.folder).with_suffix(".txt")
+        path = folder / images.relative_path(item).with_suffix(".txt")
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

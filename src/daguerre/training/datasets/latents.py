@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from daguerre.atomic_io import atomic_path
 from daguerre.data import Batch, BatchLoader, FolderDataset
-from daguerre.data.loader import BatchOrder, prefetch
+from daguerre.data.loader import prefetch
+from daguerre.data.order import BatchOrder
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel

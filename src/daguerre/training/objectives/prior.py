@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.data.images import to_image
-from daguerre.data.loader import epoch_index
+from daguerre.data.order import epoch_index
 from daguerre.errors import DaguerreError
 from daguerre.models.autoregressive import DEFAULT_SAMPLING, Sampling, bits_per_code, bits_per_pixel, uniform_noise
 from daguerre.models.latent_prior import Prior

@@ -1,4 +1,4 @@
-"""A folder of images with captions, as a dataset; `folder_files` says where captions come from and what is left out.
+"""A folder of images with captions, as a dataset; `files` says where captions come from and what is left out.
 
 All files are checked when the dataset is opened, so that training does not stop at image 40,000.
 """
@@ -8,17 +8,16 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from daguerre.data.dataset import Sample
 from daguerre.data.fitting import CROP_NAMES, CropMode, aspect_ratio_bucket, fit_image
-from daguerre.data.folder_files import (
+from daguerre.data.folders.files import (
     ImageEntry,
     Listing,
     class_label,
@@ -28,23 +27,10 @@ from daguerre.data.folder_files import (
     find_entries,
     list_files,
 )
+from daguerre.data.folders.items import FolderItem, ItemColumns, columns_of
 from daguerre.data.images import image_size, open_image
 from daguerre.errors import DaguerreError, join_names
 from daguerre.limits import MAX_PIXELS
-
-
-class FolderItem(NamedTuple):
-    """An image of a `FolderDataset`.
-
-    label: the name of its class: "label" or "class" of a metadata file, else the name of its subfolder, else "". digest: of the file's
-    bytes. size: (height, width) of its samples.
-    """
-
-    path: Path
-    caption: str
-    label: str
-    digest: str
-    size: tuple[int, int]
 
 
 class FolderDataset:
@@ -77,7 +63,12 @@ class FolderDataset:
             raise DaguerreError(f"size is {size}; it must be 1 or more.")
         self.folder, self.size, self.mirror, self.max_pixels = Path(folder), size, mirror, max_pixels
         self.crop: CropMode = crop
-        self._captioned = captioned
+        self.bucket_step, self.captioned = bucket_step, captioned
+        self.items, found = self._find(skip_bad, repeats)
+        self.summary = [*found, _crop_summary(self._columns, crop, mirror)]
+
+    def _find(self, skip_bad: bool, repeats: bool) -> tuple[Sequence[FolderItem], list[str]]:
+        """The images, and lines about what was found. Sets `skipped`."""
         listing = list_files(self.folder)
         entries = find_entries(self.folder, listing)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -91,33 +82,55 @@ class FolderDataset:
             raise DaguerreError(f"None of the {len(entries)} images in {self.folder} is usable. The first problem: {self.skipped[0][1]}")
         times = count_repeats(usable) if repeats else {}
         repeated = [entry for entry in usable for _ in range(times.get(entry.path.parent, 1))]
-        buckets = {entry.path: aspect_ratio_bucket(entry.size, size, bucket_step) if crop == "bucket" else (size, size) for entry in usable}
-        self.items = [
+        buckets = {entry.path: self._bucket(entry.size) for entry in usable}
+        items = [
             FolderItem(entry.path, entry.caption or "", class_label(entry, self.folder), entry.digest, buckets[entry.path])
             for entry in repeated
         ]
-        self.summary = [
-            *_summary(self.folder, usable, listing, times, len(self.skipped), captioned),
-            _crop_summary(self.items, crop, mirror),
-        ]
+        return items, _summary(self.folder, usable, listing, times, len(self.skipped), self.captioned)
 
     @property
     def key(self) -> str:
-        described = [(item.path.relative_to(self.folder).as_posix(), item.digest, item.caption) for item in self.items]
-        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-        sizes = f" {sorted({item.size for item in self.items})}" if self.crop == "bucket" else ""
+        described = [(self.relative_path(item).as_posix(), item.digest, item.caption) for item in self.items]
+        return self._key(hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16])
+
+    def _key(self, digest: str) -> str:
+        """The key of images with this digest."""
+        sizes = f" {self._columns.buckets[0]}" if self.crop == "bucket" else ""
         return f"images and captions {digest} size {self.size} crop {self.crop}{sizes}{' mirror' if self.mirror else ''}"
 
     @property
-    def buckets(self) -> list[int]:
+    def _columns(self) -> ItemColumns:
+        return columns_of(self.items)
+
+    @property
+    def buckets(self) -> np.ndarray:
         """For each index, the number of its size (height, width) among the sizes of all images: the images of one batch have one size."""
-        numbers = {size: number for number, size in enumerate(sorted({item.size for item in self.items}))}
-        return [numbers[item.size] for item in self.items]
+        return self._columns.buckets[1]
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """For each index, the number of the file that it is read from, if many images are in one file: see `BatchOrder`."""
+        return None
 
     @property
     def labels(self) -> list[str]:
         """The class names of all images, sorted; empty if no image has one."""
-        return sorted({item.label for item in self.items} - {""})
+        return sorted(self.label_counts.keys() - {""})
+
+    @property
+    def label_counts(self) -> Counter[str]:
+        """The number of images of each class; "" is no class."""
+        return self._columns.label_counts
+
+    @property
+    def label_key(self) -> str:
+        """Changes when the class of an image does."""
+        return f" {[item.label for item in self.items]}"
+
+    def relative_path(self, item: FolderItem) -> Path:
+        """The path of an image in the folder: its maps have the same one in theirs."""
+        return item.path.relative_to(self.folder if item.member is None else item.member.file)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -125,15 +138,20 @@ class FolderDataset:
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         item = self.items[index]
         # A long image needs more than the target's shorter side, so that the other side is large enough, too.
-        image = open_image(item.path, min_side=max(item.size), max_pixels=self.max_pixels)
-        return Sample(self.fit(image, index, rng), item.caption, label=item.label)
+        image = item.open(min_side=max(item.size), max_pixels=self.max_pixels)
+        return Sample(self._fit(image, item.size, rng), item.caption, label=item.label)
 
     def fit(
         self, image: Image.Image, index: int, rng: np.random.Generator, resample: Image.Resampling = Image.Resampling.LANCZOS
     ) -> Image.Image:
         """An image, or a map of it, as a sample of this dataset has it: with equal generators, equally cropped and mirrored."""
+        return self._fit(image, self.items[index].size, rng, resample)
+
+    def _fit(
+        self, image: Image.Image, size: tuple[int, int], rng: np.random.Generator, resample: Image.Resampling = Image.Resampling.LANCZOS
+    ) -> Image.Image:
         position = rng.random() if self.crop in ("random", "bucket") else 0.5
-        fitted = fit_image(image, self.items[index].size, self.crop, position, resample)
+        fitted = fit_image(image, size, self.crop, position, resample)
         return ImageOps.mirror(fitted) if self.mirror and rng.random() < 0.5 else fitted
 
     def captions(self, count: int, seed: int) -> list[str]:
@@ -146,10 +164,14 @@ class FolderDataset:
         part.items = list(items)
         return part
 
+    def _rows(self, indices: np.ndarray) -> "FolderDataset":
+        """The same dataset with only the items of these indices."""
+        return self.part(self.items[index] for index in indices)
+
     def parts_of_one_size(self) -> "list[FolderDataset]":
         """A dataset for each size (height, width): without buckets, this one alone."""
-        sizes = sorted({item.size for item in self.items})
-        return [self.part(item for item in self.items if item.size == size) for size in sizes]
+        sizes, buckets = self._columns.buckets
+        return [self._rows(np.flatnonzero(buckets == number)) for number in range(len(sizes))]
 
     def split(self, fraction: float) -> "tuple[FolderDataset, FolderDataset]":
         """The part for training, and about this fraction of the images for validation.
@@ -157,19 +179,22 @@ class FolderDataset:
         A hash of the file's content decides, so an image stays in its part when others are added or renamed, and copies are together.
         Raises DaguerreError if a part would be empty.
         """
-        held_out = [item for item in self.items if int(item.digest, 16) < fraction * 16 ** len(item.digest)]
-        paths = {item.path for item in held_out}
-        trained = [item for item in self.items if item.path not in paths]
-        if not held_out or not trained:
+        is_held_out = self._columns.digests / 2**64 < fraction
+        trained, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+        if not len(held_out) or not len(trained):
             raise DaguerreError(
                 f"A validation fraction of {fraction:g} leaves {len(trained)} of {len(self)} images for training and {len(held_out)} for "
-                f"validation; both need at least one. Use a {'larger' if trained else 'smaller'} fraction, or more images."
+                f"validation; both need at least one. Use a {'larger' if len(trained) else 'smaller'} fraction, or more images."
             )
-        return self.part(trained), self.part(held_out)
+        return self._rows(trained), self._rows(held_out)
+
+    def _bucket(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size of the samples of an image of a size (height, width) that was measured for buckets."""
+        return aspect_ratio_bucket(size, self.size, self.bucket_step) if self.crop == "bucket" else (self.size, self.size)
 
     def _check(self, entry: ImageEntry) -> None:
         """Set the entry's digest and problem; only decoding shows that a file is complete."""
-        if self._captioned and not (entry.caption and entry.caption.strip()):
+        if self.captioned and not (entry.caption and entry.caption.strip()):
             entry.problem = f"{entry.path} has no caption; write it in {entry.expected}."
             return
         try:
@@ -180,11 +205,12 @@ class FolderDataset:
             entry.problem = str(error)
 
 
-def _crop_summary(items: Iterable[FolderItem], crop: CropMode, mirror: bool) -> str:
+def _crop_summary(columns: ItemColumns, crop: CropMode, mirror: bool) -> str:
     """One line: how the images get their sizes."""
-    sizes = Counter(item.size for item in items)
+    sizes, buckets = columns.buckets
     widths = ", ".join(
-        f"{width}×{height} ({count})" if len(sizes) > 1 else f"{width}×{height}" for (height, width), count in sorted(sizes.items())
+        f"{width}×{height} ({count})" if len(sizes) > 1 else f"{width}×{height}"
+        for (height, width), count in zip(sizes, np.bincount(buckets), strict=True)
     )
     return f"crops: {CROP_NAMES[crop]}, {widths} pixels{', a random half mirrored' if mirror else ''}"
 

@@ -189,11 +189,11 @@ def _from_metadata(folder: Path, source: Path, listing: Listing) -> Iterator[Ima
             raise DaguerreError(f"{source}, line {number}: {name!r} is outside the folder; images must be inside it.")
         path = listing.find(folder / relative) or folder / relative
         listing.used.add(path)
-        caption, label = _first_text(values, CAPTION_FIELDS, str), _first_text(values, LABEL_FIELDS, str | int)
+        caption, label = first_text(values, CAPTION_FIELDS, str), first_text(values, LABEL_FIELDS, str | int)
         yield ImageEntry(path, caption, source.name, f'"{CAPTION_FIELDS[0]}" in {source}, line {number}', label=label or "")
 
 
-def _first_text(values: Mapping[str, object], fields: Iterable[str], kinds: type | UnionType) -> str | None:
+def first_text(values: Mapping[str, object], fields: Iterable[str], kinds: type | UnionType) -> str | None:
     """The first of some fields that has a value of these types, as text."""
     texts = (str(value).strip() for field in fields if isinstance(value := values.get(field), kinds))
     return next((text for text in texts if text), None)

@@ -1,0 +1,259 @@
+"""What is in a set of shards, as arrays: where each image and its caption are, so that any image is read by its number.
+
+As in webdataset, the files of one sample follow each other and have one name up to its first dot: `cat/1.jpg`, `cat/1.txt`, `cat/1.cls`.
+The index is kept in the user's cache folder until the name, size or time of a shard changes.
+"""
+
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daguerre.atomic_io import atomic_write, expand_user
+from daguerre.data.folders.files import CAPTION_SUFFIXES
+from daguerre.data.folders.items import TarMember
+from daguerre.data.images import SUFFIXES, image_size, is_leftover
+from daguerre.data.shards.tar import TarEntry, scan_tar
+from daguerre.errors import DaguerreError
+from daguerre.progress import track
+
+SHARD_INDEX = "index.json"  # next to shards that `write_shards` wrote
+SHARD_FORMAT = "daguerre shards 1"
+_HEADER_BYTES = 1 << 16  # of an image, which usually have its size
+_COLUMNS = {  # of each image
+    "offset": np.int64,  # of its bytes
+    "bytes": np.int64,
+    "caption_offset": np.int64,
+    "caption_bytes": np.int64,
+    "caption_kind": np.uint8,
+    "label": np.int32,  # number of its class; the last name is ""
+    "digest": np.uint64,  # of its name
+    "name_end": np.int64,  # in all names
+}
+
+
+class CaptionKind(IntEnum):
+    """What the caption of an image is."""
+
+    NONE, TEXT, JSON = range(3)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """N images in shards.
+
+    files: the shards, sorted. ends: for each shard, the number of images in it and those before. names: of all images, without their
+    shards. labels: the names of classes. problems: what is missing or damaged, with its place. digests: of each shard, for `key`.
+    """
+
+    files: Sequence[Path]
+    ends: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    names: bytes
+    labels: Sequence[str]
+    problems: Sequence[str]
+    digests: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.columns["offset"])
+
+    def name(self, row: int) -> str:
+        """The name of an image, such as `cat/1.jpg`."""
+        ends = self.columns["name_end"]
+        return self.names[int(ends[row - 1]) if row else 0 : int(ends[row])].decode("utf-8", "surrogateescape")
+
+    def member(self, row: int) -> TarMember:
+        """Where the bytes of an image are."""
+        return TarMember(self._file(row), int(self.columns["offset"][row]), int(self.columns["bytes"][row]))
+
+    def caption(self, row: int) -> TarMember | None:
+        """Where the caption of an image is: a text, or a JSON object if the kind is JSON."""
+        if self.columns["caption_kind"][row] == CaptionKind.NONE:
+            return None
+        return TarMember(self._file(row), int(self.columns["caption_offset"][row]), int(self.columns["caption_bytes"][row]))
+
+    def _file(self, row: int) -> Path:
+        return self.files[int(np.searchsorted(self.ends, row, side="right"))]
+
+    @property
+    def shards(self) -> np.ndarray:
+        """The number of the shard of each image."""
+        return np.repeat(np.arange(len(self.files)), np.diff(self.ends, prepend=0))
+
+
+def shard_files(data: str | Path) -> list[Path]:
+    """The shards that a directory or a pattern such as `data/*.tar` names, sorted; none if it is a directory of other files."""
+    path = expand_user(data)
+    if not path.is_dir():
+        return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(".tar")) if path.suffix == ".tar" else []
+    found = [entry for entry in path.iterdir() if not is_leftover(entry)]
+    shards = sorted(entry for entry in found if entry.suffix == ".tar")
+    return shards if shards and not any(entry.suffix.lower() in SUFFIXES or entry.is_dir() for entry in found) else []
+
+
+def read_index_file(folder: Path) -> dict[str, Any]:
+    """The index that `write_shards` wrote in a folder; empty if there is none."""
+    try:
+        record = json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and record.get("format") == SHARD_FORMAT else {}
+
+
+def open_index(data: str | Path) -> ShardIndex:
+    """The index of the shards that `shard_files` finds, from the cache or from their headers.
+
+    Raises DaguerreError if there are none, one cannot be read, or `write_shards` has not finished.
+    """
+    files, whole = shard_files(data), expand_user(data).is_dir()
+    if not files:
+        raise DaguerreError(
+            f"There are no shards '{data}'; give a directory with .tar files and nothing else, or a pattern like 'data/*.tar'."
+        )
+    record = read_index_file(files[0].parent)
+    if record and "shards" not in record:
+        raise DaguerreError(f"The shards in {files[0].parent} are not complete; run the same `daguerre shard` once more.")
+    missing = sorted({each["name"] for each in record.get("shards", ())} - {file.name for file in files}) if whole else []
+    states = [(str(file.absolute()), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    cache, key = _cache_file(files, "index"), hashlib.sha256(json.dumps([SHARD_FORMAT, states, missing, record]).encode()).hexdigest()
+    if (stored := _load(cache, key)) is None:
+        index = _scan(files, record, [f"{name} is missing" for name in missing])
+        texts = [
+            np.frombuffer(text, dtype=np.uint8)
+            for text in (index.names, json.dumps([index.labels, index.problems, index.digests]).encode())
+        ]
+        _store(cache, key, {"names": texts[0], "lists": texts[1], "ends": index.ends, **index.columns})
+        return index
+    labels, problems, digests = json.loads(stored["lists"].tobytes())
+    columns = {name: stored[name] for name in _COLUMNS}
+    return ShardIndex(files, stored["ends"], columns, stored["names"].tobytes(), labels, problems, digests)
+
+
+def image_sizes(index: ShardIndex) -> np.ndarray:
+    """The sizes (height, width) of all images, (N, 2), from the cache or from their headers; 0 for those that cannot be read."""
+    cache, key = _cache_file(index.files, "sizes"), json.dumps([index.digests, len(index)])
+    if (stored := _load(cache, key)) is not None:
+        return stored["sizes"]
+    sizes = np.zeros((len(index), 2), dtype=np.int32)
+    for row in track(range(len(index)), "measuring images"):
+        member = index.member(row)
+        for length in (_HEADER_BYTES, member.length):  # some formats have their size at the end
+            with suppress(DaguerreError):
+                sizes[row] = image_size(io.BytesIO(member._replace(length=min(length, member.length)).read()))
+                break
+    _store(cache, key, {"sizes": sizes})
+    return sizes
+
+
+def _cache_file(files: Sequence[Path], kind: str) -> Path:
+    """Where the arrays of shards are kept: one file for each folder and name without its number."""
+    places = str(files[0].parent.resolve()), re.sub(r"\d+", "", files[0].name)
+    name = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "daguerre" / "shards" / f"{name}-{kind}.npz"
+
+
+def _load(cache: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays that were stored with this key; None if there are none."""
+    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as stored:
+        return {name: stored[name] for name in stored.files} if str(stored["key"]) == key else None
+    return None
+
+
+def _store(cache: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    with suppress(DaguerreError), atomic_write(cache) as file:
+        np.savez(file, key=np.array(key), **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _scan(files: Sequence[Path], record: Mapping[str, Any], problems: list[str]) -> ShardIndex:
+    listed = {each["name"]: each for each in record.get("shards", ())}
+    labels: dict[str, int] = {name: number for number, name in enumerate(record.get("classes", ()))}
+    parts, names, ends, digests = [], [], [], []
+    for file in files:
+        rows, shard_names = _scan_shard(file, labels, bool(record), problems)
+        arrays = {name: np.fromiter((row[i] for row in rows), dtype, len(rows)) for i, (name, dtype) in enumerate(_COLUMNS.items())}
+        known = listed.get(file.name)
+        if known is not None and known["bytes"] == file.stat().st_size:
+            digests.append(known["sha256"][:16])
+        else:
+            classes = [*labels, ""]  # whose numbers depend on the other shards
+            content = [json.dumps([classes[label] for label in arrays["label"]]).encode(), shard_names]
+            content += [arrays[name].tobytes() for name in _COLUMNS if name != "label"]
+            digests.append(hashlib.sha256(b"".join(content)).hexdigest()[:16])
+        arrays["name_end"] = arrays["name_end"] + sum(map(len, names))
+        parts.append(arrays)
+        names.append(shard_names)
+        ends.append(len(rows) + (ends[-1] if ends else 0))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+    columns["label"][columns["label"] < 0] = len(labels)
+    return ShardIndex(files, np.array(ends), columns, b"".join(names), [*labels, ""], problems, digests)
+
+
+def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: list[str]) -> tuple[list[tuple[int, ...]], bytes]:
+    """A row of _COLUMNS for each image of a shard, and their names. numbered: labels are numbers of known ones."""
+    rows, names, length, seen = list[tuple[int, ...]](), list[bytes](), 0, set[str]()
+    damage: list[str] = []
+    try:
+        for key, parts in _samples(file, damage, problems):
+            image = next((part for part in parts if part in SUFFIXES), None)
+            if image is None:
+                problems.append(f"{file.name}/{key} has no image")
+            elif key in seen:
+                problems.append(f"{file.name}/{key} occurs twice")
+            else:
+                seen.add(key)
+                name = (key + image).encode("utf-8", "surrogateescape")
+                length += len(name)
+                text = next((part for part in CAPTION_SUFFIXES if part in parts), None)
+                kind = CaptionKind.TEXT if text else CaptionKind.JSON if ".json" in parts else CaptionKind.NONE
+                caption = parts[text or ".json"] if kind else TarEntry("", 0, 0)
+                if not caption.bytes:
+                    kind = CaptionKind.NONE
+                label = _label(file, parts[".cls"], labels, numbered) if ".cls" in parts else -1
+                digest = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+                rows.append((parts[image].offset, parts[image].bytes, caption.offset, caption.bytes, kind, label, digest, length))
+                names.append(name)
+    except OSError as error:
+        damage.append(f"cannot be read ({error.strerror or error})")
+    problems += [f"{file.name} {each}" for each in damage]
+    return rows, b"".join(names)
+
+
+def _samples(file: Path, damage: list[str], problems: list[str]) -> Iterator[tuple[str, dict[str, TarEntry]]]:
+    """(name, files by suffix) of each sample of a shard."""
+    last, parts = "", dict[str, TarEntry]()
+    for entry in scan_tar(file, damage):
+        folder, slash, base = entry.name.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        if not stem or not dot:
+            continue
+        key = folder + slash + stem
+        if key != last:
+            if parts:
+                yield last, parts
+            last, parts = key, {}
+        if "." + suffix.lower() in parts:
+            problems.append(f"{file.name}/{entry.name} occurs twice")
+        parts.setdefault("." + suffix.lower(), entry)
+    if parts:
+        yield last, parts
+
+
+def _label(file: Path, entry: TarEntry, labels: dict[str, int], numbered: bool) -> int:
+    """The number of a class: as it is written, or that of its text."""
+    with file.open("rb") as opened:
+        opened.seek(entry.offset)
+        text = opened.read(entry.bytes).decode("utf-8", "replace").strip()
+    if numbered:
+        return int(text) if text.isdecimal() and int(text) < len(labels) else -1
+    return labels.setdefault(text, len(labels)) if text else -1
