@@ -70,12 +70,13 @@ class ModelList:
     def __init__(self, source: str | None, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
         self._facts: dict[str, ModelFacts] = {}
+        self._embedded = embedded()
         self._started_with = None if source is None else _choice_of(source)
         self.default = self._started_with.name if self._started_with else catalog.DEFAULT
 
     def choices(self) -> dict[str, ModelChoice]:
         """All models by name; a changed folder is read again."""
-        found = {entry.name: ModelChoice(entry.name, entry.name, entry.size, entry.name) for entry in embedded()}
+        found = {entry.name: ModelChoice(entry.name, entry.name, entry.size, entry.name) for entry in self._embedded}
         if self._folder.is_dir():
             for path in sorted(self._folder.iterdir()):
                 if path.suffix in CHECKPOINTS or (path / INDEX).is_file():

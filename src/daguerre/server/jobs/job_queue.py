@@ -30,7 +30,8 @@ class Run:
     """What a job that is not finished has in memory only.
 
     done: its final state. stop: "cancel" discards the image at work, "interrupt" keeps it as it is, "skip" goes on with the next batch.
-    preview: the image predicted in the latest step, small. partial: images decoded in full on the way, as the job asks.
+    preview: an image predicted in one of the latest steps, small. next_preview: when the next one is due, in monotonic seconds.
+    partial: images decoded in full on the way, as the job asks.
     interrupted: images as they were when the run was interrupted.
     """
 
@@ -38,6 +39,7 @@ class Run:
     stop: str | None = None
     waiting: bool = False
     preview: Image.Image | None = None
+    next_preview: float = 0.0
     partial: list[Image.Image] = field(default_factory=list)
     interrupted: list[Image.Image] = field(default_factory=list)
     seconds_left: float | None = None

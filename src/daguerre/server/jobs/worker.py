@@ -35,6 +35,7 @@ from daguerre.server.storage.store import Store
 
 log = logging.getLogger(__name__)
 PRUNE_EVERY = 50  # jobs
+PREVIEW_SHARE = 0.08  # of the time of a run: previews of slow models come at each step, those of quick ones less often
 
 
 @dataclass(frozen=True)
@@ -226,11 +227,15 @@ class Worker:
         return job
 
     def _report(self, job: Job, run: Run, step: Step, position: BatchPosition, elapsed: float) -> None:
-        """Note a step's progress and publish it with a preview."""
+        """Note a step's progress and publish it, with a preview where previews have not taken their share of the time."""
         assert self._decoder is not None
         done, total = position.number * step.total + step.index + 1, position.count * step.total
         run.seconds_left = elapsed / (step.index + 1) * (total - done)
-        run.preview = to_image(self._decoder.preview(step.x0[:1])[0])
+        preview, now = None, time.monotonic()
+        if now >= run.next_preview:
+            run.preview = to_image(self._decoder.preview(step.x0[:1])[0])
+            preview = preview_uri(run.preview)
+            run.next_preview = now + (time.monotonic() - now) / PREVIEW_SHARE
         progress = Progress(done, total, position.first, step.sigma, "sampling")
         self._queue.update(replace(job, progress=progress))
         self._events.publish(
@@ -239,7 +244,7 @@ class Worker:
             **{name: value for name, value in progress.to_json().items() if name != "stage"},
             batch=position.number,
             seconds_left=round(run.seconds_left, 2),
-            preview=preview_uri(run.preview),
+            preview=preview,
             node="sampler" if step.index < job.request["steps"] else job.request["task"]["name"],
         )
 

@@ -139,7 +139,9 @@ function keys(event) {
 	}
 }
 
+// Settings and models come before the page is shown, so that it starts in the right language and theme; the rest arrives meanwhile.
 async function load() {
+	const rest = [loadModelFacts(), reload()];
 	const [settings, models, jobs, status] = await Promise.all(
 		[api("/api/settings"), api("/api/models"), api("/api/jobs"), api("/api/status")].map((each) => each.catch(failed)),
 	);
@@ -158,11 +160,11 @@ async function load() {
 		shownJob: jobs?.jobs?.find((job) => job.state === "running")?.id ?? null,
 		loaded: true,
 	});
+	onUpdate(renderPage);
 	route();
-	await Promise.all([loadModelFacts(), reload()]);
+	await Promise.all(rest);
 }
 
-onUpdate(renderPage);
 systemDark.addEventListener("change", () => update());
 narrow.addEventListener("change", () => update());
 addEventListener("resize", () => update());

@@ -6,10 +6,10 @@ import { html, live, nothing, repeat } from "../core/lit.js";
 import { debounce, state, update } from "../core/state.js";
 import { attempt, failed, toast } from "../parts/toasts.js";
 
-const PAGE = 200; // images in one answer
+const PAGE = 100; // images in one answer
 const GAP = 6;
 const NARROW = 760; // pixels; one column
-const SPARE_ROWS = 3; // rendered above and below the visible ones
+const SPARE_ROWS = 2; // rendered above and below the visible ones
 const FILTERS = [["", "All images"], ["deleted=1", "Deleted"]];
 const CELL = { sidebar: 80, full: 150 }; // least width in pixels
 
