@@ -8,6 +8,7 @@ The test images are those of other things than the training images. Every measur
 
     features   1 − cosine of the embeddings of the embedded CLIP
     pixels     mean absolute difference of 8-bit values: of all, for `masked` in the hole, for `grey` of the colours (Cb and Cr)
+    regions    for `layout`, which leaves the colours open: 1 − intersection over union of what is not background
 
 Each has the model's and the baseline's mean, and their difference with a bootstrap interval over images: below 0 the model is better.
 
@@ -16,10 +17,12 @@ Each has the model's and the baseline's mean, and their difference with a bootst
     grey         every pixel in the mean colour of the training images
     map          the training image with the nearest map
     clip-image   the training image with the nearest embedding
+    layout       the training image with the nearest boxes; images are those of `--data shapes`, unseen ones from another seed
 """
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +30,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner
-from daguerre.data import Dataset, EmojiDataset, EmojiMix, to_tensor
+from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner, LayoutConditioner
+from daguerre.data import Dataset, EmojiDataset, EmojiMix, Sample, to_tensor
 from daguerre.data.catalog import open_dataset
 from daguerre.data.condition_maps import edges
-from daguerre.data.dataset import is_held_out
+from daguerre.data.dataset import Subset, is_held_out
 from daguerre.evaluation.clip_scorer import ClipScorer, load_clip_scorer
 from daguerre.metrics import bootstrap
 from daguerre.pipelines import generate
@@ -39,13 +42,15 @@ from daguerre.pipelines.images.grid import image_table
 from daguerre.pipelines.images.preprocessors import PREPROCESSORS
 from daguerre.pipelines.planners.colorize import with_colours_of
 from daguerre.pipelines.tasks import Inpaint
-from daguerre.training.condition_preview import ConditionExample, find_examples
-from daguerre.training.datasets.conditions import with_condition_image
+from daguerre.training.condition_preview import ConditionExample, draw_boxes, find_examples
+from daguerre.training.datasets.conditions import with_condition_image, with_layouts
 from daguerre.training.options.ldm import LDMRecipe
 from daguerre.weights import load_diffusion
 
 SIDE, SAMPLES_EACH = 64, 4
 SHEET_ROWS = 8
+SHAPES_IMAGES = 6000  # that a layout is compared with
+FOREGROUND = 40  # least difference of a channel from the background in 8-bit values
 
 
 def write_images(folder: Path) -> None:
@@ -75,7 +80,10 @@ def baseline(conditioner: object, example: ConditionExample, train: Dataset, sco
     if isinstance(conditioner, ConcatConditioner) and conditioner.kind == "grey":
         mean = np.mean([np.asarray(image).mean((0, 1)) for image in images_of(train)], axis=0)
         return with_colours_of(original.convert("L"), Image.new("RGB", original.size, tuple(int(value) for value in mean.round())))
-    if isinstance(conditioner, ImageConditioner):
+    if isinstance(conditioner, LayoutConditioner):
+        keys = x_of([draw_boxes(sample.caption, train.size) for sample in samples_of(train)]).flatten(1)
+        wanted = x_of([example.shown]).flatten(1)
+    elif isinstance(conditioner, ImageConditioner):
         keys, wanted = [scorer.embed_images(x_of(images_of(train))), scorer.embed_images(x_of([original]))]
     else:
         transform = {"edges": edges, **PREPROCESSORS}[kind]
@@ -84,14 +92,30 @@ def baseline(conditioner: object, example: ConditionExample, train: Dataset, sco
     return images_of(train)[int(torch.cdist(wanted, keys).argmin())]
 
 
-_images: dict[str, list[Image.Image]] = {}
+_samples: dict[str, list[Sample]] = {}
+
+
+def samples_of(source: Dataset) -> list[Sample]:
+    """All samples of a dataset, read once."""
+    if source.key not in _samples:
+        _samples[source.key] = [source.sample(index, np.random.default_rng(0)) for index in range(len(source))]
+    return _samples[source.key]
 
 
 def images_of(source: Dataset) -> list[Image.Image]:
-    """All images of a dataset, read once."""
-    if source.key not in _images:
-        _images[source.key] = [source.sample(index, np.random.default_rng(0)).image for index in range(len(source))]
-    return _images[source.key]
+    """All images of a dataset."""
+    return [sample.image for sample in samples_of(source)]
+
+
+def shapes_of(size: int, seed: int, count: int) -> Dataset:
+    """`count` images of the shapes dataset with their layouts as captions."""
+    shapes, _ = with_layouts(LDMRecipe(Path(), "shapes", condition="layout"), open_dataset("shapes", size))
+
+    def sample(index: int, _rng: np.random.Generator) -> Sample:
+        rng = np.random.default_rng([seed, index])
+        return shapes.sample(int(rng.integers(len(shapes))), rng)
+
+    return Subset(size, f"{shapes.key} seed {seed}", sample, range(count))
 
 
 def x_of(images: Sequence[Image.Image]) -> Tensor:
@@ -114,13 +138,29 @@ def pixel_error(example: ConditionExample, image: Image.Image, *, colours: bool)
     return float(error[hole_of(example)].mean() if isinstance(example.task, Inpaint) else error.mean())
 
 
+def foreground(image: Image.Image) -> np.ndarray:
+    """What differs from the most frequent colour of the edge, (H, W) bool."""
+    pixels = np.asarray(image.convert("RGB")).astype(int)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return (np.abs(pixels - np.median(edge, axis=0)) > FOREGROUND).any(-1)
+
+
+def region_error(example: ConditionExample, image: Image.Image) -> float:
+    """1 − intersection over union of the foregrounds."""
+    a, b = foreground(image), foreground(example.original)
+    return 1 - float((a & b).sum() / max((a | b).sum(), 1))
+
+
 def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: Path | None) -> None:
     """Print the table of one model, and write a sheet of some images: condition, baseline, model, original."""
     model, scorer = load_diffusion(folder), load_clip_scorer()
     conditioner = model.conditioner
-    train, test = (open_dataset(str(data / part), model.sample_size, crop="center") for part in ("train", "test"))
+    if layout := isinstance(conditioner, LayoutConditioner):
+        train, test = (shapes_of(model.sample_size, *each) for each in ((0, SHAPES_IMAGES), (1, count)))
+    else:
+        train, test = (open_dataset(str(data / part), model.sample_size, crop="center") for part in ("train", "test"))
     source = test
-    name = conditioner.kind if isinstance(conditioner, ConcatConditioner) else "clip-image"
+    name = conditioner.kind if isinstance(conditioner, ConcatConditioner) else "layout" if layout else "clip-image"
     if isinstance(conditioner, ConcatConditioner) and conditioner.kind in ("masked", "map"):
         recipe = LDMRecipe(Path(), str(data), condition=conditioner.kind, map=kind)  # type: ignore[arg-type]
         source, _ = with_condition_image(recipe, test)
@@ -131,11 +171,9 @@ def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: 
     print(f"| {name}, {len(examples)} images | model | baseline | model − baseline |\n| --- | --- | --- | --- |")
     own, other = (1 - (scorer.embed_images(x_of(images)) * truth).sum(1) for images in (results, trivial))
     print(f"| features | {own.mean():.3f} | {other.mean():.3f} | {bootstrap(own - other)} |")
-    own, other = (
-        torch.tensor([pixel_error(each, image, colours=name == "grey") for each, image in zip(examples, images, strict=True)])
-        for images in (results, trivial)
-    )
-    print(f"| pixels | {own.mean():.2f} | {other.mean():.2f} | {bootstrap(own - other)} |", flush=True)
+    error = region_error if layout else partial(pixel_error, colours=name == "grey")
+    own, other = (torch.tensor([error(each, image) for each, image in zip(examples, images, strict=True)]) for images in (results, trivial))
+    print(f"| {'regions' if layout else 'pixels'} | {own.mean():.2f} | {other.mean():.2f} | {bootstrap(own - other)} |", flush=True)
     if sheet is not None:
         rows = [list(row) for row in zip([e.shown for e in examples], trivial, results, [e.original for e in examples], strict=True)]
         image_table(rows[:SHEET_ROWS], columns=("condition", "baseline", "model", "original")).image.save(sheet)
@@ -147,7 +185,7 @@ def main() -> None:
     commands.add_parser("images").add_argument("folder", type=Path)
     measuring = commands.add_parser("measure")
     measuring.add_argument("model", type=Path)
-    measuring.add_argument("--data", type=Path, required=True)
+    measuring.add_argument("--data", type=Path, help="FOLDER; a layout model needs none")
     measuring.add_argument("--count", type=int, default=128)
     measuring.add_argument("--steps", type=int, default=20)
     measuring.add_argument("--map", default="edges")
