@@ -1,8 +1,9 @@
-"""Hooks of the documentation site: links to source files lead to the API reference, with a page for each package; Chinese pages say so."""
+"""Hooks of the documentation site: links to source files lead to the API reference, equations become MathML, Chinese pages say so."""
 
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
@@ -11,6 +12,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "daguerre"
 SOURCE_LINK = re.compile(r"\]\((?:\.\./)+src/daguerre/([\w/]*?)/?(?:(\w+)\.py)?(#[\w-]+)?\)")
+EQUATION = re.compile(r"^\$\$(.+?)\$\$$", re.MULTILINE | re.DOTALL)
 OUTSIDE_LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!src/)[^)\s]*\)")
 
 
@@ -40,7 +42,8 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to source files into links to the reference, and links to other files outside docs/ into plain text."""
+    """Turn links to source files into links to the reference, links to other files outside docs/ into plain text, and TeX into MathML."""
+    markdown = EQUATION.sub(lambda match: f"<p>{convert(' '.join(match[1].split()), display='block')}</p>", markdown)
     up = "../" * page.file.src_uri.count("/")
 
     def reference(match: re.Match[str]) -> str:
