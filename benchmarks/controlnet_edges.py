@@ -1,8 +1,8 @@
 """How well images follow edges of things that the training of a ControlNet never had, with and without it.
 
     python -m benchmarks.controlnet_edges images scenes                  # 2000 training images of 9 in 10 things, with captions
-    daguerre train controlnet --data scenes --control canny --out runs/edges --max-train-steps 800 --batch-size 4 --learning-rate 5e-4 \\
-        --lr-warmup-steps 20 --lr-scheduler warmup_stable_decay --shift 3 --checkpoint-every 50
+    daguerre train controlnet --data scenes --control canny --out runs/edges --max-train-steps 1200 --batch-size 4 --learning-rate 1e-3 \\
+        --lr-warmup-steps 50 --lr-scheduler warmup_stable_decay --shift 3
     python -m benchmarks.controlnet_edges measure runs/edges/edges edges.webp
 """
 
@@ -44,21 +44,24 @@ def make_images(folder: Path) -> None:
 
 
 def measure(controlnet: Path, out: Path) -> None:
-    """Print the edge F1 of images of held-out scenes without and with the ControlNet, and save a sheet of some."""
+    """Print the edge F1 of images of held-out scenes without and with the ControlNet and prompts, and save a sheet of some."""
     base = daguerre.load()
     assert isinstance(base, LatentDiffusion)
     controlled, found = with_adapters(base, [load_controlnet(controlnet, base)]), scenes(True, MEASURED)
     maps = [preprocess(sample.image, "canny") for sample in found]
-    plain = [daguerre.generate(base, sample.caption, seed=seed)[0].image for seed, sample in enumerate(found)]
-    followed = [
-        daguerre.generate(controlled, sample.caption, seed=seed, control_images=(edges,))[0].image
-        for seed, (sample, edges) in enumerate(zip(found, maps, strict=True))
-    ]
-    for name, images in {"without": plain, "with": followed, "other map": [*followed[1:], followed[0]]}.items():
-        scores = [edge_f1(preprocess(image, "canny"), edges) for image, edges in zip(images, maps, strict=True)]
-        print(f"{name}: edge F1 {np.mean(scores):.3f} ± {np.std(scores) / len(scores) ** 0.5:.3f}")
-    rows, captions = [maps, plain, followed], [sample.caption for sample in found]
-    image_table([row[:SHOWN] for row in rows], rows=("map", "without", "with"), columns=captions[:SHOWN]).image.save(out, quality=90)
+    rows = {"map": maps}
+    for named, prompts in {"no prompt": [""] * len(found), "prompt": [sample.caption for sample in found]}.items():
+        plain = [daguerre.generate(base, prompt, seed=seed)[0].image for seed, prompt in enumerate(prompts)]
+        followed = [
+            daguerre.generate(controlled, prompt, seed=seed, control_images=(edges,))[0].image
+            for seed, (prompt, edges) in enumerate(zip(prompts, maps, strict=True))
+        ]
+        for name, images in {"without": plain, "with": followed, "with another map": [*followed[1:], followed[0]]}.items():
+            scores = [edge_f1(preprocess(image, "canny"), edges) for image, edges in zip(images, maps, strict=True)]
+            print(f"{named}, {name}: edge F1 {np.mean(scores):.3f} ± {np.std(scores) / len(scores) ** 0.5:.3f}", flush=True)
+        rows |= {f"without, {named}": plain, f"with, {named}": followed}
+    columns = [sample.caption for sample in found]
+    image_table([row[:SHOWN] for row in rows.values()], rows=list(rows), columns=columns[:SHOWN]).image.save(out, quality=90)
 
 
 if __name__ == "__main__":
