@@ -23,7 +23,7 @@ from daguerre.pipelines.images.preprocessors import preprocess
 SIZE = 128
 COUNT = 2000  # training images
 HELD_OUT_EVERY = 10  # of the things; training has no image of them
-MEASURED, SHOWN = 40, 6
+MEASURED, SHOWN = 32, 6
 MIX = EmojiMix(recoloured=0.4, background=0.2, pair=0, centred=0.2, mirrored=0.5)
 
 

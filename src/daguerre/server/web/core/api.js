@@ -8,8 +8,9 @@ export class ApiError extends Error {
 	}
 }
 
-// Parse JSON; large whole numbers become BigInt.
+// Parse JSON; large whole numbers become BigInt. A text without any is parsed without the slow look at each value.
 export function parseJson(text) {
+	if (!/[^.\d]\d{16}/.test(text)) return JSON.parse(text);
 	return JSON.parse(text, (_key, value, context) =>
 		Number.isInteger(value) && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source ?? "") ? BigInt(context.source) : value,
 	);

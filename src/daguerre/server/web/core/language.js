@@ -23,9 +23,9 @@ export function preferredLanguage() {
 	return navigator.languages?.some((each) => /^zh\b/i.test(each)) && !/^en\b/i.test(navigator.language) ? "zh-CN" : "en";
 }
 
-// A count with separators, as the language writes it.
+// A whole number with a comma at each thousand, as both languages write it; the first Intl.NumberFormat of a page would take long.
 export function number(value) {
-	return new Intl.NumberFormat(state.language).format(value);
+	return String(value).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 // A time span in words: "2 s", "1 min 20 s", "2 h 5 min".
