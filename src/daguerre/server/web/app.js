@@ -139,9 +139,10 @@ function keys(event) {
 	}
 }
 
-// Settings and models come before the page is shown, so that it starts in the right language and theme; the rest arrives meanwhile.
+// The page is shown when all is known but the gallery, so that nothing that a person has typed or chosen changes under their hands.
 async function load() {
-	const rest = [loadModelFacts(), reload()];
+	const gallery = reload();
+	const facts = loadModelFacts();
 	const [settings, models, jobs, status] = await Promise.all(
 		[api("/api/settings"), api("/api/models"), api("/api/jobs"), api("/api/status")].map((each) => each.catch(failed)),
 	);
@@ -160,9 +161,10 @@ async function load() {
 		shownJob: jobs?.jobs?.find((job) => job.state === "running")?.id ?? null,
 		loaded: true,
 	});
+	await facts;
 	onUpdate(renderPage);
 	route();
-	await Promise.all(rest);
+	await gallery;
 }
 
 systemDark.addEventListener("change", () => update());
