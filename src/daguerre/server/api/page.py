@@ -25,7 +25,7 @@ TYPES = {
     ".woff2": "font/woff2",
     ".webmanifest": "application/manifest+json",
 }
-MODULES = b"<!-- modules -->"  # in the first file
+MODULE_LINKS = b"<!-- modules -->"  # in the first file
 COMPRESSED = (".html", ".js", ".css", ".svg", ".json")
 
 
@@ -46,7 +46,7 @@ def page_routes(folder: Path) -> APIRouter:
             raise not_found("file", path)
         data = file.read_bytes()  # small and in the cache of the disk: a thread would cost more
         if path == "/":
-            data = data.replace(MODULES, preloads)
+            data = data.replace(MODULE_LINKS, preloads)
         tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if request.headers.get("if-none-match") == tag:
