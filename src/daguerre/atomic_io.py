@@ -33,13 +33,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
-        _replace(temporary, path)
-        _flush_entry(path.parent)
+        publish(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         _remove(temporary)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Flush a finished file or folder to the disk, then rename it to `path` in the same folder. Raises OSError."""
+    _flush(temporary)
+    _replace(temporary, path)
+    _flush_entry(path.parent)
 
 
 @contextmanager

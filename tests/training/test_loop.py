@@ -313,6 +313,29 @@ def test_impossible_settings_are_refused(changes, message):
         replace(CONFIG, **changes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs a launcher"),
+        ({"optimizer": "adafactor"}, "does not work with --optimizer adafactor"),
+        ({"compile": True}, "does not work with --compile"),
+        ({"mixed_precision": "fp16"}, "does not work with --mixed-precision fp16"),
+    ],
+    ids=str,
+)
+def test_impossible_sharding_is_refused(settings, message):
+    with pytest.raises(DaguerreError, match=message):
+        LoopConfig(sharding="fsdp", **settings)
+
+
+def test_sharding_is_refused_for_small_networks(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    config = replace(CONFIG, sharding="fsdp")
+    monkeypatch.delenv("RANK")
+    with pytest.raises(DaguerreError, match="--sharding fsdp is not for the training of a two"):
+        train(TwoNetworks(), NumberBatches(), config, tmp_path)
+
+
 def test_the_learning_rate_warms_up_stays_and_decays():
     config = LoopConfig(max_train_steps=100, lr_warmup_steps=10, lr_decay=0.2, learning_rate=1.0)
     assert [round(config.rate(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]

@@ -25,12 +25,8 @@ from daguerre.training.checkpoint import checkpoints
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 from daguerre.training.loop import train
 from daguerre.training.processes import main_process_first, rank, state, world
+from tests.training.launch import ENVIRONMENT, TORCHRUN, needs_two_cores, run_program
 from tests.training.test_loop import CONFIG, NumberBatches, Numbers, TwoNetworks
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 
 
 def cached(out: Path) -> tuple[torch.Tensor, list[str]]:
@@ -125,13 +121,11 @@ def everything(out: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that `everything` wrote under torchrun."""
     out = tmp_path_factory.mktemp("two")
-    program = out / "program.py"
-    program.write_text(
-        "import sys\nfrom pathlib import Path\nfrom daguerre.training.loop import Interrupted\n"
-        "from tests.training.test_processes import everything\n"
-        "try:\n    everything(Path(sys.argv[1]))\nexcept Interrupted as error:\n    print(error, flush=True)\n"
+    program = (
+        "from daguerre.training.loop import Interrupted\nfrom tests.training.test_processes import everything\n"
+        "try:\n    everything(Path())\nexcept Interrupted as error:\n    print(error, flush=True)\n"
     )
-    done = subprocess.run([*TORCHRUN, str(program), str(out)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = run_program(out, program, TORCHRUN)
     assert done.returncode == 0, done.stderr
     (out / "stdout.txt").write_text(done.stdout)
     return out
@@ -184,10 +178,8 @@ def test_each_sample_has_the_same_noise_in_one_process_as_in_two(two: Path, tmp_
 @needs_two_cores
 @pytest.mark.long
 def test_torchrun_continues_after_a_process_was_killed(two: Path, tmp_path: Path):
-    program = "from pathlib import Path\nfrom tests.training.test_processes import killed_once\nkilled_once(Path('out'))\n"
-    (tmp_path / "program.py").write_text(program)
-    line = [*TORCHRUN, "--max-restarts=1", "program.py"]
-    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    program = "from tests.training.test_processes import killed_once\nkilled_once(Path('out'))\n"
+    done = run_program(tmp_path, program, [*TORCHRUN, "--max-restarts=1"])
     assert done.returncode == 0, done.stderr
     assert "resuming after step 4" in done.stdout + done.stderr
     for killed, whole in zip(reports(tmp_path / "out"), reports(two), strict=True):
@@ -199,13 +191,11 @@ def test_torchrun_continues_after_a_process_was_killed(two: Path, tmp_path: Path
 @pytest.mark.long
 def test_four_processes_train_like_one(tmp_path: Path):
     """Four processes on few cores are slow, but compute what one does."""
-    program = "import json\nfrom pathlib import Path\nfrom tests.training.test_processes import noisy_weights, rank, state\n"
+    program = "import json\nfrom tests.training.test_processes import noisy_weights, rank, state\n"
     program += (
         "Path(f'report-{rank()}.json').write_text(json.dumps({'noisy': noisy_weights(Path('out'))}))\nstate().destroy_process_group()\n"
     )
-    (tmp_path / "program.py").write_text(program)
-    line = [*TORCHRUN[:-1], "--nproc-per-node=4", "program.py"]
-    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = run_program(tmp_path, program, [*TORCHRUN[:-1], "--nproc-per-node=4"])
     assert done.returncode == 0, done.stderr
     alone, bound = noisy_weights(tmp_path / "alone"), CONFIG.max_train_steps * 32 * torch.finfo(torch.float32).eps
     assert all(a == pytest.approx(b, abs=bound) for a, b in zip(alone, reports(tmp_path)[0]["noisy"], strict=True))

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from daguerre.nn.attention import AttentionBlock, SpatialTransformer
 from daguerre.nn.resblock import ResBlock
 
+BLOCKS = (ResBlock, AttentionBlock, SpatialTransformer)  # of a UNet: all but its first and last layers and its embeddings
+
 
 @contextmanager
 def checkpointed(network: nn.Module) -> Iterator[None]:
@@ -22,7 +24,7 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
     It costs one more forward pass and saves about two thirds of the memory. The backward pass must happen inside the context, too.
     Autocast's weight cache is off meanwhile; it would hold a half-precision copy of the whole network.
     """
-    blocks = [block for block in network.modules() if isinstance(block, ResBlock | AttentionBlock | SpatialTransformer)]
+    blocks = [block for block in network.modules() if isinstance(block, BLOCKS)]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     cached = torch.is_autocast_cache_enabled()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,31 +35,34 @@ class TrainState:
     identity: Mapping[str, Any]  # of the run, JSON-able: a checkpoint with another identity is refused
     scaler: torch.amp.GradScaler | None = None  # of mixed precision in float16
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of the state itself, not copies."""
+        return {
+            "networks": {f"{name}.{k}": v for name, m in self.networks.items() for k, v in m.state_dict().items()},
+            "optimizers": _flatten_optimizers(self.optimizers),
+            "averages": dict(self.ema.averaged) if self.ema is not None else {},
+        }
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Everything else, after `step` steps, as JSON-able values."""
+        return {
+            "step": step,
+            "identity": to_plain_values(self.identity),
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+
 
 def save_checkpoint(folder: Path, step: int, state: TrainState) -> Path:
     """Write `folder/step-…` after `step` steps and delete all but the newest checkpoints. Raises DaguerreError if the disk is full."""
-    target = folder / f"step-{step:08d}"
-    for unfinished in folder.glob(".step-*"):  # left over from a killed process
-        shutil.rmtree(unfinished, ignore_errors=True)
-    files = {
-        "networks.safetensors": {f"{name}.{k}": v for name, m in state.networks.items() for k, v in m.state_dict().items()},
-        "optimizers.safetensors": _flatten_optimizers(state.optimizers),
-        "averages.safetensors": dict(state.ema.averaged) if state.ema is not None else {},
-    }
+    target = checkpoint_path(folder, step)
+    remove_unfinished(folder)
     with atomic_path(target) as temporary:
         temporary.mkdir()
-        for name, tensors in files.items():
-            write_safetensors(temporary / name, tensors)
-        record = {
-            "step": step,
-            "identity": to_plain_values(state.identity),
-            "ema_updates": state.ema.updates if state.ema else 0,
-            "scaler": state.scaler.state_dict() if state.scaler else None,
-            "sha256": {name: _sha256(temporary / name) for name in files},
-        }
-        (temporary / "state.json").write_text(json.dumps(record, indent=1))
-    for old in checkpoints(folder)[:-MAX_CHECKPOINTS]:
-        shutil.rmtree(old, ignore_errors=True)
+        for kind, tensors in state.tensors().items():
+            write_safetensors(temporary / f"{kind}.safetensors", tensors)
+        write_record(temporary, state.record(step))
+    remove_old(folder)
     return target
 
 
@@ -68,12 +71,7 @@ def restore_checkpoint(folder: Path, state: TrainState, *, shown: bool = True) -
 
     Raises DaguerreError, naming the values that differ, if the checkpoint belongs to another run.
     """
-    for candidate in reversed(checkpoints(folder)):
-        record = _verified(candidate)
-        if record is None:
-            if shown:
-                print(f"skipped the checkpoint {candidate}, which is damaged or incomplete", file=sys.stderr)
-            continue
+    for candidate, record in verified_checkpoints(folder, shown=shown):
         require_same(record.get("identity", {}), state.identity, candidate)
         networks = load_file(candidate / "networks.safetensors")
         for name, module in state.networks.items():
@@ -85,6 +83,39 @@ def restore_checkpoint(folder: Path, state: TrainState, *, shown: bool = True) -
             state.scaler.load_state_dict(record["scaler"])
         return record["step"]
     return 0
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The directory of the checkpoint after `step` steps."""
+    return folder / f"step-{step:08d}"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left."""
+    for unfinished in (*folder.glob(".step-*"), *folder.glob(".daguerre-*")):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_old(folder: Path) -> None:
+    """Delete all but the newest checkpoints."""
+    for old in checkpoints(folder)[:-MAX_CHECKPOINTS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write `state.json` with the hashes of all files in the folder of a checkpoint."""
+    hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    (folder / "state.json").write_text(json.dumps({**record, "sha256": hashes}, indent=1))
+
+
+def verified_checkpoints(folder: Path, *, shown: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the undamaged checkpoints with their records, the newest first. `shown`: name the damaged ones on stderr."""
+    for candidate in reversed(checkpoints(folder)):
+        record = _verified(candidate)
+        if record is not None:
+            yield candidate, record
+        elif shown:
+            print(f"skipped the checkpoint {candidate}, which is damaged or incomplete", file=sys.stderr)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Settings of the training loop and of the losses, as plain values. Nothing here imports torch, so that `--help` stays instant."""
 
+import os
 from dataclasses import dataclass, replace
 from math import ceil, cos, inf, pi
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ class LoopConfig:
     # Precision of autocast; auto is bf16 where the hardware supports it, else no.
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     compile: bool = False  # Compile the networks with torch.compile; on a CPU this needs a C++ compiler.
+    # With fsdp each process of a launcher keeps only its share of the weights, gradients, moments and averages of the network.
+    sharding: Literal["none", "fsdp"] = "none"
     workers: int = 1  # Number of workers that prepare batches: 1 is a thread, 2 or more are processes.
     seed: int = 0  # Seed of the initial weights, the data order and the noise.
     log_every: int = 20  # Number of steps between log lines, which have the mean losses since the last one.
@@ -64,9 +67,22 @@ class LoopConfig:
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise DaguerreError(f"{name} is {share}; it must be between 0 and 1.")
+        if self.sharding == "fsdp":
+            self._check_sharding()
         if self.batch_size % self.gradient_accumulation_steps:
             raise DaguerreError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps {self.gradient_accumulation_steps}."
+            )
+
+    def _check_sharding(self) -> None:
+        half = self.mixed_precision == "fp16"
+        options = {f"--optimizer {self.optimizer}": self.optimizer != "adamw", "--compile": self.compile, "--mixed-precision fp16": half}
+        if given := [name for name, is_given in options.items() if is_given]:
+            raise DaguerreError(f"--sharding fsdp does not work with {given[0]}; leave out one of the two.")
+        if "RANK" not in os.environ:
+            raise DaguerreError(
+                "--sharding fsdp needs a launcher that starts the processes, such as torchrun --standalone --nproc-per-node 2 -m daguerre "
+                "train ldm."
             )
 
     @property

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from daguerre.errors import DaguerreError
 from daguerre.runtime.dtype import has_native_bfloat16
 from daguerre.training.batch_random import BatchRandom
-from daguerre.training.checkpoint import TrainState, checkpoints, restore_checkpoint, save_checkpoint
+from daguerre.training.checkpoint import TrainState, checkpoints
 from daguerre.training.config import LoopConfig
 from daguerre.training.ema import EMA
 from daguerre.training.optimizers import Prodigy, make_optimizer
+from daguerre.training.parallel import DataParallel, Parallelism
 from daguerre.training.processes import state as process_state
 from daguerre.training.run_log import Means, RunLog
 
@@ -50,7 +51,8 @@ class TrainingTask(Protocol):
     """A model with its loss.
 
     `networks` are the trained networks by name, each with its own optimizer. A task may have an attribute `no_decay` with parameters that
-    are exempt from weight decay, and a method `use_average(ema)` that gets the moving average, if there is one.
+    are exempt from weight decay, and a method `use_average(ema)` that gets the moving average, if there is one. A task of one large network
+    may have an attribute `sharded_blocks`: the classes of its modules whose weights sharded training gathers one at a time.
     """
 
     networks: dict[str, nn.Module]
@@ -115,27 +117,28 @@ def train(
     """
     accelerator = _accelerator(config)
     networks = dict(task.networks)
+    parallel = _parallelism(config, task, accelerator)
+    task.to(accelerator.device)
     for network in networks.values():
-        network.to(accelerator.device).train()
-        if accelerator.device.type == "cpu":
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # 10 % faster steps of a UNet
+        parallel.place(network.train())
         if config.compile:
             network.compile()
-    task.to(accelerator.device)
     no_decay = getattr(task, "no_decay", ())
     optimizers = {name: make_optimizer(network, config, no_decay) for name, network in networks.items()}
     ema = EMA({name: networks[name] for name in task.ema_networks}, config.ema_decay) if config.ema_decay else None
     if ema is not None and hasattr(task, "use_average"):
         task.use_average(ema)  # pyright: ignore[reportAttributeAccessIssue]
     identity = {"task": task.name, **{name: getattr(config, name) for name in IDENTITY_FIELDS}, "recipe": recipe}
+    if config.sharding != "none":  # its checkpoints have other files
+        identity["sharding"] = config.sharding
     state = TrainState(networks, optimizers, ema, identity, accelerator.scaler)
-    start, total = restore_checkpoint(out / "checkpoints", state, shown=accelerator.is_main_process), config.max_train_steps
+    start, total = parallel.restore(out / "checkpoints", state), config.max_train_steps
     if start > total:
         raise DaguerreError(
             f"{task.name} in {out} already has {start} training steps, more than the {total} requested; request at least {start}, or "
             "choose another --out."
         )
-    prepared = {name: (accelerator.prepare(networks[name]), accelerator.prepare(optimizers[name])) for name in networks}
+    prepared = {name: (parallel.wrap(networks[name]), accelerator.prepare(optimizers[name])) for name in networks}
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with (
         RunLog(out, task.name, start, total, accelerator.is_main_process) as log,
@@ -146,7 +149,7 @@ def train(
             log.info(f"{task.name}: this processor has no bfloat16 instructions; --mixed-precision auto is several times faster")
         if start:
             log.info(f"{task.name}: {f'resuming after step {start}' if start < total else f'all {start} steps are already done'}")
-        run = _Run(task, config, out, accelerator, prepared, state, log, validation)
+        run = _Run(task, config, out, accelerator, parallel, prepared, state, log, validation)
         stream = batches.stream(start, config.workers, processes=config.workers > 1)
         for step in range(start, total):
             batch = next(stream)
@@ -157,6 +160,7 @@ def train(
     if ema is not None:
         ema.assign()
     for network in networks.values():
+        parallel.finish(network)
         network.eval()
 
 
@@ -168,6 +172,7 @@ class _Run:
     config: LoopConfig
     out: Path
     accelerator: Accelerator
+    parallel: Parallelism
     prepared: Mapping[str, tuple[Any, Any]]  # (network, optimizer), wrapped for distributed training
     state: TrainState
     log: RunLog
@@ -201,8 +206,7 @@ class _Run:
     def write_log(self, done: int, images: int, *, stopping: bool) -> None:
         """Log the mean losses and the losses of the validation images at their intervals, at the end, and before the run stops."""
         config, last = self.config, done == self.config.max_train_steps
-        validate = self.accelerator.is_main_process and (done % config.validation_every == 0 or last)
-        found = self._validate(done) if validate else {}
+        found = self._validate(done) if done % config.validation_every == 0 or last else {}
         if found or done % config.log_every == 0 or last or stopping:
             estimate = max((o.d for o in self.state.optimizers.values() if isinstance(o, Prodigy)), default=1.0)
             self.log.losses(done, images, {**self.means.take(), "learning rate": config.rate(done - 1) * estimate, **found})
@@ -212,9 +216,8 @@ class _Run:
         config, last = self.config, done == self.config.max_train_steps
         if done % config.checkpoint_every == 0 or last or stopping:
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                save_checkpoint(self.out / "checkpoints", done, self.state)
-        if self.accelerator.is_main_process and config.sample_every and (done % config.sample_every == 0 or last):
+            self.parallel.save(self.out / "checkpoints", done, self.state, wait=last or stopping)
+        if config.sample_every and (done % config.sample_every == 0 or last):
             self._sample(done)
         if stopping and not last:
             self.accelerator.wait_for_everyone()
@@ -242,10 +245,10 @@ class _Run:
     def _update(self, name: str, step: int) -> None:
         """One optimizer step if the gradient is finite. In half precision the loss scaler decides, without a message."""
         network, optimizer = self.prepared[name]
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.max_grad_norm or math.inf)
-        if norm is not None and math.isfinite(float(norm)):
-            self.means.add({f"gradient norm {name}" if len(self.prepared) > 1 else "gradient norm": float(norm)})
-        if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+        norm = self.parallel.clip_grad_norm(network, self.config.max_grad_norm or math.inf)
+        if norm is not None and math.isfinite(norm):
+            self.means.add({f"gradient norm {name}" if len(self.prepared) > 1 else "gradient norm": norm})
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
             self.bad_steps[name] += 1
             if self.bad_steps[name] > MAX_BAD_STEPS:
                 raise self._failure(f"gradient of {name!r} became infinite or NaN, {MAX_BAD_STEPS + 1} times in a row,", step)
@@ -261,16 +264,16 @@ class _Run:
         return DaguerreError(f"The {what} at step {step}. {kept}; try a lower learning rate or full precision.")
 
     def _sample(self, done: int) -> None:
-        with self._evaluation():
-            image = self.task.sample()
+        with self._evaluation() as is_main:
+            image = self.task.sample() if is_main else None
         if image is not None:
             self.log.image(done, image)
 
     def _validate(self, done: int) -> dict[str, float]:
         """The mean losses of the validation batches, weighted by their sizes."""
         means = Means()
-        with self._evaluation():
-            for number, batch in enumerate(self.validation):
+        with self._evaluation() as is_main:
+            for number, batch in enumerate(self.validation if is_main else ()):
                 random = BatchRandom.of_step(self.config.seed + number, VALIDATION_STEP, len(batch), 0, len(batch))
                 with self.accelerator.autocast():
                     for name, loss, values in self.task.losses(batch, self.state.networks, random, done):
@@ -278,15 +281,16 @@ class _Run:
         return {f"validation {name}": value for name, value in means.take().items()}
 
     @contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def _evaluation(self) -> Iterator[bool]:
         """Inside the block the networks are in evaluation mode with the EMA weights, and not compiled: compiling for other shapes takes
-        longer than the block."""
+        longer than the block. All processes enter it; True in the one that evaluates."""
         networks = self.state.networks
         modes = {name: network.training for name, network in networks.items()}
         for network in networks.values():
             network.eval()
-        with self.state.ema.applied() if self.state.ema else nullcontext(), torch.compiler.set_stance("force_eager"):
-            yield
+        averaged = self.state.ema.applied() if self.state.ema else nullcontext()
+        with averaged, self.parallel.gathered(networks.values()), torch.compiler.set_stance("force_eager"):
+            yield self.accelerator.is_main_process
         for name, network in networks.items():
             network.train(modes[name])
 
@@ -308,6 +312,21 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and accelerator.scaler is None:
         raise DaguerreError(f"mixed_precision fp16 needs a GPU, but the device is {accelerator.device.type}; use bf16 or no.")
     return accelerator
+
+
+def _parallelism(config: LoopConfig, task: TrainingTask, accelerator: Accelerator) -> Parallelism:
+    """What the settings ask for. Raises DaguerreError if the task cannot be sharded."""
+    if config.sharding == "none":
+        return DataParallel(accelerator)
+    blocks = getattr(task, "sharded_blocks", ())
+    if not blocks or len(task.networks) > 1:
+        raise DaguerreError(
+            f"--sharding fsdp is not for the training of a {task.name}, whose networks are small; leave it out. It is for ddpm, ldm, "
+            "text-to-image, and dreambooth with --full."
+        )
+    from daguerre.training.sharding import FullySharded  # only here, because the import takes long
+
+    return FullySharded(accelerator, blocks)
 
 
 def _native_precision() -> str:

@@ -26,6 +26,7 @@ from daguerre.diffusion import Conditioning, Posterior, loss_weight, predicted_x
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
 from daguerre.nn.attention_hooks import capture_cross_attention
+from daguerre.nn.gradient_checkpointing import BLOCKS
 from daguerre.pipelines import Request, generate
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.config import DiffusionLoss
@@ -60,6 +61,7 @@ class DiffusionTask:
 
     name = "diffusion"
     ema_networks = ("unet",)
+    sharded_blocks: tuple[type[nn.Module], ...] = BLOCKS
 
     def __init__(
         self,
@@ -154,6 +156,7 @@ class PriorPreservation:
     def __init__(self, task: DiffusionTask, weight: float):
         self.task, self.weight = task, weight
         self.name, self.networks, self.ema_networks = task.name, task.networks, task.ema_networks
+        self.sharded_blocks = task.sharded_blocks
 
     def to(self, device: torch.device) -> None:
         self.task.to(device)

@@ -60,6 +60,8 @@ class AdaptedModel(nn.Module):
 class AdapterTask(DiffusionTask):
     """Trains the tensors of an `AdaptedModel` on the diffusion loss."""
 
+    sharded_blocks = ()  # the trained tensors are small
+
     def __init__(self, network: AdaptedModel, weights: DiffusionLoss, preview_prompts: Sequence[str]):
         super().__init__(network.model, weights, _as_texts, preview_prompts)
         self.networks: dict[str, nn.Module] = {"unet": network}
