@@ -175,10 +175,13 @@ def off_style(images: Sequence[Image.Image]) -> float:
     return float(np.linalg.norm(pixels - start - share[:, None] * line, axis=1).mean())
 
 
-def recognised(model: LatentDiffusion, count: int) -> str:
-    """R-precision: how many of `count` known names the CLIP recognises first among all names, with its 95 % interval."""
+def recognised(model: LatentDiffusion, count: int, request: Request | None = None) -> str:
+    """R-precision: how many of `count` known names the CLIP recognises first among all names, with its 95 % interval.
+
+    request: the settings of the images. Default: those of the model, and seed 0.
+    """
     scorer, prompts = load_clip_scorer(), known_prompts(EmojiDataset(SIZE, split="all"), count, 0)
-    images = generate_set(model, [prompt.prompt for prompt in prompts], Request(seed=0)).images
+    images = generate_set(model, [prompt.prompt for prompt in prompts], request or Request(seed=0)).images
     scores = candidate_scores(scorer, images, [prompt_features(scorer, prompt) for prompt in prompts])
     found = proportion(recall_at(ranks(scores, torch.zeros(count, dtype=torch.long)), 1))
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) of {count}"

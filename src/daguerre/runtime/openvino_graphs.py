@@ -96,15 +96,20 @@ def _traceable(unet: UNet) -> UNet:
     return shallow_copy(unet, prepare).eval()
 
 
-@torch.no_grad()
 def compile_graph(unet: UNet, signature: Signature, tensors: Sequence[Tensor]) -> Any:
     """Trace and compile a UNet whose weights are in memory, for the shapes of `tensors`."""
+    return _openvino().Core().compile_model(trace_graph(unet, signature, tensors), "CPU", settings_of(signature))
+
+
+@torch.no_grad()
+def trace_graph(unet: UNet, signature: Signature, tensors: Sequence[Tensor]) -> Any:
+    """A UNet as a model of OpenVINO with the shapes of `tensors`."""
     openvino = _openvino()
     with warnings.catch_warnings(), _log_level_kept():
         warnings.simplefilter("ignore")  # the tracer notes every shape that it fixes, which is what is wanted here
         graph = openvino.convert_model(_FlatUNet(_traceable(unet), signature), example_input=tuple(tensors))
     graph.reshape({number: list(shape) for number, shape in enumerate(signature.shapes)})
-    return openvino.Core().compile_model(graph, "CPU", _settings(signature))
+    return graph
 
 
 @contextmanager
@@ -130,7 +135,7 @@ def graph_key(weights: str, unet: UNet, signature: Signature) -> str:
     openvino = _openvino()
     core, modules = openvino.Core(), {type(module).__module__ for module in unet.modules()}
     sources = [Path(str(sys.modules[name].__file__)) for name in sorted(modules) if name.startswith("daguerre.")]
-    parts = [weights, repr(unet.config), repr(signature), repr(_settings(signature)), openvino.__version__, torch.__version__]
+    parts = [weights, repr(unet.config), repr(signature), repr(settings_of(signature)), openvino.__version__, torch.__version__]
     parts += [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*sources, Path(__file__))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -146,7 +151,7 @@ def read_graph(folder: Path, key: str, signature: Signature) -> Any | None:
         blob = (path / GRAPH).read_bytes()
         if about != {"key": key, "sha256": hashlib.sha256(blob).hexdigest()}:
             raise ValueError("its checksum differs")
-        compiled = _openvino().Core().import_model(blob, "CPU", _settings(signature))
+        compiled = _openvino().Core().import_model(blob, "CPU", settings_of(signature))
         os.utime(path)  # so that it counts as new
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -184,8 +189,8 @@ def graph_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "daguerre" / "openvino"
 
 
-def _settings(signature: Signature) -> dict[str, Any]:
-    """OpenVINO would compute in bfloat16 on any processor that can, whatever the dtype of the model."""
+def settings_of(signature: Signature) -> dict[str, Any]:
+    """How to compile. OpenVINO would compute in bfloat16 on any processor that can, whatever the dtype of the model."""
     precision = PRECISIONS[signature.dtype]
     return {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
 
