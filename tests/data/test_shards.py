@@ -96,7 +96,7 @@ def test_names_are_unique_and_size_limits_a_shard(tmp_path: Path):
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
     source = FolderDataset(tmp_path / "images", 1, captioned=False)
     out = write_shards(source, tmp_path / "shards", ShardLimits(1e-6)).parent
-    found = [entry.name for shard in sorted(out.glob("*.tar")) for entry in scan_tar(shard, [])]
+    found = [name for shard in sorted(out.glob("*.tar")) for name, _, _ in scan_tar(shard, [])]
     assert found == ["a_b.png", "a_b_2.webp", "a_b_3.png"]
     assert len(list(out.glob("*.tar"))) == 3
 

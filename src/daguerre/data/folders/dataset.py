@@ -27,7 +27,7 @@ from daguerre.data.folders.files import (
     find_entries,
     list_files,
 )
-from daguerre.data.folders.items import FolderItem, ItemColumns, columns_of
+from daguerre.data.folders.items import FolderItem, ItemColumns, columns_of, digests_of
 from daguerre.data.images import image_size, open_image
 from daguerre.errors import DaguerreError, join_names
 from daguerre.limits import MAX_PIXELS
@@ -179,7 +179,7 @@ class FolderDataset:
         A hash of the file's content decides, so an image stays in its part when others are added or renamed, and copies are together.
         Raises DaguerreError if a part would be empty.
         """
-        is_held_out = self._columns.digests / 2**64 < fraction
+        is_held_out = digests_of(self.items) / 2**64 < fraction
         trained, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
         if not len(held_out) or not len(trained):
             raise DaguerreError(

@@ -73,12 +73,11 @@ class FolderItem(NamedTuple):
 
 
 class ItemColumns(NamedTuple):
-    """The same values of N images, as arrays. sizes: (N, 2). labels: (N,), as numbers of names. digests: (N,) uint64."""
+    """The same values of N images, as arrays. sizes: (N, 2). labels: (N,), as numbers of names."""
 
     sizes: np.ndarray
     labels: np.ndarray
     names: Sequence[str]
-    digests: np.ndarray
 
     @property
     def buckets(self) -> tuple[list[tuple[int, int]], np.ndarray]:
@@ -101,6 +100,11 @@ class ItemTable(Sequence[FolderItem]):
         """Of all items."""
         raise NotImplementedError
 
+    @property
+    def digests(self) -> np.ndarray:
+        """Of all items, as numbers, (N,) uint64."""
+        raise NotImplementedError
+
 
 def columns_of(items: Sequence[FolderItem]) -> ItemColumns:
     """The columns of any items."""
@@ -110,4 +114,9 @@ def columns_of(items: Sequence[FolderItem]) -> ItemColumns:
     numbers = {name: number for number, name in enumerate(names)}
     sizes = np.array([item.size for item in items], dtype=np.int64).reshape(-1, 2)
     labels = np.array([numbers[item.label] for item in items], dtype=np.int64)
-    return ItemColumns(sizes, labels, names, np.array([int(item.digest, 16) for item in items], dtype=np.uint64))
+    return ItemColumns(sizes, labels, names)
+
+
+def digests_of(items: Sequence[FolderItem]) -> np.ndarray:
+    """The digests of any items as numbers, (N,) uint64."""
+    return items.digests if isinstance(items, ItemTable) else np.array([int(item.digest, 16) for item in items], dtype=np.uint64)

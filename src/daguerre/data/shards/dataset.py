@@ -38,8 +38,8 @@ class ShardItems(ItemTable):
         row, found = int(self.rows[index]), self.found
         member, label = found.member(row), found.labels[int(found.columns["label"][row])]
         height, width = self.sizes[index]
-        digest = f"{int(found.columns['digest'][row]):016x}"
-        return FolderItem(member.file / found.name(row), self._caption(row), label, digest, (int(height), int(width)), member)
+        name = found.name(row)
+        return FolderItem(member.file / name, self._caption(row), label, _digest(name), (int(height), int(width)), member)
 
     def take(self, indices: np.ndarray) -> "ShardItems":
         """The items of these indices."""
@@ -48,7 +48,11 @@ class ShardItems(ItemTable):
     @property
     def columns(self) -> ItemColumns:
         columns = self.found.columns
-        return ItemColumns(self.sizes, columns["label"][self.rows], self.found.labels, columns["digest"][self.rows])
+        return ItemColumns(self.sizes, columns["label"][self.rows], self.found.labels)
+
+    @property
+    def digests(self) -> np.ndarray:
+        return np.array([int(_digest(self.found.name(int(row))), 16) for row in self.rows], dtype=np.uint64)
 
     def _caption(self, row: int) -> str:
         place = self.found.caption(row)
@@ -60,6 +64,10 @@ class ShardItems(ItemTable):
         except ValueError:
             return ""
         return (first_text(values, CAPTION_FIELDS, str) if isinstance(values, dict) else None) or ""
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 class ShardDataset(FolderDataset):

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -38,7 +38,6 @@ _COLUMNS = {  # of each image
     "caption_bytes": np.int64,
     "caption_kind": np.uint8,
     "label": np.int32,  # number of its class; the last name is ""
-    "digest": np.uint64,  # of its name
     "name_end": np.int64,  # in all names
 }
 
@@ -181,7 +180,8 @@ def _scan(files: Sequence[Path], record: Mapping[str, Any], problems: list[str])
     parts, names, ends, digests = [], [], [], []
     for file in files:
         rows, shard_names = _scan_shard(file, labels, bool(record), problems)
-        arrays = {name: np.fromiter((row[i] for row in rows), dtype, len(rows)) for i, (name, dtype) in enumerate(_COLUMNS.items())}
+        values = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
+        arrays = {name: np.array(column, dtype) for (name, dtype), column in zip(_COLUMNS.items(), values, strict=True)}
         known = listed.get(file.name)
         if known is not None and known["bytes"] == file.stat().st_size:
             digests.append(known["sha256"][:16])
@@ -205,7 +205,7 @@ def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: li
     damage: list[str] = []
     try:
         for key, parts in _samples(file, damage, problems):
-            image = next((part for part in parts if part in SUFFIXES), None)
+            image = _first(parts, SUFFIXES)
             if image is None:
                 problems.append(f"{file.name}/{key} has no image")
             elif key in seen:
@@ -214,14 +214,13 @@ def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: li
                 seen.add(key)
                 name = (key + image).encode("utf-8", "surrogateescape")
                 length += len(name)
-                text = next((part for part in CAPTION_SUFFIXES if part in parts), None)
+                text = _first(parts, CAPTION_SUFFIXES)
                 kind = CaptionKind.TEXT if text else CaptionKind.JSON if ".json" in parts else CaptionKind.NONE
-                caption = parts[text or ".json"] if kind else TarEntry("", 0, 0)
-                if not caption.bytes:
+                caption = parts[text or ".json"] if kind else ("", 0, 0)
+                if not caption[2]:
                     kind = CaptionKind.NONE
                 label = _label(file, parts[".cls"], labels, numbered) if ".cls" in parts else -1
-                digest = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-                rows.append((parts[image].offset, parts[image].bytes, caption.offset, caption.bytes, kind, label, digest, length))
+                rows.append((*parts[image][1:], *caption[1:], kind, label, length))
                 names.append(name)
     except OSError as error:
         damage.append(f"cannot be read ({error.strerror or error})")
@@ -229,11 +228,18 @@ def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: li
     return rows, b"".join(names)
 
 
+def _first(parts: Iterable[str], suffixes: Container[str]) -> str | None:
+    for part in parts:
+        if part in suffixes:
+            return part
+    return None
+
+
 def _samples(file: Path, damage: list[str], problems: list[str]) -> Iterator[tuple[str, dict[str, TarEntry]]]:
     """(name, files by suffix) of each sample of a shard."""
     last, parts = "", dict[str, TarEntry]()
     for entry in scan_tar(file, damage):
-        folder, slash, base = entry.name.rpartition("/")
+        folder, slash, base = entry[0].rpartition("/")
         stem, dot, suffix = base.partition(".")
         if not stem or not dot:
             continue
@@ -243,7 +249,7 @@ def _samples(file: Path, damage: list[str], problems: list[str]) -> Iterator[tup
                 yield last, parts
             last, parts = key, {}
         if "." + suffix.lower() in parts:
-            problems.append(f"{file.name}/{entry.name} occurs twice")
+            problems.append(f"{file.name}/{entry[0]} occurs twice")
         parts.setdefault("." + suffix.lower(), entry)
     if parts:
         yield last, parts
@@ -252,8 +258,8 @@ def _samples(file: Path, damage: list[str], problems: list[str]) -> Iterator[tup
 def _label(file: Path, entry: TarEntry, labels: dict[str, int], numbered: bool) -> int:
     """The number of a class: as it is written, or that of its text."""
     with file.open("rb") as opened:
-        opened.seek(entry.offset)
-        text = opened.read(entry.bytes).decode("utf-8", "replace").strip()
+        opened.seek(entry[1])
+        text = opened.read(entry[2]).decode("utf-8", "replace").strip()
     if numbered:
         return int(text) if text.isdecimal() and int(text) < len(labels) else -1
     return labels.setdefault(text, len(labels)) if text else -1
