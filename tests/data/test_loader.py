@@ -123,6 +123,21 @@ def test_batches_have_one_bucket_and_use_every_image_equally_often():
     assert len({pair for batch in cycle for pair in batch}) == len(cycle) * batch_size  # no (epoch, image), so no generator, twice
 
 
+def test_buckets_use_every_image_once_an_epoch_and_all_processes_have_one_shape():
+    """Five images a batch, so that after five epochs no bucket has an unfinished batch."""
+    buckets, batch_size = [0] * 11 + [1] * 3 + [2] * 1 + [3] * 8, 5
+    order = BatchOrder(len(buckets), batch_size, 3, buckets)
+    batches = [order.batch(step) for step in range(len(buckets) * 5 // batch_size)]
+    assert all({buckets[index] for _, index in batch} == {buckets[batch[0][1]]} for batch in batches)
+    assert Counter(index for batch in batches for _, index in batch) == dict.fromkeys(range(len(buckets)), 5)
+    for epoch in range(1, 6):  # of a bucket of n images, at most one batch of an epoch waits for the next one
+        steps = sum(epoch * buckets.count(bucket) // batch_size for bucket in range(4))
+        used = Counter(buckets[index] for batch in batches[:steps] for _, index in batch)
+        assert all(0 <= epoch * buckets.count(bucket) - used[bucket] < batch_size for bucket in range(4))
+    for step in (22, 7, 13):
+        assert BatchOrder(len(buckets), batch_size, 3, buckets).batch(step) == batches[step]
+
+
 def test_buckets_do_not_depend_on_history_and_one_bucket_changes_nothing():
     buckets = [0, 1] * 5
     later = BatchOrder(10, 3, 1, buckets).batch(23)

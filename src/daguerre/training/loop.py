@@ -150,7 +150,7 @@ def train(
         if start:
             log.info(f"{task.name}: {f'resuming after step {start}' if start < total else f'all {start} steps are already done'}")
         run = _Run(task, config, out, accelerator, parallel, prepared, state, log, validation)
-        stream = batches.stream(start, config.workers, processes=config.workers > 1)
+        stream = log.watch(batches.stream(start, config.workers, processes=config.workers > 1))
         for step in range(start, total):
             batch = next(stream)
             run.step(step, batch)

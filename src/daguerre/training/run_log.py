@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from daguerre.atomic_io import atomic_write
 from daguerre.errors import DaguerreError
 from daguerre.progress import progress
+
+MAX_WAITING = 0.1  # share of the time: more is said
+T = TypeVar("T")
 
 
 class Means:
@@ -51,6 +55,7 @@ class RunLog:
     def __init__(self, folder: Path, task: str, start: int, total: int, is_main: bool = True):
         self.folder, self.task, self.total, self.is_main = folder, task, total, is_main
         self._started, self._start, self._seconds_before = time.monotonic(), start, 0.0
+        self._logged, self._waited, self._advised = (self._started, start), 0.0, False  # the time and step of the last line
         self._progress = progress(TextColumn("{task.fields[losses]}"), transient=False, shown=is_main)
         self._bar = self._progress.add_task(task, total=total, completed=start, losses="")
 
@@ -71,6 +76,16 @@ class RunLog:
                 self._lines.close()
                 self._tensorboard.close()
 
+    def watch(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; measures how long the model waits for them. The first one, before which nothing could be loaded, does not
+        count."""
+        yield next(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches)
+            self._waited += time.monotonic() - asked
+            yield batch
+
     def losses(self, step: int, images: int, values: Mapping[str, float]) -> None:
         """Log the losses after `step` steps; `images` is the number of images per step."""
         if not self.is_main:
@@ -78,16 +93,32 @@ class RunLog:
         elapsed = time.monotonic() - self._started
         speed = (step - self._start) / elapsed
         record = {"step": step, "seconds": round(self._seconds_before + elapsed, 2), "images_per_second": round(speed * images, 2)}
+        record["waiting_for_data"] = round(self._waiting(step, images), 3)
         with self._disk_errors():
             self._lines.write(json.dumps(record | {name: float(f"{value:.6g}") for name, value in values.items()}) + "\n")
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{self.task}/{name}", value, step)
             self._tensorboard.flush()
         text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if record["waiting_for_data"] > MAX_WAITING:
+            text += f" waiting for data {record['waiting_for_data']:.0%}"
         self._progress.update(self._bar, completed=step, losses=text)
         if self._progress.disable:
             left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / max(speed, 1e-9)))
             self.info(f"{self.task} {step}/{self.total}  {speed:.2f} steps/s  {left} left  {text}")
+
+    def _waiting(self, step: int, images: int) -> float:
+        """The share of the time since the last line that the model waited for batches; says once what that costs if it is large."""
+        (before, first), waited, now = self._logged, self._waited, time.monotonic()
+        self._logged, self._waited = (now, step), 0.0
+        share, count, passed = waited / max(now - before, 1e-9), (step - first) * images, now - before
+        if share > MAX_WAITING and not self._advised:
+            self._advised = True
+            self.info(
+                f"{self.task}: the model waits for data {share:.0%} of the time. Loading gives {count / passed:.3g} images per second; "
+                f"the steps alone take {count / max(passed - waited, 1e-9):.3g}. Use more --workers, or shards on a faster disk."
+            )
+        return share
 
     def image(self, step: int, image: Image.Image) -> None:
         """Save a sample grid as `samples/000400.png` and in TensorBoard."""

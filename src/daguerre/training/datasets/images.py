@@ -72,5 +72,5 @@ def open_training_images(data: str, size: int, options: TrainingImageOptions, *,
         return TrainingImages(source)
     trained, held_out = source.split(options.validation_fraction)
     if rank() == 0:
-        print(f"validation: {len(held_out)} of these images, by their content; training: {len(trained)}", file=sys.stderr)
+        print(f"validation: {len(held_out)} of these images, chosen by a hash; training: {len(trained)}", file=sys.stderr)
     return TrainingImages(trained, held_out)
