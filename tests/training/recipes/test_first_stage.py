@@ -119,7 +119,7 @@ def test_held_out_images_are_measured_and_not_trained_on(kind: str, tmp_path: Pa
     images = open_training_images(recipe.data, recipe.resolution, options)
     printed = capsys.readouterr().err
     assert images.held_out is not None
-    assert f"validation: {len(images.held_out)} of these images, by their content; training: {len(images.trained)}\n" in printed
+    assert f"validation: {len(images.held_out)} of these images, chosen by a hash; training: {len(images.trained)}\n" in printed
     assert f"epochs: {loop.max_train_steps * loop.batch_size / len(images.trained):.3g}\n" in printed
     with pytest.raises(DaguerreError, match="belongs to a run with source"):
         run(replace(recipe, images=replace(options, validation_fraction=0.6)))
