@@ -35,7 +35,7 @@ HEADS = "images", "R-precision (95 % interval)", "s per image"
 
 
 def runs(path: Path) -> dict[str, tuple[LatentDiffusion, Request]]:
-    """The rows: the teacher at its own steps and at few, and the student; with its guidance and without."""
+    """The rows: the teacher with its own guidance, at many steps and at few, and the student."""
     teacher = load_diffusion(None)
     student = with_adapters(teacher, [load_lora(path)])
     few = STEP_PRESETS["lcm"]
