@@ -3,7 +3,7 @@
     python benchmarks/shards.py --images 1000000 --folder /tmp/shards-benchmark
 
 Prints the seconds and the growth of the peak memory: of the first opening, which reads all headers; of the next one, from the kept index;
-of the order of an epoch; and the samples per second that are read and decoded. The results are in shards.md.
+of the order of an epoch; and the samples per second that are read and decoded.
 """
 
 import argparse

@@ -97,7 +97,7 @@ def shard_files(data: str | Path) -> list[Path]:
     if not path.is_dir():
         return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(".tar")) if path.suffix == ".tar" else []
     found = [entry for entry in path.iterdir() if not is_leftover(entry)]
-    shards = sorted(entry for entry in found if entry.suffix == ".tar")
+    shards = sorted(entry for entry in found if entry.suffix == ".tar" and entry.is_file())
     return shards if shards and not any(entry.suffix.lower() in SUFFIXES or entry.is_dir() for entry in found) else []
 
 
