@@ -1,6 +1,6 @@
 """How well latent diffusion models trained here do their tasks on images that they have not seen, against trivial baselines.
 
-    python -m benchmarks.ldm_tasks images FOLDER                     # emoji as two folders: FOLDER/train and FOLDER/test
+    python -m benchmarks.ldm_tasks images FOLDER                     # emoji as two folders, FOLDER/train and FOLDER/test, and their maps
     daguerre train ldm --first-stage src/daguerre/assets/emoji --data FOLDER/train --condition grey --prediction v --out runs/grey
     python -m benchmarks.ldm_tasks measure runs/grey/model --data FOLDER
 
@@ -15,7 +15,7 @@ Each has the model's and the baseline's mean, and their difference with a bootst
     low-res      bicubic interpolation
     masked       the hole in the mean colour of the rest
     grey         every pixel in the mean colour of the training images
-    map          the training image with the nearest map
+    map          the training image with the nearest map; `--map semantic --maps FOLDER/train-maps` has a class for each of 27 colours
     clip-image   the training image with the nearest embedding
     layout       the training image with the nearest boxes; images are those of `--data shapes`, unseen ones from another seed
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from daguerre.conditioning.class_map_image import ConcatConditioner, ImageConditioner, LayoutConditioner
@@ -63,7 +63,17 @@ def write_images(folder: Path) -> None:
         for number in range(count):
             path = folder / ("test" if tested else "train") / f"{index:04d}-{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            source.sample(index, np.random.default_rng([index, number])).image.save(path)
+            image = source.sample(index, np.random.default_rng([index, number])).image
+            image.save(path)
+            maps = path.parent.with_name(f"{path.parent.name}-maps")
+            maps.mkdir(exist_ok=True)
+            colour_classes(image).save(maps / path.name)
+
+
+def colour_classes(image: Image.Image) -> Image.Image:
+    """A map of classes: the nearest of three levels of each channel, without single pixels of other classes."""
+    levels = image.convert("RGB").point([round(value / 127.5) * 127 for value in range(256)] * 3)
+    return levels.filter(ImageFilter.ModeFilter(5))
 
 
 def baseline(conditioner: object, example: ConditionExample, train: Dataset, scorer: ClipScorer, kind: str) -> Image.Image:
@@ -86,7 +96,7 @@ def baseline(conditioner: object, example: ConditionExample, train: Dataset, sco
     elif isinstance(conditioner, ImageConditioner):
         keys, wanted = [scorer.embed_images(x_of(images_of(train))), scorer.embed_images(x_of([original]))]
     else:
-        transform = {"edges": edges, **PREPROCESSORS}[kind]
+        transform = {"edges": edges, "semantic": colour_classes, **PREPROCESSORS}[kind]
         keys = x_of([transform(image) for image in images_of(train)]).flatten(1)
         wanted = x_of([example.shown]).flatten(1)
     return images_of(train)[int(torch.cdist(wanted, keys).argmin())]
@@ -162,7 +172,8 @@ def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: 
     source = test
     name = conditioner.kind if isinstance(conditioner, ConcatConditioner) else "layout" if layout else "clip-image"
     if isinstance(conditioner, ConcatConditioner) and conditioner.kind in ("masked", "map"):
-        recipe = LDMRecipe(Path(), str(data), condition=conditioner.kind, map=kind)  # type: ignore[arg-type]
+        maps = data / "test-maps" if kind == "semantic" else None
+        recipe = LDMRecipe(Path(), str(data), condition=conditioner.kind, map=kind, maps=maps)  # type: ignore[arg-type]
         source, _ = with_condition_image(recipe, test)
     examples = find_examples(conditioner, source, count)
     results = [generate(model, each.request(steps=steps))[0].image for each in examples]
