@@ -17,7 +17,7 @@ test: $(VENV)/dev  ## set up and run the tests
 test-isa: $(VENV)/dev  ## run the numerical tests at every instruction set of this processor
 	.ci/isa
 
-check-long: $(VENV)/dev  ## run the tests that take minutes, which `make test` leaves out
+check-long: $(VENV)/dev  ## run the tests that take minutes, which `make test` leaves out; DAGUERRE_KILLS=100 kills each training 100 times
 	$(BIN)/pytest -n auto -m long
 
 lint: $(VENV)/dev

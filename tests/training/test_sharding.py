@@ -1,24 +1,28 @@
 """Sharded training by torchrun on two CPU processes: the run, the averages and the saved model equal those of data-parallel training; it
 resumes bit by bit, in another number of processes up to rounding, and from the checkpoint before a damaged one."""
 
+import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from daguerre.errors import DaguerreError
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.config import LoopConfig
 from daguerre.training.options.ddpm import DDPMRecipe, UNetShape
-from daguerre.training.processes import state
+from daguerre.training.processes import rank, state
 from daguerre.training.recipes.ddpm import run
 from tests.training.launch import TORCHRUN, needs_two_cores, run_program
 
-IMPORTS = "from tests.training.test_sharding import everything, train\n"
+IMPORTS = "from tests.training.test_sharding import everything, killed_while_saving, train\n"
 LOOP = LoopConfig(
     max_train_steps=8,
     batch_size=4,
@@ -43,6 +47,22 @@ def everything(out: Path) -> None:
     train(out / "whole", sharding="fsdp", sample_every=4)
     train(out / "parts", sharding="fsdp", max_train_steps=4)
     train(out / "parts", sharding="fsdp")
+    state().destroy_process_group()
+
+
+def killed_while_saving(out: Path) -> None:
+    """The run "whole", whose second process is killed after it wrote its share of the second checkpoint, unless it started again."""
+    write, number = HuggingFaceStorageWriter.write_data, count(1)
+
+    def write_then_die(self, plan, planner):
+        written = write(self, plan, planner)
+        if next(number) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    if rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        HuggingFaceStorageWriter.write_data = write_then_die
+    train(out, sharding="fsdp")
     state().destroy_process_group()
 
 
@@ -104,6 +124,17 @@ def test_one_process_continues_from_the_checkpoint_before_a_damaged_one(two: Pat
     assert done.stderr.count("skipped the checkpoint one/checkpoints/step-00000008, which is damaged") == 1
     assert "resuming after step 6" in done.stdout + done.stderr
     assert_close(tmp_path / "one", two / "whole")
+
+
+@needs_two_cores
+@pytest.mark.long
+def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(two: Path, tmp_path: Path):
+    done = run_program(tmp_path, IMPORTS + "killed_while_saving(Path('out'))", [*TORCHRUN, "--max-restarts=1"])
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 3" in done.stdout + done.stderr
+    first, second = weights(two / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [path.name for path in sorted((tmp_path / "out" / "checkpoints").iterdir())] == ["step-00000006", "step-00000008"]
 
 
 @needs_two_cores
