@@ -101,11 +101,16 @@ class FullySharded:
     def _write(self, tensors: dict[str, Tensor], record: dict[str, Any], temporary: Path, target: Path) -> None:
         """Each process writes its shares; then the first one hashes all files and renames the folder. Runs in the thread."""
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        save(tensors, storage_writer=writer, process_group=self._group)
-        if self.accelerator.is_main_process:
-            write_record(temporary, record)
-            publish(temporary, target)
-            remove_old(target.parent)
+        try:
+            save(tensors, storage_writer=writer, process_group=self._group)
+            if self.accelerator.is_main_process:
+                write_record(temporary, record)
+                publish(temporary, target)
+                remove_old(target.parent)
+        except (CheckpointException, OSError):
+            if self.accelerator.is_main_process:
+                remove_unfinished(target.parent)
+            raise
 
     def _wait(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises DaguerreError if it could not be written."""
