@@ -33,8 +33,8 @@ class ControlNetConfig:
 class MapEmbedding(nn.Module):
     """The condition map at the size of the latents in the width of the first features. The last layer is zero-initialised.
 
-    The others start with variance 4 / inputs, because SiLU halves small values: so the features vary as much as the map. By torch's default,
-    thin lines vary the last features by less than a thousandth, and training takes thousands of steps to see the map at all.
+    The others start with variance 4 / inputs, because SiLU halves small values: so the features vary as much as the map. By torch's
+    default, thin lines vary the last features by less than a thousandth, and training takes thousands of steps to see the map at all.
     """
 
     def __init__(self, config: ControlNetConfig) -> None:
