@@ -171,9 +171,9 @@ def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: 
         train, test = (open_dataset(str(data / part), model.sample_size, crop="center") for part in ("train", "test"))
     source = test
     name = conditioner.kind if isinstance(conditioner, ConcatConditioner) else "layout" if layout else "clip-image"
-    if isinstance(conditioner, ConcatConditioner) and conditioner.kind in ("masked", "map"):
-        maps = data / "test-maps" if kind == "semantic" else None
-        recipe = LDMRecipe(Path(), str(data), condition=conditioner.kind, map=kind, maps=maps)  # type: ignore[arg-type]
+    if isinstance(conditioner, ConcatConditioner) and conditioner.kind in ("masked", "map", "semantic"):
+        condition, maps = ("masked", None) if conditioner.kind == "masked" else ("map", data / "test-maps" if kind == "semantic" else None)
+        recipe = LDMRecipe(Path(), str(data), condition=condition, map=kind, maps=maps)  # type: ignore[arg-type]
         source, _ = with_condition_image(recipe, test)
     examples = find_examples(conditioner, source, count)
     results = [generate(model, each.request(steps=steps))[0].image for each in examples]

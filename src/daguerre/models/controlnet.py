@@ -31,23 +31,16 @@ class ControlNetConfig:
 
 
 class MapEmbedding(nn.Module):
-    """The condition map at the size of the latents in the width of the first features. The last layer is zero-initialised.
-
-    The others start with variance 4 / inputs, because SiLU halves small values: so the features vary as much as the map. By torch's
-    default, thin lines vary the last features by less than a thousandth, and training takes thousands of steps to see the map at all.
-    """
+    """The condition map at the size of the latents in the width of the first features. The last layer is zero-initialised."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
         widths = config.map_channels
-        self.conv_in = nn.Conv2d(config.map_in_channels, widths[0], 3, padding=1)
+        self.conv_in = variance_init(nn.Conv2d(config.map_in_channels, widths[0], 3, padding=1))
         self.blocks = nn.ModuleList()
         for width, following in pairwise(widths):
-            self.blocks.append(nn.Conv2d(width, width, 3, padding=1))
-            self.blocks.append(nn.Conv2d(width, following, 3, stride=2, padding=1))
-        for layer in (self.conv_in, *self.blocks):
-            nn.init.normal_(layer.weight, std=2 / layer.weight[0].numel() ** 0.5)
-            nn.init.zeros_(layer.bias)
+            self.blocks.append(variance_init(nn.Conv2d(width, width, 3, padding=1)))
+            self.blocks.append(variance_init(nn.Conv2d(width, following, 3, stride=2, padding=1)))
         self.conv_out = zero_init(nn.Conv2d(widths[-1], config.unet.channels[0], 3, padding=1))
 
     def forward(self, control_map: Tensor) -> Tensor:
@@ -112,4 +105,14 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with weight and bias zero, so that a new ControlNet changes nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
+    return layer
+
+
+def variance_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with weights of variance 4 / inputs and no bias: SiLU halves small values, so the features vary as much as the map.
+
+    By torch's default, thin lines vary the last features by less than a thousandth, and it takes thousands of steps until the map counts.
+    """
+    zero_init(layer)
+    nn.init.normal_(layer.weight, std=2 / layer.weight[0].numel() ** 0.5)
     return layer
