@@ -22,7 +22,8 @@ Each has the model's and the baseline's mean, and their difference with a bootst
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,30 +77,49 @@ def colour_classes(image: Image.Image) -> Image.Image:
     return levels.filter(ImageFilter.ModeFilter(5))
 
 
-def baseline(conditioner: object, example: ConditionExample, train: Dataset, scorer: ClipScorer, kind: str) -> Image.Image:
-    """What a trivial method gives for an example."""
-    original = example.original
-    if isinstance(conditioner, ConcatConditioner) and conditioner.kind == "low-res":
-        small = example.task.input_images["image"].pixels
-        return small.resize(original.size, Image.Resampling.BICUBIC)
-    if isinstance(example.task, Inpaint):
-        hole, filled = hole_of(example), original.copy()
-        mean = np.asarray(original)[~hole].mean(0) if (~hole).any() else np.full(3, 127)
-        filled.paste(tuple(int(value) for value in mean.round()), (0, 0), Image.fromarray(hole))
-        return filled
-    if isinstance(conditioner, ConcatConditioner) and conditioner.kind == "grey":
-        mean = np.mean([np.asarray(image).mean((0, 1)) for image in images_of(train)], axis=0)
-        return with_colours_of(original.convert("L"), Image.new("RGB", original.size, tuple(int(value) for value in mean.round())))
-    if isinstance(conditioner, LayoutConditioner):
-        keys = x_of([draw_boxes(sample.caption, train.size) for sample in samples_of(train)]).flatten(1)
-        wanted = x_of([example.shown]).flatten(1)
-    elif isinstance(conditioner, ImageConditioner):
-        keys, wanted = [scorer.embed_images(x_of(images_of(train))), scorer.embed_images(x_of([original]))]
-    else:
-        transform = {"edges": edges, "semantic": colour_classes, **PREPROCESSORS}[kind]
-        keys = x_of([transform(image) for image in images_of(train)]).flatten(1)
-        wanted = x_of([example.shown]).flatten(1)
-    return images_of(train)[int(torch.cdist(wanted, keys).argmin())]
+@dataclass
+class Baseline:
+    """A trivial method for the task of a conditioner. kind: of the maps, if it takes maps."""
+
+    conditioner: object
+    train: Dataset
+    scorer: ClipScorer
+    kind: str
+
+    def of(self, example: ConditionExample) -> Image.Image:
+        """What the method gives for an example."""
+        original, task = example.original, getattr(self.conditioner, "kind", "")
+        if task == "low-res":
+            return example.task.input_images["image"].pixels.resize(original.size, Image.Resampling.BICUBIC)
+        if task == "masked":
+            hole, filled = hole_of(example), original.copy()
+            mean = np.asarray(original)[~hole].mean(0) if (~hole).any() else np.full(3, 127)
+            filled.paste(tuple(int(value) for value in mean.round()), (0, 0), Image.fromarray(hole))
+            return filled
+        if task == "grey":
+            return with_colours_of(original.convert("L"), Image.new("RGB", original.size, self.mean_colour))
+        wanted = self.scorer.embed_images(x_of([original])) if self.by_embedding else x_of([example.shown]).flatten(1)
+        return images_of(self.train)[int(torch.cdist(wanted, self.keys).argmin())]
+
+    @property
+    def by_embedding(self) -> bool:
+        return isinstance(self.conditioner, ImageConditioner)
+
+    @cached_property
+    def mean_colour(self) -> tuple[int, ...]:
+        """Of all training images."""
+        mean = np.mean([np.asarray(image).mean((0, 1)) for image in images_of(self.train)], axis=0)
+        return tuple(int(value) for value in mean.round())
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """What the nearest training image is looked for by, (N, D)."""
+        if isinstance(self.conditioner, LayoutConditioner):
+            return x_of([draw_boxes(sample.caption, self.train.size) for sample in samples_of(self.train)]).flatten(1)
+        if self.by_embedding:
+            return self.scorer.embed_images(x_of(images_of(self.train)))
+        transform = {"edges": edges, "semantic": colour_classes, **PREPROCESSORS}[self.kind]
+        return x_of([transform(image) for image in images_of(self.train)]).flatten(1)
 
 
 _samples: dict[str, list[Sample]] = {}
@@ -177,7 +197,8 @@ def measure(folder: Path, data: Path, count: int, steps: int, kind: str, sheet: 
         source, _ = with_condition_image(recipe, test)
     examples = find_examples(conditioner, source, count)
     results = [generate(model, each.request(steps=steps))[0].image for each in examples]
-    trivial = [baseline(conditioner, each, train, scorer, kind) for each in examples]
+    baseline = Baseline(conditioner, train, scorer, kind)
+    trivial = [baseline.of(each) for each in examples]
     truth = scorer.embed_images(x_of([each.original for each in examples]))
     print(f"| {name}, {len(examples)} images | model | baseline | model − baseline |\n| --- | --- | --- | --- |")
     own, other = (1 - (scorer.embed_images(x_of(images)) * truth).sum(1) for images in (results, trivial))
