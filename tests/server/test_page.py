@@ -1,0 +1,13 @@
+"""The files of the page, as the server sends them."""
+
+import re
+
+from daguerre.server.app import WEB
+
+
+def test_the_page_asks_for_all_modules_and_facts_at_once(client):
+    found = re.findall(r'<link rel="(modulepreload|preload)".*? href="([^"]+)">', client.get("/").text)
+    modules = {address for kind, address in found if kind == "modulepreload"}
+    assert modules == {f"/web/{file.relative_to(WEB).as_posix()}" for file in WEB.rglob("*.js")}
+    for _, address in found:
+        assert client.get(address).status_code == 200
