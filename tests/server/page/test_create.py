@@ -77,7 +77,7 @@ def test_the_queue_is_paused_reordered_edited_and_survives_a_reload(page, server
     page.fill("#f-prompt", "a blue trophy")
     page.click("text=Change the job")
     until(page, "document.querySelectorAll('.job .name')[0]?.innerText === 'a blue trophy'")
-    assert page.input_value("#f-prompt") == "a parrot"  # what was in the form is back
+    until(page, "document.getElementById('f-prompt').value === 'a parrot'")  # what was in the form is back
     page.locator(".job:has-text('a rocket') button[aria-label^=Cancel]").click()
     page.click("text=go on")
     until(page, "document.querySelectorAll('.job').length === 0")
