@@ -1,6 +1,6 @@
 """How long a large set of shards takes to open, and in how much memory. Writes synthetic shards, with one tiny image in all samples.
 
-    python benchmarks/shards.py --images 1000000 --folder /tmp/shards-benchmark
+    python -m benchmarks.shards --images 1000000 --folder out/shards
 
 Prints the seconds and the growth of the peak memory: of the first opening, which reads all headers; of the next one, from the kept index;
 of the order of an epoch; and the samples per second that are read and decoded.

@@ -159,7 +159,6 @@ async function load() {
 		limit: jobs?.limit ?? 64,
 		status: status ?? null,
 		shownJob: jobs?.jobs?.find((job) => job.state === "running")?.id ?? null,
-		loaded: true,
 	});
 	await facts;
 	onUpdate(renderPage);
