@@ -18,7 +18,7 @@ import pytest
 CHROMIUM = shutil.which("chromium")
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
-TIMEOUT = 120_000  # milliseconds, for a loaded machine
+TIMEOUT = 60_000  # milliseconds, for a loaded machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,7 +150,8 @@ def open_page(new_page: Callable[..., Any], desktop: Any, server: Server, proble
         return page
 
     desktop.goto(f"{server.url}/healthz")  # leaving the studio stores its settings
-    desktop.evaluate("localStorage.clear()")  # masks
+    desktop.evaluate("localStorage.clear(); sessionStorage.clear()")  # masks, and settings that were not saved in time
+    server.call("/api/queue/pause", {"paused": False})
     server.call("/api/settings", dict.fromkeys(("form", "presets", "history", "language", "theme", "layout")))
     problems.clear()
     yield open_

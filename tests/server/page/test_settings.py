@@ -72,7 +72,6 @@ def test_settings_and_history_survive_a_reload_and_a_link_carries_them(page, ope
     page.click("#go")
     page.wait_for_selector("#image[alt='a parrot']")
     page.fill("#f-prompt", "a rocket")
-    page.wait_for_timeout(700)
     page.reload()
     page.wait_for_selector(".node")
     assert (page.input_value("#f-prompt"), page.input_value("#f-seed"), page.input_value("#n-steps")) == ("a rocket", "77", "2")
@@ -87,6 +86,19 @@ def test_settings_and_history_survive_a_reload_and_a_link_carries_them(page, ope
     until(linked, "document.getElementById('f-prompt').value === 'a <b>blue</b> 猫'")
     values = [linked.input_value(name) for name in ("#n-steps", "#f-seed", "#n-guidance_scale")]
     assert values == ["5", "18014398509481985", "3"]
+
+
+def test_settings_that_did_not_reach_the_server_survive_a_reload(page, server):
+    page.route("**/api/settings", lambda route: route.abort() if route.request.method == "POST" else route.continue_())
+    page.fill("#f-prompt", "a rocket")
+    page.reload()
+    page.wait_for_selector(".node")
+    assert page.input_value("#f-prompt") == "a rocket"
+    page.unroute_all()
+    page.reload()
+    page.wait_for_selector(".node")
+    assert page.input_value("#f-prompt") == "a rocket"
+    server.wait(lambda: server.call("/api/settings")["form"]["form"]["prompt"] == "a rocket")
 
 
 def test_a_long_history_is_stored_without_its_oldest_prompts(page, server, until):

@@ -1,7 +1,7 @@
 // The studio's page: starts it, renders its panes, and holds what belongs to the whole page: views, keys, theme, language.
 
 import { api, listen } from "./core/api.js";
-import { redo, requestOfLink, restoreSettings, store, undo } from "./core/form.js";
+import { redo, requestOfLink, restoreSettings, store, undo, unsavedSettings } from "./core/form.js";
 import { bytes, LANGUAGES, preferredLanguage, setLanguage, t } from "./core/language.js";
 import { html, live, nothing, render } from "./core/lit.js";
 import { cancel, handlers, planSoon, saveEditing, start, takeSettings, title } from "./core/run.js";
@@ -143,14 +143,15 @@ function keys(event) {
 async function load() {
 	const gallery = reload();
 	const facts = loadModelFacts();
-	const [settings, models, jobs, status] = await Promise.all(
+	const [saved, models, jobs, status] = await Promise.all(
 		[api("/api/settings"), api("/api/models"), api("/api/jobs"), api("/api/status")].map((each) => each.catch(failed)),
 	);
-	restoreSettings(settings ?? {});
-	await setLanguage(settings?.language in LANGUAGES ? settings.language : preferredLanguage()).catch(failed);
+	const settings = { ...saved, ...unsavedSettings() };
+	restoreSettings(settings);
+	await setLanguage(settings.language in LANGUAGES ? settings.language : preferredLanguage()).catch(failed);
 	update({
-		theme: settings?.theme in THEMES ? settings.theme : "auto",
-		layout: settings?.layout ?? {},
+		theme: settings.theme in THEMES ? settings.theme : "auto",
+		layout: settings.layout ?? {},
 		models: models?.models ?? [],
 		model: models?.current ?? null,
 		jobs: jobs?.jobs ?? [],

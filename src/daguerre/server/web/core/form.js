@@ -1,6 +1,6 @@
 // The settings of the next run: the form, its history for undo, presets, and the conversion to and from a request.
 
-import { api, writeJson } from "./api.js";
+import { api, parseJson, writeJson } from "./api.js";
 import { debounce, state, update } from "./state.js";
 
 const HIRES = { on: false, scale: 2, strength: 0.55, upscaler: "lanczos" };
@@ -23,6 +23,7 @@ const MAX_UNDO = 200;
 const MAX_HISTORY = 200; // prompts, and all together not more than the server stores in one setting
 const MAX_HISTORY_CHARACTERS = 40_000;
 const MAX_KEEPALIVE = 20_000; // characters; browsers send at most 64 KiB for a page that is gone
+const UNSAVED = "daguerre.unsaved"; // in the storage of the tab
 
 export const form = { ...DEFAULTS };
 export const edit = { input: null, mode: "part", strength: { whole: 0.6, part: 1 }, resize_mode: "crop", mask_blur: null, crop: false, margins: { left: 0, top: 0, right: 0, bottom: 0 } };
@@ -86,9 +87,17 @@ function stored() {
 	return { form, edit: rest, axes };
 }
 
-// Write settings to the server; losing one write is not worth a message.
-export function store(values) {
-	return api("/api/settings", values, { keepalive: writeJson(values).length < MAX_KEEPALIVE }).catch(() => {});
+const unsaved = {}; // settings that the server has not confirmed yet
+
+// Write settings to the server. What does not reach it stays in the tab, see `unsavedSettings`.
+export async function store(values) {
+	Object.assign(unsaved, values);
+	try {
+		await api("/api/settings", values, { keepalive: writeJson(values).length < MAX_KEEPALIVE });
+	} catch {
+		return;
+	}
+	for (const key of Object.keys(values)) if (unsaved[key] === values[key]) delete unsaved[key];
 }
 
 // Open or close the settings under "More"; the page remembers it.
@@ -97,7 +106,24 @@ export function showMore(open) {
 	store({ layout: state.layout });
 }
 
-addEventListener("pagehide", () => save.now());
+// A page that is loaded again asks for its settings before the last write has reached the server.
+addEventListener("pagehide", () => {
+	save.now();
+	if (Object.keys(unsaved).length) sessionStorage.setItem(UNSAVED, writeJson(unsaved));
+});
+
+// The settings that this tab had not saved when it was last left; they are sent once more.
+export function unsavedSettings() {
+	let values;
+	try {
+		values = parseJson(sessionStorage.getItem(UNSAVED) ?? "null");
+		sessionStorage.removeItem(UNSAVED);
+	} catch {
+		return {}; // the browser stores nothing, or something else wrote there
+	}
+	if (values) store(values);
+	return values ?? {};
+}
 
 // Take over what the server has stored.
 export function restoreSettings(settings) {
