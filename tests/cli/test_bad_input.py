@@ -222,6 +222,7 @@ def test_every_command_is_in_the_table():
         ("models --samplers --vocabulary", "either --samplers or --vocabulary"),
         ("train emojy", "Did you mean 'emoji'"),
         ("train vae --data nowhere", "There is no directory 'nowhere'"),
+        ("train ddpm --data shapes --shard-cache-size 0", "--shard-cache-size is 0 GB"),
         ("train", "The first argument of train is the recipe"),
         ("train --seed 2 shapes", "The first argument of train is the recipe"),
         ("variations cat.png --negative-prompt dog", "There is no option --negative-prompt"),

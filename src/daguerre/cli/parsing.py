@@ -54,7 +54,9 @@ def parse_options(kind: type[T], arguments: Sequence[str], command: str) -> T:
 
 
 def is_image_source(data: str | Path) -> bool:
-    """Whether there is such a directory, or there are shards of such a pattern, as `data.catalog.open_image_files` takes them."""
+    """Whether it is an address, or there is such a directory or pattern of shards, as `data.catalog.open_image_files` takes them."""
+    if "://" in str(data):
+        return True
     path = expand_user(data)
     return path.is_dir() or (path.suffix == ".tar" and any(glob.iglob(str(path))))
 

@@ -1,4 +1,4 @@
-"""Datasets by name: the built-in ones, a directory of images, or shards."""
+"""Datasets by name: the built-in ones, a directory of images, or shards on a disk or at an address."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -30,7 +30,9 @@ class FolderOptions(TypedDict, total=False):
 BUILT_IN_DATASETS: Mapping[str, Callable[[int], Dataset]] = {"shapes": ShapesDataset, "emoji": EmojiDataset, "emoji-faces": emoji_faces}
 
 
-def open_dataset(data: str, size: int, *, captioned: bool = False, **options: Unpack[FolderOptions]) -> Dataset:
+def open_dataset(
+    data: str, size: int, *, captioned: bool = False, shard_cache_size: float | None = None, **options: Unpack[FolderOptions]
+) -> Dataset:
     """Images of `size` × `size` pixels, from a built-in dataset or as `open_image_files`; the `options` apply only to the latter.
 
     Raises:
@@ -38,13 +40,23 @@ def open_dataset(data: str, size: int, *, captioned: bool = False, **options: Un
     """
     if data in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[data](size)
-    if not expand_user(data).is_dir() and not shard_files(data):
+    if "://" not in data and not expand_user(data).is_dir() and not shard_files(data):
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
-    return open_image_files(data, size, captioned=captioned, **options)
+    return open_image_files(data, size, captioned=captioned, shard_cache_size=shard_cache_size, **options)
 
 
-def open_image_files(data: str | Path, size: int, *, captioned: bool = False, **options: Unpack[FolderOptions]) -> FolderDataset:
-    """The images of a directory, or of the shards that a directory or a pattern names. Errors as in `FolderDataset` and `ShardDataset`."""
+def open_image_files(
+    data: str | Path, size: int, *, captioned: bool = False, shard_cache_size: float | None = None, **options: Unpack[FolderOptions]
+) -> FolderDataset:
+    """The images of a directory, or of the shards that a directory, a pattern or an address names.
+
+    shard_cache_size: largest size of all shards that are kept after they were fetched from an address, in GB. Errors as in
+    `FolderDataset` and `ShardDataset`.
+    """
+    if "://" in str(data):
+        return ShardDataset(data, size, captioned=captioned, shard_cache_size=shard_cache_size, **options)
+    if shard_cache_size is not None:
+        raise DaguerreError(f"--shard-cache-size applies to shards that are fetched from an address; '{data}' is none. Remove it.")
     if shard_files(data):
         return ShardDataset(data, size, captioned=captioned, **options)
     return FolderDataset(expand_user(data), size, captioned=captioned, **options)

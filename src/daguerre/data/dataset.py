@@ -61,7 +61,10 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Subset:
-    """A dataset derived from some indices of another one: sample n is `sample_item(indices[n], rng)`. shards: see `FolderDataset`."""
+    """A dataset derived from some indices of another one: sample n is `sample_item(indices[n], rng)`.
+
+    shards, fetch_shard: see `FolderDataset`.
+    """
 
     size: int
     key: str
@@ -69,6 +72,7 @@ class Subset:
     indices: Sequence[int]
     rendered: bool = True
     shards: np.ndarray | None = None
+    fetch_shard: Callable[[int], None] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -4,11 +4,15 @@
 does not matter.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import numpy as np
 import torch
@@ -19,9 +23,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from daguerre.data.dataset import Dataset, Sample
 from daguerre.data.images import to_tensor
-from daguerre.data.order import BatchOrder
+from daguerre.data.order import SHUFFLED_SHARDS, BatchOrder
 from daguerre.diffusion.conditioning import Conditioning
 from daguerre.errors import DaguerreError
+
+FETCHERS = 2  # threads that fetch shards
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,34 @@ def prefetch(batch: Callable[[int], Batch], start: int, workers: int, ahead: int
             yield ready
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fetch_ahead(batches: Iterable[Batch], order: BatchOrder, start: int, fetch: Callable[[int], None]) -> Iterator[Batch]:
+    """Yield the batches of steps start, start + 1, …, while threads fetch the shards of the batches that come a block of shards later."""
+    assert order.shards is not None
+    distance = math.ceil(SHUFFLED_SHARDS * order.length / (int(order.shards.max()) + 1) / order.batch_size)
+    wanted, stopped, latest, planned = SimpleQueue[int](), Event(), deque[int](maxlen=2 * SHUFFLED_SHARDS), start
+
+    def work() -> None:
+        while (number := wanted.get()) >= 0 and not stopped.is_set():
+            with suppress(DaguerreError):  # the batch that needs the shard has the error
+                fetch(number)
+
+    try:
+        for step, batch in enumerate(batches, start):
+            if planned == start:
+                for _ in range(FETCHERS):
+                    Thread(target=work, name="shards", daemon=True).start()
+            for following in range(planned, step + distance + 1):
+                for number in {int(order.shards[index]) for _, index in order.batch(following)} - {*latest}:
+                    latest.append(number)
+                    wanted.put(number)
+            planned = step + distance + 1
+            yield batch
+    finally:
+        stopped.set()
+        for _ in range(FETCHERS):
+            wanted.put(-1)
 
 
 class BatchLoader(TorchDataset[Batch]):
@@ -113,13 +147,16 @@ class BatchLoader(TorchDataset[Batch]):
 
         Threads are enough for training on a CPU; worker `processes` keep up with a fast GPU, but need more memory and start-up time.
         """
+        batches: Iterable[Batch]
         if workers == 0:
-            yield from map(self.batch, count(start))
+            batches = map(self.batch, count(start))
         elif processes:
             # Without its own generator the DataLoader would advance torch's global one.
-            yield from DataLoader(self, None, sampler=count(start), num_workers=workers, prefetch_factor=2, generator=torch.Generator())
+            batches = DataLoader(self, None, sampler=count(start), num_workers=workers, prefetch_factor=2, generator=torch.Generator())
         else:
-            yield from prefetch(self.batch, start, workers, max(ahead, workers))
+            batches = prefetch(self.batch, start, workers, max(ahead, workers))
+        fetch = getattr(self.source, "fetch_shard", None)
+        yield from batches if fetch is None else fetch_ahead(batches, replace(self.order), start, fetch)
 
     def _sample(self, epoch: int, index: int, repeat: int) -> Sample:
         sample = self.source.sample(index, np.random.default_rng([self.seed, epoch, index, repeat]))

@@ -72,7 +72,7 @@ def test_validation_batches_have_every_image_once(folder: Path):
 def test_rendered_images_have_no_folder_options():
     assert open_training_images("shapes", 16, TrainingImageOptions()).held_out is None
     for options in (TrainingImageOptions(mirror=True), TrainingImageOptions(validation_fraction=0.1), TrainingImageOptions(crop="pad")):
-        with pytest.raises(DaguerreError, match="apply to a directory of images"):
+        with pytest.raises(DaguerreError, match="apply to image files"):
             open_training_images("shapes", 16, options)
     with pytest.raises(DaguerreError, match=r"validation_fraction is 1; it must be at least 0 and below 1"):
         TrainingImageOptions(validation_fraction=1)

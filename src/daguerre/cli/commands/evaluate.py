@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
             continue
         if not is_image_source(folder):
             raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
-    if config.data is not None and config.data not in rendered:
+    if config.data is not None and config.data not in rendered and "://" not in config.data:
         config = replace(config, data=str(expand_user(config.data)))
     choose_threads(config.threads)
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,6 +111,11 @@ class FolderDataset:
     @property
     def shards(self) -> np.ndarray | None:
         """For each index, the number of the file that it is read from, if many images are in one file: see `BatchOrder`."""
+        return None
+
+    @property
+    def fetch_shard(self) -> Callable[[int], None] | None:
+        """Fetches the file of a number of `shards`, if they are fetched when they are needed."""
         return None
 
     @property

@@ -2,9 +2,9 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,16 +14,17 @@ from daguerre.errors import DaguerreError
 
 
 class TarMember(NamedTuple):
-    """A file inside a tar file: its bytes start at `offset`."""
+    """A file inside a tar file: its bytes start at `offset`. opened: opens the tar file, if it may have to be fetched first."""
 
     file: Path
     offset: int
     length: int
+    opened: Callable[[], BinaryIO] | None = None
 
     def read(self) -> bytes:
         """Its content. Raises DaguerreError if the tar file cannot be read or has become shorter."""
         try:
-            with self.file.open("rb") as file:
+            with self.opened() if self.opened else self.file.open("rb") as file:
                 file.seek(self.offset)
                 content = file.read(self.length)
         except OSError as error:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +13,8 @@ from daguerre.data.dataset import Sample
 from daguerre.data.folders.dataset import FolderDataset
 from daguerre.data.folders.files import CAPTION_FIELDS, first_text
 from daguerre.data.folders.items import FolderItem, ItemColumns, ItemTable
+from daguerre.data.order import shard_order
+from daguerre.data.shards.fetch import FetchError, shown
 from daguerre.data.shards.index import CaptionKind, ShardIndex, image_sizes, open_index
 from daguerre.errors import MAX_LISTED, DaguerreError
 
@@ -77,9 +79,13 @@ class ShardDataset(FolderDataset):
     replaced by the next one of its size.
     """
 
-    def __init__(self, data: str | Path, size: int, **options: Any):
-        """data: a directory or pattern, see `shard_files`. Raises DaguerreError if no image in it is usable."""
-        self._index = open_index(data)
+    def __init__(self, data: str | Path, size: int, *, shard_cache_size: float | None = None, **options: Any):
+        """data: a directory or pattern, see `shard_files`, or an address, see `remote`. shard_cache_size: of fetched shards, in GB.
+
+        Raises DaguerreError if no image in it is usable.
+        """
+        self._index = open_index(data, shard_cache_size)
+        self._origin = shown(str(data)) if self._index.remote else str(self._index.files[0].parent)
         self._unreadable: set[str] = set()
         super().__init__(self._index.files[0].parent, size, **options)
 
@@ -102,8 +108,8 @@ class ShardDataset(FolderDataset):
         rows, self.skipped = np.flatnonzero(usable), []
         if not rows.size:
             reasons = ", ".join(problems[:MAX_LISTED]) or "they have none"
-            raise DaguerreError(f"No image in the {len(index.files)} shards in {self.folder} is usable: {reasons}.")
-        lines, count = [f"images: {rows.size} in {len(index.files)} shards in {self.folder}"], count + len(index) - rows.size
+            raise DaguerreError(f"No image in the {len(index.files)} shards in {self._origin} is usable: {reasons}.")
+        lines, count = [f"images: {rows.size} in {len(index.files)} shards in {self._origin}"], count + len(index) - rows.size
         if problems:
             more = f", and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
             lines.append(f"left out: {count}: {', '.join(problems[:MAX_LISTED])}{more}")
@@ -130,6 +136,20 @@ class ShardDataset(FolderDataset):
     def shards(self) -> np.ndarray | None:
         return self.items.found.shards[self.items.rows] if isinstance(self.items, ShardItems) else None
 
+    @property
+    def fetch_shard(self) -> Callable[[int], None] | None:
+        return self._fetch if self._index.remote else None
+
+    def _fetch(self, number: int) -> None:
+        self._index.remote[number].fetch()
+
+    def captions(self, count: int, seed: int) -> list[str]:
+        """Those of the first images of an epoch, which are in few shards."""
+        if self.shards is None:
+            return super().captions(count, seed)
+        order = shard_order(seed, 0, self.shards)
+        return [self.items[int(order[i % len(self)])].caption for i in range(count)]
+
     def _rows(self, indices: np.ndarray) -> FolderDataset:
         if not isinstance(self.items, ShardItems):
             return super()._rows(indices)
@@ -138,18 +158,25 @@ class ShardDataset(FolderDataset):
         return part
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        size, failures = self.items[index].size, 0
+        size, failures = self._size_of(index), 0
         for following in range(index, index + len(self)):
-            item = self.items[following % len(self)]
-            if item.size == size:
+            if self._size_of(following % len(self)) == size:
                 try:
                     return super().sample(following % len(self), rng)
+                except FetchError:
+                    raise
                 except DaguerreError as error:
                     self._report(str(error))
                     failures += 1
             if failures == MAX_UNREADABLE:
                 break
-        raise DaguerreError(f"{failures} successive images of the shards in {self.folder} cannot be read; make them again.")
+        raise DaguerreError(f"{failures} successive images of the shards in {self._origin} cannot be read; make them again.")
+
+    def _size_of(self, index: int) -> tuple[int, int]:
+        if isinstance(self.items, ShardItems):
+            height, width = self.items.sizes[index]  # without its caption
+            return int(height), int(width)
+        return self.items[index].size
 
     def _report(self, problem: str) -> None:
         """Name an image that cannot be read, once in each process."""

@@ -1,22 +1,22 @@
 """What is in a set of shards, as arrays: where each image and its caption are, so that any image is read by its number.
 
 As in webdataset, the files of one sample follow each other and have one name up to its first dot: `cat/1.jpg`, `cat/1.txt`, `cat/1.cls`.
-The index is kept in the user's cache folder until the name, size or time of a shard changes.
+The index is kept in the user's cache folder until the name, size or time of a shard changes. `write_shards` also writes it next to the
+shards, so that those at an address can be opened before any of them is fetched.
 """
 
 import glob
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,12 +24,12 @@ from daguerre.atomic_io import atomic_write, expand_user
 from daguerre.data.folders.files import CAPTION_SUFFIXES
 from daguerre.data.folders.items import TarMember
 from daguerre.data.images import SUFFIXES, image_size, is_leftover
+from daguerre.data.shards.fetch import FetchError
+from daguerre.data.shards.remote import SHARD_FORMAT, SHARD_INDEX, RemoteFile, find_remote, index_record, shard_cache
 from daguerre.data.shards.tar import TarEntry, scan_tar
 from daguerre.errors import DaguerreError
 from daguerre.progress import track
 
-SHARD_INDEX = "index.json"  # next to shards that `write_shards` wrote
-SHARD_FORMAT = "daguerre shards 1"
 _HEADER_BYTES = 1 << 16  # of an image, which usually have its size
 _COLUMNS = {  # of each image
     "offset": np.int64,  # of its bytes
@@ -54,6 +54,7 @@ class ShardIndex:
 
     files: the shards, sorted. ends: for each shard, the number of images in it and those before. names: of all images, without their
     shards. labels: the names of classes. problems: what is missing or damaged, with its place. digests: of each shard, for `key`.
+    remote: the shards at an address, whose `files` are fetched when they are needed. sizes: (height, width) of the images, if it is known.
     """
 
     files: Sequence[Path]
@@ -63,6 +64,8 @@ class ShardIndex:
     labels: Sequence[str]
     problems: Sequence[str]
     digests: Sequence[str]
+    remote: Sequence[RemoteFile] = ()
+    sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.columns["offset"])
@@ -74,16 +77,18 @@ class ShardIndex:
 
     def member(self, row: int) -> TarMember:
         """Where the bytes of an image are."""
-        return TarMember(self._file(row), int(self.columns["offset"][row]), int(self.columns["bytes"][row]))
+        return self._member(row, "offset", "bytes")
 
     def caption(self, row: int) -> TarMember | None:
         """Where the caption of an image is: a text, or a JSON object if the kind is JSON."""
         if self.columns["caption_kind"][row] == CaptionKind.NONE:
             return None
-        return TarMember(self._file(row), int(self.columns["caption_offset"][row]), int(self.columns["caption_bytes"][row]))
+        return self._member(row, "caption_offset", "caption_bytes")
 
-    def _file(self, row: int) -> Path:
-        return self.files[int(np.searchsorted(self.ends, row, side="right"))]
+    def _member(self, row: int, offset: str, length: str) -> TarMember:
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        opened = self.remote[shard].open if self.remote else None
+        return TarMember(self.files[shard], int(self.columns[offset][row]), int(self.columns[length][row]), opened)
 
     @property
     def shards(self) -> np.ndarray:
@@ -103,18 +108,18 @@ def shard_files(data: str | Path) -> list[Path]:
 
 def read_index_file(folder: Path) -> dict[str, Any]:
     """The index that `write_shards` wrote in a folder; empty if there is none."""
-    try:
-        record = json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and record.get("format") == SHARD_FORMAT else {}
+    with suppress(OSError):
+        return index_record((folder / SHARD_INDEX).read_bytes())
+    return {}
 
 
-def open_index(data: str | Path) -> ShardIndex:
-    """The index of the shards that `shard_files` finds, from the cache or from their headers.
+def open_index(data: str | Path, cache_gigabytes: float | None = None) -> ShardIndex:
+    """The index of the shards that `shard_files` or, for an address, `find_remote` finds: from the cache or from their headers.
 
     Raises DaguerreError if there are none, one cannot be read, or `write_shards` has not finished.
     """
+    if "://" in str(data):
+        return _open_remote(str(data), cache_gigabytes)
     files, whole = shard_files(data), expand_user(data).is_dir()
     if not files:
         raise DaguerreError(
@@ -127,20 +132,70 @@ def open_index(data: str | Path) -> ShardIndex:
     states = [(str(file.absolute()), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     cache, key = _cache_file(files, "index"), hashlib.sha256(json.dumps([SHARD_FORMAT, states, missing, record]).encode()).hexdigest()
     if (stored := _load(cache, key)) is None:
-        index = _scan(files, record, [f"{name} is missing" for name in missing])
-        texts = [
-            np.frombuffer(text, dtype=np.uint8)
-            for text in (index.names, json.dumps([index.labels, index.problems, index.digests]).encode())
-        ]
-        _store(cache, key, {"names": texts[0], "lists": texts[1], "ends": index.ends, **index.columns})
+        index = scan_shards(files, record, [f"{name} is missing" for name in missing])
+        _store(cache, key, _arrays(index))
         return index
-    labels, problems, digests = json.loads(stored["lists"].tobytes())
-    columns = {name: stored[name] for name in _COLUMNS}
-    return ShardIndex(files, stored["ends"], columns, stored["names"].tobytes(), labels, problems, digests)
+    return _from_arrays(files, stored)
+
+
+def _open_remote(address: str, cache_gigabytes: float | None) -> ShardIndex:
+    """The index of shards at an address: what `write_members` wrote, or from the headers of the shards, which are fetched for that."""
+    found = find_remote(address, cache_gigabytes)
+    found.announce(address)
+    files = [file.path for file in found.files]
+    if found.members is not None:
+        with found.members.open() as file:
+            digests = [(each.sha256 or "")[:16] for each in found.files]
+            return replace(_read_members(file, files, found.members.address), digests=digests, remote=found.files)
+    cache, key = _cache_file(files, "index"), json.dumps([SHARD_FORMAT, [*map(str, files)], found.record])
+    if (stored := _load(cache, key)) is not None:
+        return replace(_from_arrays(files, stored), remote=found.files)
+
+    def fetched() -> Iterator[Path]:
+        for each in track(found.files, "fetching shards"):
+            each.open().close()
+            yield each.path
+
+    index = replace(scan_shards(fetched(), found.record, []), remote=found.files)
+    _store(cache, key, _arrays(index))
+    return index
+
+
+def write_members(path: Path, files: Sequence[Path], record: Mapping[str, Any]) -> None:
+    """Write where each image of shards is, and its size, for `open_index` of an address."""
+    index = scan_shards(sorted(files), record, [])
+    with atomic_write(path) as file:
+        np.savez_compressed(file, sizes=image_sizes(index), **_arrays(index))  # pyright: ignore[reportArgumentType]
+
+
+def _read_members(file: BinaryIO, files: Sequence[Path], name: str) -> ShardIndex:
+    """What `write_members` wrote; raises DaguerreError for something else."""
+    with suppress(ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile):
+        with np.load(file) as stored:
+            arrays = {each: stored[each] for each in stored.files}
+        index, count = replace(_from_arrays(files, arrays), sizes=arrays["sizes"]), int(arrays["ends"][-1])
+        columns = all(column.shape == (count,) and (column >= -1).all() for column in index.columns.values())
+        if columns and len(index.ends) == len(files) and arrays["sizes"].shape == (count, 2):
+            return index
+    raise DaguerreError(f"{name} is damaged; run `daguerre shard` once more where the shards were written, and upload it again.")
+
+
+def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
+    lists = json.dumps([index.labels, index.problems, index.digests]).encode()
+    names, texts = (np.frombuffer(text, dtype=np.uint8) for text in (index.names, lists))
+    return {"names": names, "lists": texts, "ends": index.ends, **index.columns}
+
+
+def _from_arrays(files: Sequence[Path], arrays: Mapping[str, np.ndarray]) -> ShardIndex:
+    labels, problems, digests = json.loads(arrays["lists"].tobytes())
+    columns = {name: arrays[name] for name in _COLUMNS}
+    return ShardIndex(files, arrays["ends"], columns, arrays["names"].tobytes(), labels, problems, digests)
 
 
 def image_sizes(index: ShardIndex) -> np.ndarray:
     """The sizes (height, width) of all images, (N, 2), from the cache or from their headers; 0 for those that cannot be read."""
+    if index.sizes is not None:
+        return index.sizes
     cache, key = _cache_file(index.files, "sizes"), json.dumps([index.digests, len(index)])
     if (stored := _load(cache, key)) is not None:
         return stored["sizes"]
@@ -148,9 +203,13 @@ def image_sizes(index: ShardIndex) -> np.ndarray:
     for row in track(range(len(index)), "measuring images"):
         member = index.member(row)
         for length in (_HEADER_BYTES, member.length):  # some formats have their size at the end
-            with suppress(DaguerreError):
+            try:
                 sizes[row] = image_size(io.BytesIO(member._replace(length=min(length, member.length)).read()))
                 break
+            except FetchError:
+                raise
+            except DaguerreError:
+                continue
     _store(cache, key, {"sizes": sizes})
     return sizes
 
@@ -159,7 +218,7 @@ def _cache_file(files: Sequence[Path], kind: str) -> Path:
     """Where the arrays of shards are kept: one file for each folder and name without its number."""
     places = str(files[0].parent.resolve()), re.sub(r"\d+", "", files[0].name)
     name = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "daguerre" / "shards" / f"{name}-{kind}.npz"
+    return shard_cache() / f"{name}-{kind}.npz"
 
 
 def _load(cache: Path, key: str) -> dict[str, np.ndarray] | None:
@@ -174,11 +233,13 @@ def _store(cache: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, key=np.array(key), **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _scan(files: Sequence[Path], record: Mapping[str, Any], problems: list[str]) -> ShardIndex:
+def scan_shards(files: Iterable[Path], record: Mapping[str, Any], problems: list[str]) -> ShardIndex:
+    """The index of shards from their headers. record: of their index.json, if there is one. problems: those that are known."""
     listed = {each["name"]: each for each in record.get("shards", ())}
     labels: dict[str, int] = {name: number for number, name in enumerate(record.get("classes", ()))}
-    parts, names, ends, digests = [], [], [], []
+    parts, names, ends, digests, paths = [], [], [], [], []
     for file in files:
+        paths.append(file)
         rows, shard_names = _scan_shard(file, labels, bool(record), problems)
         values = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
         arrays = {name: np.array(column, dtype) for (name, dtype), column in zip(_COLUMNS.items(), values, strict=True)}
@@ -196,7 +257,7 @@ def _scan(files: Sequence[Path], record: Mapping[str, Any], problems: list[str])
         ends.append(len(rows) + (ends[-1] if ends else 0))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
     columns["label"][columns["label"] < 0] = len(labels)
-    return ShardIndex(files, np.array(ends), columns, b"".join(names), [*labels, ""], problems, digests)
+    return ShardIndex(paths, np.array(ends), columns, b"".join(names), [*labels, ""], problems, digests)
 
 
 def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: list[str]) -> tuple[list[tuple[int, ...]], bytes]:

@@ -2,6 +2,7 @@
 
     000000.tar      cat/1.cls  cat/1.jpg  cat/1.txt  cat/2.cls  cat/2.jpg  …
     index.json      the shards with their numbers of images, bytes and SHA-256, and the names of the classes
+    members.npz     where each image is, and its size
 
 The bytes depend only on the images, captions, classes and limits. Each shard is complete or does not exist, so a run that was killed
 continues with the first one that is missing.
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 from daguerre.atomic_io import atomic_write
 from daguerre.data.folders.dataset import FolderDataset
 from daguerre.data.folders.items import FolderItem
-from daguerre.data.shards.index import SHARD_FORMAT, SHARD_INDEX, read_index_file
+from daguerre.data.shards.index import read_index_file, write_members
+from daguerre.data.shards.remote import SHARD_FORMAT, SHARD_INDEX, SHARD_MEMBERS
 from daguerre.errors import DaguerreError
 from daguerre.progress import track
 
@@ -75,7 +77,9 @@ def write_shards(source: FolderDataset, out: Path, limits: ShardLimits) -> Path:
         {"name": file.name, "images": len(part), "bytes": file.stat().st_size, "sha256": _sha256(file)}
         for file, part in zip(files, plan, strict=True)
     ]
-    _write_index(out, {**index, "shards": shards})
+    members = out / SHARD_MEMBERS
+    write_members(members, files, {**index, "shards": shards})
+    _write_index(out, {**index, "shards": shards, "members": {"bytes": members.stat().st_size, "sha256": _sha256(members)}})
     return out / SHARD_INDEX
 
 

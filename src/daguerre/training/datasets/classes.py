@@ -66,7 +66,8 @@ def _labelled(images: FolderDataset) -> Subset:
         found = images.sample(index, rng)
         return replace(found, caption=found.label)
 
-    return Subset(images.size, f"classes of {images.key}{images.label_key}", sample, range(len(images)), False, images.shards)
+    key = f"classes of {images.key}{images.label_key}"
+    return Subset(images.size, key, sample, range(len(images)), False, images.shards, images.fetch_shard)
 
 
 def _emoji_by_subgroup(size: int) -> LabelledImages:

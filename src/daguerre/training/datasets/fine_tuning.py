@@ -58,7 +58,14 @@ class PriorBatches:
 
 
 def open_captioned_images(
-    data: Path, size: int, options: TrainingImageOptions, autoencoder: AutoencoderKL, unet: UNetConfig, name: str, *, captioned: bool = True
+    data: str | Path,
+    size: int,
+    options: TrainingImageOptions,
+    autoencoder: AutoencoderKL,
+    unet: UNetConfig,
+    name: str,
+    *,
+    captioned: bool = True,
 ) -> TrainingImages:
     """The images of a directory, which must have captions if `captioned`, in sizes that a model's autoencoder and UNet can process.
 

@@ -62,8 +62,8 @@ def open_training_images(data: str, size: int, options: TrainingImageOptions, *,
     if not isinstance(source, FolderDataset):
         if options != type(options)():
             raise DaguerreError(
-                f"The images of {data!r} are rendered as squares, new ones in each epoch; --crop, --mirror, --validation-fraction and "
-                "--skip-bad apply to a directory of images. Remove them."
+                f"The images of {data!r} are rendered as squares, new ones in each epoch; --crop, --mirror, --validation-fraction, "
+                "--skip-bad and --shard-cache-size apply to image files. Remove them."
             )
         return TrainingImages(source)
     if rank() == 0:
