@@ -1,10 +1,17 @@
 """Gradient checkpointing saves memory and changes nothing else."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
 
 from daguerre.diffusion.conditioning import Conditioning
+from daguerre.models.clip import CLIPText, CLIPTextConfig
+from daguerre.models.pixelcnn import PixelCNN, PixelCNNConfig
+from daguerre.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from daguerre.models.transformer_prior import TransformerPrior, TransformerPriorConfig
 from daguerre.models.unet import UNet, UNetConfig
 from daguerre.nn.gradient_checkpointing import checkpointed
 
@@ -50,6 +57,28 @@ def test_gradients_are_bit_identical_and_less_is_saved(half: bool):
     assert light < plain / 3
     assert len(gradients) == len(again) == len(list(unet.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["transformer", "pixelcnn", "pixelsnail", "clip"])
+def test_other_networks_have_blocks_with_the_same_gradients(name: str):
+    networks: dict[str, Callable[[], torch.nn.Module]] = {
+        "transformer": lambda: TransformerPrior(TransformerPriorConfig(codes=8, condition_codes=1, length=17, width=16, layers=2, heads=2)),
+        "pixelcnn": lambda: PixelCNN(PixelCNNConfig(codes=8, width=8, layers=2)),
+        "pixelsnail": lambda: PixelSNAIL(PixelSNAILConfig(codes=8, width=8, blocks=2, layers=1)),
+        "clip": lambda: CLIPText(CLIPTextConfig(vocab_size=8, width=16, layers=2, heads=2, mlp_width=32, length=16, eos=7)),
+    }
+    torch.manual_seed(0)
+    network, codes = networks[name](), torch.arange(16).view(1, 4, 4) % 8
+    found = []
+    for checkpoint in (False, True):
+        with checkpointed(network) if checkpoint else nullcontext():
+            out = network(codes.flatten(1)).last if name == "clip" else network(codes)
+            assert any("forward" in vars(module) for module in network.modules()) == checkpoint
+            out.square().mean().backward()
+        found.append([p.grad for p in network.parameters() if p.grad is not None])
+        network.zero_grad()
+    assert found[0]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_context_restores_everything_after_an_error():

@@ -265,6 +265,12 @@ def test_float16_is_refused_without_a_gpu(tmp_path):
             run(tmp_path, replace(CONFIG, mixed_precision="fp16"))
 
 
+def test_moments_of_8_bits_are_refused_without_a_gpu(tmp_path):
+    if not torch.cuda.is_available():
+        with pytest.raises(DaguerreError, match="adamw8bit needs a CUDA GPU, but the device is cpu; adafactor"):
+            run(tmp_path, replace(CONFIG, optimizer="adamw8bit"))
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     run(tmp_path, replace(CONFIG, max_train_steps=4))
 
@@ -320,12 +326,14 @@ def test_impossible_settings_are_refused(changes, message):
         ({"optimizer": "adafactor"}, "does not work with --optimizer adafactor"),
         ({"compile": True}, "does not work with --compile"),
         ({"mixed_precision": "fp16"}, "does not work with --mixed-precision fp16"),
+        ({"gradient_accumulation_steps": "auto"}, "does not work with --gradient-accumulation-steps auto"),
+        ({"sharding": "none", "cpu_offload": True}, "add --sharding fsdp"),
     ],
     ids=str,
 )
 def test_impossible_sharding_is_refused(settings, message):
     with pytest.raises(DaguerreError, match=message):
-        LoopConfig(sharding="fsdp", **settings)
+        LoopConfig(**{"sharding": "fsdp", **settings})
 
 
 def test_sharding_is_refused_for_small_networks(tmp_path, monkeypatch):

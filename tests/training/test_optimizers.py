@@ -1,11 +1,15 @@
 """The optimizers take the steps of their reference implementations."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from prodigyopt import Prodigy as ReferenceProdigy
 from torch import nn
 
 from daguerre.errors import DaguerreError
+from daguerre.training.checkpoint import TrainState, restore_checkpoint, save_checkpoint
 from daguerre.training.config import LoopConfig
 from daguerre.training.optimizers import Prodigy, make_optimizer
 
@@ -81,3 +85,32 @@ def test_adafactor_stores_less():
 def test_prodigy_refuses_the_rates_of_other_optimizers():
     with pytest.raises(DaguerreError, match=r"learning_rate is 0\.0001, but Prodigy finds the rate itself .* --learning-rate 1"):
         LoopConfig(optimizer="prodigy")
+
+
+def test_moments_of_8_bits_resume_exactly_and_take_almost_the_steps_of_adamw(tmp_path: Path):
+    """The library also computes on a CPU, where training refuses it, since it is slow there."""
+    pytest.importorskip("bitsandbytes")
+
+    def wide() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 1024), nn.Tanh(), nn.Linear(1024, 3))  # tensors below 4,096 values stay in float32
+
+    config = LoopConfig(optimizer="adamw8bit", learning_rate=1e-3)
+    first, second, exact = wide(), wide(), wide()
+    optimizer = make_optimizer(first, config)
+    losses = trained(first, optimizer)
+    assert losses == pytest.approx(trained(exact, make_optimizer(exact, LoopConfig(learning_rate=1e-3))), rel=0.05)
+    assert any(value.dtype == torch.uint8 for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    save_checkpoint(tmp_path, 60, TrainState({"net": first}, {"net": optimizer}, None, {}))
+    resumed = make_optimizer(second, config)
+    assert restore_checkpoint(tmp_path, TrainState({"net": second}, {"net": resumed}, None, {}))["step"] == 60
+    for each in (optimizer, resumed):
+        for group in each.param_groups:
+            group["lr"] = 1e-3
+    assert trained(first, optimizer) == trained(second, resumed)
+
+
+def test_adamw8bit_without_its_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(DaguerreError, match=r"needs bitsandbytes; install it with pip install"):
+        make_optimizer(network(), LoopConfig(optimizer="adamw8bit"))

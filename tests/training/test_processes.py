@@ -23,8 +23,8 @@ from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
+from daguerre.training.distributed.processes import main_process_first, rank, state, world
 from daguerre.training.loop import train
-from daguerre.training.processes import main_process_first, rank, state, world
 from tests.training.launch import ENVIRONMENT, TORCHRUN, needs_two_cores, run_program
 from tests.training.test_loop import CONFIG, NumberBatches, Numbers, TwoNetworks
 

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from daguerre.errors import DaguerreError
 from daguerre.training.checkpoint import checkpoints
 from daguerre.training.config import LoopConfig
+from daguerre.training.distributed.processes import rank, state
 from daguerre.training.options.ddpm import DDPMRecipe, UNetShape
-from daguerre.training.processes import rank, state
 from daguerre.training.recipes.ddpm import run
 from tests.training.launch import TORCHRUN, needs_two_cores, run_program
 
@@ -45,6 +45,7 @@ def everything(out: Path) -> None:
     """What each of two processes runs."""
     train(out / "parallel")
     train(out / "whole", sharding="fsdp", sample_every=4)
+    train(out / "offloaded", sharding="fsdp", cpu_offload=True, gradient_checkpointing=True)
     train(out / "parts", sharding="fsdp", max_train_steps=4)
     train(out / "parts", sharding="fsdp")
     state().destroy_process_group()
@@ -97,6 +98,12 @@ def test_the_averages_equal_those_of_data_parallel_training(two: Path):
 @needs_two_cores
 def test_a_resumed_run_has_the_same_bits(two: Path):
     first, second = weights(two / "whole"), weights(two / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@needs_two_cores
+def test_cpu_offload_and_gradient_checkpointing_give_the_same_bits(two: Path):
+    first, second = weights(two / "whole"), weights(two / "offloaded")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -137,6 +137,8 @@ class CLIPMLP(nn.Module):
 class CLIPBlock(nn.Module):
     """One pre-norm transformer block."""
 
+    checkpointed = True
+
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, causal: bool) -> None:
         super().__init__()
         self.self_attn = CLIPAttention(config.width, config.heads, causal=causal)

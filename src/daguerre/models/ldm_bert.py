@@ -31,6 +31,8 @@ class LDMBertConfig:
 class LDMBertBlock(nn.Module):
     """One pre-norm transformer block."""
 
+    checkpointed = True
+
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(config.width)

@@ -64,6 +64,8 @@ def gate(x: Tensor) -> Tensor:
 class GatedLayer(nn.Module):
     """One layer of both stacks. The `first` one excludes the current code from the horizontal stack and has no residual."""
 
+    checkpointed = True
+
     def __init__(self, width: int, kernel: int, classes: int, *, first: bool = False) -> None:
         super().__init__()
         self.first = first

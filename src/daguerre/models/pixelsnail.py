@@ -83,6 +83,8 @@ class StrictCausalAttention(nn.Module):
 class PixelSNAILBlock(nn.Module):
     """Residual convolutions, attention, and a 1×1 network that combines them."""
 
+    checkpointed = True
+
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()
         C = config.width

@@ -77,6 +77,8 @@ class CausalAttention(Attention):
 class PriorBlock(nn.Module):
     """One pre-norm transformer block."""
 
+    checkpointed = True
+
     def __init__(self, config: TransformerPriorConfig) -> None:
         super().__init__()
         C = config.width

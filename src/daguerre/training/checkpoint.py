@@ -34,6 +34,7 @@ class TrainState:
     ema: EMA | None
     identity: Mapping[str, Any]  # of the run, JSON-able: a checkpoint with another identity is refused
     scaler: torch.amp.GradScaler | None = None  # of mixed precision in float16
+    parts: int = 1  # that a batch is split into
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of the state itself, not copies."""
@@ -47,6 +48,7 @@ class TrainState:
         """Everything else, after `step` steps, as JSON-able values."""
         return {
             "step": step,
+            "parts": self.parts,
             "identity": to_plain_values(self.identity),
             "ema_updates": self.ema.updates if self.ema else 0,
             "scaler": self.scaler.state_dict() if self.scaler else None,
@@ -66,8 +68,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainState) -> Path:
     return target
 
 
-def restore_checkpoint(folder: Path, state: TrainState, *, shown: bool = True) -> int:
-    """Load the newest undamaged checkpoint in `folder`; return its step, or 0 if there is none. `shown`: name the damaged ones on stderr.
+def restore_checkpoint(folder: Path, state: TrainState, *, shown: bool = True) -> dict[str, Any]:
+    """Load the newest undamaged checkpoint in `folder`; return its record, {} if there is none. `shown`: name the damaged ones on stderr.
 
     Raises DaguerreError, naming the values that differ, if the checkpoint belongs to another run.
     """
@@ -81,8 +83,8 @@ def restore_checkpoint(folder: Path, state: TrainState, *, shown: bool = True) -
             state.ema.load(load_file(candidate / "averages.safetensors"), record["ema_updates"])
         if state.scaler is not None and record["scaler"] is not None:
             state.scaler.load_state_dict(record["scaler"])
-        return record["step"]
-    return 0
+        return record
+    return {}
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -142,23 +144,30 @@ def _flatten_optimizers(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict
     return {
         f"{name}.{index}.{key}": torch.as_tensor(value)
         for name, optimizer in optimizers.items()
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
+        for index, parameter in enumerate(_parameters(optimizer))
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def _restore_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     for name, optimizer in optimizers.items():
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
+        parameters = _parameters(optimizer)
+        state: dict[int, dict[str, Tensor | int]] = {}
         for key, value in _with_prefix(tensors, name).items():
             index, field = key.split(".", 1)
-            state.setdefault(int(index), {})[field] = _with_strides_of(parameters[int(index)], value)
+            state.setdefault(int(index), {})[field] = _as_in_memory(parameters[int(index)], value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
-    """A moment with its parameter's memory format, which the file does not record; the fused optimizer step needs the same strides."""
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _as_in_memory(parameter: Tensor, value: Tensor) -> Tensor | int:
+    """A value of an optimizer's state as it was before it was saved as a tensor: a whole number, such as a count of steps; or a moment with
+    its parameter's memory format, which the file does not record and the fused optimizer step needs."""
+    if value.dtype == torch.int64 and not value.ndim:
+        return int(value)
     return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value) if value.shape == parameter.shape else value
 
 

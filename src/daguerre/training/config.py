@@ -25,9 +25,12 @@ class LoopConfig:
     # Number of passes over a directory of images; sets the number of steps, instead of --max-train-steps.
     num_train_epochs: Annotated[float | None, optional("FLOAT")] = None
     batch_size: int = 64  # Images per optimizer step, summed over all processes and accumulated parts.
-    gradient_accumulation_steps: int = 1  # Number of parts that each batch is split into to save memory.
-    # AdamW; Adafactor, which needs almost no memory of its own; or Prodigy, which finds the learning rate itself.
-    optimizer: Literal["adamw", "adafactor", "prodigy"] = "adamw"
+    # Number of parts that each batch is split into to save memory; auto is the smallest that fits, found by trying one and two images.
+    gradient_accumulation_steps: int | Literal["auto"] = 1
+    gradient_checkpointing: bool = False  # Recompute the activations of each block in the backward pass: less memory, a third slower.
+    # AdamW; AdamW with moments of 8 bits, on a GPU; Adafactor, which needs almost no memory of its own; or Prodigy, which finds the
+    # learning rate itself.
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
     learning_rate: float = 1e-4  # Peak learning rate; with Prodigy, a factor of the rate that it finds, usually 1.
     # What the learning rate does after the warm-up: it stays, falls over the whole run along a line or half a cosine, or falls at the end.
     lr_scheduler: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "warmup_stable_decay"
@@ -42,6 +45,7 @@ class LoopConfig:
     compile: bool = False  # Compile the networks with torch.compile; on a CPU this needs a C++ compiler.
     # With fsdp each process of a launcher keeps only its share of the weights, gradients, moments and averages of the network.
     sharding: Literal["none", "fsdp"] = "none"
+    cpu_offload: bool = False  # With fsdp, keep the shares and the optimizer in the CPU's memory: less memory of a GPU, slower.
     workers: int = 1  # Number of workers that prepare batches: 1 is a thread, 2 or more are processes.
     seed: int = 0  # Seed of the initial weights, the data order and the noise.
     log_every: int = 20  # Number of steps between log lines, which have the mean losses since the last one.
@@ -51,8 +55,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_train_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "validation_every"):
-            if getattr(self, name) < 1:
-                raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+            if (value := getattr(self, name)) != "auto" and value < 1:
+                raise DaguerreError(f"{name} is {value}; it must be 1 or more.")
         for name in ("learning_rate", "lr_warmup_steps", "weight_decay", "max_grad_norm", "sample_every", "workers", "seed"):
             if not 0 <= getattr(self, name) < inf:
                 raise DaguerreError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
@@ -69,14 +73,23 @@ class LoopConfig:
                 raise DaguerreError(f"{name} is {share}; it must be between 0 and 1.")
         if self.sharding == "fsdp":
             self._check_sharding()
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise DaguerreError(
-                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps {self.gradient_accumulation_steps}."
-            )
+        elif self.cpu_offload:
+            raise DaguerreError("--cpu-offload is for sharded networks; add --sharding fsdp.")
+        if self.batch_size % self.parts:
+            raise DaguerreError(f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps {self.parts}.")
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of a batch; 1 as long as it is not known."""
+        return 1 if self.gradient_accumulation_steps == "auto" else self.gradient_accumulation_steps
 
     def _check_sharding(self) -> None:
-        half = self.mixed_precision == "fp16"
-        options = {f"--optimizer {self.optimizer}": self.optimizer != "adamw", "--compile": self.compile, "--mixed-precision fp16": half}
+        options = {
+            f"--optimizer {self.optimizer}": self.optimizer != "adamw",
+            "--compile": self.compile,
+            "--mixed-precision fp16": self.mixed_precision == "fp16",
+            "--gradient-accumulation-steps auto": self.gradient_accumulation_steps == "auto",
+        }
         if given := [name for name, is_given in options.items() if is_given]:
             raise DaguerreError(f"--sharding fsdp does not work with {given[0]}; leave out one of the two.")
         if "RANK" not in os.environ:

@@ -12,7 +12,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -25,14 +25,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from daguerre.errors import DaguerreError
+from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.runtime.dtype import has_native_bfloat16
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.checkpoint import TrainState, checkpoints
 from daguerre.training.config import LoopConfig
+from daguerre.training.distributed.parallel import DataParallel, Parallelism
+from daguerre.training.distributed.processes import state as process_state
 from daguerre.training.ema import EMA
+from daguerre.training.micro_batch import find_parts
 from daguerre.training.optimizers import Prodigy, make_optimizer
-from daguerre.training.parallel import DataParallel, Parallelism
-from daguerre.training.processes import state as process_state
 from daguerre.training.run_log import Means, RunLog
 
 IDENTITY_FIELDS = (
@@ -115,6 +117,11 @@ def train(
             last checkpoints are kept); the checkpoint belongs to another run or has more steps; the disk is full.
         Interrupted: SIGINT or SIGTERM arrived; all processes stop after the same step.
     """
+    with checkpointed(*task.networks.values()) if config.gradient_checkpointing else nullcontext():
+        _train(task, batches, config, out, recipe, validation)
+
+
+def _train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Path, recipe: Any, validation: Iterable[Any]) -> None:
     accelerator = _accelerator(config)
     networks = dict(task.networks)
     parallel = _parallelism(config, task, accelerator)
@@ -132,12 +139,20 @@ def train(
     if config.sharding != "none":  # its checkpoints have other files
         identity["sharding"] = config.sharding
     state = TrainState(networks, optimizers, ema, identity, accelerator.scaler)
-    start, total = parallel.restore(out / "checkpoints", state), config.max_train_steps
+    record = parallel.restore(out / "checkpoints", state)
+    start, total = record.get("step", 0), config.max_train_steps
     if start > total:
         raise DaguerreError(
             f"{task.name} in {out} already has {start} training steps, more than the {total} requested; request at least {start}, or "
             "choose another --out."
         )
+    if config.gradient_accumulation_steps == "auto":
+        shares = config.batch_size // accelerator.num_processes
+        parts = record.get("parts", 0)
+        if not parts or shares % parts:
+            parts = find_parts(task, next(batches.stream(start)), config, accelerator)
+        config = replace(config, gradient_accumulation_steps=parts)
+    state = replace(state, parts=config.parts)
     prepared = {name: (parallel.wrap(networks[name]), accelerator.prepare(optimizers[name])) for name in networks}
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with (
@@ -189,16 +204,16 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
         networks = {name: network for name, (network, _) in self.prepared.items()}
-        share = len(batch) // (config.gradient_accumulation_steps * world)
-        for part in range(config.gradient_accumulation_steps):
+        share = len(batch) // (config.parts * world)
+        for part in range(config.parts):
             first = (part * world + rank) * share
             random = BatchRandom.of_step(config.seed, step, len(batch), first, first + share)
             with self.accelerator.autocast():
                 for name, loss, values in self.task.losses(batch[first : first + share], networks, random, step):
                     self.means.add({name: self._finite(loss, name, step), **values})
                     with torch.autocast(self.accelerator.device.type, enabled=False):
-                        self.accelerator.backward(loss / config.gradient_accumulation_steps)
-                        if part == config.gradient_accumulation_steps - 1:
+                        self.accelerator.backward(loss / config.parts)
+                        if part == config.parts - 1:
                             self._update(name, step)
         if self.state.ema is not None:
             self.state.ema.update()
@@ -304,10 +319,13 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     kind, world = accelerator.distributed_type, accelerator.num_processes
     if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise DaguerreError(f"Training with {kind.value} is not supported; use one process or data-parallel processes.")
-    if config.batch_size % (config.gradient_accumulation_steps * world):
+    if config.batch_size % (config.parts * world):
         raise DaguerreError(
-            f"batch_size {config.batch_size} is not a multiple of gradient_accumulation_steps {config.gradient_accumulation_steps} times "
-            f"{world} processes."
+            f"batch_size {config.batch_size} is not a multiple of gradient_accumulation_steps {config.parts} times {world} processes."
+        )
+    if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
+        raise DaguerreError(
+            f"The optimizer adamw8bit needs a CUDA GPU, but the device is {accelerator.device.type}; adafactor needs still less memory."
         )
     if config.mixed_precision == "fp16" and accelerator.scaler is None:
         raise DaguerreError(f"mixed_precision fp16 needs a GPU, but the device is {accelerator.device.type}; use bf16 or no.")
@@ -324,9 +342,9 @@ def _parallelism(config: LoopConfig, task: TrainingTask, accelerator: Accelerato
             f"--sharding fsdp is not for the training of a {task.name}, whose networks are small; leave it out. It is for ddpm, ldm, "
             "text-to-image, and dreambooth with --full."
         )
-    from daguerre.training.sharding import FullySharded  # only here, because the import takes long
+    from daguerre.training.distributed.sharding import FullySharded  # only here, because the import takes long
 
-    return FullySharded(accelerator, blocks)
+    return FullySharded(accelerator, blocks, cpu_offload=config.cpu_offload)
 
 
 def _native_precision() -> str:

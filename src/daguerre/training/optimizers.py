@@ -1,6 +1,7 @@
 """The optimizers of the training loop: AdamW, Adafactor and Prodigy. All have decoupled weight decay.
 
-AdamW      two moments for each weight (Loshchilov & Hutter 2019, arXiv:1711.05101)
+AdamW      two moments for each weight (Loshchilov & Hutter 2019, arXiv:1711.05101); adamw8bit has them in 8 bits, by blocks
+           (Dettmers et al. 2022, arXiv:2110.02861)
 Adafactor  the second moment of a matrix from the means of its rows and columns, no first moment: almost no memory
            (Shazeer & Stern 2018, arXiv:1804.04235); here with the given learning rate, not relative to the size of the weights
 Prodigy    Adam with an estimate d of the distance to the solution, which sets the step size
@@ -14,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig
 
 
 def make_optimizer(network: nn.Module, config: LoopConfig, no_decay: Collection[nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """The optimizer of a network's trained parameters. Vectors (biases, norms) and `no_decay` are exempt from weight decay."""
+    """The optimizer of a network's trained parameters. Vectors (biases, norms) and `no_decay` are exempt from weight decay.
+
+    Raises DaguerreError if its library is not installed.
+    """
     exempt = {id(p) for p in no_decay}
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in exempt]
@@ -27,6 +32,14 @@ def make_optimizer(network: nn.Module, config: LoopConfig, no_decay: Collection[
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+        case "adamw8bit":
+            try:
+                from bitsandbytes.optim import AdamW8bit  # only here, because it is an extra
+            except ImportError as error:
+                raise DaguerreError(
+                    'The optimizer adamw8bit needs bitsandbytes; install it with pip install "daguerre[bitsandbytes]".'
+                ) from error
+            return AdamW8bit(groups, lr=config.learning_rate, betas=config.betas)
         case "adafactor":
             # PyTorch multiplies the rate by max(eps[1], RMS of the weights); with 1 it is the given one, also for LoRA's zeros.
             return torch.optim.Adafactor(groups, lr=config.learning_rate, eps=(None, 1.0))

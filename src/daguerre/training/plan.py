@@ -1,4 +1,4 @@
-"""What a training is about to do, in a few lines on stderr before it starts: parameters, epochs, disk space, and each extra stage."""
+"""What a training is about to do, in a few lines on stderr before it starts: parameters, epochs, memory, disk space, extra stages."""
 
 import shutil
 import sys
@@ -10,9 +10,10 @@ from torch import nn
 from daguerre.data import Dataset
 from daguerre.training.checkpoint import MAX_CHECKPOINTS
 from daguerre.training.config import LoopConfig
-from daguerre.training.processes import rank
+from daguerre.training.distributed.processes import rank, world
 
-MOMENTS = {"adamw": 2, "adafactor": 0, "prodigy": 4}  # of each weight, in float32
+FLOAT_BYTES = 4
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0, "prodigy": 16}  # of an optimizer, for each weight
 
 
 def announce(sentence: str) -> None:
@@ -40,7 +41,7 @@ def print_plan(
     model_bytes: int | None = None,
     cache_bytes: float = 0,
 ) -> None:
-    """Print what will be trained, for how long, and the disk space that it needs.
+    """Print what will be trained, for how long, and the memory and the disk space that it needs.
 
     Args:
         networks: the trained networks by name.
@@ -51,14 +52,17 @@ def print_plan(
     parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     trained = sum(p.numel() for p in parameters)
     weights = network_bytes(*networks.values())
-    checkpoint = weights * (2 if loop.ema_decay else 1) + trained * 4 * MOMENTS[loop.optimizer]
+    checkpoint = weights * (2 if loop.ema_decay else 1) + trained * STATE_BYTES[loop.optimizer]
     needed = checkpoint * (MAX_CHECKPOINTS + 1) + (weights if model_bytes is None else model_bytes) + cache_bytes
+    memory = (checkpoint + trained * FLOAT_BYTES) / (world() if loop.sharding == "fsdp" else 1)
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     epochs = "new images in every step" if images is None else f"epochs: {loop.max_train_steps * loop.batch_size / images:.3g}"
     announce(
         f"training: {trained / 1e6:.3g} million parameters of the {' and the '.join(networks)}, steps: {loop.max_train_steps}, "
         f"batch size: {loop.batch_size}, {epochs}\n"
+        f"memory: {_gigabytes(memory)}{' in each process' * (world() > 1)} for weights, gradients, optimizer and averages, apart from what "
+        f"the images need\n"
         f"disk: {_gigabytes(checkpoint)} per checkpoint, up to {_gigabytes(needed)} in all; {_gigabytes(free)} free"
         f"{' (a resumed run uses part of it already)' if (out / 'checkpoints').is_dir() else ''}"
         f"{': this may not suffice' if free < needed else ''}"

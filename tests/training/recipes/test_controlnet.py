@@ -157,9 +157,9 @@ def test_training_lowers_the_loss_and_leaves_the_model(saved: str, folder: Path,
 def test_an_interrupted_run_resumes_exactly(saved: str, folder: Path, tmp_path: Path):
     """Also if it recomputes activations."""
 
-    def trained(out: str, steps: int, **fields: Any) -> dict[str, Tensor]:
-        recipe = ControlNetRecipe(str(folder), "lines", tmp_path / out, saved, loop=replace(LOOP, max_train_steps=steps))
-        return read_safetensors(run(replace(recipe, images=TrainingImageOptions(mirror=True), **fields)) / WEIGHTS)
+    def trained(out: str, steps: int, **settings: Any) -> dict[str, Tensor]:
+        recipe = ControlNetRecipe(str(folder), "lines", tmp_path / out, saved, loop=replace(LOOP, max_train_steps=steps, **settings))
+        return read_safetensors(run(replace(recipe, images=TrainingImageOptions(mirror=True))) / WEIGHTS)
 
     whole, half = trained("whole", 4), trained("parts", 2, gradient_checkpointing=True)
     parts = trained("parts", 4, gradient_checkpointing=True)

@@ -210,9 +210,9 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("changes", [{}, {"from_scratch": True, "cache": False, "gradient_checkpointing": True}])
+@pytest.mark.parametrize("changes", [{}, {"from_scratch": True, "cache": False}])
 def test_text_to_image_trains_only_the_unet(finished, folder, tmp_path, changes):
-    loop = replace(LOOP, batch_size=4, sample_every=0, mixed_precision="no")
+    loop = replace(LOOP, batch_size=4, sample_every=0, mixed_precision="no", gradient_checkpointing=bool(changes))
     recipe = TextToImageRecipe(folder, tmp_path / "out", model=str(finished), loop=loop, **changes)
     before, after = weights(daguerre.load(finished)), weights(daguerre.load(run_text_to_image(recipe)))
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("unet"))

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         options.machine.apply()
     choose_threads(options.machine.threads)
 
-    from daguerre.training.processes import is_distributed, rank, state
+    from daguerre.training.distributed.processes import is_distributed, rank, state
 
     tune_malloc()
     path = recipe.run(options)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from daguerre.data import Batch, BatchLoader, Dataset, FolderDataset
 from daguerre.data.catalog import open_dataset, print_summary
 from daguerre.errors import DaguerreError
+from daguerre.training.distributed.processes import rank
 from daguerre.training.options.images import TrainingImageOptions
-from daguerre.training.processes import rank
 
 MAX_VALIDATION_IMAGES = 256  # whose loss the log has
 

@@ -25,7 +25,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
 from daguerre.progress import track
 from daguerre.training.config import LoopConfig
-from daguerre.training.processes import is_distributed, rank, state, world
+from daguerre.training.distributed.processes import is_distributed, rank, state, world
 from daguerre.training.run_identity import fingerprint
 from daguerre.weights.tensors.safetensors import write_safetensors
 

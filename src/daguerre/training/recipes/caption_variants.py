@@ -14,12 +14,12 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.config import LoopConfig
 from daguerre.training.datasets.caption_variants import CaptionVariants
 from daguerre.training.datasets.images import open_training_images
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.caption_variants import CaptionVariantTask, record_cross_attention_inputs
 from daguerre.training.options.caption_variants import CaptionVariantsRecipe
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.plan import network_bytes, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.catalog import local

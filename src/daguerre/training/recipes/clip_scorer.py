@@ -6,9 +6,9 @@ from pathlib import Path
 
 from daguerre.data import Dataset, EmojiDataset, EmojiMix
 from daguerre.training.datasets.images import TrainingImages, open_training_images, validation_batches
+from daguerre.training.distributed.processes import rank
 from daguerre.training.options.latent_diffusion import ClipScorerRecipe
 from daguerre.training.plan import announce
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import ClipPlan, tiny_text, tiny_vision, train_clip, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import save_clip

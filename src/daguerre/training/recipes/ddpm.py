@@ -21,12 +21,12 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import DDPM_CIFAR10, UNet, UNetConfig
 from daguerre.training.datasets.classes import open_labelled
 from daguerre.training.datasets.images import ValidationBatches, open_training_images
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import PREVIEW_SEEDS, DiffusionTask
 from daguerre.training.options.ddpm import DDPMRecipe, UNetShape
 from daguerre.training.options.ldm import LDMRecipe
 from daguerre.training.plan import epoch_images, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import save

@@ -16,13 +16,13 @@ from daguerre.metrics import psnr
 from daguerre.models.tiny_autoencoder import TinyAutoencoderConfig, TinyDecoder
 from daguerre.training.datasets.codes import PriorDataset, split_held_out
 from daguerre.training.datasets.images import open_training_images, validation_batches
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.decoder import DecoderTask, TinyDecoderTask
 from daguerre.training.objectives.perceptual import load_perceptual
 from daguerre.training.options.decoder import DecoderRecipe, TinyDecoderRecipe
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.plan import epoch_images, network_bytes, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save_first_stage

@@ -10,8 +10,8 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKLConfig
 from daguerre.models.unet import UNetConfig
 from daguerre.training.config import AutoencoderLoss, DiffusionLoss, LoopConfig
+from daguerre.training.distributed.processes import rank
 from daguerre.training.options.latent_diffusion import EmojiRecipe
-from daguerre.training.processes import rank
 from daguerre.training.recipes.latent_diffusion import run_latent_recipe
 from daguerre.training.recipes.stages import AutoencoderPlan, ClipPlan, DiffusionPlan, LatentDiffusionPlan, tiny_text, tiny_vision
 from daguerre.weights.vocabulary import Vocabulary

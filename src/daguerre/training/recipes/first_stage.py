@@ -17,13 +17,13 @@ from daguerre.models.patch_discriminator import PatchDiscriminator, PatchDiscrim
 from daguerre.models.vector_quantizer import QuantizerConfig
 from daguerre.models.vq_model import VQModel, VQModelConfig
 from daguerre.training.datasets.images import open_training_images, validation_batches
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.autoencoder import AutoencoderTask
 from daguerre.training.objectives.perceptual import PerceptualLoss, load_perceptual
 from daguerre.training.objectives.vae_vq import PlainAutoencoderTask, QuantizedTask, VariationalTask, cosine_anneal
 from daguerre.training.options.first_stage import NORM_GROUPS, AutoencoderRecipe, FirstStageRecipe, VAERecipe, VQVAERecipe
 from daguerre.training.plan import epoch_images, network_bytes, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import with_epochs, with_measured_scale
 from daguerre.training.run_identity import record_run
 from daguerre.weights import save_first_stage

@@ -9,9 +9,9 @@ from daguerre.conditioning import TextConditioner
 from daguerre.data import Dataset
 from daguerre.errors import DaguerreError
 from daguerre.training.config import LoopConfig
+from daguerre.training.distributed.processes import rank
 from daguerre.training.options.latent_diffusion import LatentRecipe
 from daguerre.training.plan import announce
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import (
     DiffusionPlan,
     LatentDiffusionPlan,

@@ -43,12 +43,12 @@ from daguerre.training.datasets.conditions import (
 )
 from daguerre.training.datasets.images import validation_sample
 from daguerre.training.datasets.latents import CachedLatents, one_size_batches
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import PREVIEW_SEEDS, DiffusionTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.ldm import LDMRecipe
 from daguerre.training.plan import announce, epoch_images, network_bytes, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.ddpm import CLASS_GUIDANCE, encoder_of, open_images, plain_unet, preview_classes
 from daguerre.training.recipes.stages import learned_tokenizer, tiny_text, with_epochs
 from daguerre.training.run_identity import record_run

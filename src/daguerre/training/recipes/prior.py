@@ -27,13 +27,13 @@ from daguerre.models.vq_model import VQModel
 from daguerre.training.config import AutoencoderLoss
 from daguerre.training.datasets.codes import CodeEncoder, PriorDataset, class_names, shapes_by_class, split_held_out
 from daguerre.training.datasets.images import MAX_VALIDATION_IMAGES, open_training_images
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.prior import CodeBatch, CodeBatches, PriorTask, code_lengths
 from daguerre.training.objectives.vae_vq import QuantizedTask
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.prior import PRIOR_LOOP, PriorRecipe
 from daguerre.training.plan import announce, epoch_images, example_caption, network_bytes, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import learned_tokenizer, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_first_stage, save

@@ -26,13 +26,13 @@ from daguerre.models.vq_model import VQModel
 from daguerre.nn.meta import shapes_only
 from daguerre.training.config import AutoencoderLoss, DiffusionLoss, LoopConfig
 from daguerre.training.datasets.latents import CachedLatents, cache_latents
+from daguerre.training.distributed.processes import main_process_first
 from daguerre.training.loop import train
 from daguerre.training.objectives.attention_grounding import Grounding, coverage
 from daguerre.training.objectives.autoencoder import AutoencoderTask
 from daguerre.training.objectives.clip import ContrastiveTask
 from daguerre.training.objectives.diffusion import DiffusionTask
 from daguerre.training.plan import announce, epoch_images, print_plan
-from daguerre.training.processes import main_process_first
 from daguerre.training.run_identity import fingerprint
 from daguerre.weights.hashing import network_hash
 

@@ -1,7 +1,6 @@
 """Fine-tune the UNet of a latent diffusion model on a directory of images; autoencoder and text encoder stay as they are."""
 
 import shlex
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,15 +10,14 @@ from daguerre.data import FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.datasets.latents import CachedCaptions
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.diffusion import DiffusionTask, with_prior
 from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.plan import announce, example_caption, network_bytes, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import resize_unet, trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion, save
@@ -65,8 +63,7 @@ def fine_tune(recipe: TextToImageRecipe, model: LatentDiffusion, images: Trainin
         identity["unet"] = asdict(unet_config)
     if prior is not None:
         identity["prior"] = prior.identity
-    with checkpointed(unet) if recipe.gradient_checkpointing else nullcontext():
-        train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
+    train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
     if rank() == 0:
         save(model, recipe.out / "model")
     caption, path = example_caption([item.caption for item in source.items]), recipe.out / "model"

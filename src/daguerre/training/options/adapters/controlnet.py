@@ -28,7 +28,6 @@ class ControlNetRecipe:
     # Continue from this ControlNet. Default: a copy of the model's encoder.
     init_controlnet: Annotated[Path | None, optional("PATH")] = None
     resolution: Annotated[int | None, optional("INT")] = None  # Image size in pixels. Default: the model's own.
-    gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
     images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
     machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(

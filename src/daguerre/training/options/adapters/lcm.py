@@ -42,7 +42,6 @@ class LCMRecipe:
     out: Path = Path("runs/lcm")  # Directory for checkpoints, logs and the finished LoRA, whose file has the directory's name.
     model: Annotated[str | None, optional("MODEL")] = None  # Name or directory of the model to distil. Default: the embedded model.
     resolution: Annotated[int | None, optional("INT")] = None  # Image size in pixels. Default: the model's own.
-    gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
     lora: tyro.conf.OmitArgPrefixes[LoraLayerOptions] = field(default_factory=lambda: LoraLayerOptions(rank=16, modules="."))
     images: tyro.conf.OmitArgPrefixes[TrainingImageOptions] = field(default_factory=TrainingImageOptions)
     machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)

@@ -33,7 +33,6 @@ class TextualInversionRecipe:
     resolution: Annotated[int | None, optional("INT")] = None  # Image size in pixels. Default: the model's own.
     crops_per_image: int = 1  # Number of random crops of each image that are encoded and cached.
     cache: bool = True  # Encode all images once before training; without the cache every step encodes new crops.
-    gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, a third slower.
     images: tyro.conf.OmitArgPrefixes[BucketedTrainingImageOptions] = field(default_factory=BucketedTrainingImageOptions)
     machine: tyro.conf.OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopConfig] = field(

@@ -1,7 +1,7 @@
 """Train a ControlNet on a directory of images; the model stays as it is."""
 
 import shlex
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.condition_preview import find_examples
 from daguerre.training.datasets.control_maps import with_control_maps
 from daguerre.training.datasets.images import ValidationBatches, open_training_images, validation_sample
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.adapters.controlnet import ControlledModel, ControlNetTask
 from daguerre.training.options.adapters.controlnet import ControlNetRecipe
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.plan import announce, epoch_images, example_caption, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import require_text_to_image, trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
@@ -57,9 +57,7 @@ def run(recipe: ControlNetRecipe) -> Path:
         validation = ValidationBatches(held_out, loop.batch_size, loop.seed)
     examples = find_examples(network.controlnet, source if held_out is None else held_out)
     task = ControlNetTask(network, recipe.loss, examples)
-    with ExitStack() as stack:
-        for each in (network.controlnet, model.unet) if recipe.gradient_checkpointing else ():
-            stack.enter_context(checkpointed(each))
+    with checkpointed(model.unet) if loop.gradient_checkpointing else nullcontext():
         train(task, BatchLoader(source, loop.batch_size, loop.seed), loop, recipe.out, recipe=identity, validation=validation)
     path = recipe.out / recipe.out.absolute().name
     if rank() == 0:

@@ -9,11 +9,11 @@ from daguerre.pipelines import Request, generate
 from daguerre.progress import track
 from daguerre.training.datasets.fine_tuning import ClassPrior, open_captioned_images
 from daguerre.training.datasets.images import TrainingImages
+from daguerre.training.distributed.processes import main_process_first, rank, state
 from daguerre.training.options.adapters.dreambooth import DreamBoothRecipe, words_of
 from daguerre.training.options.images import TrainingImageOptions
 from daguerre.training.options.text_to_image import TextToImageRecipe
 from daguerre.training.plan import announce
-from daguerre.training.processes import main_process_first, rank, state
 from daguerre.training.recipes.adapters.lora import train_lora
 from daguerre.training.recipes.stages import trained_parts
 from daguerre.training.recipes.text_to_image import fine_tune

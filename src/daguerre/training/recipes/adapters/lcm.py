@@ -58,7 +58,7 @@ def run(recipe: LCMRecipe) -> Path:
     identity |= {"lora": asdict(options), "loss": asdict(recipe.loss), "init_lora": options.init_lora and file_hash(options.init_lora)}
     with ExitStack() as stack:
         stack.enter_context(network.attached())
-        if recipe.gradient_checkpointing:
+        if recipe.loop.gradient_checkpointing:
             stack.enter_context(checkpointed(model.unet))
         batches = BatchLoader(source, loop.batch_size, loop.seed)
         validation = validation_batches(images, loop.batch_size, loop.seed)

@@ -19,13 +19,13 @@ from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.adapters.lora import LoraNetwork, LoraTask, layers_of, new_layers
 from daguerre.training.objectives.diffusion import with_prior
 from daguerre.training.options.adapters.lcm import LCMRecipe
 from daguerre.training.options.adapters.lora import LoraRecipe
 from daguerre.training.plan import announce, example_caption, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
@@ -75,7 +75,7 @@ def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImage
     task = LoraTask(network, recipe.loss, options, preview_captions(source, prior))
     with ExitStack() as stack:
         stack.enter_context(network.attached())
-        if recipe.gradient_checkpointing:
+        if recipe.loop.gradient_checkpointing:
             stack.enter_context(checkpointed(model.unet))
         train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
     return write_lora(network, recipe, header(recipe, model, source), [item.caption for item in source.items])

@@ -12,6 +12,7 @@ from daguerre.data import FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.nn.gradient_checkpointing import checkpointed
 from daguerre.training.datasets.fine_tuning import latent_batches, open_captioned_images
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
 from daguerre.training.objectives.adapters.textual_inversion import (
     CAPTION,
@@ -25,7 +26,6 @@ from daguerre.training.objectives.adapters.textual_inversion import (
 )
 from daguerre.training.options.adapters.textual_inversion import TextualInversionRecipe
 from daguerre.training.plan import announce, print_plan
-from daguerre.training.processes import rank
 from daguerre.training.recipes.stages import trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
@@ -61,7 +61,7 @@ def run(recipe: TextualInversionRecipe) -> Path:
     identity["loss"] = asdict(recipe.loss)
     with ExitStack() as stack:
         stack.enter_context(network.attached())
-        if recipe.gradient_checkpointing:
+        if recipe.loop.gradient_checkpointing:
             stack.enter_context(checkpointed(model.unet))
         train(TextualInversionTask(network, recipe.loss, templates), batches, loop, recipe.out, recipe=identity, validation=validation)
     path = recipe.out / f"{recipe.word.strip('<>') or 'word'}.safetensors"

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from daguerre.atomic_io import publish
@@ -41,17 +41,19 @@ from daguerre.training.run_identity import require_same
 class FullySharded:
     """Each process has a share of one network (see `parallel.Parallelism`).
 
-    blocks: the classes of the modules whose weights are gathered one at a time.
+    blocks: the classes of the modules whose weights are gathered one at a time. cpu_offload: keep the shares in the CPU's memory.
     """
 
-    def __init__(self, accelerator: Accelerator, blocks: tuple[type[nn.Module], ...]):
+    def __init__(self, accelerator: Accelerator, blocks: tuple[type[nn.Module], ...], *, cpu_offload: bool = False):
         self.accelerator, self.blocks = accelerator, blocks
         half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
         # Autocast casts what each layer computes with; here only the weights are, so that half as many bytes are sent.
         precision = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # Also the root's weights are freed after the forward pass, else a change of the shards would not reach them.
-        self._shard = partial(fully_shard, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+        pinned = accelerator.device.type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if cpu_offload else OffloadPolicy()
+        self._shard = partial(fully_shard, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=True)
         group = distributed.new_group(backend="gloo")  # of the thread that saves, whose messages must not mix with those of training
         assert isinstance(group, distributed.ProcessGroup)
         self._group = group
@@ -121,7 +123,7 @@ class FullySharded:
         except (CheckpointException, OSError) as error:
             raise DaguerreError(f"Cannot write a checkpoint: {_reason(error)}. The earlier ones are kept; free some space.") from error
 
-    def restore(self, folder: Path, state: TrainState) -> int:
+    def restore(self, folder: Path, state: TrainState) -> dict[str, Any]:
         found = verified_checkpoints(folder) if self.accelerator.is_main_process else iter(())
         damaged = None
         while chosen := self._from_main(next(found, None)):
@@ -138,10 +140,10 @@ class FullySharded:
                 continue
             if state.ema is not None:
                 state.ema.updates = record["ema_updates"]
-            return record["step"]
+            return record
         if damaged is not None:
             raise DaguerreError(f"No checkpoint in {folder} can be read; choose another --out to start again.")
-        return 0
+        return {}
 
     def _from_main(self, value: Any) -> Any:
         """The first process's value, in all of them."""

@@ -36,8 +36,8 @@ class Parallelism(Protocol):
         """Save a checkpoint. wait: return after it is on the disk, not before. Raises DaguerreError if this or the last one failed."""
         ...
 
-    def restore(self, folder: Path, state: TrainState) -> int:
-        """Load the newest undamaged checkpoint; return its step, or 0 if there is none (see `restore_checkpoint`)."""
+    def restore(self, folder: Path, state: TrainState) -> dict[str, Any]:
+        """Load the newest undamaged checkpoint; return its record, empty if there is none (see `restore_checkpoint`)."""
         ...
 
     def finish(self, network: nn.Module) -> None:
@@ -70,7 +70,7 @@ class DataParallel:
         if self.accelerator.is_main_process:
             save_checkpoint(folder, step, state)
 
-    def restore(self, folder: Path, state: TrainState) -> int:
+    def restore(self, folder: Path, state: TrainState) -> dict[str, Any]:
         return restore_checkpoint(folder, state, shown=self.accelerator.is_main_process)
 
     def finish(self, network: nn.Module) -> None:
