@@ -53,6 +53,7 @@ BASES = {
 
 # A wrong value for each option and a part of the message; None is a missing value, which is the only wrong one of a free text.
 WRONG: dict[str, tuple[str | None, str]] = {
+    "--actors": ("0", "--actors is 0"),
     "--base": ("none.safetensors", "none.safetensors"),
     "--rank": ("0", "--rank is 0"),
     "--animation": ("a.mp4", "a.mp4"),

@@ -72,7 +72,8 @@ class Fleet:
         return open_pipeline(replace(self.loading, threads=threads), replace(self.defaults, adapters=()), self.defaults.adapters)
 
     @cached_property
-    def _identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Any]:
+        """What the bytes of an image depend on apart from its request: the weights, the precision and the adapters."""
         model = self.model
         diffusion = isinstance(model, LatentDiffusion)
         adapters = resolve_adapters(model, replace(self.defaults, adapters=())) if diffusion else ()
@@ -89,12 +90,12 @@ class Fleet:
 
     def files(self, row: TableRow, request: Request) -> list[Path]:
         """The files of a row, one for each image, relative to the folder."""
-        described = json.dumps([row.id, request.to_json(), self._identity], sort_keys=True)
+        described = json.dumps([row.id, request.to_json(), self.identity], sort_keys=True)
         name = hashlib.sha256(described.encode()).hexdigest()[:NAME_LENGTH]
         return numbered_paths(Path(name[:2], f"{name}.png"), len(request.items))
 
     def generate(self, row: TableRow) -> Outcome:
-        """Generate the images of a row and write those that do not exist.
+        """Generate the images of a row, unless all of them exist, and write those that do not.
 
         Raises:
             DaguerreError: a file cannot be written, or the model cannot be opened. What is wrong with the row is a part of the outcome.
@@ -102,13 +103,20 @@ class Fleet:
         model = self.model
         try:
             request = self.request(row)
+            files = [self.out / file for file in self.files(row, request)]
+            if all(file.exists() for file in files):
+                return Outcome(row)
             images = generate(model, request)
         except (DaguerreError, RuntimeError) as error:  # PyTorch raises RuntimeError if memory or a kernel does not suffice
-            return Outcome(row, str(error).strip().splitlines()[0])
-        for image, file in zip(images, self.files(row, request), strict=True):
-            if not (self.out / file).exists():
-                image.save(self.out / file)
+            return Outcome(row, (str(error).strip() or type(error).__name__).splitlines()[0])
+        for image, file in zip(images, files, strict=True):
+            if not file.exists():
+                image.save(file)
         return Outcome(row)
+
+    def outcomes(self, rows: Sequence[TableRow]) -> Iterator[Outcome]:
+        """Generate rows, in any order. Raises DaguerreError as `generate` does."""
+        yield from map(self.generate, rows)
 
 
 def run_shard(fleet: Fleet, rows: Sequence[TableRow], shard: tuple[int, int]) -> Report:
@@ -117,12 +125,12 @@ def run_shard(fleet: Fleet, rows: Sequence[TableRow], shard: tuple[int, int]) ->
     Raises:
         DaguerreError: the model cannot be opened, or a file cannot be written.
     """
-    _ = fleet.model  # what is wrong with it must not count as what is wrong with each row
+    _ = fleet.identity  # what is wrong with the model must not count as what is wrong with each row
     existing = _existing(fleet.out)
     mine = [row for row in rows if in_shard(row.number - 1, shard)]
     missing = [row for row in mine if (files := _files(fleet, row)) is None or not existing.issuperset(files)]
-    outcomes = [fleet.generate(row) for row in track(missing, "rows")]
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    outcomes = track(fleet.outcomes(missing), "rows", len(missing))
+    failed = sorted((outcome for outcome in outcomes if outcome.error is not None), key=lambda outcome: outcome.row.number)
     index, count = shard
     failures = fleet.out / ("failed.jsonl" if count == 1 else f"failed-{index}-of-{count}.jsonl")
     if failed:

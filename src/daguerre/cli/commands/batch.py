@@ -6,9 +6,10 @@ rows can be generated anywhere, and a run that was killed ends with the same fil
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +17,7 @@ from daguerre.atomic_io import check_writable
 from daguerre.cli.options import (
     AdapterOptions,
     NegativePrompt,
+    OptionalInt,
     PipelineOptions,
     SamplingOptions,
     SizedImageOptions,
@@ -44,6 +46,10 @@ class BatchOptions:
     negative_prompt: NegativePrompt = Request.negative_prompt
     shard: Annotated[str | None, tyro.conf.arg(metavar="INDEX/COUNT", help_behavior_hint="")] = None
     """Generate only this share of the rows: 0/4, 1/4, 2/4 or 3/4 on four machines. Default: all rows."""
+    executor: Literal["local", "ray"] = "local"
+    """What runs the rows: local, this process; or ray, the actors of a Ray cluster, of RAY_ADDRESS or on this machine."""
+    actors: OptionalInt = None
+    """Number of actors with --executor ray. Default: one for each GPU, else as many as have CPUs for their threads."""
     image_options: Annotated[SizedImageOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="image", help="")] = field(
         default_factory=SizedImageOptions
     )
@@ -74,6 +80,10 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_options(BatchOptions, arguments, "batch")
     with usage_errors():
         shard = parse_shard(options.shard)
+        if options.actors is not None and options.actors < 1:
+            raise DaguerreError(f"--actors is {options.actors}; it must be 1 or more.")
+        if options.actors is not None and options.executor == "local":
+            raise DaguerreError("--actors belongs to --executor ray; give both.")
         if options.out.is_file():
             raise DaguerreError(f"--out '{options.out}' is a file; name a folder.")
         check_writable(options.out / "index.jsonl")
@@ -82,8 +92,11 @@ def main(arguments: Sequence[str]) -> None:
     if table.unused:
         print(f"daguerre: columns that are not used: {join_names(table.unused)}.", file=sys.stderr)
     from daguerre.cli.fleet import Fleet, run_shard
+    from daguerre.cli.ray_fleet import on_ray
 
-    report = run_shard(Fleet(options.loading, defaults, options.out), table.rows, shard)
+    fleet = Fleet(options.loading, defaults, options.out)
+    with on_ray(fleet, options.actors) if options.executor == "ray" else nullcontext(fleet) as running:
+        report = run_shard(running, table.rows, shard)
     print(report.index)
     print(f"daguerre: {report.generated} rows generated, {report.present} were there.", file=sys.stderr)
     if report.failed:
