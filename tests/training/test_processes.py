@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from daguerre.errors import DaguerreError
 from daguerre.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from daguerre.training.batch_random import BatchRandom
 from daguerre.training.checkpoint import checkpoints
+from daguerre.training.datasets import encoded
 from daguerre.training.datasets.latents import CachedCaptions, CachedLatents, cache_latents
 from daguerre.training.distributed.processes import main_process_first, rank, state, world
 from daguerre.training.loop import train
@@ -32,7 +34,9 @@ from tests.training.test_loop import CONFIG, NumberBatches, Numbers, TwoNetworks
 def cached(out: Path) -> tuple[torch.Tensor, list[str]]:
     torch.manual_seed(0)
     config = AutoencoderKLConfig(latent_channels=4, channels=(8, 16), blocks=1, mid_attention=False, norm_groups=4)
-    return cache_latents(BatchLoader(ShapesDataset(16), 4, seed=0), AutoencoderKL(config), 16, out / "cache", "key")
+    with patch.object(encoded, "FILE_SAMPLES", 8):
+        latents, captions = cache_latents(BatchLoader(ShapesDataset(16), 4, seed=0), AutoencoderKL(config), 16, out / "cache", "key")
+    return latents.joined(), captions
 
 
 def deterministic_task() -> TwoNetworks:
@@ -140,10 +144,11 @@ def test_two_processes_share_the_encoding_and_agree_with_one(two: Path, tmp_path
     latents, captions = cached(tmp_path)
     for report in reports(two):
         assert (report["world"], report["latents"], report["captions"]) == (2, 16, captions)
-    assert {path.name for path in (two / "cache").iterdir()} == {f"key-16-{r}-of-2.safetensors" for r in (0, 1)}
-    for r in (0, 1):
-        part = load_file(two / "cache" / f"key-16-{r}-of-2.safetensors")["latents"]
-        assert torch.equal(part, latents[r * 8 : r * 8 + 8])
+    mine, theirs = (sorted((out / "cache" / "key-16-8").iterdir()) for out in (tmp_path, two))
+    assert [path.name for path in mine] == [path.name for path in theirs] == ["000000.safetensors", "000001.safetensors"]
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.equal(load_file(one)["samples"], load_file(other)["samples"])
+    assert len(latents) == 16
 
 
 @needs_two_cores

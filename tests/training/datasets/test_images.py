@@ -34,7 +34,7 @@ def test_latents_of_buckets_are_cached_and_batched(folder: Path, tmp_path: Path)
     autoencoder = AutoencoderKL(AutoencoderKLConfig(**SHAPE)).eval()
     options = BucketedTrainingImageOptions(crop="bucket", validation_fraction=0.3)
     images = open_training_images(str(folder), 16, options, captioned=True, bucket_step=4)
-    encode = FolderEncoder(autoencoder, tmp_path / "cache", {"size": 16}, LOOP)
+    encode = FolderEncoder(autoencoder, tmp_path / "cache", LOOP)
     latents, captions = encode(images.trained, 2)
     assert len(latents) == len(captions) == 2 * len(images.trained)
     assert len({z.shape for z in latents}) == 3

@@ -169,14 +169,14 @@ class FolderDataset:
         part.items = list(items)
         return part
 
-    def _rows(self, indices: np.ndarray) -> "FolderDataset":
+    def rows(self, indices: np.ndarray) -> "FolderDataset":
         """The same dataset with only the items of these indices."""
         return self.part(self.items[index] for index in indices)
 
     def parts_of_one_size(self) -> "list[FolderDataset]":
         """A dataset for each size (height, width): without buckets, this one alone."""
         sizes, buckets = self._columns.buckets
-        return [self._rows(np.flatnonzero(buckets == number)) for number in range(len(sizes))]
+        return [self.rows(np.flatnonzero(buckets == number)) for number in range(len(sizes))]
 
     def split(self, fraction: float) -> "tuple[FolderDataset, FolderDataset]":
         """The part for training, and about this fraction of the images for validation.
@@ -191,7 +191,7 @@ class FolderDataset:
                 f"A validation fraction of {fraction:g} leaves {len(trained)} of {len(self)} images for training and {len(held_out)} for "
                 f"validation; both need at least one. Use a {'larger' if len(trained) else 'smaller'} fraction, or more images."
             )
-        return self._rows(trained), self._rows(held_out)
+        return self.rows(trained), self.rows(held_out)
 
     def _bucket(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size of the samples of an image of a size (height, width) that was measured for buckets."""

@@ -150,9 +150,9 @@ class ShardDataset(FolderDataset):
         order = shard_order(seed, 0, self.shards)
         return [self.items[int(order[i % len(self)])].caption for i in range(count)]
 
-    def _rows(self, indices: np.ndarray) -> FolderDataset:
+    def rows(self, indices: np.ndarray) -> FolderDataset:
         if not isinstance(self.items, ShardItems):
-            return super()._rows(indices)
+            return super().rows(indices)
         part = self.part(())
         part.items = self.items.take(indices)
         return part

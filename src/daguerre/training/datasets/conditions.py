@@ -28,6 +28,7 @@ from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.clip import CLIPVision
 from daguerre.pipelines.images.preprocessors import PREPROCESSORS
 from daguerre.pipelines.planners.image_variation import clip_pixels
+from daguerre.training.datasets.encoded import EncodedSamples
 from daguerre.training.datasets.latents import cache_latents
 from daguerre.training.objectives.perceptual import image_normalization
 from daguerre.training.options.ldm import LDMRecipe
@@ -95,7 +96,7 @@ def condition_image(conditioner: ConcatConditioner, x: Tensor) -> tuple[Tensor, 
 class Encoded:
     """Latents (N, Z, h, w), captions, and the conditions that do not come from captions."""
 
-    latents: Tensor
+    latents: Tensor | EncodedSamples
     captions: list[str]
     condition: Conditioning | None
 
@@ -123,7 +124,8 @@ class LatentEncoder:
                 return torch.cat([first_stage.encode(x[..., : x.shape[-2]]), channels], dim=1)
 
             described = fingerprint(key, concat.kind, concat.scale)
-            both, captions = cache_latents(batches, first_stage, count, self.folder, described, self.workers, encode)
+            encoded, captions = cache_latents(batches, first_stage, count, self.folder, described, self.workers, encode)
+            both = encoded.joined()
             channels = concat.channel_count(latent_channels(first_stage), f)
             return Encoded(both[:count, :-channels], captions[:count], Conditioning(concat=both[:count, -channels:]))
         latents, captions = cache_latents(batches, first_stage, count, self.folder, key, self.workers)
@@ -134,8 +136,8 @@ class LatentEncoder:
             embeddings, _ = cache_latents(
                 batches, first_stage, count, self.folder, described, self.workers, lambda x: clip_embeddings(encoder, x)
             )
-            condition = Conditioning(context=embeddings[:count])
-        return Encoded(latents[:count], captions[:count], condition)
+            condition = Conditioning(context=embeddings.joined()[:count])
+        return Encoded(latents.first(count), captions[:count], condition)
 
 
 def clip_embeddings(conditioner: ImageConditioner, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What recipes share that fine-tune a latent diffusion model on a directory of images: the images, and the batches of their latents."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,27 +84,25 @@ def latent_batches(
     autoencoder: AutoencoderKL,
     out: Path,
     loop: LoopConfig,
-    identity: Mapping[str, Any],
     crops: int | None,
     prior: ClassPrior | None = None,
 ) -> tuple[BatchStream, Iterable[Batch]]:
     """The batches of a training and of its validation images.
 
     Args:
-        identity: everything that the latents depend on.
         crops: of each image, encoded once and cached in `out/cache`; None gives images instead, with new crops in each step.
         prior: images of a class, with which each batch becomes a `PriorBatch`.
     """
     if prior is not None:
-        batches, validation = latent_batches(images, autoencoder, out, loop, identity, crops)
-        return PriorBatches(batches, latent_batches(TrainingImages(prior.images), autoencoder, out, loop, identity, crops)[0]), validation
+        batches, validation = latent_batches(images, autoencoder, out, loop, crops)
+        return PriorBatches(batches, latent_batches(TrainingImages(prior.images), autoencoder, out, loop, crops)[0]), validation
     source, held_out = images
     assert isinstance(source, FolderDataset)
     if crops is None:
         return BatchLoader(source, loop.batch_size, loop.seed, buckets=source.buckets), validation_batches(
             images, loop.batch_size, loop.seed
         )
-    encode = FolderEncoder(autoencoder, out / "cache", identity, loop)
+    encode = FolderEncoder(autoencoder, out / "cache", loop)
     latents, captions = encode(source, crops)
     validation = [] if held_out is None else one_size_batches(*encode(validation_sample(held_out), 1), loop.batch_size)
     return CachedLatents(latents, captions, loop.batch_size, loop.seed), validation

@@ -1,33 +1,30 @@
 """Latents and codes that are encoded once and read many times, so that a training step runs only the trained network.
 
-`cache_latents` and `cache_codes` encode samples in the order of (seed, step) and write them, with their captions, to one directory.
+`cache_latents` and `cache_codes` encode samples in the order of (seed, step) and keep them, with their captions, in files: see `encoded`.
 `CachedLatents`, or a prior's `CodeBatches`, then give batches that depend only on (seed, step).
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from daguerre.atomic_io import atomic_path
 from daguerre.data import Batch, BatchLoader, FolderDataset
 from daguerre.data.loader import prefetch
 from daguerre.data.order import BatchOrder
 from daguerre.diffusion import Conditioning
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.vq_model import VQModel
-from daguerre.progress import track
 from daguerre.training.config import LoopConfig
-from daguerre.training.distributed.processes import is_distributed, rank, state, world
+from daguerre.training.datasets.encoded import EncodedSamples, encode_once
 from daguerre.training.run_identity import fingerprint
-from daguerre.weights.tensors.safetensors import write_safetensors
+from daguerre.weights.hashing import network_hash
+
+MAX_CAPTION_BYTES = 1 << 30
 
 
 class CachedLatents:
@@ -35,7 +32,7 @@ class CachedLatents:
 
     def __init__(
         self,
-        latents: Tensor | Sequence[Tensor],
+        latents: Tensor | EncodedSamples | Sequence[Tensor],
         captions: list[str],
         batch_size: int,
         seed: int,
@@ -44,7 +41,7 @@ class CachedLatents:
     ):
         """latents: (N, Z, h, w), or N of any sizes (Z, h, w). coverage, condition: of each sample, as in `Batch`."""
         self.latents, self.captions, self.coverage, self.condition = latents, captions, coverage, condition
-        shapes = [] if isinstance(latents, Tensor) else [tuple(z.shape) for z in latents]
+        shapes = [] if isinstance(latents, Tensor | EncodedSamples) else [tuple(z.shape) for z in latents]
         numbers = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
         self.order = BatchOrder(len(captions), batch_size, seed, [numbers[shape] for shape in shapes])
 
@@ -69,7 +66,7 @@ def cache_latents(
     key: str,
     workers: int = 1,
     encode: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, list[str]]:
+) -> tuple[EncodedSamples, list[str]]:
     """Encode the first `count` samples of `batches`, or load them from `folder` if they were encoded under the same `key`.
 
     Returns the means as scaled latents (N, Z, h, w) in float16, and the captions; N is `count` rounded up to whole batches. `key`
@@ -77,7 +74,7 @@ def cache_latents(
     else from the images, such as the latents with a condition.
     """
     encode = encode or autoencoder.encode
-    return _cache_encoded(batches, autoencoder, lambda x: encode(x).half(), "latents", count, folder / key, workers)
+    return encode_once(batches, lambda x: encode(x).half(), next(autoencoder.parameters()).device, count, folder / key, workers)
 
 
 def cache_codes(
@@ -89,53 +86,35 @@ def cache_codes(
     codes of a condition map belong to the codes of the image at the same index.
     """
     small = torch.int16 if first_stage.config.quantizer.codes <= 1 << 15 else torch.int32
-    return _cache_encoded(
-        batches, first_stage, lambda x: first_stage.encode_codes(x).to(small), "codes", count, folder / f"codes-{key}", workers
-    )
-
-
-@torch.no_grad()
-def _cache_encoded(
-    batches: BatchLoader, network: nn.Module, encode: Callable[[Tensor], Tensor], name: str, count: int, stem: Path, workers: int
-) -> tuple[Tensor, list[str]]:
-    share = math.ceil(count / batches.batch_size / world())  # batches of each process
-    paths = [stem.with_name(f"{stem.name}-{count}-{r}-of-{world()}.safetensors") for r in range(world())]
-    if not (path := paths[rank()]).is_file():
-        device = next(network.parameters()).device
-        encoded, captions = [], []
-        stream = islice(batches.stream(rank() * share, workers, processes=workers > 1), share)
-        for batch in track(stream, "encoding images", share, shown=rank() == 0):
-            encoded.append(encode(batch.x.to(device)).cpu())
-            captions += batch.captions
-        with atomic_path(path) as temporary:
-            write_safetensors(temporary, {name: torch.cat(encoded)}, {"captions": json.dumps(captions)})
-    if is_distributed():
-        state().wait_for_everyone()
-    encoded, captions = [], []
-    for path in paths:
-        with safe_open(path, "pt") as file:
-            encoded.append(file.get_tensor(name))
-            captions += json.loads(file.metadata()["captions"])
-    return torch.cat(encoded), captions
+    device, stem = next(first_stage.parameters()).device, folder / f"codes-{key}"
+    codes, captions = encode_once(batches, lambda x: first_stage.encode_codes(x).to(small), device, count, stem, workers)
+    return codes.joined(), captions
 
 
 @dataclass(frozen=True)
 class FolderEncoder:
-    """Encodes the images of a folder once, with a cache in `folder`. identity: everything that the latents depend on, except the images."""
+    """Encodes the images of a folder once, with a cache in `folder`.
+
+    The cache is found by a hash of everything that the latents depend on: images, sizes, crops, mirroring, seed, and the autoencoder's
+    weights.
+    """
 
     autoencoder: AutoencoderKL
     folder: Path
-    identity: Mapping[str, Any]
     loop: LoopConfig
+
+    @cached_property
+    def _weights(self) -> str:
+        return network_hash(self.autoencoder)
 
     def __call__(self, source: FolderDataset, crops: int) -> tuple[list[Tensor], list[str]]:
         """`crops` samples of each image as scaled latents (Z, h, w) in float16, sorted by size, and their captions."""
         latents, captions = [], []
         for part in source.parts_of_one_size():
-            count, key = crops * len(part), fingerprint({**self.identity, "data": part.key})
+            count, key = crops * len(part), fingerprint(part.key, self.loop.seed, self._weights)
             batches = BatchLoader(part, min(count, self.loop.batch_size), self.loop.seed)
             encoded, texts = cache_latents(batches, self.autoencoder, count, self.folder, key, self.loop.workers)
-            latents += encoded[:count]
+            latents += encoded.first(count)
             captions += texts[:count]
         return latents, captions
 
@@ -155,15 +134,25 @@ def one_size_batches(
 
 
 class CachedCaptions:
-    """Conditions of captions, each encoded once: for image folders, whose captions repeat every epoch."""
+    """Conditions of captions, each encoded once: for image folders, whose captions repeat every epoch.
+
+    `MAX_CAPTION_BYTES` of them are kept in the memory of the model's device; further ones are encoded in each step.
+    """
 
     def __init__(self, encode: Callable[[Sequence[str]], Conditioning]):
         self._encode = encode
         self._cache: dict[str, Conditioning] = {}
+        self._bytes = 0
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """The conditions of a batch of captions, in order."""
+        found: dict[str, Conditioning] = {}
         for caption in dict.fromkeys(captions):
-            if caption not in self._cache:
-                self._cache[caption] = self._encode([caption])
-        return Conditioning.cat([self._cache[caption] for caption in captions])
+            if caption in self._cache:
+                found[caption] = self._cache[caption]
+                continue
+            found[caption] = condition = self._encode([caption])
+            if self._bytes + condition.nbytes <= MAX_CAPTION_BYTES:
+                self._cache[caption] = condition
+                self._bytes += condition.nbytes
+        return Conditioning.cat([found[caption] for caption in captions])

@@ -206,7 +206,7 @@ def train_diffusion(plan: DiffusionPlan, model: LatentDiffusion, source: Dataset
     grounding, object_shares = None, None
     if plan.grounding:
         identity["grounding"] = plan.grounding
-        grounding, object_shares = Grounding(plan.grounding, conditioner), coverage(batches, source, len(captions), latents.shape[-1])
+        grounding, object_shares = Grounding(plan.grounding, conditioner), coverage(batches, source, len(captions), latents[0].shape[-1])
     task = DiffusionTask(model, plan.loss, conditioner.encode_captions, prompts, trained_text=text, grounding=grounding)
     print_plan({"UNet": task.networks["unet"]}, plan.loop, out, images=None, cache_bytes=latents.nbytes)
     train(task, CachedLatents(latents, captions, plan.loop.batch_size, seed, object_shares), plan.loop, out, recipe=identity)

@@ -55,7 +55,7 @@ def fine_tune(recipe: TextToImageRecipe, model: LatentDiffusion, images: Trainin
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
     _print_plan(recipe, model, len(source), size // autoencoder.downsample_factor, autoencoder.config.latent_channels)
     crops = recipe.crops_per_image if recipe.cache else None
-    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, crops, prior)
+    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, crops, prior)
     task = DiffusionTask(model, recipe.loss, CachedCaptions(conditioner.encode_captions), preview_captions(source, prior))
     options = {name: getattr(recipe, name) for name in ("from_scratch", "cache", "crops_per_image")}
     identity = encoded | options | {"model": recipe.model, "text": network_hash(conditioner), "loss": asdict(recipe.loss)}

@@ -65,7 +65,7 @@ def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImage
     print_plan({f"LoRA of {len(layers)} layers": network}, loop, recipe.out, images=len(source))
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
     crops = recipe.crops_per_image if recipe.cache else None
-    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, crops, prior)
+    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, crops, prior)
     identity = encoded | {"model": recipe.model, "unet": network_hash(model.unet), "text": network_hash(conditioner)}
     identity |= {"crops_per_image": recipe.crops_per_image, "cache": recipe.cache, "loss": asdict(recipe.loss), "lora": asdict(options)}
     if options.init_lora is not None:

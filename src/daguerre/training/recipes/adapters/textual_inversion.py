@@ -55,7 +55,7 @@ def run(recipe: TextualInversionRecipe) -> Path:
     network = WordVectors(model, first_vectors(model, recipe.word, recipe.num_vectors, recipe.initial_word))
     print_plan({f"vectors of {recipe.word!r}": network}, loop, recipe.out, images=len(source))
     encoded = {"data": source.key, "size": size, "autoencoder": network_hash(autoencoder)}
-    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, encoded, recipe.crops_per_image if recipe.cache else None)
+    batches, validation = latent_batches(images, autoencoder, recipe.out, loop, recipe.crops_per_image if recipe.cache else None)
     identity = encoded | {"model": base, "unet": network_hash(model.unet), "text": network_hash(conditioner), "templates": templates}
     identity |= {name: getattr(recipe, name) for name in ("word", "num_vectors", "initial_word", "crops_per_image", "cache")}
     identity["loss"] = asdict(recipe.loss)
