@@ -17,6 +17,7 @@ from daguerre.data import BatchLoader, FolderDataset
 from daguerre.data.catalog import open_dataset, open_image_files
 from daguerre.data.order import SHUFFLED_SHARDS, BatchOrder
 from daguerre.data.shards import index as shard_index
+from daguerre.data.shards import tar as tar_module
 from daguerre.data.shards.dataset import ShardDataset
 from daguerre.data.shards.tar import scan_tar
 from daguerre.data.shards.write import ShardLimits, write_shards
@@ -224,6 +225,32 @@ def test_foreign_shards_with_duplicates_and_captions_in_json(tmp_path: Path):
     assert [item.caption for item in source.items] == ["a red square", "", "a red square", "", "a red square"]
     assert source.labels == ["7"]
     assert "left out: 6: g.tar/a occurs twice, g.tar/stats has no image, p.tar/a occurs twice" in source.summary[1]
+
+
+def test_headers_are_read_alike_together_and_one_by_one_whatever_is_damaged(tmp_path: Path):
+    content, path = io.BytesIO(), tmp_path / "a.tar"
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, name in enumerate(("cat", "cat/a.png", "cat/a.txt", "u.png", "empty.txt", "b.png")):
+            entry = tarfile.TarInfo(name)
+            entry.mtime = number + 0.5 if number > 2 else number  # as webdataset writes it: a pax record
+            entry.size, entry.type = (0, tarfile.DIRTYPE) if number == 0 else (300 * (number != 4), tarfile.REGTYPE)
+            tar.addfile(entry, io.BytesIO(bytes(range(50)) * 6))
+    whole, random, read = bytearray(content.getvalue()), np.random.default_rng(0), 0
+    for attempt in range(200):
+        damaged = bytearray(whole)
+        for _ in range(0 if attempt == 0 else random.integers(1, 4)):
+            position = 512 * random.integers(0, 16) + random.choice([random.integers(512), 124, 135, 148, 156])
+            damaged[position] = random.choice([random.integers(256), *b"\0x-75"])
+        path.write_bytes(damaged[: len(damaged) if attempt % 3 else random.integers(len(damaged) + 1)] if attempt else damaged)
+        together, problems = tar_module._scan_ordinary(path), list[str]()
+        expected = list(tar_module._scan_any(path, problems))
+        if attempt == 0:
+            with tarfile.open(path) as tar:
+                assert together == [(entry.name, entry.offset_data, entry.size) for entry in tar if entry.isfile()]
+        if together is not None:
+            read += 1
+            assert (together, problems) == (expected, [])
+    assert read > 20
 
 
 def test_a_renamed_shard_is_named_when_a_run_is_resumed(folder: Path):

@@ -9,8 +9,10 @@ import glob
 import hashlib
 import io
 import json
+import os
 import re
 import zipfile
+from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ _COLUMNS = {  # of each image
     "label": np.int32,  # number of its class; the last name is ""
     "name_end": np.int64,  # in all names
 }
+_NO_CAPTION: TarEntry = ("", 0, 0)
 
 
 class CaptionKind(IntEnum):
@@ -241,8 +244,8 @@ def scan_shards(files: Iterable[Path], record: Mapping[str, Any], problems: list
     for file in files:
         paths.append(file)
         rows, shard_names = _scan_shard(file, labels, bool(record), problems)
-        values = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
-        arrays = {name: np.array(column, dtype) for (name, dtype), column in zip(_COLUMNS.items(), values, strict=True)}
+        values = np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS)).T
+        arrays = {name: column.astype(dtype) for (name, dtype), column in zip(_COLUMNS.items(), values, strict=True)}
         known = listed.get(file.name)
         if known is not None and known["bytes"] == file.stat().st_size:
             digests.append(known["sha256"][:16])
@@ -254,34 +257,38 @@ def scan_shards(files: Iterable[Path], record: Mapping[str, Any], problems: list
         arrays["name_end"] = arrays["name_end"] + sum(map(len, names))
         parts.append(arrays)
         names.append(shard_names)
-        ends.append(len(rows) + (ends[-1] if ends else 0))
+        ends.append(values.shape[1] + (ends[-1] if ends else 0))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
     columns["label"][columns["label"] < 0] = len(labels)
     return ShardIndex(paths, np.array(ends), columns, b"".join(names), [*labels, ""], problems, digests)
 
 
-def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: list[str]) -> tuple[list[tuple[int, ...]], bytes]:
-    """A row of _COLUMNS for each image of a shard, and their names. numbered: labels are numbers of known ones."""
-    rows, names, length, seen = list[tuple[int, ...]](), list[bytes](), 0, set[str]()
+def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: list[str]) -> "tuple[array[int], bytes]":
+    """The values of _COLUMNS for each image of a shard, one image after the other, and their names. numbered: labels are numbers of known
+    ones."""
+    rows, names, length, seen = array("q"), list[bytes](), 0, set[str]()
     damage: list[str] = []
     try:
-        for key, parts in _samples(file, damage, problems):
-            image = _first(parts, SUFFIXES)
-            if image is None:
-                problems.append(f"{file.name}/{key} has no image")
-            elif key in seen:
-                problems.append(f"{file.name}/{key} occurs twice")
-            else:
+        with file.open("rb", buffering=0) as opened:
+            for key, parts in _samples(file, damage, problems):
+                image = _first(parts, SUFFIXES)
+                if image is None:
+                    problems.append(f"{file.name}/{key} has no image")
+                    continue
+                if key in seen:
+                    problems.append(f"{file.name}/{key} occurs twice")
+                    continue
                 seen.add(key)
                 name = (key + image).encode("utf-8", "surrogateescape")
                 length += len(name)
                 text = _first(parts, CAPTION_SUFFIXES)
-                kind = CaptionKind.TEXT if text else CaptionKind.JSON if ".json" in parts else CaptionKind.NONE
-                caption = parts[text or ".json"] if kind else ("", 0, 0)
-                if not caption[2]:
-                    kind = CaptionKind.NONE
-                label = _label(file, parts[".cls"], labels, numbered) if ".cls" in parts else -1
-                rows.append((*parts[image][1:], *caption[1:], kind, label, length))
+                caption = parts.get(text or ".json", _NO_CAPTION)
+                kind = 0 if not caption[2] else 1 if text else 2  # a CaptionKind; its names would take longer
+                label = -1
+                if ".cls" in parts:
+                    _, offset, size = parts[".cls"]
+                    label = _label(os.pread(opened.fileno(), size, offset), labels, numbered)
+                rows.extend((*parts[image][1:], *caption[1:], kind, label, length))
                 names.append(name)
     except OSError as error:
         damage.append(f"cannot be read ({error.strerror or error})")
@@ -300,27 +307,27 @@ def _samples(file: Path, damage: list[str], problems: list[str]) -> Iterator[tup
     """(name, files by suffix) of each sample of a shard."""
     last, parts = "", dict[str, TarEntry]()
     for entry in scan_tar(file, damage):
-        folder, slash, base = entry[0].rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        if not stem or not dot:
+        name = entry[0]
+        stem = name.rfind("/") + 1
+        dot = name.find(".", stem)
+        if dot <= stem:  # no name, or no suffix
             continue
-        key = folder + slash + stem
+        key, suffix = name[:dot], name[dot:].lower()
         if key != last:
             if parts:
                 yield last, parts
             last, parts = key, {}
-        if "." + suffix.lower() in parts:
-            problems.append(f"{file.name}/{entry[0]} occurs twice")
-        parts.setdefault("." + suffix.lower(), entry)
+        if suffix in parts:
+            problems.append(f"{file.name}/{name} occurs twice")
+        else:
+            parts[suffix] = entry
     if parts:
         yield last, parts
 
 
-def _label(file: Path, entry: TarEntry, labels: dict[str, int], numbered: bool) -> int:
+def _label(content: bytes, labels: dict[str, int], numbered: bool) -> int:
     """The number of a class: as it is written, or that of its text."""
-    with file.open("rb") as opened:
-        opened.seek(entry[1])
-        text = opened.read(entry[2]).decode("utf-8", "replace").strip()
+    text = content.decode("utf-8", "replace").strip()
     if numbered:
         return int(text) if text.isdecimal() and int(text) < len(labels) else -1
     return labels.setdefault(text, len(labels)) if text else -1
