@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def test_two_actors_write_what_one_process_writes(run, processes, folder):
     code, out, err = run(*line, "--out=spread", "--executor=ray", "--actors=2")
     assert (code, out) == (1, "spread/index.jsonl\n"), err
     assert [text.partition(";")[0] for text in err.splitlines()] == [
-        "daguerre: 2 actors with --threads 1 on 1 machines",
+        "daguerre: actors: 2, each with --threads 1",
         "daguerre: 3 rows generated, 0 were there.",
         "daguerre: 1 of 4 rows failed",
     ]
@@ -112,6 +113,14 @@ def test_a_model_of_another_machine_stops_the_fleet(tmp_path: Path):
     assert "another precision than the first one" in answer["error"]
 
 
+def test_what_stops_ray_is_one_sentence(processes):
+    ray = ray_fleet.import_ray()
+    errors = {"memory may not suffice": ray.exceptions.RayActorError(), "KeyError: 3.": ray.exceptions.RaySystemError("at x\nKeyError: 3")}
+    for message, error in errors.items():
+        with pytest.raises(DaguerreError, match=rf"^Ray stopped: .*{message}.* The same command goes on"), ray_fleet.one_sentence(ray):
+            raise error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +135,17 @@ def test_wrong_options_stop_before_the_work(run, monkeypatch, options, message):
     code, out, err = run("batch", "a.csv", "--out=results", *options)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+    assert not Path("results").exists()
+
+
+def test_a_cluster_that_cannot_be_reached_is_an_error(run, processes, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free once this block ends
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    Path("a.csv").write_text("prompt\na cat\n")
+    code, out, err = run("batch", "a.csv", "--out=results", "--executor=ray")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"Ray cannot connect to RAY_ADDRESS '127.0.0.1:{port}': [Errno" in err
     assert not Path("results").exists()
 
 

@@ -5,6 +5,7 @@ Ray only spreads the rows. Names, bytes, what is skipped, the list of failed row
 
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -26,6 +27,7 @@ from daguerre.errors import DaguerreError
 
 MAX_BLOCKS = 10_000  # Ray keeps a record of each block of rows; an actor that dies loses the progress of one
 RETRIES = 3  # for a block whose actor dies; without a limit, a row that ends its process would be tried for ever
+CONNECT_SECONDS = 10
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default, about which it warns
@@ -91,7 +93,7 @@ class RayFleet(Fleet):
         """As an actor computes it, so this process opens no model: it may run on a machine without a GPU."""
         ray = import_ray()
         task = ray.remote(max_retries=RETRIES, **self.plan.reserved)(_identity)
-        with _one_sentence(ray):
+        with one_sentence(ray):
             found = ray.get(task.remote(self._plain, os.getcwd()))
         if isinstance(found, DaguerreError):
             raise found
@@ -106,7 +108,7 @@ class RayFleet(Fleet):
         if not rows:
             return
         ray = import_ray()
-        with _one_sentence(ray):
+        with one_sentence(ray):
             by_number = {row.number: row for row in rows}
             blocks = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=min(len(rows), MAX_BLOCKS))
             found = blocks.map(
@@ -169,16 +171,22 @@ def on_ray(fleet: Fleet, actors: int | None) -> Iterator[RayFleet]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False} if address == "local" else {}
     try:
+        if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray itself would try for minutes
+            socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
         with _no_stderr():  # Ray notes there that QUIET sets its log level
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = "start on this machine" if address == "local" else f"connect to RAY_ADDRESS '{address}'"
-        raise UsageError(f"Ray cannot {where}: {_line(error)}") from error
+        if address == "local":
+            raise UsageError(f"Ray cannot start on this machine: {_line(error)}") from error
+        hint = "If the cluster checks tokens, set RAY_AUTH_MODE=token."
+        raise UsageError(f"Ray cannot connect to RAY_ADDRESS '{address}': {_line(error)} {hint}") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         plan = plan_actors(nodes, torch.get_num_threads(), actors=actors, threads=fleet.loading.threads, device=fleet.loading.device)
         free, total = (int(each.get(plan.resource, 0)) for each in (ray.available_resources(), ray.cluster_resources()))
-        note = f"{plan.actors} actors with --threads {plan.threads} on {len(nodes)} machines; {free} of {total} {plan.resource}s are free."
+        note = (
+            f"actors: {plan.actors}, each with --threads {plan.threads}; free {plan.resource}s: {free} of {total}; machines: {len(nodes)}."
+        )
         print(f"daguerre: {note}", file=sys.stderr)
         yield RayFleet(fleet.loading, fleet.defaults, fleet.out, plan)
     finally:
@@ -224,7 +232,8 @@ def _enter(folder: str) -> None:
 
 
 @contextmanager
-def _one_sentence(ray: ModuleType) -> Iterator[None]:
+def one_sentence(ray: ModuleType) -> Iterator[None]:
+    """Raise a DaguerreError for each error of Ray in the block; the tracebacks of other processes are its cause."""
     try:
         yield
     except ray.exceptions.RayError as error:
