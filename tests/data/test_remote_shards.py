@@ -251,6 +251,9 @@ def test_bad_addresses_and_answers(shards: Path, server: Server):
         (shards / "index.json").write_text(json.dumps({**record, "shards": [record["shards"][0] | change]}))
         with pytest.raises(FetchError, match="not the finished index"):
             open_image_files(f"{server.address}/", 8)
+    (shards / "index.json").write_text(json.dumps({**record, "classes": 5}))
+    with pytest.raises(FetchError, match="not the finished index"):
+        open_image_files(f"{server.address}/", 8)
     (shards / "index.json").write_text(json.dumps({**record, "members": {"bytes": 1, "sha256": record["members"]["sha256"]}}))
     with pytest.raises(FetchError, match=r"members.npz has \d+ bytes, not 1"):
         open_image_files(f"{server.address}/", 8)

@@ -189,10 +189,14 @@ def _read_record(address: str, *, required: bool) -> dict[str, Any]:
 def _is_complete(record: Mapping[str, Any]) -> bool:
     """Whether the values of an index.json have the right types; its names become paths."""
     try:
-        files = [*record["shards"], *([{"name": "0.tar", **record["members"]}] if "members" in record else [])]
-        return bool(record["shards"]) and all(
-            re.fullmatch(r"\w[\w.-]*\.tar", each["name"]) and each["bytes"] >= 0 and re.fullmatch(r"[0-9a-f]{64}", each["sha256"])
-            for each in files
+        files = [*record["shards"], *([{**record["members"], "name": "0.tar"}] if "members" in record else [])]
+        return (
+            bool(record["shards"])
+            and all(isinstance(name, str) for name in record.get("classes", ()))
+            and all(
+                re.fullmatch(r"\w[\w.-]*\.tar", each["name"]) and each["bytes"] >= 0 and re.fullmatch(r"[0-9a-f]{64}", each["sha256"])
+                for each in files
+            )
         )
     except (TypeError, KeyError):
         return False
