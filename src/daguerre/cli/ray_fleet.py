@@ -25,7 +25,7 @@ from daguerre.cli.rows import TableRow
 from daguerre.cpu_threads import check_threads
 from daguerre.errors import DaguerreError
 
-MAX_BLOCKS = 10_000  # Ray keeps a record of each block of rows; an actor that dies loses the progress of one
+MAX_BLOCKS = 4000  # of rows: Ray needs milliseconds to set up each; when an actor dies, another one visits its block again
 RETRIES = 3  # for a block whose actor dies; without a limit, a row that ends its process would be tried for ever
 CONNECT_SECONDS = 10
 QUIET = {
