@@ -34,7 +34,7 @@ def make_optimizer(network: nn.Module, config: LoopConfig, no_decay: Collection[
             return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         case "adamw8bit":
             try:
-                from bitsandbytes.optim import AdamW8bit  # only here, because it is an extra
+                from bitsandbytes.optim.adamw import AdamW8bit  # only here, because it is an extra
             except ImportError as error:
                 raise DaguerreError(
                     'The optimizer adamw8bit needs bitsandbytes; install it with pip install "daguerre[bitsandbytes]".'
