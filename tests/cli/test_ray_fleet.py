@@ -56,6 +56,7 @@ def ray_processes(word: str = "") -> list[int]:
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two actors need two cores")
+@pytest.mark.long
 def test_two_actors_write_what_one_process_writes(run, processes, folder):
     rows = [{"prompt": "a cat", "seed": seed, "steps": steps} for seed, steps in enumerate((1, 2, "many", 1))]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -26,7 +26,7 @@ from daguerre.cpu_threads import check_threads
 from daguerre.errors import DaguerreError
 
 MAX_BLOCKS = 4000  # of rows: Ray needs milliseconds to set up each; when an actor dies, another one visits its block again
-RETRIES = 3  # for a block whose actor dies; without a limit, a row that ends its process would be tried for ever
+RETRIES = 3  # for a block whose actor dies; without a limit, a row that ends its process would be tried without end
 CONNECT_SECONDS = 10
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing
@@ -54,7 +54,7 @@ class ActorPlan:
 def plan_actors(
     nodes: Sequence[Mapping[str, float]], default_threads: int, *, actors: int | None, threads: int | None, device: str | None
 ) -> ActorPlan:
-    """How many actors, and with how many threads each, as every one finds room at once: Ray would wait for ever for one that does not.
+    """How many actors, and with how many threads each, as every one finds room at once: Ray would wait without end for one that does not.
 
     Args:
         nodes: the resources of each machine, with the keys "CPU" and "GPU".
@@ -79,7 +79,8 @@ def plan_actors(
         raise UsageError(f"Ray has no machine for actors with {each}; give a smaller --threads, or --device cpu.")
     if (actors or 1) <= room:
         return ActorPlan(actors or room, threads, resource, amount)
-    raise UsageError(f"--actors is {actors}, and Ray has room for {room} with {each}; give at most {room}, or a smaller --threads.")
+    fewer = "" if resource == "GPU" else ", or a smaller --threads"
+    raise UsageError(f"--actors is {actors}, and Ray has room for {room} with {each}; give at most {room}{fewer}.")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def on_ray(fleet: Fleet, actors: int | None) -> Iterator[RayFleet]:
     with usage_errors():
         check_threads(fleet.loading.threads)
     ray = import_ray()
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = _address()
     local = {"include_dashboard": False} if address == "local" else {}
     try:
         if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray itself would try for minutes
@@ -193,6 +194,11 @@ def on_ray(fleet: Fleet, actors: int | None) -> Iterator[RayFleet]:
         ray.shutdown()
 
 
+def _address() -> str:
+    """The address of a cluster; "local" starts Ray on this machine."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
 def import_ray() -> ModuleType:
     """The package ray with its part ray.data, neither of which prints or sends anything.
 
@@ -204,7 +210,7 @@ def import_ray() -> ModuleType:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # for this run; Ray would write one into ~/.ray
     }
-    for name, value in (QUIET if os.environ.get("RAY_ADDRESS") else QUIET | private).items():
+    for name, value in (QUIET | private if _address() == "local" else QUIET).items():
         os.environ.setdefault(name, value)
     try:
         import ray

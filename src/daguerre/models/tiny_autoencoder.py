@@ -29,6 +29,8 @@ class TinyAutoencoderConfig:
 class TinyBlock(nn.Module):
     """relu(skip(x) + conv(relu(conv(relu(conv(x)))))), (B, C, H, W) to the same shape."""
 
+    checkpointed = True
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width))

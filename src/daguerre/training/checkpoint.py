@@ -34,7 +34,7 @@ class TrainState:
     ema: EMA | None
     identity: Mapping[str, Any]  # of the run, JSON-able: a checkpoint with another identity is refused
     scaler: torch.amp.GradScaler | None = None  # of mixed precision in float16
-    parts: int = 1  # that a batch is split into
+    parts: int = 0  # that a batch is split into, if they were found by trying
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of the state itself, not copies."""

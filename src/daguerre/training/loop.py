@@ -147,12 +147,10 @@ def _train(task: TrainingTask, batches: BatchStream, config: LoopConfig, out: Pa
             "choose another --out."
         )
     if config.gradient_accumulation_steps == "auto":
-        shares = config.batch_size // accelerator.num_processes
-        parts = record.get("parts", 0)
-        if not parts or shares % parts:
+        parts = record.get("parts", 0)  # as before, so that a resumed run has the same bits
+        if not parts or config.batch_size // accelerator.num_processes % parts:
             parts = find_parts(task, next(batches.stream(start)), config, accelerator)
-        config = replace(config, gradient_accumulation_steps=parts)
-    state = replace(state, parts=config.parts)
+        state, config = replace(state, parts=parts), replace(config, gradient_accumulation_steps=parts)
     prepared = {name: (parallel.wrap(networks[name]), accelerator.prepare(optimizers[name])) for name in networks}
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with (

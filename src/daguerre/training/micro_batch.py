@@ -1,7 +1,7 @@
 """`--gradient-accumulation-steps auto`: the smallest number of parts of a batch that fit in memory, found by trying.
 
 The memory of a step grows by the same amount with each image that is computed at once. The losses and gradients of one image, then of two,
-show this amount, so no trial runs out of memory where a step would not.
+show this amount. Two are tried only if twice the memory of one is there.
 """
 
 import os
@@ -29,17 +29,17 @@ USED = 0.9  # share of the free memory; the rest is for gaps between blocks
 def find_parts(task: "TrainingTask", batch: Any, config: LoopConfig, accelerator: Accelerator) -> int:
     """The smallest divisor of the images of a process for which a part fits into the free memory of its device, the same in all processes.
 
-    Prints the result. The weights, buffers and random numbers stay as they are. If one image at a time is too much, it is used anyway.
+    Prints the result. The weights, buffers and random numbers stay as they are. A part has one image even if that may not suffice.
     """
     images, networks = config.batch_size // accelerator.num_processes, task.networks
     trained = sum(p.numel() for network in networks.values() for p in network.parameters() if p.requires_grad)
     free = max(0.0, USED * _free_memory(accelerator.device) - trained * STATE_BYTES[config.optimizer])
     kept = {name: {key: value.clone() for key, value in network.state_dict().items()} for name, network in networks.items()}
     one = _memory_of_step(task, batch[:1], config, accelerator)
-    more = max(_memory_of_step(task, batch[:2], config, accelerator) - one, 0) if images > 1 else 0
+    two = _memory_of_step(task, batch[:2], config, accelerator) if images > 1 and 2 * one <= free else 2 * one
     for name, network in networks.items():
         network.load_state_dict(kept[name])  # buffers such as those of a codebook have changed
-    needs = {parts: one + (images // parts - 1) * more for parts in range(1, images + 1) if images % parts == 0}
+    needs = {parts: one + (images // parts - 1) * max(two - one, 0) for parts in range(1, images + 1) if images % parts == 0}
     found = next((parts for parts, need in needs.items() if need <= free), images)
     parts = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).max())  # pyright: ignore[reportAttributeAccessIssue]
     size, warning = images // parts, ": this may not suffice" if needs[parts] > free else ""
@@ -76,13 +76,13 @@ def _peak(device: torch.device) -> Iterator[dict[str, int]]:
     trim_heap()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present use, see proc(5)
-        before = _resident("VmRSS")
-        yield peak
-        peak["bytes"] = _resident("VmHWM") - before
     except OSError as error:
         raise DaguerreError(
             "--gradient-accumulation-steps auto measures memory on CUDA GPUs and on Linux; give a number, such as 4."
         ) from error
+    before = _resident("VmRSS")
+    yield peak
+    peak["bytes"] = _resident("VmHWM") - before
 
 
 def _resident(field: str) -> int:

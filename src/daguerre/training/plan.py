@@ -61,8 +61,8 @@ def print_plan(
     announce(
         f"training: {trained / 1e6:.3g} million parameters of the {' and the '.join(networks)}, steps: {loop.max_train_steps}, "
         f"batch size: {loop.batch_size}, {epochs}\n"
-        f"memory: {_gigabytes(memory)}{' in each process' * (world() > 1)} for weights, gradients, optimizer and averages, apart from what "
-        f"the images need\n"
+        f"memory: {_gigabytes(memory)}{' in each process' * (world() > 1)} for what is trained (weights, gradients, optimizer, averages); "
+        f"frozen networks and images come on top\n"
         f"disk: {_gigabytes(checkpoint)} per checkpoint, up to {_gigabytes(needed)} in all; {_gigabytes(free)} free"
         f"{' (a resumed run uses part of it already)' if (out / 'checkpoints').is_dir() else ''}"
         f"{': this may not suffice' if free < needed else ''}"

@@ -100,6 +100,16 @@ export async function store(values) {
 	for (const key of Object.keys(values)) if (unsaved[key] === values[key]) delete unsaved[key];
 }
 
+// Keep in the tab what the server has not confirmed, and nothing else.
+function keepUnsaved() {
+	try {
+		if (Object.keys(unsaved).length) sessionStorage.setItem(UNSAVED, writeJson(unsaved));
+		else sessionStorage.removeItem(UNSAVED);
+	} catch {
+		// a full or closed storage: the request to the server is all there is
+	}
+}
+
 // Open or close the settings under "More"; the page remembers it.
 export function showMore(open) {
 	update({ layout: { ...state.layout, more: open } });
@@ -109,7 +119,7 @@ export function showMore(open) {
 // A page that is loaded again asks for its settings before the last write has reached the server.
 addEventListener("pagehide", () => {
 	save.now();
-	if (Object.keys(unsaved).length) sessionStorage.setItem(UNSAVED, writeJson(unsaved));
+	keepUnsaved();
 });
 
 // The settings that this tab had not saved when it was last left; they are sent once more.
