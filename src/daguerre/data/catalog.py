@@ -56,7 +56,10 @@ def open_image_files(
     if "://" in str(data):
         return ShardDataset(data, size, captioned=captioned, shard_cache_size=shard_cache_size, **options)
     if shard_cache_size is not None:
-        raise DaguerreError(f"--shard-cache-size applies to shards that are fetched from an address; '{data}' is none. Remove it.")
+        raise DaguerreError(
+            f"--shard-cache-size applies to shards that are fetched from an address; '{data}' is not an address. Leave out "
+            "--shard-cache-size, or give an address such as https://host/path/."
+        )
     if shard_files(data):
         return ShardDataset(data, size, captioned=captioned, **options)
     return FolderDataset(expand_user(data), size, captioned=captioned, **options)

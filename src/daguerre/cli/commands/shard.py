@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_options(ShardOptions, arguments, "shard")
     with usage_errors():
         if not is_image_source(options.folder):
-            raise DaguerreError(f"There is no directory '{options.folder}'; give a directory of images.")
+            raise DaguerreError(f"There is no directory '{options.folder}'; give a directory of images, or shards or their address.")
         if options.out.is_file():
             raise DaguerreError(f"--out '{options.out}' is a file; name a folder.")
         check_writable(options.out / "index.json")

@@ -137,6 +137,11 @@ class FolderDataset:
         """The path of an image in the folder: its maps have the same one in theirs."""
         return item.path.relative_to(self.folder if item.member is None else item.member.file)
 
+    @property
+    def relative_paths(self) -> Sequence[Path]:
+        """Of all images, in their order."""
+        return [self.relative_path(item) for item in self.items]
+
     def __len__(self) -> int:
         return len(self.items)
 

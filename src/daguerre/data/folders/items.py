@@ -66,11 +66,16 @@ class FolderItem(NamedTuple):
         return self.path if self.member is None else io.BytesIO(self.member.read())
 
     @property
-    def version(self) -> tuple[int, ...]:
-        """Size and time of the file, and where the image is in it: changes when the image does."""
-        state = (self.path if self.member is None else self.member.file).stat()
-        size, start = (state.st_size, ()) if self.member is None else (self.member.length, (self.member.offset,))
-        return size, state.st_mtime_ns, *start
+    def version(self) -> tuple[int, *tuple[int | str, ...]]:
+        """Size of the image, and time of the file and where the image is in it: changes when the image does.
+
+        Of a fetched file, which need not exist now, the name of its folder counts instead of the time: a hash of its content.
+        """
+        if self.member is None:
+            state = self.path.stat()
+            return state.st_size, state.st_mtime_ns
+        file = self.member.file
+        return self.member.length, self.member.offset, file.parent.name if self.member.opened else file.stat().st_mtime_ns
 
 
 class ItemColumns(NamedTuple):

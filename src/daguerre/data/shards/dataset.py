@@ -18,7 +18,7 @@ from daguerre.data.shards.fetch import FetchError, shown
 from daguerre.data.shards.index import CaptionKind, ShardIndex, image_sizes, open_index
 from daguerre.errors import MAX_LISTED, DaguerreError
 
-MAX_UNREADABLE = 100  # successive images: then the shards are no use
+MAX_UNREADABLE = 100  # successive images: then the shards are unusable
 
 
 class ShardItems(ItemTable):
@@ -121,11 +121,12 @@ class ShardDataset(FolderDataset):
     @property
     def key(self) -> str:
         """One line for each shard, so that the error of a resumed run names those that differ."""
-        if not isinstance(self.items, ShardItems):
-            return super().key
-        index, rows = self.items.found, self.items.rows
-        some = "" if len(rows) == len(index) else f" {len(rows)} of {len(index)}, {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}"
+        index = self._index
         shards = (f"shard {file.name} {digest}" for file, digest in zip(index.files, index.digests, strict=True))
+        if not isinstance(self.items, ShardItems):
+            return "\n".join([super().key, *shards])
+        rows = self.items.rows
+        some = "" if len(rows) == len(index) else f" {len(rows)} of {len(index)}, {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}"
         return "\n".join([self._key(f"in shards{some}"), *shards])
 
     @property
@@ -137,8 +138,14 @@ class ShardDataset(FolderDataset):
         return self.items.found.shards[self.items.rows] if isinstance(self.items, ShardItems) else None
 
     @property
+    def relative_paths(self) -> Sequence[Path]:
+        if not isinstance(self.items, ShardItems):
+            return super().relative_paths
+        return [Path(self._index.name(int(row))) for row in self.items.rows]  # without their captions
+
+    @property
     def fetch_shard(self) -> Callable[[int], None] | None:
-        return self._fetch if self._index.remote else None
+        return self._fetch if self._index.remote and self.shards is not None else None
 
     def _fetch(self, number: int) -> None:
         self._index.remote[number].fetch()

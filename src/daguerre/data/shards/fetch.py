@@ -1,10 +1,13 @@
 """Fetch a file from an address: by http or https with the standard library, from other file systems with an installed fsspec package.
 
-Nothing but the given address is contacted; a redirect keeps its scheme. What may be a short interruption is tried again after growing
-pauses.
+By http and https, only the given address and what it redirects to are contacted. A redirect keeps its scheme, and does not lead from a
+public address to one in a local network. What may be a short interruption is tried again after growing pauses.
 """
 
 import hashlib
+import ipaddress
+import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ from daguerre.atomic_io import cannot_write
 from daguerre.errors import DaguerreError
 
 TIMEOUT = 60  # seconds without an answer
+MAX_INDEX_BYTES = 1_000_000_000
 PAUSES = (1, 4, 16)  # seconds before each new attempt
 _CHUNK = 1 << 20
 _MISSING = (403, 404, 410)  # S3 answers 403 for a missing file unless the folder may be listed
@@ -37,58 +41,68 @@ class FetchError(DaguerreError):
 
 
 class FileState(NamedTuple):
-    """Size of a file in bytes, and a text that changes when the server says that it has changed."""
+    """Size of a file in bytes, and a text that changes when the server says that it has changed; "" if it says nothing."""
 
     bytes: int
     version: str
 
 
 def shown(address: str) -> str:
-    """An address for messages: without its query, which may hold a key."""
-    return address.partition("?")[0]
+    """An address for messages: without its query, which may hold a key, and without a user name and password."""
+    return re.sub(r"(?<=://)[^/?]*@", "", address).partition("?")[0]
 
 
 def read_address(address: str) -> bytes:
-    """The content of a small file. Raises FetchError."""
+    """The content of a file of at most MAX_INDEX_BYTES. Raises FetchError."""
 
     def read() -> bytes:
-        with _open(address) as (stream, _, _):
-            return stream.read()
+        with _open(address) as (stream, size, _):
+            content = stream.read(MAX_INDEX_BYTES + 1)
+        if len(content) > MAX_INDEX_BYTES:
+            raise FetchError(f"{shown(address)} has more than {MAX_INDEX_BYTES / 1e9:g} GB, too much for an index of shards.")
+        if size not in (None, len(content)):
+            raise ConnectionError(f"the connection ended after {len(content)} of {size} bytes")
+        return content
 
     return _attempts(address, read)
 
 
 def file_state(address: str) -> FileState:
-    """The size and version of a file, without its content. Raises FetchError, also if the server does not tell the size."""
+    """The size and version of a file, without its content. Raises FetchError, also if the server does not state the size."""
 
     def ask() -> FileState:
         with _open(address, "HEAD") as (_, size, version):
             if size is None:
-                raise FetchError(f"The server does not tell the size of {shown(address)} (Content-Length), which is needed.")
+                raise FetchError(f"The server does not state the size of {shown(address)} (no Content-Length); use a server that sends it.")
             return FileState(size, version)
 
     return _attempts(address, ask)
 
 
-def download(address: str, path: Path, size: int, sha256: str | None = None) -> None:
-    """Write a file of `size` bytes, with this hash if it is known, to `path`.
+def download(address: str, path: Path, expected: FileState, sha256: str | None = None) -> None:
+    """Write a file of this size and, if they are known, version and hash to `path`, an existing file of that size.
 
     Raises:
-        FetchError: it cannot be fetched or written, or has another size or hash.
+        FetchError: it cannot be fetched or written, or has another size, version or hash.
     """
-    _attempts(address, lambda: _download(address, path, size, sha256))
+    _attempts(address, lambda: _download(address, path, expected, sha256))
 
 
-def _download(address: str, path: Path, size: int, sha256: str | None) -> None:
-    digest, received = hashlib.sha256(), 0
-    with _open(address) as (stream, announced, _), path.open("wb") as file:
+def _download(address: str, path: Path, expected: FileState, sha256: str | None) -> None:
+    digest, received, size = hashlib.sha256(), 0, expected.bytes
+    with _open(address) as (stream, announced, version), path.open("r+b") as file:
         if announced not in (None, size):
-            raise FetchError(f"{shown(address)} has {announced} bytes, not {size}: it has changed. Start again to use the new one.")
-        while received <= size and (chunk := stream.read(_CHUNK)):
+            raise _changed(address, f"{announced} bytes, not {size}")
+        if expected.version and version and version != expected.version:
+            raise _changed(address, "another version than at the start")
+        while chunk := stream.read(_CHUNK):
             received += len(chunk)
+            if received > size:
+                raise _changed(address, f"more than {size} bytes")
             digest.update(chunk)
             try:
                 file.write(chunk)
+                file.flush()  # here, where an error of the disk is not one of the connection
             except OSError as error:
                 raise FetchError(str(cannot_write(path.parent, error))) from error
     if received != size:
@@ -97,23 +111,43 @@ def _download(address: str, path: Path, size: int, sha256: str | None) -> None:
         raise FetchError(f"{shown(address)} has another SHA-256 than index.json lists: it has changed. Restore it, or write both again.")
 
 
-class _SameScheme(HTTPRedirectHandler):
-    """Follows redirects only to the same scheme."""
+def _changed(address: str, how: str) -> FetchError:
+    return FetchError(f"{shown(address)} has {how}: it has changed. Start again to use the new one.")
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """Follows redirects only to the same scheme, and from a public host only to public hosts: stores redirect to other hosts."""
 
     def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Request | None:
-        if urlsplit(newurl).scheme != urlsplit(req.full_url).scheme:
-            raise FetchError(f"{shown(req.full_url)} redirects to {shown(newurl)}: another scheme, which is not followed.")
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        redirects = f"{shown(req.full_url)} redirects to {shown(newurl)}"
+        if new.scheme != old.scheme:
+            raise FetchError(f"{redirects}: another scheme, which is not followed.")
+        if new.hostname != old.hostname and _is_public(old.hostname) and not _is_public(new.hostname):
+            raise FetchError(f"{redirects}: an address in a local network, which is not followed.")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_public(host: str | None) -> bool:
+    """Whether a host is outside of this machine and of local networks. A name that only a proxy can resolve counts as public."""
+    try:
+        found = {ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in socket.getaddrinfo(host, None)}
+    except OSError:
+        return bool(host)
+    return all((getattr(each, "ipv4_mapped", None) or each).is_global for each in found)
 
 
 @contextmanager
 def _open(address: str, method: str = "GET") -> Iterator[tuple[Any, int | None, str]]:
     """The stream of a file, its size if it is known, and its version."""
-    if urlsplit(address).scheme in ("http", "https"):
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https"):
+        if parts.username is not None:
+            raise ValueError("a user name and password are not sent; use an address without them, or with a key in its query")
         request = Request(address, method=method, headers={"Accept-Encoding": "identity", "User-Agent": "daguerre"})
-        with build_opener(_SameScheme).open(request, timeout=TIMEOUT) as response:
+        with build_opener(_SafeRedirects).open(request, timeout=TIMEOUT) as response:
             length, version = response.headers["Content-Length"], response.headers["ETag"] or response.headers["Last-Modified"]
-            yield response, int(length) if length else None, version or ""
+            yield response, int(length) if length else None, (version or "").removeprefix("W/")
         return
     from fsspec.core import url_to_fs
 
@@ -123,13 +157,13 @@ def _open(address: str, method: str = "GET") -> Iterator[tuple[Any, int | None, 
     state = files.info(path)
     version = state.get("ETag") or state.get("LastModified") or state.get("mtime") or state.get("created")
     with files.open(path, "rb") as stream:
-        yield stream, state["size"], str(version)
+        yield stream, state["size"], str(version or "")
 
 
 def _attempts(address: str, work: Callable[[], T]) -> T:
     """The result of `work`, which is tried again after an error that may pass."""
     for pause in (*PAUSES, None):
-        missing = passes = False
+        missing = passes = unconnected = False
         try:
             return work()
         except FetchError:
@@ -143,12 +177,13 @@ def _attempts(address: str, work: Callable[[], T]) -> T:
             reason = str(error)
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
-            reason, passes = str(getattr(cause, "strerror", None) or cause or type(error).__name__), True
+            reason, passes, unconnected = str(getattr(cause, "strerror", None) or cause or type(error).__name__), True, True
         except Exception as error:  # the packages behind fsspec have errors of their own
             reason = f"{type(error).__name__}: {error}"
         if pause is None or not passes:
             tried = f" after {len(PAUSES) + 1} attempts" if passes else ""
-            raise FetchError(f"Cannot fetch {shown(address)}{tried}: {reason}. Check the address and the connection.", missing=missing)
+            hint = " Check the address and the connection." if missing or unconnected else ""
+            raise FetchError(f"Cannot fetch {shown(address)}{tried}: {reason}.{hint}", missing=missing)
         print(f"{shown(address)}: {reason}; next attempt in {pause} s", file=sys.stderr)
         time.sleep(pause)
     raise AssertionError  # the last pause is None

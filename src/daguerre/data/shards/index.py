@@ -12,6 +12,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,12 +27,13 @@ from daguerre.atomic_io import atomic_write, expand_user
 from daguerre.data.folders.files import CAPTION_SUFFIXES
 from daguerre.data.folders.items import TarMember
 from daguerre.data.images import SUFFIXES, image_size, is_leftover
-from daguerre.data.shards.fetch import FetchError
+from daguerre.data.shards.fetch import MAX_INDEX_BYTES, FetchError, shown
 from daguerre.data.shards.remote import SHARD_FORMAT, SHARD_INDEX, RemoteFile, find_remote, index_record, shard_cache
 from daguerre.data.shards.tar import TarEntry, scan_tar
 from daguerre.errors import DaguerreError
 from daguerre.progress import track
 
+_MAX_COMPRESSION = 100  # of members.npz; that of names and positions is far less
 _HEADER_BYTES = 1 << 16  # of an image, which usually have its size
 _COLUMNS = {  # of each image
     "offset": np.int64,  # of its bytes
@@ -148,18 +150,20 @@ def _open_remote(address: str, cache_gigabytes: float | None) -> ShardIndex:
     files = [file.path for file in found.files]
     if found.members is not None:
         with found.members.open() as file:
-            digests = [(each.sha256 or "")[:16] for each in found.files]
-            return replace(_read_members(file, files, found.members.address), digests=digests, remote=found.files)
+            return _read_members(file, found.files, found.members.address)
     cache, key = _cache_file(files, "index"), json.dumps([SHARD_FORMAT, [*map(str, files)], found.record])
     if (stored := _load(cache, key)) is not None:
         return replace(_from_arrays(files, stored), remote=found.files)
 
     def fetched() -> Iterator[Path]:
         for each in track(found.files, "fetching shards"):
-            each.open().close()
+            each.fetch()
             yield each.path
 
-    index = replace(scan_shards(fetched(), found.record, []), remote=found.files)
+    try:
+        index = replace(scan_shards(fetched(), found.record, [], strict=True), remote=found.files)
+    except OSError as error:  # such as one that another process removed
+        raise FetchError(f"Cannot read the shards of {shown(address)} in {shard_cache()}: {error}. Start again.") from error
     _store(cache, key, _arrays(index))
     return index
 
@@ -171,16 +175,40 @@ def write_members(path: Path, files: Sequence[Path], record: Mapping[str, Any]) 
         np.savez_compressed(file, sizes=image_sizes(index), **_arrays(index))  # pyright: ignore[reportArgumentType]
 
 
-def _read_members(file: BinaryIO, files: Sequence[Path], name: str) -> ShardIndex:
-    """What `write_members` wrote; raises DaguerreError for something else."""
-    with suppress(ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile):
-        with np.load(file) as stored:
-            arrays = {each: stored[each] for each in stored.files}
-        index, count = replace(_from_arrays(files, arrays), sizes=arrays["sizes"]), int(arrays["ends"][-1])
-        columns = all(column.shape == (count,) and (column >= -1).all() for column in index.columns.values())
-        if columns and len(index.ends) == len(files) and arrays["sizes"].shape == (count, 2):
-            return index
-    raise DaguerreError(f"{name} is damaged; run `daguerre shard` once more where the shards were written, and upload it again.")
+def _read_members(file: BinaryIO, remote: Sequence[RemoteFile], address: str) -> ShardIndex:
+    """What `write_members` wrote about these shards; raises FetchError for something else, such as an image outside of its shard."""
+    limit = max(MAX_INDEX_BYTES, _MAX_COMPRESSION * os.fstat(file.fileno()).st_size)
+    with suppress(Exception), np.load(file) as stored:  # zipfile, zlib, numpy and json have many errors for damaged files
+        if sum(each.file_size for each in stored.zip.infolist()) <= limit:
+            arrays = {name: stored[name] for name in ("sizes", "names", "lists", "ends", *_COLUMNS)}
+            index = replace(_from_arrays([each.path for each in remote], arrays), sizes=arrays["sizes"], remote=remote)
+            if _is_consistent(index):
+                return replace(index, digests=[(each.sha256 or "")[:16] for each in remote])
+    raise FetchError(f"{shown(address)} is damaged; run `daguerre shard` once more where the shards were written, and upload it again.")
+
+
+def _is_consistent(index: ShardIndex) -> bool:
+    """Whether the arrays about shards at an address fit each other, and every image and caption is inside of its shard."""
+    columns, ends, count = index.columns, index.ends, len(index)
+    if any(column.shape != (count,) or column.dtype != _COLUMNS[name] for name, column in columns.items()):
+        return False
+    if index.sizes is None or index.sizes.shape != (count, 2) or index.sizes.dtype != np.int32 or (index.sizes < 0).any():
+        return False
+    if ends.shape != (len(index.remote),) or ends.dtype != np.int64 or ends[-1] != count or (np.diff(ends, prepend=0) < 0).any():
+        return False
+    space = np.array([each.bytes for each in index.remote])[index.shards]
+    inside = [
+        (columns[offset] >= 0) & (columns[length] >= 0) & (columns[length] <= space) & (columns[offset] <= space - columns[length])
+        for offset, length in (("offset", "bytes"), ("caption_offset", "caption_bytes"))
+    ]
+    return bool(
+        np.all(inside)
+        and (columns["caption_kind"] <= max(CaptionKind)).all()
+        and ((columns["label"] >= 0) & (columns["label"] < len(index.labels))).all()
+        and (np.diff(columns["name_end"], prepend=0) >= 0).all()
+        and (not count or columns["name_end"][-1] <= len(index.names))
+        and all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in (index.labels, index.problems))
+    )
 
 
 def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
@@ -226,7 +254,7 @@ def _cache_file(files: Sequence[Path], kind: str) -> Path:
 
 def _load(cache: Path, key: str) -> dict[str, np.ndarray] | None:
     """The arrays that were stored with this key; None if there are none."""
-    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as stored:
+    with suppress(OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile), np.load(cache) as stored:
         return {name: stored[name] for name in stored.files} if str(stored["key"]) == key else None
     return None
 
@@ -236,14 +264,17 @@ def _store(cache: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, key=np.array(key), **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def scan_shards(files: Iterable[Path], record: Mapping[str, Any], problems: list[str]) -> ShardIndex:
-    """The index of shards from their headers. record: of their index.json, if there is one. problems: those that are known."""
+def scan_shards(files: Iterable[Path], record: Mapping[str, Any], problems: list[str], *, strict: bool = False) -> ShardIndex:
+    """The index of shards from their headers. record: of their index.json, if there is one. problems: those that are known.
+
+    One that cannot be read is a problem, or an OSError if `strict`.
+    """
     listed = {each["name"]: each for each in record.get("shards", ())}
     labels: dict[str, int] = {name: number for number, name in enumerate(record.get("classes", ()))}
     parts, names, ends, digests, paths = [], [], [], [], []
     for file in files:
         paths.append(file)
-        rows, shard_names = _scan_shard(file, labels, bool(record), problems)
+        rows, shard_names = _scan_shard(file, labels, bool(record), problems, strict)
         values = np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS)).T
         arrays = {name: column.astype(dtype) for (name, dtype), column in zip(_COLUMNS.items(), values, strict=True)}
         known = listed.get(file.name)
@@ -263,7 +294,7 @@ def scan_shards(files: Iterable[Path], record: Mapping[str, Any], problems: list
     return ShardIndex(paths, np.array(ends), columns, b"".join(names), [*labels, ""], problems, digests)
 
 
-def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: list[str]) -> "tuple[array[int], bytes]":
+def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: list[str], strict: bool) -> "tuple[array[int], bytes]":
     """The values of _COLUMNS for each image of a shard, one image after the other, and their names. numbered: labels are numbers of known
     ones."""
     rows, names, length, seen = array("q"), list[bytes](), 0, set[str]()
@@ -291,6 +322,8 @@ def _scan_shard(file: Path, labels: dict[str, int], numbered: bool, problems: li
                 rows.extend((*parts[image][1:], *caption[1:], kind, label, length))
                 names.append(name)
     except OSError as error:
+        if strict:
+            raise
         damage.append(f"cannot be read ({error.strerror or error})")
     problems += [f"{file.name} {each}" for each in damage]
     return rows, b"".join(names)

@@ -16,16 +16,16 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from daguerre.atomic_io import atomic_path
 from daguerre.data.order import SHUFFLED_SHARDS
-from daguerre.data.shards.fetch import FetchError, download, file_state, read_address, shown
+from daguerre.data.shards.fetch import FetchError, FileState, download, file_state, read_address, shown
 from daguerre.errors import DaguerreError
 
 SHARD_INDEX = "index.json"  # next to shards that `write_shards` wrote
@@ -42,7 +42,7 @@ def shard_cache() -> Path:
 
 def index_record(content: bytes) -> dict[str, Any]:
     """The values of an index.json; empty if it is something else."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         record = json.loads(content)
         return record if isinstance(record, dict) and record.get("format") == SHARD_FORMAT else {}
     return {}
@@ -50,12 +50,16 @@ def index_record(content: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at an address and its path in the cache. cache_bytes: the largest size of all shards in the cache."""
+    """A file at an address and its path in the cache.
+
+    version: see `FileState`. cache_bytes: the largest size of all shards in the cache.
+    """
 
     address: str
     path: Path
     bytes: int
     sha256: str | None
+    version: str
     cache_bytes: float
 
     @property
@@ -69,28 +73,28 @@ class RemoteFile:
         for _ in range(3):
             self.fetch()
             with suppress(FileNotFoundError):
-                file = self.path.open("rb")
-                with suppress(OSError):  # another user's file
-                    os.utime(file.fileno(), ns=(time.time_ns(), 0))  # the time of its last use; a fetched copy has no date
-                return file
+                return self.path.open("rb")
         raise FetchError(f"{self.path} is removed again and again by another process; give a larger --shard-cache-size.")
 
     def fetch(self) -> None:
         """Fetch the file unless it is in the cache, one process at a time. Raises FetchError."""
         if self.is_fetched:
+            with suppress(OSError):  # another user's file
+                os.utime(self.path, ns=(time.time_ns(), 0))  # the time of its last use; a fetched copy has no date
             return
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "lock").open("w") as lock:  # the system releases it when the process ends
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _locked(folder):
                 if self.is_fetched:
                     return
                 for leftover in folder.glob(".daguerre-*"):  # of a process that was killed
                     leftover.unlink()
-                _make_room(self.bytes, self.cache_bytes)
                 with atomic_path(self.path) as temporary:
-                    download(self.address, temporary, self.bytes, self.sha256)
+                    with _locked(shard_cache()), temporary.open("wb") as file:
+                        _make_room(self.bytes, self.cache_bytes)
+                        file.truncate(self.bytes)  # so that other processes count it
+                    download(self.address, temporary, FileState(self.bytes, self.version), self.sha256)
                     os.utime(temporary, ns=(time.time_ns(), 0))
         except FetchError:
             raise
@@ -98,14 +102,34 @@ class RemoteFile:
             raise FetchError(f"Cannot keep {shown(self.address)}: {error}") from error
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time work on a folder. The system releases the lock of a process that ends."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove a part of a shard, unless the process that fetches it is at work."""
+    with suppress(OSError), (path.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+
+
 def _make_room(needed: int, cache_bytes: float) -> None:
-    """Remove the shards that were used least recently, until one of `needed` bytes fits into the limit."""
+    """Remove the shards that were used least recently, until one of `needed` bytes fits into the limit, also with those being fetched."""
+    fetched = 0
+    for path in shard_cache().glob("*/.daguerre-*"):
+        with suppress(FileNotFoundError):
+            _remove_leftover(path)
+            fetched += path.stat().st_size
     kept: list[tuple[int, int, Path]] = []
     for path in shard_cache().glob("*/*.tar"):
         with suppress(FileNotFoundError):
             state = path.stat()
             kept.append((state.st_atime_ns, state.st_size, path))
-    excess = sum(size for _, size, _ in kept) + needed - cache_bytes
+    excess = sum(size for _, size, _ in kept) + fetched + needed - cache_bytes
     for _, size, path in sorted(kept):
         if excess <= 0:
             break
@@ -194,7 +218,10 @@ def _is_complete(record: Mapping[str, Any]) -> bool:
             bool(record["shards"])
             and all(isinstance(name, str) for name in record.get("classes", ()))
             and all(
-                re.fullmatch(r"\w[\w.-]*\.tar", each["name"]) and each["bytes"] >= 0 and re.fullmatch(r"[0-9a-f]{64}", each["sha256"])
+                re.fullmatch(r"\w[\w.-]*\.tar", each["name"])
+                and type(each["bytes"]) is int
+                and each["bytes"] > 0
+                and re.fullmatch(r"[0-9a-f]{64}", each["sha256"])
                 for each in files
             )
         )
@@ -228,7 +255,7 @@ def _expand(address: str, query: str) -> list[str]:
 
 def _cached(address: str, size: int, sha256: str | None, version: str, cache_bytes: float) -> RemoteFile:
     folder = hashlib.sha256(json.dumps([shown(address), size, sha256 or version]).encode()).hexdigest()[:16]
-    return RemoteFile(address, shard_cache() / folder / _name(address), size, sha256, cache_bytes)
+    return RemoteFile(address, shard_cache() / folder / _name(address), size, sha256, version, cache_bytes)
 
 
 def _name(address: str) -> str:

@@ -207,13 +207,13 @@ def layout_texts(folder: Path, images: FolderDataset) -> list[str]:
         DaguerreError: a file is missing or cannot be read.
     """
     found = []
-    for item in images.items:
-        path = folder / images.relative_path(item).with_suffix(".txt")
+    for image in images.relative_paths:
+        path = folder / image.with_suffix(".txt")
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DaguerreError(
-                f"Cannot read the layout '{path}' of the image '{item.path}' ({error}): each image needs a text file of its name with one "
+                f"Cannot read the layout '{path}' of the image '{image}' ({error}): each image needs a text file of its name with one "
                 "CLASS LEFT TOP RIGHT BOTTOM per line."
             ) from None
         found.append("; ".join(" ".join(line.replace(",", " ").split()) for line in lines if line.strip()))
