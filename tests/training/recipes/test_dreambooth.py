@@ -1,9 +1,11 @@
 """`train dreambooth`: the class keeps its share of the loss, its images are generated once, and a run resumes exactly."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -11,6 +13,8 @@ from torch import Tensor
 
 import daguerre
 from daguerre.data import Batch, FolderDataset
+from daguerre.data.catalog import open_image_files
+from daguerre.data.shards.write import ShardLimits, write_shards
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.training.batch_random import BatchRandom
@@ -20,6 +24,7 @@ from daguerre.training.objectives.diffusion import DiffusionTask, PriorPreservat
 from daguerre.training.options.adapters.dreambooth import DreamBoothRecipe
 from daguerre.training.options.adapters.lora import LoraOptions
 from daguerre.training.recipes.adapters.dreambooth import captioned, run
+from daguerre.training.recipes.adapters.lora import header
 from daguerre.weights import load_diffusion, save
 from daguerre.weights.hashing import network_hash
 from daguerre.weights.tensors.safetensors import read_metadata, read_safetensors
@@ -116,6 +121,21 @@ def test_the_full_form_trains_the_whole_unet_and_nothing_else(saved: str, folder
     assert all(changed)
     assert network_hash(before.conditioner) == network_hash(after.conditioner)  # pyright: ignore
     assert network_hash(before.autoencoder) == network_hash(after.autoencoder)  # pyright: ignore
+
+
+def test_shards_at_an_address(saved: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(2):
+        (folder / f"{number}.txt").write_text("a teal, apple")
+    written = write_shards(FolderDataset(folder, 1), tmp_path / "shards", ShardLimits(500, 1)).parent
+    files = fsspec.filesystem("memory")
+    files.put(f"{written}/", "/zorble/", recursive=True)
+    address, steps = "memory://zorble/", replace(LOOP, max_train_steps=1, workers=1)
+    recipe = recipe_of(folder, tmp_path / "out", saved, loop=steps, cache=False, class_prompt=())
+    assert "ss_tag_frequency" not in header(recipe, load_diffusion(saved), open_image_files(address, 32))  # pyright: ignore
+    metadata = read_metadata(run(replace(recipe, data=address)))
+    assert json.loads(metadata["ss_tag_frequency"]).popitem()[1] == {"a teal": 2, "apple": 2, "a Zorble": 1, "on white": 1}
+    files.rm("/zorble", recursive=True)
 
 
 def test_captions_without_the_word_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

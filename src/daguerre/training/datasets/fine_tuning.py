@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from daguerre.data import Batch, BatchLoader, FolderDataset
+from daguerre.data.shards.fetch import FetchError
 from daguerre.models.autoencoder_kl import AutoencoderKL
 from daguerre.models.unet import UNetConfig
 from daguerre.training.config import LoopConfig
 from daguerre.training.datasets.images import TrainingImages, open_training_images, validation_batches, validation_sample
 from daguerre.training.datasets.latents import CachedLatents, FolderEncoder, one_size_batches
+from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import BatchStream
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.options.images import TrainingImageOptions
@@ -111,3 +114,10 @@ def latent_batches(
 def preview_captions(source: FolderDataset, prior: ClassPrior | None) -> list[str]:
     """Captions for eight sample images while training: of the training images, and of the class if there is one."""
     return source.captions(8, seed=0) if prior is None else source.captions(4, seed=0) + prior.images.captions(4, seed=0)
+
+
+def example_captions(source: FolderDataset) -> list[str]:
+    """Captions for the command that is printed at the end: in the first process only, and none if they cannot be fetched any more."""
+    with suppress(FetchError):
+        return source.captions(8, seed=0) if rank() == 0 else []
+    return []

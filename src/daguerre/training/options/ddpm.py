@@ -52,7 +52,7 @@ class UNetShape:
 class DDPMRecipe:
     """Train a diffusion model of pixels (DDPM), unconditional or with classes. The same command resumes an interrupted run."""
 
-    data: str  # Directory with images, or a built-in dataset: shapes, emoji, emoji-faces.
+    data: str  # Directory with images, shards, their address, or a built-in dataset: shapes, emoji, emoji-faces.
     out: Path = Path("runs/ddpm")  # Directory for checkpoints, logs and the finished model.
     resolution: int = 32  # Image size in pixels.
     # What the model is conditioned on. A class is the name of a subfolder, a caption, or the kind of a built-in image.

@@ -29,7 +29,7 @@ def require_multiple(resolution: int, f: int, owner: str) -> None:
 class _FirstStageOptions:
     """Options shared by all first stages. The same command resumes an interrupted run."""
 
-    data: str  # Directory with images, or a built-in dataset: shapes, emoji.
+    data: str  # Directory with images, shards, their address, or a built-in dataset: shapes, emoji.
     out: Path  # Directory for checkpoints, logs and the finished model.
     resolution: int = 64  # Image size in pixels.
     f: Literal[2, 4, 8, 16, 32] = 4  # Downsampling factor: image size divided by latent size.

@@ -22,7 +22,7 @@ class LDMRecipe:
     """Train a latent diffusion model on the latents of your own first stage, unconditional or for a task. The same command resumes it."""
 
     first_stage: Path  # Directory of a first stage, from `daguerre train kl`, `vqgan` or another, or a published checkpoint file.
-    data: str  # Directory with images, or a built-in dataset: shapes, emoji, emoji-faces.
+    data: str  # Directory with images, shards, their address, or a built-in dataset: shapes, emoji, emoji-faces.
     out: Path = Path("runs/ldm")  # Directory for checkpoints, logs and the finished model.
     resolution: int = 64  # Image size in pixels.
     # What the model is conditioned on. A class is the name of a subfolder or the kind of a built-in image. For text, and for the boxes of a

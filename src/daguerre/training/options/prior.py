@@ -30,7 +30,7 @@ class PriorRecipe:
     """Train an autoregressive prior over the codes of a VQ-VAE or a VQGAN. The same command resumes an interrupted run."""
 
     first_stage: Path  # Directory of the VQ-VAE or VQGAN, or a published checkpoint file.
-    data: str  # Directory with images, or a built-in dataset: shapes, emoji.
+    data: str  # Directory with images, shards, their address, or a built-in dataset: shapes, emoji.
     out: Path = Path("runs/prior")  # Directory for checkpoints, logs and the finished model.
     kind: Literal["transformer", "pixelcnn", "pixelsnail"] = "transformer"  # Network of the prior.
     # What the prior is conditioned on. A class is a folder's name, a caption, or the kind of a rendered shape.

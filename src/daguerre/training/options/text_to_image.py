@@ -20,7 +20,7 @@ class TextToImageRecipe:
     interrupted run.
     """
 
-    data: str  # Directory with the images.
+    data: str  # Directory with the images, shards, or their address.
     out: Path = Path("runs/text-to-image")  # Directory for checkpoints, logs and the finished model.
     model: Annotated[str | None, optional("MODEL")] = None  # Name or directory of the model to fine-tune. Default: the embedded model.
     from_scratch: bool = False  # Start from a UNet with random weights.

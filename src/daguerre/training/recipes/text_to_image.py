@@ -10,7 +10,7 @@ from daguerre.data import FolderDataset
 from daguerre.errors import DaguerreError
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.models.unet import UNet
-from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
+from daguerre.training.datasets.fine_tuning import ClassPrior, example_captions, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.datasets.latents import CachedCaptions
 from daguerre.training.distributed.processes import rank
@@ -66,7 +66,7 @@ def fine_tune(recipe: TextToImageRecipe, model: LatentDiffusion, images: Trainin
     train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
     if rank() == 0:
         save(model, recipe.out / "model")
-    caption, path = example_caption([item.caption for item in source.items]), recipe.out / "model"
+    caption, path = example_caption(example_captions(source)), recipe.out / "model"
     announce(f"Try it: daguerre txt2img {shlex.quote(caption)} --model {shlex.quote(str(path))}")
     return recipe.out / "model"
 

@@ -72,7 +72,7 @@ class LoraRecipe:
     interrupted run.
     """
 
-    data: str  # Directory with the images.
+    data: str  # Directory with the images, shards, or their address.
     out: Path = Path("runs/lora")  # Directory for checkpoints, logs and the finished LoRA, whose file has the directory's name.
     model: Annotated[str | None, optional("MODEL")] = None  # Name or directory of the model that it is for. Default: the embedded model.
     resolution: Annotated[int | None, optional("INT")] = None  # Image size in pixels. Default: the model's own.

@@ -20,7 +20,7 @@ class TextualInversionRecipe:
     The images need no captions: templates such as "a photo of a WORD" take their position. The same command resumes an interrupted run.
     """
 
-    data: str  # Directory with the images; 3 to 10 of them suffice.
+    data: str  # Directory with the images, shards, or their address; 3 to 10 images suffice.
     word: str  # The new word, by which prompts use what the images show, such as mycat.
     out: Path = Path("runs/textual-inversion")  # Directory for checkpoints, logs and the embedding, whose file has the word's name.
     model: Annotated[str | None, optional("MODEL")] = None  # Name or directory of the model that it is for. Default: the embedded model.

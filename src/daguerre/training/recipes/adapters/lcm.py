@@ -18,7 +18,7 @@ from daguerre.training.objectives.adapters.lora import LoraNetwork, layers_of, n
 from daguerre.training.options.adapters.lcm import LCMRecipe
 from daguerre.training.options.first_stage import require_multiple
 from daguerre.training.plan import epoch_images, print_plan
-from daguerre.training.recipes.adapters.lora import common_header, write_lora
+from daguerre.training.recipes.adapters.lora import announce_lora, common_header, write_lora
 from daguerre.training.recipes.stages import require_text_to_image, trained_parts, with_epochs
 from daguerre.training.run_identity import record_run
 from daguerre.weights import load_diffusion
@@ -64,4 +64,6 @@ def run(recipe: LCMRecipe) -> Path:
         validation = validation_batches(images, loop.batch_size, loop.seed)
         train(task, batches, loop, recipe.out, recipe=identity, validation=validation)
     header = common_header(recipe, model) | {PRESET_KEY: STEP_PRESETS["lcm"].name, "lcm.guidance_scale": str(task.guidance)}
-    return write_lora(network, recipe, header, task.preview_prompts)
+    path = write_lora(network, recipe, header)
+    announce_lora(recipe, path, task.preview_prompts)
+    return path

@@ -17,7 +17,7 @@ from daguerre.adapters.lora.write import HEADER_VERSIONS, save_lora
 from daguerre.data import FolderDataset
 from daguerre.models.latent_diffusion import LatentDiffusion
 from daguerre.nn.gradient_checkpointing import checkpointed
-from daguerre.training.datasets.fine_tuning import ClassPrior, latent_batches, open_captioned_images, preview_captions
+from daguerre.training.datasets.fine_tuning import ClassPrior, example_captions, latent_batches, open_captioned_images, preview_captions
 from daguerre.training.datasets.images import TrainingImages
 from daguerre.training.distributed.processes import rank
 from daguerre.training.loop import train
@@ -78,26 +78,38 @@ def train_lora(recipe: LoraRecipe, model: LatentDiffusion, images: TrainingImage
         if recipe.loop.gradient_checkpointing:
             stack.enter_context(checkpointed(model.unet))
         train(with_prior(task, prior), batches, loop, recipe.out, recipe=identity, validation=validation)
-    return write_lora(network, recipe, header(recipe, model, source), [item.caption for item in source.items])
+    path = write_lora(network, recipe, header(recipe, model, source) if rank() == 0 else {})
+    announce_lora(recipe, path, example_captions(source))
+    return path
 
 
-def write_lora(network: LoraNetwork, recipe: LoraRecipe | LCMRecipe, header: Mapping[str, str], captions: Sequence[str]) -> Path:
-    """Write a trained LoRA in both namings, print a command that uses it, and return the file in kohya's naming."""
+def write_lora(network: LoraNetwork, recipe: LoraRecipe | LCMRecipe, header: Mapping[str, str]) -> Path:
+    """Write a trained LoRA in both namings, and return the file in kohya's naming. header: needed in the first process only."""
     name = recipe.out.absolute().name
     path = recipe.out / f"{name}.safetensors"
     if rank() == 0:
         lora, networks = network.cpu().value(name, {**header, **network.sizes}), adapted_networks(network.model)
         save_lora(lora, path, networks)
         save_lora(lora, recipe.out / f"{name}-peft.safetensors", networks, naming="peft")
-    base = "" if recipe.model is None else f" --model {shlex.quote(recipe.model)}"
-    announce(f"Try it: daguerre txt2img {shlex.quote(example_caption(captions))}{base} --lora {shlex.quote(str(path))}")
     return path
 
 
+def announce_lora(recipe: LoraRecipe | LCMRecipe, path: Path, captions: Sequence[str]) -> None:
+    """Print a command that uses a LoRA, with one of the captions."""
+    base = "" if recipe.model is None else f" --model {shlex.quote(recipe.model)}"
+    announce(f"Try it: daguerre txt2img {shlex.quote(example_caption(captions))}{base} --lora {shlex.quote(str(path))}")
+
+
 def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) -> dict[str, str]:
-    """What other programs read from the header of a LoRA that is trained on a folder of images."""
-    tags = Counter(part.strip() for item in source.items for part in item.caption.split(",") if part.strip())
-    values = {
+    """What other programs read from the header of a LoRA that is trained on a folder of images.
+
+    The tags of shards at an address are not counted, because all of the shards would have to be fetched.
+    """
+    tags = {}
+    if source.fetch_shard is None:
+        counts = Counter(part.strip() for item in source.items for part in item.caption.split(",") if part.strip())
+        tags = {"ss_tag_frequency": json.dumps({source.folder.absolute().name: dict(counts)}, ensure_ascii=False)}
+    values = tags | {
         "ss_num_train_images": len(source),
         "ss_enable_bucket": recipe.images.crop == "bucket",
         "ss_caption_dropout_rate": recipe.loss.caption_dropout,
@@ -105,7 +117,6 @@ def header(recipe: LoraRecipe, model: LatentDiffusion, source: FolderDataset) ->
         "ss_noise_offset": recipe.lora.noise_offset or None,
         "ss_shuffle_caption": recipe.lora.shuffle_captions,
         "ss_keep_tokens": recipe.lora.keep_tokens,
-        "ss_tag_frequency": json.dumps({source.folder.absolute().name: dict(tags)}, ensure_ascii=False),
     }
     return common_header(recipe, model) | {name: str(value) for name, value in values.items()}
 
