@@ -111,6 +111,6 @@ def test_moments_of_8_bits_resume_exactly_and_take_almost_the_steps_of_adamw(tmp
 
 
 def test_adamw8bit_without_its_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(DaguerreError, match=r"needs bitsandbytes; install it with pip install"):
         make_optimizer(network(), LoopConfig(optimizer="adamw8bit"))
