@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from daguerre.cli.commands import train
 from daguerre.data import ShapesDataset
@@ -80,10 +81,18 @@ def finish(process: ForkServerProcess) -> None:
     assert process.exitcode == 0
 
 
-def weights(out: Path) -> dict[Path, bytes]:
-    """The finished files of a run."""
-    files = [path for path in out.rglob("*.safetensors") if "checkpoints" not in path.parts]
-    return {path.relative_to(out): path.read_bytes() for path in files}
+def weights(out: Path) -> dict[tuple[str, str], bytes]:
+    """The tensors of the finished files of a run, by file and name. A file may have the name of the run; metadata has no fixed order.
+
+    Temporary files of a killed process stay behind.
+    """
+    found = [path.relative_to(out) for path in out.rglob("*.safetensors")]
+    files = [out / path for path in found if path.parts[0] != "checkpoints" and not path.parts[0].startswith(".")]
+    return {
+        (str(path.relative_to(out).with_name(path.name.replace(out.name, "run"))), name): tensor.numpy().tobytes()
+        for path in files
+        for name, tensor in load_file(path).items()
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)
