@@ -242,8 +242,9 @@ def test_a_grid_is_labelled_and_opens_again_from_its_file(page, server, until):
     drop(page, "grid.png", server.fetch(sheet["url"]))
     page.click("text=Open the grid")
     until(page, "location.hash === '#grid'")
-    assert page.input_value("[aria-label='Values of Across']") == "1, 2"
-    assert (page.input_value("#f-axis-y"), page.input_value("[aria-label='Values of Down']")) == ("steps", "1, 2")
+    for name, value in (("Across", "1, 2"), ("Down", "1, 2")):
+        until(page, f"""document.querySelector("[aria-label='Values of {name}']")?.value === '{value}'""")
+    until(page, "document.getElementById('f-axis-y').value === 'steps'")
 
 
 def test_chinese_covers_the_page_and_is_remembered(page, until):
