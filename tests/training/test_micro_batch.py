@@ -24,7 +24,7 @@ ACCELERATOR: Any = SimpleNamespace(
 
 
 class Wide:
-    """An image takes three to six tensors of 16 MB: the inputs of the layer and of the sine, its result, and more in the backward pass."""
+    """An image takes four to six tensors of 16 MB: the inputs of the layer and of the sine, the cosine and its product, up to two more."""
 
     name, ema_networks = "wide", ()
 
