@@ -82,6 +82,11 @@ def check_writable(path: str | Path) -> None:
         raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
+def is_address(path: str | Path) -> bool:
+    """Whether it is an address, such as https://host/path/, and not a path on this machine."""
+    return "://" in str(path)
+
+
 def expand_user(path: str | Path) -> Path:
     """The path with a leading `~` or `~user` replaced by the home folder; unchanged if there is no such user."""
     with suppress(RuntimeError):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from daguerre.atomic_io import expand_user
+from daguerre.atomic_io import expand_user, is_address
 from daguerre.errors import DaguerreError
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def parse_options(kind: type[T], arguments: Sequence[str], command: str) -> T:
 
 def is_image_source(data: str | Path) -> bool:
     """Whether it is an address, or there is such a directory or pattern of shards, as `data.catalog.open_image_files` takes them."""
-    if "://" in str(data):
+    if is_address(data):
         return True
     path = expand_user(data)
     return path.is_dir() or (path.suffix == ".tar" and any(glob.iglob(str(path))))

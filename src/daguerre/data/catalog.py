@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from daguerre.atomic_io import expand_user
+from daguerre.atomic_io import expand_user, is_address
 from daguerre.data.dataset import Dataset
 from daguerre.data.emoji.dataset import EmojiDataset
 from daguerre.data.emoji.faces import emoji_faces
@@ -40,7 +40,7 @@ def open_dataset(
     """
     if data in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[data](size)
-    if "://" not in data and not expand_user(data).is_dir() and not shard_files(data):
+    if not is_address(data) and not expand_user(data).is_dir() and not shard_files(data):
         raise DaguerreError(f"There is no directory '{data}'; give a directory of images, or {' or '.join(BUILT_IN_DATASETS)}.")
     return open_image_files(data, size, captioned=captioned, shard_cache_size=shard_cache_size, **options)
 
@@ -53,7 +53,7 @@ def open_image_files(
     shard_cache_size: largest size of all shards that are kept after they were fetched from an address, in GB. Errors as in
     `FolderDataset` and `ShardDataset`.
     """
-    if "://" in str(data):
+    if is_address(data):
         return ShardDataset(data, size, captioned=captioned, shard_cache_size=shard_cache_size, **options)
     if shard_cache_size is not None:
         raise DaguerreError(

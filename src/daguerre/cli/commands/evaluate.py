@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from daguerre.atomic_io import expand_user
+from daguerre.atomic_io import expand_user, is_address
 from daguerre.cli.model_loading import check_model_name, choose_threads
 from daguerre.cli.parsing import UsageError, is_image_source, parse_options
 from daguerre.evaluation.config import RENDERED, RENDERED_IMAGES, EvaluateConfig
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
             continue
         if not is_image_source(folder):
             raise UsageError(f"There is no directory '{folder}'; give a directory of images{'' if config.images else ', emoji or shapes'}.")
-    if config.data is not None and config.data not in rendered and "://" not in config.data:
+    if config.data is not None and config.data not in rendered and not is_address(config.data):
         config = replace(config, data=str(expand_user(config.data)))
     choose_threads(config.threads)
 

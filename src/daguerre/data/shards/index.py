@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from daguerre.atomic_io import atomic_write, expand_user
+from daguerre.atomic_io import atomic_write, expand_user, is_address
 from daguerre.data.folders.files import CAPTION_SUFFIXES
 from daguerre.data.folders.items import TarMember
 from daguerre.data.images import SUFFIXES, image_size, is_leftover
@@ -123,7 +123,7 @@ def open_index(data: str | Path, cache_gigabytes: float | None = None) -> ShardI
 
     Raises DaguerreError if there are none, one cannot be read, or `write_shards` has not finished.
     """
-    if "://" in str(data):
+    if is_address(data):
         return _open_remote(str(data), cache_gigabytes)
     files, whole = shard_files(data), expand_user(data).is_dir()
     if not files:
