@@ -104,7 +104,7 @@ def _value(text: str, start: int) -> tuple[str, int]:
     """The value that starts here, and where it and its comma end."""
     if (quoted := _QUOTED.match(text, start)) and (comma := _COMMA.match(text, quoted.end())):
         try:
-            return str(json.loads(quoted[0], strict=False)), comma.end()
+            return str(json.loads(quoted[0], strict=False)), comma.end()  # not strict: with line breaks
         except ValueError:
             return quoted[0], comma.end()
     if text.startswith(("{", "["), start):
